@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""convary: convolutions that vary. Every dynamic convolution behind one small algebra, on the model you have.
+
+>>> import torch, convary as cv
+>>> layer = cv.ODConv2d(16, 32, 3, padding=1, experts=4)
+>>> layer(torch.randn(2, 16, 8, 8)).shape
+torch.Size([2, 32, 8, 8])
+"""
+
+from convary import ops, where
+from convary.convert import Plan, PlanRow, convert, plan
+from convary.errors import (
+    CheckpointError,
+    ConfigError,
+    ConvaryError,
+    DataError,
+    DeviceError,
+    DtypeError,
+    ShapeError,
+    StrategyError,
+    TemperatureWarning,
+)
+from convary.inspect import Summary, routing, summary
+from convary.methods import (
+    METHODS,
+    Annealing,
+    CondConv,
+    CondConv1d,
+    CondConv2d,
+    CondConv3d,
+    DyConv,
+    DyConv1d,
+    DyConv2d,
+    DyConv3d,
+    DyNet,
+    DyNetConv1d,
+    DyNetConv2d,
+    DyNetConv3d,
+    MethodConfig,
+    MixedLinear,
+    ODConv,
+    ODConv1d,
+    ODConv2d,
+    ODConv3d,
+    config_from_json,
+    method,
+)
+from convary.ops import Coefficients
+from convary.released import load_released
+from convary.schedule import TemperatureAnnealing, anneal, set_temperature
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d",
+    "ConfigError", "ConvaryError", "DataError", "DeviceError", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d",
+    "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d",
+    "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning",
+    "__version__", "anneal", "config_from_json", "convert", "load_released", "method", "ops", "plan", "routing",
+    "set_temperature", "summary", "where",
+]  # fmt: skip

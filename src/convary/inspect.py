@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking into a dynamic model: what it routes, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from convary.errors import ShapeError
+from convary.nn import DynamicLayer, RoutedBlock, Router, evaluating, routed_layers
+from convary.nn.site import is_conv
+from convary.ops import Coefficients
+
+
+@torch.no_grad()
+def routing(model: nn.Module, x: Tensor) -> dict[str, Coefficients]:
+    """The coefficients that every dynamic layer uses on x, from one forward pass in eval mode.
+
+    Args:
+        model: A model with dynamic layers.
+        x: The model's input, (B, ...).
+
+    Returns:
+        Coefficients by layer name, in the order of ``named_modules``. A layer that runs several times shows its last.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    users: dict[Router, list[str]] = {}
+    for module in list(names):
+        if isinstance(module, DynamicLayer) and module.router is not None:
+            users[module.router] = [names[module]]
+        elif isinstance(module, RoutedBlock):
+            users[module.router] = [names[layer] for layer in routed_layers(module)]  # type: ignore[arg-type]
+    found: dict[str, Coefficients] = {}
+
+    def record(router: nn.Module, args: tuple, coeffs: Coefficients) -> None:
+        found.update(dict.fromkeys(users[router], coeffs))  # type: ignore[index]
+
+    hooks = [router.register_forward_hook(record) for router in users]
+    try:
+        with evaluating(model):
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: found[name] for name in names.values() if name in found}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Parameters, and multiply-adds (MACs) of one sample.
+
+    Attributes:
+        params: All parameters.
+        convolution: MACs of convolutions and linear layers, static and dynamic.
+        routing: MACs of the routers.
+        assembly: MACs of mixing kernels: K times the weights of every dynamic layer.
+        other: MACs of anything else that torch's flop counter knows, such as attention.
+        dynamic_layers: Number of dynamic layers.
+    """
+
+    params: int
+    convolution: int
+    routing: int
+    assembly: int
+    other: int
+    dynamic_layers: int
+
+    @property
+    def macs(self) -> int:
+        """All of them."""
+        return self.convolution + self.routing + self.assembly + self.other
+
+    def __str__(self) -> str:
+        rows = [("parameters", self.params), ("MACs per sample", self.macs)]
+        rows += [(f"  {name}", getattr(self, name)) for name in ("convolution", "routing", "assembly", "other")]
+        return "\n".join(f"{name:<18}{value:>16,}" for name, value in [*rows, ("dynamic layers", self.dynamic_layers)])
+
+
+@torch.no_grad()
+def summary(model: nn.Module, x: Tensor) -> Summary:
+    """Count parameters and multiply-adds on x, from one forward pass in eval mode.
+
+    For a static network the sum is half of what ``torch.utils.flop_counter`` counts. A dynamic layer is counted by
+    its mathematics, whatever strategy executes it.
+
+    Args:
+        model: Any model.
+        x: Its input, (B, ...), B at least 1.
+
+    Raises:
+        ShapeError: x is an empty batch.
+    """
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ShapeError(f"summary wants at least one sample; got x of shape {tuple(x.shape)}")
+    B = x.shape[0]
+    counter = FlopCounterMode(display=False)
+    totals = {"convolution": 0, "routing": 0, "assembly": 0}
+    counted = 0  # FLOPs that the counter saw inside the modules counted here
+    started: list[int] = []
+
+    def enter(module: nn.Module, args: tuple) -> None:
+        started.append(counter.get_total_flops())
+
+    def leave(module: nn.Module, args: tuple, out) -> None:
+        nonlocal counted
+        seen = counter.get_total_flops() - started.pop()
+        counted += seen
+        if isinstance(module, DynamicLayer):
+            channels = out.shape[-1] if hasattr(module, "in_features") else out.shape[1]
+            for part, macs in module.macs(out[0].numel() // channels).items():
+                totals[part] += macs * B
+        elif isinstance(module, Router):
+            totals["routing"] += module.macs() * B
+        else:
+            totals["convolution"] += seen // 2
+
+    hooks = []
+    for module in _counted_modules(model):
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        with evaluating(model), counter:
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    other = (counter.get_total_flops() - counted) // 2
+    return Summary(
+        params=sum(p.numel() for p in model.parameters()),
+        other=other // B,
+        dynamic_layers=sum(isinstance(m, DynamicLayer) for m in model.modules()),
+        **{part: macs // B for part, macs in totals.items()},
+    )
+
+
+def _counted_modules(model: nn.Module) -> list[nn.Module]:
+    """Dynamic layers, shared routers and static layers; none inside another."""
+    inside = {m for layer in model.modules() if isinstance(layer, DynamicLayer) for m in layer.modules() if m is not layer}
+    shared = [m.router for m in model.modules() if isinstance(m, RoutedBlock)]
+    inside |= {m for router in shared for m in router.modules() if m is not router}
+    return [
+        m
+        for m in model.modules()
+        if m not in inside and (isinstance(m, DynamicLayer | nn.Linear) or is_conv(m) or m in shared)
+    ]

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CondConv: conditionally parameterised convolutions.
+
+``W(x) = sum_k r_k W_k`` with ``r = sigmoid(Linear(GAP(x)))``. A bias, where there is one, is mixed with the same r.
+
+Yang, Bender, Le, Ngiam, "CondConv: Conditionally Parameterized Convolutions for Efficient Inference", NeurIPS 2019.
+Initialisation follows the authors' code as kept by timm: each expert on its own, normal with the fan-out of one
+kernel; router uniform, its bias zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from convary.methods.config import MethodConfig
+from convary.methods.perceptron import MixedLinear
+from convary.nn import DynamicConv, LinearRouter, Router, Site
+from convary.nn.base import per_expert_
+
+
+@dataclass(frozen=True, kw_only=True)
+class CondConv(MethodConfig):
+    """Options of CondConv.
+
+    Attributes:
+        experts: K.
+        activation: "sigmoid" as published, or "softmax" (the paper's ablation: 1.5 points worse).
+        router: "layer": every layer routes on its own input. "block": the router is given from outside; ``convert``
+            puts one on each block's input, as in the authors' EfficientNet, and a layer of a block has none.
+    """
+
+    name: ClassVar[str] = "condconv"
+    title: ClassVar[str] = "CondConv"
+    citation: ClassVar[str] = "Yang et al., CondConv, NeurIPS 2019"
+
+    experts: int = 8
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    router: Literal["layer", "block"] = "layer"
+
+    def refuses(self, module: nn.Module) -> str | None:
+        """CondConv takes convolutions and linear layers."""
+        return None
+
+    def build(self, module: nn.Module) -> nn.Module:
+        """A CondConv layer; for a linear layer a ``MixedLinear`` with CondConv's router, as in the paper's classifier."""
+        if not isinstance(module, nn.Linear):
+            return super().build(module)
+        return MixedLinear.from_linear(module, experts=self.experts, activation=self.activation, reduction=None)
+
+    def make_router(self, in_channels: int, **factory) -> LinearRouter:
+        """The method's router: one linear layer."""
+        router = LinearRouter(in_channels, self.experts, self.activation, **factory)
+        bound = 1 / math.sqrt(in_channels + self.experts)
+        nn.init.uniform_(router.linear.weight, -bound, bound)
+        nn.init.zeros_(router.linear.bias)
+        return router
+
+    @classmethod
+    def placement(cls, site: Site) -> bool:
+        """The last blocks and the classifier.
+
+        ResNets: the main convolutions of the last three blocks (reproduces the parameter counts of the ODConv paper).
+        MobileNetV2: the last six blocks (Sec. 4.1). EfficientNet: blocks of the last three of seven stages; written
+        here, as for networks the paper does not know, as the second half of the blocks.
+        """
+        if not site.is_conv:
+            return site.index == site.count - 1
+        if site.block is None or site.shortcut or site.gate:
+            return False
+        last = {"BasicBlock": 3, "Bottleneck": 3}.get(site.block_type)
+        if site.block_type == "InvertedResidual" and site.block_count == 17:
+            last = 6
+        return site.block_index >= site.block_count - (last or site.block_count // 2)
+
+
+class _CondConvNd(DynamicConv):
+    config_type = CondConv
+    config: CondConv
+
+    def make_router(self, **factory) -> Router | None:
+        if self.config.router == "block":
+            return None
+        return self.config.make_router(self.in_channels, **factory)
+
+    def reset_parameters(self) -> None:
+        """Every expert normal(0, sqrt(2 / fan_out)) with the fan-out of one kernel; biases zero."""
+        fan_out = self.out_channels * math.prod(self.kernel_size)
+        per_expert_(self.weight, partial(nn.init.normal_, std=math.sqrt(2 / fan_out)))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """timm's CondConv2d (flattened experts) and d-li14's; a router, if the layer has one, under any of their names."""
+        prefix = "conv." if "conv.weight" in tensors else ""
+        state = {"weight": tensors[f"{prefix}weight"].reshape(self.weight.shape)}
+        if self.bias is not None:
+            state["bias"] = tensors[f"{prefix}bias"]
+        if self.router is not None:
+            state |= {f"router.{k}": v for k, v in released_router(tensors).items()}
+        return state
+
+
+def released_router(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The router's tensors under timm's name (``routing_fn``) or d-li14's (``route.fc``)."""
+    name = next((n for n in ("routing_fn", "route.fc", "router.linear") if f"{n}.weight" in tensors), "routing_fn")
+    return {"linear.weight": tensors[f"{name}.weight"], "linear.bias": tensors[f"{name}.bias"]}
+
+
+class CondConv1d(_CondConvNd):
+    """CondConv over (B, C, L): ``nn.Conv1d``'s arguments, then the options of ``CondConv``."""
+
+    rank = 1
+
+
+class CondConv2d(_CondConvNd):
+    """CondConv over (B, C, H, W): ``nn.Conv2d``'s arguments, then the options of ``CondConv``.
+
+    >>> import torch
+    >>> layer = CondConv2d(8, 16, 3, padding=1, experts=4)
+    >>> layer(torch.randn(2, 8, 5, 5)).shape
+    torch.Size([2, 16, 5, 5])
+    """
+
+    rank = 2
+
+
+class CondConv3d(_CondConvNd):
+    """CondConv over (B, C, D, H, W): ``nn.Conv3d``'s arguments, then the options of ``CondConv``."""
+
+    rank = 3
+
+
+CondConv.layers = {1: CondConv1d, 2: CondConv2d, 3: CondConv3d}

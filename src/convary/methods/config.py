@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of all method configurations: frozen, keyword-only, self-checking, JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+from torch import nn
+
+from convary.errors import ConfigError, nearest
+from convary.nn import DynamicConv, Site
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """A published temperature schedule: linear from ``start`` to ``stop`` over the first ``epochs``."""
+
+    start: float
+    stop: float
+    epochs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Options of a method. Subclasses are frozen, keyword-only dataclasses with a default for every field.
+
+    Attributes:
+        experts: K, the number of kernels in the bank.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    citation: ClassVar[str]
+    annealing: ClassVar[Annealing | None] = None
+    layers: ClassVar[dict[int, type[DynamicConv]]]
+    version: ClassVar[int] = 1
+
+    experts: int = 4
+
+    def __post_init__(self) -> None:
+        """Check every field against its annotation; subclasses add what they know.
+
+        Raises:
+            ConfigError: a value that can't work.
+        """
+        if not isinstance(self.experts, int) or self.experts < 1:
+            raise ConfigError(f"experts must be an int of at least 1; got {self.experts!r}")
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check_literal(field.name, getattr(self, field.name), hints[field.name])
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """A config from loose keyword arguments.
+
+        Raises:
+            ConfigError: an unknown option, with the nearest name.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"{cls.title} has no option {name!r}; it has {', '.join(known)}{nearest(name, known)}")
+        return cls(**options)
+
+    def options(self) -> dict[str, Any]:
+        """The fields as keyword arguments."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def refuses(self, module: nn.Module) -> str | None:
+        """Why the method has no dynamic form of a layer, or None."""
+        if isinstance(module, nn.Linear):
+            return f"{self.title} has no dynamic form of a linear layer"
+        return None
+
+    def build(self, module: nn.Module) -> nn.Module:
+        """A dynamic layer of the same geometry, freshly initialised.
+
+        Args:
+            module: ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d``, or ``nn.Linear`` where the method has a form of it.
+
+        Raises:
+            ConfigError: the method has no dynamic form of ``module``.
+        """
+        reason = self.refuses(module)
+        if reason:
+            raise ConfigError(reason)
+        return self.layers[len(module.kernel_size)].from_conv(module, self)  # type: ignore[arg-type]
+
+    @classmethod
+    def placement(cls, site: Site) -> bool:
+        """Whether the paper makes the layer at ``site`` dynamic."""
+        raise TypeError(f"{cls.__name__} must define placement(site)")
+
+    def to_json(self) -> str:
+        """One line of JSON that ``config_from_json`` reads back."""
+        return json.dumps({"method": self.name, "version": self.version, **self.options()})
+
+
+def _check_literal(name: str, value: Any, hint: Any) -> None:
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        choices = ", ".join(repr(choice) for choice in get_args(hint))
+        raise ConfigError(f"{name} must be one of {choices}; got {value!r}{nearest(str(value), map(str, get_args(hint)))}")
+    if hint is bool and not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False; got {value!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ConfigError unless ``value`` is a finite number above zero."""
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{name} must be a finite number above 0; got {value}")

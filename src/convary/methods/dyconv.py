@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DyConv: attention over convolution kernels.
+
+``W(x) = sum_k pi_k W_k``, ``b(x) = sum_k pi_k b_k``, ``pi = softmax(FC2(relu(FC1(GAP(x)))) / temperature)``, sum 1.
+
+Chen, Dai, Liu, Chen, Yuan, Liu, "Dynamic Convolution: Attention over Convolution Kernels", CVPR 2020. No official
+code exists. Where third-party code differs, an option reproduces it: ``extra_hidden=1`` (kaijieshi7: C // 4 + 1
+hidden units), ``hidden_bias=True`` (TArdelean). Without them the parameter counts of the DyConv rows in the ODConv
+paper come out exactly. The temperature goes from 30 to 1, linearly, over the first ten epochs (Sec. 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from convary.errors import ConfigError
+from convary.methods.config import Annealing, MethodConfig, check_positive
+from convary.methods.perceptron import MixedLinear
+from convary.nn import DynamicConv, MLPRouter, Router, Site, check_temperature
+from convary.nn.base import per_expert_
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyConv(MethodConfig):
+    """Options of DyConv.
+
+    Attributes:
+        experts: K; accuracy stops rising past 4 (Table 5).
+        reduction: The router has C // reduction hidden units.
+        activation: "softmax" as published, or "sigmoid" (the paper's ablation).
+        temperature: Start value; ``convary.anneal`` changes it.
+        extra_hidden: Hidden units added to C // reduction.
+        hidden_bias: Whether the router's first layer has a bias.
+    """
+
+    name: ClassVar[str] = "dyconv"
+    title: ClassVar[str] = "DyConv"
+    citation: ClassVar[str] = "Chen et al., Dynamic Convolution, CVPR 2020"
+    annealing: ClassVar[Annealing | None] = Annealing(start=30.0, stop=1.0, epochs=10)
+
+    experts: int = 4
+    reduction: int = 4
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    temperature: float = 1.0
+    extra_hidden: int = 0
+    hidden_bias: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        check_positive("reduction", self.reduction)
+        check_temperature(self.temperature)
+        if self.extra_hidden < 0:
+            raise ConfigError(f"extra_hidden must be at least 0; got {self.extra_hidden}")
+
+    def refuses(self, module: nn.Module) -> str | None:
+        """DyConv takes convolutions and linear layers."""
+        return None
+
+    def build(self, module: nn.Module) -> nn.Module:
+        """A DyConv layer; for a linear layer the paper's dynamic perceptron."""
+        if not isinstance(module, nn.Linear):
+            return super().build(module)
+        return MixedLinear.from_linear(
+            module,
+            experts=self.experts,
+            activation=self.activation,
+            reduction=self.reduction,
+            temperature=self.temperature,
+        )
+
+    @classmethod
+    def placement(cls, site: Site) -> bool:
+        """All convolutions but the first; the 1x1 after MobileNetV2's last block stays static too.
+
+        The text says only "except the first"; the published parameter counts need the last 1x1 static.
+        ``where.all() & ~where.first()`` gives the placement of ODConv's re-implementation.
+        """
+        if not site.is_conv or site.gate:
+            return False
+        return site.index > 0 and (site.block is not None or site.block_count == 0)
+
+
+class _DyConvNd(DynamicConv):
+    config_type = DyConv
+    config: DyConv
+
+    def make_router(self, **factory) -> Router:
+        config = self.config
+        hidden = max(1, int(self.in_channels / config.reduction) + config.extra_hidden)
+        return MLPRouter(
+            self.in_channels, hidden, config.experts, config.activation, config.temperature, config.hidden_bias, **factory
+        )
+
+    def reset_parameters(self) -> None:
+        """Every expert Kaiming-uniform on its own, biases zero; attention Kaiming-normal (fan-out)."""
+        per_expert_(self.weight, nn.init.kaiming_uniform_)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        for module in self.router.modules() if self.router is not None else ():
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """kaijieshi7's and TArdelean's layouts.
+
+        kaijieshi7: ``attention.fc1`` and ``fc2`` are 1x1 convolutions, the temperature is not saved, and the 3-D form
+        has no second bias, which is a zero bias. TArdelean: ``attention.to_scores.0`` and ``.2`` are linear layers and
+        the bank is ``kernels_weights``.
+        """
+        tardelean = "kernels_weights" in tensors
+        first, second = ("attention.to_scores.0", "attention.to_scores.2") if tardelean else ("attention.fc1", "attention.fc2")
+        bias = tensors.get(f"{second}.bias")
+        state = {
+            "weight": tensors["kernels_weights" if tardelean else "weight"],
+            "router.squeeze.weight": tensors[f"{first}.weight"].flatten(1),
+            "router.linear.weight": tensors[f"{second}.weight"].flatten(1),
+            "router.linear.bias": torch.zeros(self.num_experts) if bias is None else bias,
+        }
+        if self.config.hidden_bias:
+            state["router.squeeze.bias"] = tensors[f"{first}.bias"]
+        if self.bias is not None:
+            state["bias"] = tensors["kernels_bias" if tardelean else "bias"]
+        return state
+
+
+class DyConv1d(_DyConvNd):
+    """DyConv over (B, C, L): ``nn.Conv1d``'s arguments, then the options of ``DyConv``."""
+
+    rank = 1
+
+
+class DyConv2d(_DyConvNd):
+    """DyConv over (B, C, H, W): ``nn.Conv2d``'s arguments, then the options of ``DyConv``.
+
+    >>> layer = DyConv2d(8, 16, 3, padding=1, experts=4, temperature=30.0)
+    >>> layer(torch.randn(2, 8, 5, 5)).shape
+    torch.Size([2, 16, 5, 5])
+    """
+
+    rank = 2
+
+
+class DyConv3d(_DyConvNd):
+    """DyConv over (B, C, D, H, W): ``nn.Conv3d``'s arguments, then the options of ``DyConv``."""
+
+    rank = 3
+
+
+DyConv.layers = {1: DyConv1d, 2: DyConv2d, 3: DyConv3d}

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DyNet: a coefficient per output channel.
+
+Output channel o of the dynamic kernel is ``sum_i eta[i, o] w[i, o]`` over g_t static kernels, with
+``eta = sigmoid(FC(GAP(x)))`` of size g_t x O.
+
+Zhang, Zhang, Wang, Zhong, "DyNet: Dynamic Convolution for Accelerating Convolutional Neural Networks",
+arXiv 2004.10694. No code was released. In the paper one predictor per block serves all its dynamic convolutions; here
+every layer predicts from its own input. The paper mixes feature maps in training and kernels in inference and states
+that they are equal; they are (tests/methods/test_dynet.py), so here the strategy is chosen by cost in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convary.methods.config import MethodConfig, check_positive
+from convary.nn import DynamicConv, Router, Site
+from convary.nn.base import per_expert_
+from convary.nn.routers import zero_
+from convary.ops import Coefficients
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyNet(MethodConfig):
+    """Options of DyNet.
+
+    Attributes:
+        experts: g_t, kernels per output channel; 6 is best in the paper's ablation of 1, 2, 4, 6.
+        reduction: None: one linear layer predicts the coefficients (mobile networks). A number: a hidden layer of
+            max(1, C // reduction) units before it; the paper's ResNets use 4.
+    """
+
+    name: ClassVar[str] = "dynet"
+    title: ClassVar[str] = "DyNet"
+    citation: ClassVar[str] = "Zhang et al., DyNet, arXiv 2004.10694"
+
+    experts: int = 6
+    reduction: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        if self.reduction is not None:
+            check_positive("reduction", self.reduction)
+
+    @classmethod
+    def placement(cls, site: Site) -> bool:
+        """The convolutions inside the blocks; stem, shortcuts and head stay static (our reading: the paper draws blocks)."""
+        if not site.is_conv or site.gate or site.shortcut:
+            return False
+        return site.block is not None if site.block_count else site.index > 0
+
+
+class FilterRouter(Router):
+    """``sigmoid(FC(pool(x)))`` with one coefficient per kernel and output channel.
+
+    Args:
+        in_channels: C.
+        num_experts: K.
+        out_channels: O.
+        hidden: Width of a hidden layer, or None for none.
+    """
+
+    def __init__(self, in_channels: int, num_experts: int, out_channels: int, hidden: int | None, device=None, dtype=None) -> None:
+        super().__init__(in_channels, None, device)
+        self.shape = (num_experts, out_channels)
+        width = in_channels if hidden is None else hidden
+        factory = {"device": device, "dtype": dtype}
+        self.squeeze = None if hidden is None else nn.Linear(in_channels, hidden, **factory)
+        self.linear = nn.Linear(width, num_experts * out_channels, **factory)
+
+    def coefficients(self, vector: Tensor) -> Coefficients:
+        """filter: (B, K, O)."""
+        if self.squeeze is not None:
+            vector = F.relu(self.squeeze(vector))
+        return Coefficients(filter=self.linear(vector).sigmoid().unflatten(1, self.shape))
+
+    def neutral_(self) -> None:
+        """Zero logits: every coefficient is 1/2."""
+        zero_(self.linear)
+
+
+class _DyNetNd(DynamicConv):
+    config_type = DyNet
+    config: DyNet
+
+    def make_router(self, **factory) -> Router:
+        reduction = self.config.reduction
+        hidden = None if reduction is None else max(1, int(self.in_channels / reduction))
+        return FilterRouter(self.in_channels, self.config.experts, self.out_channels, hidden, **factory)
+
+    def reset_parameters(self) -> None:
+        """Every kernel Kaiming-normal (fan-out) on its own; biases zero; the predictor like ``nn.Linear``."""
+        per_expert_(self.weight, lambda kernel: nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu"))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class DyNetConv1d(_DyNetNd):
+    """DyNet over (B, C, L): ``nn.Conv1d``'s arguments, then the options of ``DyNet``."""
+
+    rank = 1
+
+
+class DyNetConv2d(_DyNetNd):
+    """DyNet over (B, C, H, W): ``nn.Conv2d``'s arguments, then the options of ``DyNet``.
+
+    >>> import torch
+    >>> layer = DyNetConv2d(8, 16, 3, padding=1, experts=6)
+    >>> layer(torch.randn(2, 8, 5, 5)).shape
+    torch.Size([2, 16, 5, 5])
+    """
+
+    rank = 2
+
+
+class DyNetConv3d(_DyNetNd):
+    """DyNet over (B, C, D, H, W): ``nn.Conv3d``'s arguments, then the options of ``DyNet``."""
+
+    rank = 3
+
+
+DyNet.layers = {1: DyNetConv1d, 2: DyNetConv2d, 3: DyNetConv3d}

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dynamic perceptron: ``y = g(W(x)^T x + b(x))`` with W and b mixed from K linear layers.
+
+Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", CVPR 2020, Sec. 3.1. The attention weights
+are at least 0 and sum to 1 (softmax). With ``activation="sigmoid"`` and no hidden layer it is the classifier of
+CondConv. The nonlinearity g is left to the caller, as ``nn.Linear`` leaves it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from convary.errors import ConfigError, ShapeError
+from convary.nn import DynamicLayer, LinearRouter, MLPRouter, Router
+from convary.nn.base import per_expert_
+from convary.ops import Coefficients, mixed_conv
+
+
+class MixedLinear(DynamicLayer):
+    """A linear layer whose weight and bias are mixed, per sample, from K experts.
+
+    Args:
+        in_features: C.
+        out_features: O.
+        bias: Whether to add a (mixed) bias.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        experts: K.
+        activation: "softmax": weights that sum to 1; "sigmoid": CondConv's.
+        reduction: The router's hidden layer has max(1, C // reduction) units; None for no hidden layer.
+        temperature: Start value of the softmax temperature.
+
+    Shape:
+        x (B, C) to (B, O). With axes between, (B, *, C) to (B, *, O), the condition is the mean over them.
+
+    Raises:
+        ConfigError: an option that can't work.
+
+    >>> layer = MixedLinear(8, 3, experts=4)
+    >>> layer(torch.randn(5, 8)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        experts: int = 4,
+        activation: Literal["softmax", "sigmoid"] = "softmax",
+        reduction: int | None = 4,
+        temperature: float | None = None,
+    ) -> None:
+        super().__init__()
+        if experts < 1:
+            raise ConfigError(f"experts must be at least 1; got {experts=}")
+        if activation not in ("softmax", "sigmoid"):
+            raise ConfigError(f"activation must be 'softmax' or 'sigmoid'; got {activation!r}")
+        if temperature is None and activation == "softmax":
+            temperature = 1.0
+        self.in_features, self.out_features = in_features, out_features
+        factory = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(experts, out_features, in_features, **factory))
+        self.register_parameter("bias", nn.Parameter(torch.empty(experts, out_features, **factory)) if bias else None)
+        self.router: Router
+        if reduction is None:
+            self.router = LinearRouter(in_features, experts, activation, temperature, **factory)
+        else:
+            hidden = max(1, in_features // reduction)
+            self.router = MLPRouter(in_features, hidden, experts, activation, temperature, **factory)
+        self.reset_parameters()
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **options) -> MixedLinear:
+        """A freshly initialised layer with the sizes, dtype, device and mode of a static one."""
+        layer = cls(
+            linear.in_features, linear.out_features, linear.bias is not None, linear.weight.device, linear.weight.dtype,
+            **options,
+        )  # fmt: skip
+        return layer.train(linear.training)
+
+    def reset_parameters(self) -> None:
+        """Every expert like ``nn.Linear``; biases zero."""
+        per_expert_(self.weight, lambda kernel: nn.init.kaiming_uniform_(kernel, a=5**0.5))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, coeffs: Coefficients | None = None) -> Tensor:
+        """(B, *, C) to (B, *, O).
+
+        Raises:
+            ShapeError: x has another number of features, or no batch axis.
+        """
+        if x.ndim < 2 or x.shape[-1] != self.in_features:
+            raise ShapeError(f"MixedLinear wants x of shape (B, *, {self.in_features}); got {tuple(x.shape)}")
+        between = x.shape[1:-1]
+        maps = x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2)  # (B, C, P): a 1x1 convolution over P positions
+        if coeffs is None:
+            coeffs = self.coefficients(maps)
+        y = mixed_conv(maps, self.weight[..., None], coeffs, self.bias)
+        return y.transpose(1, 2).reshape(x.shape[0], *between, self.out_features)
+
+    def extra_repr(self) -> str:
+        """Like ``nn.Linear``, with the number of experts."""
+        return f"{self.in_features}, {self.out_features}, experts={self.num_experts}, bias={self.bias is not None}"

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules that methods are built from: the dynamic layer, routers, norms, shared routing, sites."""
+
+from convary.nn.base import DynamicConv, DynamicLayer, evaluating, neutral_gain
+from convary.nn.block import RoutedBlock, routed_layers, share_router
+from convary.nn.norm import VectorBatchNorm, make_norm
+from convary.nn.routers import LinearRouter, MLPRouter, Router, check_temperature
+from convary.nn.site import Placement, Site, sites
+
+__all__ = [
+    "DynamicConv", "DynamicLayer", "LinearRouter", "MLPRouter", "Placement", "RoutedBlock", "Router", "Site",
+    "VectorBatchNorm", "check_temperature", "evaluating",
+    "make_norm", "neutral_gain", "routed_layers", "share_router", "sites",
+]  # fmt: skip

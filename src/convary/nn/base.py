@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all dynamic convolutions share: ``nn.ConvNd``'s signature, the bank, exact upcycling."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convary.errors import CheckpointError, ConfigError, ShapeError
+from convary.nn.routers import Router
+from convary.ops import Coefficients, mixed_conv
+from convary.ops.geometry import Size, per_axis, same_padding
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class DynamicLayer(nn.Module):
+    """A layer that mixes a bank of kernels per sample.
+
+    Attributes:
+        weight: (K, O, C/G, *k) bank of kernels.
+        bias: (K, O) mixed bank, (O,) static, or None.
+        router: Makes the coefficients; None where a block's shared router, or the caller, gives them.
+        config: The method's options.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    router: Router | None
+    config: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: Coefficients | None = None  # set by a block's shared router for the time of one forward
+
+    @property
+    def num_experts(self) -> int:
+        """K."""
+        return self.weight.shape[0]
+
+    def coefficients(self, x: Tensor) -> Coefficients:
+        """Mixing coefficients for x, from the layer's own router or the one its block shares.
+
+        Raises:
+            ConfigError: the router is shared but the layer was called outside its block.
+        """
+        if self.router is not None:
+            return self.router(x)
+        if self._given is None:
+            raise ConfigError(
+                f"this {type(self).__name__} has no router of its own; call it through its block, "
+                "or pass the coefficients: layer(x, coeffs)"
+            )
+        return self._given
+
+    def macs(self, positions: int) -> dict[str, int]:
+        """Multiply-adds per sample with that many output positions: convolution, routing, assembling the kernels."""
+        numel = self.weight[0].numel()
+        routing = 0 if self.router is None else self.router.macs()
+        return {"convolution": numel * positions, "routing": routing, "assembly": numel * self.num_experts}
+
+    def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This layer's state dict from the authors' tensors (names relative to the layer).
+
+        Raises:
+            KeyError: a tensor is missing, with its name.
+            CheckpointError: the method has no released layout.
+        """
+        raise CheckpointError(f"{type(self).__name__} has no released layout: its authors published no code")
+
+    @torch.no_grad()
+    def load_static(self, weight: Tensor, bias: Tensor | None, noise: float) -> None:
+        """Become a static layer, exactly: whatever the input and the temperature, the mixture is ``weight``.
+
+        The router's last layer is zeroed, so all kernels have the same coefficient c; each kernel is
+        ``weight / (K c) + d_k`` with perturbations d_k that sum to zero, so that experts can specialise.
+
+        Args:
+            weight: (O, C/G, *k).
+            bias: (O,) or None.
+            noise: Standard deviation of d_k relative to that of the kernels; 0 leaves all experts alike.
+        """
+        gain, bias_gain = 1.0, 1.0
+        if self.router is not None:
+            self.router.neutral_()
+            gain, bias_gain = neutral_gain(self.router, self.num_experts)
+        kernel = weight / gain
+        spread = noise * kernel.float().std(correction=0).to(kernel.dtype)
+        self.weight.copy_(kernel + spread * zero_sum_noise(self.weight))
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias / bias_gain if self.bias.ndim == 2 else bias)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside the block, each back in its own mode after; warns of nothing."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def neutral_gain(router: Router, K: int) -> tuple[float, float]:
+    """What a neutral router multiplies equal kernels, and equal biases, by: the sum of its coefficients over K."""
+    like = next(router.parameters())
+    with evaluating(router):
+        coeffs = router.coefficients(torch.zeros(1, router.in_channels, device=like.device, dtype=like.dtype))
+
+    def total(*axes: str) -> float:
+        product = torch.ones(K, dtype=torch.double, device=like.device)
+        for axis, value in coeffs.factors().items():
+            if axis in axes:  # kernel (1, K), the others (1, 1 or K, n) with n equal entries
+                product = product * (value[0] if value.ndim == 2 else value[0, :, 0]).double()
+        return float(product.sum())
+
+    return total("kernel", "filter", "channel", "tap"), total("kernel", "filter")
+
+
+def zero_sum_noise(bank: Tensor) -> Tensor:
+    """Normal noise like ``bank`` (K, ...) whose sum over K is zero; all zero where K is 1."""
+    noise = torch.randn(bank.shape, device=bank.device, dtype=torch.float32)
+    return (noise - noise.mean(0, keepdim=True)).to(bank.dtype)
+
+
+class DynamicConv(DynamicLayer):
+    """Base of the dynamic convolutions: takes all of ``nn.ConvNd``'s arguments in its order, then the method's options.
+
+    Subclasses set ``rank`` and ``config_type`` and define ``make_router``, ``reset_parameters`` and, where the bias is
+    static, ``mixed_bias = False``.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: int or one per axis.
+        stride: int or one per axis.
+        padding: int, one per axis, "same" or "valid".
+        dilation: int or one per axis.
+        groups: G; divides C and O.
+        bias: Whether to add a bias.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        device: Of the parameters.
+        dtype: Of the parameters.
+        **options: The method's options, see its config.
+
+    Shape:
+        x (B, C, *S) or (C, *S) to (B, O, *S_out) or (O, *S_out), as ``nn.ConvNd``.
+
+    Raises:
+        ConfigError: an argument that no convolution takes, or an unknown option.
+    """
+
+    rank: ClassVar[int]
+    config_type: ClassVar[type]
+    mixed_bias: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.config = self.config_type.from_options(options)
+        self._set_geometry(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+        factory = {"device": device, "dtype": dtype}
+        K = self.config.experts
+        self.weight = nn.Parameter(torch.empty(K, out_channels, in_channels // groups, *self.kernel_size, **factory))
+        bias_shape = (K, out_channels) if self.mixed_bias else (out_channels,)
+        self.register_parameter("bias", nn.Parameter(torch.empty(bias_shape, **factory)) if bias else None)
+        self.router = self.make_router(**factory)
+        self.reset_parameters()
+
+    def _set_geometry(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size,
+        padding: Size | str,
+        dilation: Size,
+        groups: int,
+        padding_mode: str,
+    ) -> None:
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ConfigError(
+                f"groups must divide in_channels and out_channels; got {in_channels=}, {out_channels=}, {groups=}; "
+                "use groups=1"
+            )
+        if padding_mode not in PADDING_MODES:
+            raise ConfigError(f"padding_mode must be one of {', '.join(PADDING_MODES)}; got {padding_mode!r}")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = per_axis(kernel_size, self.rank, "kernel_size")
+        self.stride = per_axis(stride, self.rank, "stride")
+        self.dilation = per_axis(dilation, self.rank, "dilation")
+        self.padding_mode = padding_mode
+        if isinstance(padding, str):
+            if padding not in ("same", "valid"):
+                raise ConfigError(f"padding must be ints, 'same' or 'valid'; got {padding!r}")
+            if padding == "same" and any(s != 1 for s in self.stride):
+                raise ConfigError(f"padding='same' needs stride 1; got {stride=}; give the padding as ints")
+            self.padding: tuple[int, ...] | str = padding
+        else:
+            self.padding = per_axis(padding, self.rank, "padding", least=0)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, config: Any) -> DynamicConv:
+        """A dynamic layer with the geometry, dtype, device and mode of a static one, freshly initialised.
+
+        Args:
+            conv: ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` of this class' rank.
+            config: The method's options.
+        """
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            conv.weight.device,
+            conv.weight.dtype,
+            **config.options(),
+        )
+        return layer.train(conv.training)
+
+    def make_router(self, **factory: Any) -> Router | None:
+        """The method's router for this layer's channels."""
+        raise TypeError(f"{type(self).__name__} must define make_router()")
+
+    def reset_parameters(self) -> None:
+        """Initialise every expert and the router as the method publishes."""
+        raise TypeError(f"{type(self).__name__} must define reset_parameters()")
+
+    def forward(self, x: Tensor, coeffs: Coefficients | None = None) -> Tensor:
+        """Convolve each sample with its own mixture.
+
+        Args:
+            x: (B, C, *S), or (C, *S) for a single sample.
+            coeffs: Coefficients from elsewhere instead of the layer's router.
+
+        Returns:
+            (B, O, *S_out) or (O, *S_out).
+
+        Raises:
+            ShapeError: x has another number of axes or channels.
+        """
+        if x.ndim == self.rank + 1:
+            return self.forward(x.unsqueeze(0), coeffs).squeeze(0)
+        if x.ndim != self.rank + 2 or x.shape[1] != self.in_channels:
+            raise ShapeError(
+                f"{type(self).__name__} wants x of shape (B, {self.in_channels}, *S) with {self.rank} spatial axes; "
+                f"got {tuple(x.shape)}"
+            )
+        if coeffs is None:
+            coeffs = self.coefficients(x)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._pad_sides(), mode=self.padding_mode), 0
+        return mixed_conv(
+            x,
+            self.weight,
+            coeffs,
+            self.bias,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+    def _pad_sides(self) -> list[int]:
+        """``F.pad``'s argument for the padding modes other than zeros: last axis first."""
+        if self.padding == "valid":
+            return [0] * (2 * self.rank)
+        if self.padding == "same":
+            sides = same_padding(self.kernel_size, self.dilation)
+        else:
+            sides = [(int(p), int(p)) for p in self.padding]
+        return [amount for before_after in reversed(sides) for amount in before_after]
+
+    def extra_repr(self) -> str:
+        """Like ``nn.ConvNd``, with the number of experts."""
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, experts={self.num_experts}"]
+        defaults = {"stride": (1,) * self.rank, "padding": (0,) * self.rank, "dilation": (1,) * self.rank, "groups": 1}
+        parts += [f"{name}={getattr(self, name)!r}" for name, usual in defaults.items() if getattr(self, name) != usual]
+        if self.bias is None:
+            parts.append("bias=False")
+        if self.padding_mode != "zeros":
+            parts.append(f"padding_mode={self.padding_mode!r}")
+        return ", ".join(parts)
+
+
+def per_expert_(weight: Tensor, init: Any) -> None:
+    """Apply an initialiser to every kernel of a bank on its own: fan-in and fan-out are those of one kernel."""
+    for kernel in weight:
+        init(kernel)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One router for all dynamic convolutions of a block, as CondConv's paper has it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from convary.nn.base import DynamicLayer
+from convary.nn.routers import Router
+
+
+class RoutedBlock:
+    """Mixed into a block's class by ``share_router``: routes on the block's input, once, for all its dynamic layers."""
+
+    router: Router
+    _routed: tuple[DynamicLayer, ...]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Route x, lend the coefficients to the block's layers, and run the block as it is."""
+        coeffs = self.router(x)
+        layers = routed_layers(self)  # type: ignore[arg-type]
+        for layer in layers:
+            layer._given = coeffs
+        try:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            for layer in layers:
+                layer._given = None
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """Pickle and deepcopy by the block's own class: the routed one is made anew."""
+        return _restore, (type(self).__mro__[2],), self.__dict__
+
+
+def routed_layers(block: nn.Module) -> list[DynamicLayer]:
+    """The layers of a block that take its shared router's coefficients."""
+    return [m for m in block.modules() if isinstance(m, DynamicLayer) and m.router is None]
+
+
+def share_router(block: nn.Module, router: Router, layers: Sequence[DynamicLayer]) -> None:
+    """Give ``block`` one router, called on the block's input, whose coefficients all ``layers`` use.
+
+    The block keeps its type (its class becomes a subclass), its forward signature and its parameter names; the
+    router is added as ``block.router``.
+
+    Args:
+        block: The module whose forward's first argument is routed.
+        router: Makes the coefficients.
+        layers: Dynamic layers inside the block; their own routers are dropped.
+    """
+    for layer in layers:
+        layer.router = None
+    block.router = router
+    block.__class__ = _routed_class(type(block))
+
+
+@functools.cache
+def _routed_class(base: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Routed{base.__name__}", (RoutedBlock, base), {"__module__": __name__})
+
+
+def _restore(base: type[nn.Module]) -> nn.Module:
+    cls = _routed_class(base)
+    return cls.__new__(cls)

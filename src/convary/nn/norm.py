@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Normalisation inside routers."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class VectorBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of (B, C) vectors that also takes a batch of one, or none, in training.
+
+    Detectors probe their strides with a single image in training mode, and the last batch of an epoch may hold one
+    sample. Statistics of one number are meaningless, so such a batch is normalised with the running statistics and
+    leaves them as they are. For two samples and more this is ``nn.BatchNorm1d``, and the state dict is the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C)."""
+        alone = self.training and input.shape[0] < 2
+        if not alone:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+def make_norm(name: str, width: int, **factory) -> nn.Module:
+    """The normalisation of a router's hidden vector: "batch", "layer" or "none"."""
+    if name == "batch":
+        return VectorBatchNorm(width, **factory)
+    return nn.LayerNorm(width, **factory) if name == "layer" else nn.Identity()

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routers: from features to mixing coefficients."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convary.errors import ConfigError, TemperatureWarning
+from convary.ops import Coefficients
+
+
+def pool(x: Tensor) -> Tensor:
+    """Global average pooling: (B, C, *S) to (B, C)."""
+    return x.mean(tuple(range(2, x.ndim))) if x.ndim > 2 else x
+
+
+class Router(nn.Module):
+    """Base of all routers: pools, leaves autocast, and keeps a temperature where the method has one.
+
+    A subclass defines ``coefficients(vector)`` and ``neutral_()``.
+
+    Args:
+        in_channels: C.
+        temperature: Start value of the temperature, or None for a router without one. It is a buffer: saved with the
+            model, moved with it, and read as a tensor, so that annealing never recompiles.
+    """
+
+    final_temperature = 1.0
+    temperature: Tensor | None
+
+    def __init__(self, in_channels: int, temperature: float | None = None, device=None) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        start = None if temperature is None else torch.tensor(check_temperature(temperature), device=device)
+        self.register_buffer("temperature", start)
+        self._warned = False
+
+    def forward(self, x: Tensor) -> Coefficients:
+        """Coefficients for x (B, C, *S); computed in the parameters' dtype, also under autocast."""
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._route(x)
+        return self._route(x)
+
+    def _route(self, x: Tensor) -> Coefficients:
+        vector = pool(x)
+        return self.coefficients(vector.to(self.dtype()))
+
+    def dtype(self) -> torch.dtype:
+        """The dtype that routing is computed in."""
+        return next(self.parameters()).dtype
+
+    def coefficients(self, vector: Tensor) -> Coefficients:
+        """Coefficients for pooled features (B, C)."""
+        raise TypeError(f"{type(self).__name__} must define coefficients(vector)")
+
+    def neutral_(self) -> None:
+        """Make the coefficients the same for every input and every kernel, at every temperature, in place."""
+        raise TypeError(f"{type(self).__name__} must define neutral_()")
+
+    def macs(self) -> int:
+        """Multiply-adds per sample after pooling."""
+        return sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+
+    def train(self, mode: bool = True) -> Router:
+        """Switch modes; warns once when evaluation starts before the temperature has reached its final value."""
+        if not mode and self.temperature is not None and not self._warned:
+            with contextlib.suppress(NotImplementedError):  # a meta tensor has no value to look at
+                self._warn_if_hot(float(self.temperature))
+        return super().train(mode)
+
+    def _warn_if_hot(self, temperature: float) -> None:
+        if temperature > self.final_temperature:
+            self._warned = True
+            warnings.warn(
+                f"evaluating with routers at temperature {temperature:g}, above the final {self.final_temperature:g}; "
+                "step convary.anneal to its end, or call convary.set_temperature(model, 1.0) to measure the final model",
+                TemperatureWarning,
+                stacklevel=3,
+            )
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        return logits if self.temperature is None else logits / self.temperature
+
+    def _apply(self, fn, recurse=True):
+        before = self.temperature
+        module = super()._apply(fn, recurse)
+        if before is not None and self.temperature is not None and self.temperature.dtype != before.dtype:
+            self.temperature = before.to(self.temperature.device)  # .half() must not round 29.97
+        return module
+
+
+def check_temperature(value: float) -> float:
+    """``value`` as a float.
+
+    Raises:
+        ConfigError: NaN, infinite, zero or negative.
+    """
+    value = float(value)
+    if not 0.0 < value < float("inf"):
+        raise ConfigError(f"temperature must be a finite number above 0; got {value}; 30 to start with and 1 at the end are usual")
+    return value
+
+
+def activate(logits: Tensor, activation: str) -> Tensor:
+    """Sigmoid, or softmax over the last axis."""
+    return logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
+
+
+class LinearRouter(Router):
+    """``activation(Linear(pool(x)) / temperature)``: one coefficient per kernel, no hidden layer (CondConv).
+
+    Args:
+        in_channels: C.
+        num_experts: K.
+        activation: "sigmoid" or "softmax".
+        temperature: Divides the logits; None for none.
+    """
+
+    def __init__(
+        self, in_channels: int, num_experts: int, activation: str, temperature: float | None = None, device=None, dtype=None
+    ) -> None:
+        super().__init__(in_channels, temperature, device)
+        self.activation = activation
+        self.linear = nn.Linear(in_channels, num_experts, device=device, dtype=dtype)
+
+    def coefficients(self, vector: Tensor) -> Coefficients:
+        """kernel: (B, K)."""
+        return Coefficients(kernel=activate(self._tempered(self.linear(vector)), self.activation))
+
+    def neutral_(self) -> None:
+        """Zero logits: every sigmoid is 1/2, every softmax 1/K."""
+        zero_(self.linear)
+
+
+class MLPRouter(Router):
+    """``activation(Linear(relu(Linear(pool(x)))) / temperature)``: the squeeze-and-excitation router of DyConv.
+
+    Args:
+        in_channels: C.
+        hidden: Width of the hidden layer.
+        out_features: Number of logits.
+        activation: "sigmoid" or "softmax".
+        temperature: Divides the logits; None for none.
+        hidden_bias: Whether the first layer has a bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        out_features: int,
+        activation: str,
+        temperature: float | None = None,
+        hidden_bias: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(in_channels, temperature, device)
+        self.activation = activation
+        self.squeeze = nn.Linear(in_channels, hidden, bias=hidden_bias, device=device, dtype=dtype)
+        self.linear = nn.Linear(hidden, out_features, device=device, dtype=dtype)
+
+    def coefficients(self, vector: Tensor) -> Coefficients:
+        """kernel: (B, K)."""
+        logits = self.linear(F.relu(self.squeeze(vector)))
+        return Coefficients(kernel=activate(self._tempered(logits), self.activation))
+
+    def neutral_(self) -> None:
+        """Zero logits: every sigmoid is 1/2, every softmax 1/K."""
+        zero_(self.linear)
+
+
+def zero_(linear: nn.Linear) -> None:
+    """Zero weight and bias, so that the output does not depend on the input until trained."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Primitives: tensors in, tensors out. Nothing here holds a parameter or normalises a weight."""
+
+from convary.ops.coefficients import Coefficients
+from convary.ops.explain import Explanation, explain
+from convary.ops.mix import mix_bias, mix_kernels
+from convary.ops.mixed import mixed_conv
+from convary.ops.sample import sample_conv
+from convary.ops.strategy import strategies, strategy
+
+__all__ = [
+    "Coefficients", "Explanation", "explain", "mix_bias", "mix_kernels", "mixed_conv", "sample_conv", "strategies",
+    "strategy",
+]  # fmt: skip

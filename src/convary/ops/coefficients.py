@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam between routers, ops and diagnostics: mixing coefficients, one optional factor per axis of kernel space."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+
+from convary.errors import DeviceError, DtypeError, ShapeError
+
+AXES = ("kernel", "filter", "channel", "tap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coefficients:
+    """Factors that mix a bank of K kernels ``(K, O, C/G, *k)`` into one kernel per sample.
+
+    ``W[b, o, c, t] = sum_k kernel[b, k] * filter[b, k, o] * channel[b, k, c] * tap[b, k, t] * bank[k, o, c, t]``
+
+    A factor that is ``None`` counts as 1. With ``groups`` the channel factor still has one entry per input channel of x.
+
+    Attributes:
+        kernel: (B, K) one number per kernel; CondConv, DyConv, ODConv.
+        filter: (B, 1 or K, O) one number per output channel; DyNet (K), ODConv (1 as released, K as in the paper).
+        channel: (B, 1 or K, C) one number per input channel; ODConv.
+        tap: (B, 1 or K, T) one number per kernel tap, row-major, T = prod(kernel_size); ODConv.
+    """
+
+    kernel: Tensor | None = None
+    filter: Tensor | None = None
+    channel: Tensor | None = None
+    tap: Tensor | None = None
+
+    def factors(self) -> dict[str, Tensor]:
+        """The factors that are present, by axis name."""
+        return {axis: value for axis in AXES if (value := getattr(self, axis)) is not None}
+
+    def shared(self, axis: str) -> bool:
+        """Whether the factor of ``axis`` is present and the same for all kernels (its K axis is 1)."""
+        value = getattr(self, axis)
+        return value is not None and value.ndim == 3 and value.shape[1] == 1
+
+    def replace(self, **factors: Tensor | None) -> Coefficients:
+        """A copy with some factors exchanged."""
+        return dataclasses.replace(self, **factors)
+
+    def check(self, bank: Tensor, batch: int | None = None) -> None:
+        """Raise unless the factors fit ``bank`` (K, O, C/G, *k) and each other.
+
+        Raises:
+            ShapeError: a factor has another shape than the class docstring gives.
+            DtypeError: a factor has another dtype than the bank.
+            DeviceError: a factor lies on another device than the bank.
+        """
+        factors = self.factors()
+        if not factors:
+            raise ShapeError("coefficients have no factor; give at least one of kernel, filter, channel, tap")
+        if bank.ndim < 4:
+            raise ShapeError(f"bank must be (K, O, C/G, *kernel_size) with 4 to 6 axes; got {tuple(bank.shape)}")
+        K, O, _, *kernel_size = bank.shape
+        if batch is None:
+            batch = next(iter(factors.values())).shape[0]
+        for axis, value in factors.items():
+            self._check_factor(axis, value, batch, K, {"filter": O, "tap": prod(kernel_size)}.get(axis))
+            if value.dtype != bank.dtype:
+                raise DtypeError(f"{axis} coefficients are {value.dtype} but the bank is {bank.dtype}; cast one of them")
+            if value.device != bank.device:
+                raise DeviceError(f"{axis} coefficients are on {value.device} but the bank is on {bank.device}; move one")
+        if self.channel is not None and self.channel.shape[2] % bank.shape[2]:
+            raise ShapeError(
+                f"channel coefficients have {self.channel.shape[2]} channels, which is not a multiple of the "
+                f"{bank.shape[2]} input channels per group of the bank {tuple(bank.shape)}; pass (B, 1 or K, C)"
+            )
+
+    @staticmethod
+    def _check_factor(axis: str, value: Tensor, batch: int, K: int, last: int | None) -> None:
+        if axis == "kernel":
+            if tuple(value.shape) != (batch, K):
+                raise ShapeError(
+                    f"kernel coefficients are {tuple(value.shape)}; a batch of {batch} and a bank of {K} kernels "
+                    f"want ({batch}, {K})"
+                )
+            return
+        size = "C" if last is None else str(last)
+        fits = value.ndim == 3 and value.shape[0] == batch and value.shape[1] in (1, K)
+        if not fits or (last is not None and value.shape[2] != last):
+            raise ShapeError(
+                f"{axis} coefficients are {tuple(value.shape)}; a batch of {batch} and a bank of {K} kernels "
+                f"want ({batch}, 1 or {K}, {size})"
+            )

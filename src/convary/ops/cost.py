@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a strategy costs: arithmetic, memory traffic and an estimate of time.
+
+The time is a sum of amounts (multiply-adds, elements moved, calls) times seconds per amount. On a CPU the seconds were
+fitted by ``benchmarks/fit_cost.py`` and stand in ``cost_cpu.json`` with the machine they come from. Other devices use
+nominal figures (``NOMINAL``): not measured, good enough to prefer fewer bytes and fewer calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib import resources
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convary.ops.strategy import Problem
+
+# Seconds per amount on an accelerator of about 10 TFLOP/s, 1 TB/s and 10 us per call; nobody measured these.
+NOMINAL = {
+    "call": 3e-5, "sample": 1e-5, "macs": 2e-13, "mixed": 8e-12, "bank": 4e-12, "features": 4e-12, "result": 4e-12,
+    "columns": 8e-12,
+}  # fmt: skip
+AMOUNTS = tuple(NOMINAL)
+
+
+def kind(problem: Problem) -> str:
+    """Depthwise, pointwise or dense: they run through different code in torch and have their own fits."""
+    if problem.G > 1 and problem.G == problem.C:
+        return "depthwise"
+    return "pointwise" if problem.T == 1 else "dense"
+
+
+def amounts(problem: Problem, strategy: str) -> dict[str, float]:
+    """What one call does, by the names in ``AMOUNTS``. Elements, not bytes; multiply-adds, not FLOPs."""
+    B, K, P, numel = problem.B, problem.K, problem.P, problem.kernel_numel
+    mixes = bool(problem.axes) and strategy != "outputs"
+    copies = K if strategy == "outputs" else 1
+    pointwise = problem.T == 1 and all(s == 1 for s in problem.stride)
+    return {
+        "call": 1.0,
+        "sample": B if strategy == "loop" else 0.0,
+        "macs": float(B * copies * numel * P),
+        "mixed": float(B * numel) if mixes or strategy != "outputs" else 0.0,
+        "bank": float(K * numel) if problem.axes else 0.0,
+        "features": float(B * problem.C * prod(problem.size)),
+        "result": float(B * copies * problem.O * P),
+        "columns": float(B * problem.C * problem.T * P) if strategy == "bmm" and not pointwise else 0.0,
+    }
+
+
+def macs(problem: Problem, strategy: str) -> int:
+    """Multiply-adds of a call: convolution, and assembling the kernels where the strategy does."""
+    done = amounts(problem, strategy)
+    assembly = problem.B * problem.K * problem.kernel_numel if problem.axes and strategy != "outputs" else 0
+    return int(done["macs"]) + assembly
+
+
+def bytes_moved(problem: Problem, strategy: str) -> int:
+    """Bytes read and written once each, caches ignored; mixed kernels, columns and K-fold results count twice."""
+    done = amounts(problem, strategy)
+    again = 2 if strategy == "outputs" else 1
+    elements = 2 * done["mixed"] + done["bank"] + done["features"] + again * done["result"] + 2 * done["columns"]
+    return int(elements) * problem.itemsize
+
+
+def estimate(problem: Problem, strategy: str) -> float:
+    """Estimated seconds of a call (forward, or forward and backward where ``problem.training``)."""
+    rates = _rates(problem.device, strategy, kind(problem), problem.training)
+    return sum(rates.get(name, 0.0) * amount for name, amount in amounts(problem, strategy).items())
+
+
+def _rates(device: str, strategy: str, kind: str, training: bool) -> dict[str, float]:
+    if device != "cpu":
+        return NOMINAL
+    return fitted()["rates"].get(f"{strategy}/{kind}/{'training' if training else 'inference'}", NOMINAL)
+
+
+@functools.cache
+def fitted() -> dict:
+    """The fit that ``benchmarks/fit_cost.py`` wrote: machine, torch version, threads and rates."""
+    return json.loads(resources.files("convary.ops").joinpath("cost_cpu.json").read_text(encoding="utf-8"))

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dry run: which strategy an op would take on these tensors, why the others can't, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convary.errors import ConfigError
+from convary.ops import cost, mixed, native, sample
+from convary.ops.coefficients import Coefficients
+from convary.ops.geometry import check_conv, resolve
+from convary.ops.strategy import cheapest, describe
+
+_TABLES = {"sample_conv": sample.STRATEGIES, "mixed_conv": mixed.STRATEGIES}
+
+
+@dataclass(frozen=True)
+class StrategyRow:
+    """One strategy of an explanation. ``reason`` says why it can't run, or is None."""
+
+    strategy: str
+    chosen: bool
+    reason: str | None
+    milliseconds: float
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``explain`` found; print it."""
+
+    op: str
+    problem: str
+    rows: tuple[StrategyRow, ...]
+    source: str
+
+    @property
+    def chosen(self) -> str:
+        """The strategy that would run."""
+        return next(row.strategy for row in self.rows if row.chosen)
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.problem}", f"{'':2}{'strategy':<10}{'est. ms':>10}{'MMACs':>12}{'MB moved':>11}  note"]
+        for row in self.rows:
+            mark = "> " if row.chosen else "  "
+            note = "chosen" if row.chosen else row.reason or ""
+            time = "-" if row.reason else f"{row.milliseconds:.3f}"
+            lines.append(f"{mark}{row.strategy:<10}{time:>10}{row.macs / 1e6:>12.2f}{row.bytes / 1e6:>11.2f}  {note}")
+        return "\n".join([*lines, f"  estimates: {self.source}"])
+
+
+def explain(
+    op: Callable | str, x: Tensor, kernels: Tensor, coeffs: Coefficients | None = None, bias: Tensor | None = None, **geometry
+) -> Explanation:
+    """Say what ``op(x, kernels, ...)`` would do, without doing it.
+
+    Args:
+        op: ``mixed_conv``, ``sample_conv`` or their names.
+        x: (B, C, *S); requires_grad decides, with ``torch.is_grad_enabled()``, whether training is estimated.
+        kernels: The bank (K, O, C/G, *k) of ``mixed_conv`` or the weight (N, O, C/G, *k) of ``sample_conv``.
+        coeffs: The coefficients of ``mixed_conv``.
+        bias: Accepted for symmetry with the op; it changes nothing.
+        **geometry: stride, padding, dilation, groups, index as for the op.
+
+    Returns:
+        An explanation with one row per strategy.
+
+    Raises:
+        ConfigError: no such op. The op's own errors where the tensors do not fit.
+    """
+    name = op if isinstance(op, str) else op.__name__
+    if name not in _TABLES:
+        raise ConfigError(f"explain knows {' and '.join(_TABLES)}; got {name!r}")
+    if (coeffs is None) == (name == "mixed_conv"):
+        raise ConfigError("explain needs coefficients for mixed_conv and takes none for sample_conv")
+    geometry.pop("index", None)
+    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | geometry
+    x, resolved = resolve(x, kernels.shape[3:], **arguments)
+    check_conv(x, kernels, resolved, mixed_dtypes=torch.is_autocast_enabled(x.device.type))
+    training = torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad)
+    batch = x.shape[0]
+    if coeffs is not None:
+        coeffs.check(kernels, batch=batch)
+    else:
+        batch = kernels.shape[0]
+    problem = describe(name, x, kernels, resolved, batch=batch, training=training, coeffs=coeffs)
+    table = _TABLES[name]
+    chosen = cheapest(table, problem)
+    rows = [
+        StrategyRow(
+            strategy=strategy,
+            chosen=strategy == chosen,
+            reason=entry.why_not(problem),
+            milliseconds=cost.estimate(problem, strategy) * 1e3,
+            macs=cost.macs(problem, strategy),
+            bytes=cost.bytes_moved(problem, strategy),
+        )
+        for strategy, entry in table.items()
+    ]
+    sizes = f"B={batch} C={problem.C} O={problem.O} G={problem.G} K={problem.K} k={problem.kernel_size} S={problem.size}"
+    what = "forward and backward" if training else "forward"
+    return Explanation(name, f"{sizes}, {what}, {problem.device}", tuple(rows), _source(problem.device))
+
+
+def _source(device: str) -> str:
+    if device != "cpu":
+        return f"nominal figures, not measured on a {device} device"
+    fit = cost.fitted()
+    reason = native.available()
+    kernels = "native kernel mixing" if reason is None else f"no native kernels: {reason}"
+    return f"fitted on {fit['machine']}, torch {fit['torch']}, {fit['threads']} threads; {kernels}"

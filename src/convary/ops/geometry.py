@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution geometry: the arguments of ``torch.nn.functional.conv*d``, checked and spelled out per spatial axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from convary.errors import ConfigError, DeviceError, DtypeError, ShapeError
+
+Size = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Stride, zero padding (both sides) and dilation per spatial axis, and the number of groups."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def out_size(self, size: Sequence[int], kernel_size: Sequence[int]) -> list[int]:
+        """Spatial output size for a spatial input ``size``."""
+        return [
+            (s + 2 * p - d * (k - 1) - 1) // st + 1
+            for s, k, st, p, d in zip(size, kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        ]
+
+
+def per_axis(value: Size, rank: int, name: str, *, least: int = 1) -> tuple[int, ...]:
+    """``value`` for each of ``rank`` spatial axes.
+
+    Raises:
+        ConfigError: not an int or ``rank`` ints, or below ``least``.
+    """
+    values = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(values) != rank or not all(isinstance(v, int) and v >= least for v in values):
+        raise ConfigError(f"{name} must be an int or {rank} ints of at least {least}; got {value!r}")
+    return values
+
+
+def same_padding(kernel_size: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
+    """(before, after) per axis of ``padding="same"``: an odd total puts the extra zero after, as torch does."""
+    totals = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+    return [(total // 2, total - total // 2) for total in totals]
+
+
+def resolve(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+) -> tuple[Tensor, Geometry]:
+    """Spell the arguments out; an asymmetric ``"same"`` padding is applied to x right away.
+
+    Raises:
+        ConfigError: an argument that no convolution takes.
+    """
+    rank = len(kernel_size)
+    strides = per_axis(stride, rank, "stride")
+    dilations = per_axis(dilation, rank, "dilation")
+    if not isinstance(padding, str):
+        return x, Geometry(strides, per_axis(padding, rank, "padding", least=0), dilations, groups)
+    if padding == "valid":
+        return x, Geometry(strides, (0,) * rank, dilations, groups)
+    if padding != "same":
+        raise ConfigError(f"padding must be ints, 'same' or 'valid'; got {padding!r}")
+    if any(s != 1 for s in strides):
+        raise ConfigError(f"padding='same' needs stride 1; got {stride=}; give the padding as ints")
+    sides = same_padding(kernel_size, dilations)
+    if all(before == after for before, after in sides):
+        return x, Geometry(strides, tuple(before for before, _ in sides), dilations, groups)
+    x = F.pad(x, [amount for before_after in reversed(sides) for amount in before_after])
+    return x, Geometry(strides, (0,) * rank, dilations, groups)
+
+
+def check_conv(x: Tensor, weight: Tensor, geometry: Geometry, *, mixed_dtypes: bool) -> None:
+    """Raise unless ``weight`` (B or K, O, C/G, *k) can convolve x (B, C, *S).
+
+    Args:
+        x: Features.
+        weight: Kernels with one leading axis.
+        geometry: The convolution's geometry.
+        mixed_dtypes: Whether autocast is going to unify the dtypes.
+
+    Raises:
+        ShapeError: channels, groups or sizes do not fit.
+        DtypeError: the dtypes differ.
+        DeviceError: the devices differ.
+    """
+    if x.ndim != weight.ndim - 1:
+        raise ShapeError(f"x is {tuple(x.shape)} but kernels {tuple(weight.shape)} want {weight.ndim - 1} axes (B, C, *S)")
+    O, C_group, *kernel_size = weight.shape[1:]
+    groups = geometry.groups
+    if groups < 1 or O % groups or x.shape[1] != C_group * groups:
+        raise ShapeError(
+            f"groups must divide both channel counts; got x with {x.shape[1]} channels, kernels "
+            f"{tuple(weight.shape)} (O={O}, C/G={C_group}) and {groups=}; they want {C_group * max(groups, 1)} channels"
+        )
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel_size, geometry.dilation, strict=True)]
+    if any(s + 2 * p < r for s, p, r in zip(x.shape[2:], geometry.padding, reach, strict=True)):
+        raise ShapeError(
+            f"the kernel reaches over {reach} positions but x has only {list(x.shape[2:])} with padding "
+            f"{list(geometry.padding)}; use a larger input or more padding"
+        )
+    if x.dtype != weight.dtype and not mixed_dtypes:
+        raise DtypeError(f"x is {x.dtype} but the kernels are {weight.dtype}; cast one of them or use torch.autocast")
+    if x.device != weight.device:
+        raise DeviceError(f"x is on {x.device} but the kernels are on {weight.device}; move one of them")
+
+
+def taps(kernel_size: Sequence[int]) -> int:
+    """Number of taps T of a kernel."""
+    return prod(kernel_size)

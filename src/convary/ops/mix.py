@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixing a bank of kernels into one kernel per sample, materialised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from convary.errors import ShapeError
+from convary.ops import native
+from convary.ops.coefficients import Coefficients
+from convary.ops.strategy import is_traced
+
+
+def mix_kernels(bank: Tensor, coeffs: Coefficients) -> Tensor:
+    """One kernel per sample: ``W[b,o,c,t] = sum_k kernel[b,k] filter[b,k,o] channel[b,k,c] tap[b,k,t] bank[k,o,c,t]``.
+
+    Args:
+        bank: (K, O, C/G, *k).
+        coeffs: factors for B samples; a missing factor counts as 1.
+
+    Returns:
+        (B, O, C/G, *k).
+
+    Raises:
+        ShapeError, DtypeError, DeviceError: the factors do not fit the bank.
+
+    >>> bank = torch.arange(8.0).reshape(2, 2, 2, 1)
+    >>> mix_kernels(bank, Coefficients(kernel=torch.tensor([[0.5, 0.5]]))).flatten().tolist()
+    [2.0, 3.0, 4.0, 5.0]
+    """
+    coeffs.check(bank)
+    shape = bank.shape[1:]
+    weight = _mix_per_kernel(bank, coeffs)  # (B, O, C/G, T); B is 1 where only shared factors exist
+    if coeffs.shared("filter"):
+        weight = weight * coeffs.filter[:, 0, :, None, None]
+    if coeffs.shared("channel"):
+        weight = weight * _channel_per_output(coeffs.channel, shape)[:, 0, :, :, None]
+    if coeffs.shared("tap"):
+        weight = weight * coeffs.tap[:, 0, None, None, :]
+    return weight.reshape(weight.shape[0], *shape)
+
+
+def mix_bias(bias: Tensor, coeffs: Coefficients) -> Tensor:
+    """A bias bank mixed like the kernels: ``b[b,o] = sum_k kernel[b,k] filter[b,k,o] bias[k,o]``.
+
+    Args:
+        bias: (K, O).
+        coeffs: factors for B samples; channel and tap do not act on a bias.
+
+    Returns:
+        (B, O).
+
+    Raises:
+        ShapeError: ``bias`` is not (K, O) for the coefficients' K.
+    """
+    if coeffs.kernel is not None and coeffs.kernel.shape[1] != bias.shape[0]:
+        raise ShapeError(f"bias is {tuple(bias.shape)} but there are {coeffs.kernel.shape[1]} kernels; pass (K, O)")
+    if coeffs.filter is None:
+        if coeffs.kernel is not None:
+            return coeffs.kernel @ bias
+        B = next(iter(coeffs.factors().values())).shape[0]
+        return bias.sum(0).expand(B, -1)
+    if coeffs.shared("filter"):
+        mixed = bias.sum(0) if coeffs.kernel is None else coeffs.kernel @ bias
+        return mixed * coeffs.filter[:, 0]
+    factor = coeffs.filter if coeffs.kernel is None else coeffs.filter * coeffs.kernel[:, :, None]
+    return (factor * bias).sum(1)
+
+
+def _mix_per_kernel(bank: Tensor, coeffs: Coefficients) -> Tensor:
+    """Sum over K with the factors that differ between kernels: (B or 1, O, C/G, T)."""
+    K, O, C_group = bank.shape[:3]
+    flat = bank.reshape(K, O, C_group, -1)
+    own = {axis: value for axis, value in coeffs.factors().items() if not coeffs.shared(axis) or K == 1 and axis == "kernel"}
+    kernel = own.pop("kernel", None)
+    if not own:
+        if kernel is None:
+            return flat.sum(0, keepdim=True)
+        return _weighted_sum(kernel, flat.reshape(K, -1)).reshape(-1, *flat.shape[1:])
+    if kernel is not None and len(own) == 1:  # the one other factor carries the kernel factor along
+        axis, value = own.popitem()
+        own, kernel = {axis: value * kernel[:, :, None]}, None
+    if kernel is None and list(own) == ["filter"]:
+        return torch.einsum("bko,kom->bom", own["filter"], flat.flatten(2)).unflatten(2, flat.shape[2:])
+    if kernel is None and list(own) == ["tap"]:
+        return torch.einsum("bkt,kmt->bmt", own["tap"], flat.flatten(1, 2)).unflatten(1, flat.shape[1:3])
+    return _sum_one_by_one(flat, kernel, own)
+
+
+def _sum_one_by_one(flat: Tensor, kernel: Tensor | None, own: dict[str, Tensor]) -> Tensor:
+    """Several per-kernel factors: add up kernel by kernel, so that nothing of size K x B x O x C x T exists."""
+    total = None
+    for k in range(flat.shape[0]):
+        term = flat[k][None]
+        if "filter" in own:
+            term = term * own["filter"][:, k, :, None, None]
+        if "channel" in own:
+            term = term * _channel_per_output(own["channel"][:, k : k + 1], flat.shape[1:])[:, 0, :, :, None]
+        if "tap" in own:
+            term = term * own["tap"][:, k, None, None, :]
+        if kernel is not None:
+            term = term * kernel[:, k, None, None, None]
+        total = term if total is None else total + term
+    assert total is not None  # a bank has at least one kernel
+    return total
+
+
+def _channel_per_output(channel: Tensor, shape: torch.Size) -> Tensor:
+    """(B, 1|K, C) as seen by each output channel of a grouped bank: (B, 1|K, O or 1, C/G)."""
+    O, C_group = shape[0], shape[1]
+    groups = channel.shape[2] // C_group
+    if groups == 1:
+        return channel[:, :, None, :]
+    per_group = channel.unflatten(2, (groups, C_group))
+    return per_group.repeat_interleave(O // groups, dim=2)
+
+
+def _weighted_sum(kernel: Tensor, flat: Tensor) -> Tensor:
+    """``kernel (B, K) @ flat (K, N)``; by the native kernel where it can, which streams the bank once per batch."""
+    if not is_traced(flat) and native.why_not(flat, kernel) is None:
+        return _NativeMix.apply(kernel, flat)
+    return kernel @ flat
+
+
+class _NativeMix(torch.autograd.Function):
+    """The native forward with the two matrix products of its gradient."""
+
+    @staticmethod
+    def forward(ctx, kernel: Tensor, flat: Tensor) -> Tensor:
+        ctx.save_for_backward(kernel, flat)
+        return native.mix_kernels(flat, kernel)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        kernel, flat = ctx.saved_tensors
+        d_kernel = grad @ flat.T if ctx.needs_input_grad[0] else None
+        d_flat = kernel.T @ grad if ctx.needs_input_grad[1] else None
+        return d_kernel, d_flat

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution with kernels mixed from a bank, per sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convary.errors import ShapeError
+from convary.ops import sample
+from convary.ops.coefficients import Coefficients
+from convary.ops.geometry import Geometry, Size, check_conv, resolve
+from convary.ops.mix import mix_bias, mix_kernels
+from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_traced
+
+
+def mixed_conv(
+    x: Tensor,
+    bank: Tensor,
+    coeffs: Coefficients,
+    bias: Tensor | None = None,
+    *,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve each sample with its own mixture of the bank: ``sample_conv(x, mix_kernels(bank, coeffs))``.
+
+    Args:
+        x: (B, C, *S), one to three spatial axes.
+        bank: (K, O, C/G, *k).
+        coeffs: factors for B samples.
+        bias: (O,) is added as it is; a bank (K, O) is mixed like the kernels, by the kernel and filter factors.
+        stride: As in ``torch.nn.functional.conv2d``.
+        padding: As in ``torch.nn.functional.conv2d``, ``"same"`` and ``"valid"`` included.
+        dilation: As in ``torch.nn.functional.conv2d``.
+        groups: G.
+
+    Returns:
+        (B, O, *S_out).
+
+    Raises:
+        ShapeError, DtypeError, DeviceError: the tensors do not fit together.
+        ConfigError: a stride, padding or dilation that no convolution takes.
+        StrategyError: the forced strategy can't run.
+    """
+    x, geometry = resolve(x, bank.shape[3:], stride, padding, dilation, groups)
+    check_conv(x, bank, geometry, mixed_dtypes=torch.is_autocast_enabled(x.device.type))
+    coeffs.check(bank, batch=x.shape[0])
+    _check_rest(x, bank, coeffs, bias)
+    training = torch.is_grad_enabled() and (x.requires_grad or bank.requires_grad)
+
+    def problem() -> Problem:
+        return describe("mixed_conv", x, bank, geometry, batch=x.shape[0], training=training, coeffs=coeffs)
+
+    if is_traced(x):
+        return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, bank, coeffs, bias, geometry)
+    if x.shape[0] == 0:
+        return sample.empty_batch(x, bank, geometry, bank.shape[1])
+    key = ("mixed_conv", x.shape, bank.shape, _signature(coeffs), geometry, training, x.device.type, x.dtype)
+    return STRATEGIES[choose(STRATEGIES, key, problem)].run(x, bank, coeffs, bias, geometry)
+
+
+def _signature(coeffs: Coefficients) -> tuple:
+    return tuple(None if f is None else f.shape for f in (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap))
+
+
+def _check_rest(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None) -> None:
+    K, O = bank.shape[:2]
+    if coeffs.channel is not None and coeffs.channel.shape[2] != x.shape[1]:
+        raise ShapeError(f"channel coefficients have {coeffs.channel.shape[2]} channels but x has {x.shape[1]}")
+    if bias is not None and tuple(bias.shape) not in ((O,), (K, O)):
+        raise ShapeError(f"bias is {tuple(bias.shape)}; a bank of {K} kernels with {O} outputs wants ({O},) or ({K}, {O})")
+
+
+def _row(bias: Tensor | None, coeffs: Coefficients) -> Tensor | None:
+    """The bias each sample gets: (O,) or (B, O)."""
+    return mix_bias(bias, coeffs) if bias is not None and bias.ndim == 2 else bias
+
+
+def _on_maps(factor: Tensor, x: Tensor) -> Tensor:
+    """A shared factor (B, 1, C) shaped to scale feature maps like x (B, C, *S)."""
+    return factor.reshape(*factor.shape[::2], *[1] * (x.ndim - 2)).to(x.dtype)
+
+
+def _scaled_features(x: Tensor, coeffs: Coefficients, out_size: list[int], kernel_numel: int, O: int) -> tuple[bool, bool]:
+    """Whether to apply shared channel and filter factors to features (they are smaller) or to kernels."""
+    P_in, P = 1, 1
+    for size in x.shape[2:]:
+        P_in *= size
+    for size in out_size:
+        P *= size
+    channel = coeffs.shared("channel") and (is_traced(x) or x.shape[1] * P_in < kernel_numel)
+    filter = coeffs.shared("filter") and (is_traced(x) or O * P < kernel_numel)
+    return channel, filter
+
+
+def _per_sample(run_sample):
+    """Mix the kernels, then convolve by a strategy of ``sample_conv``."""
+
+    def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        O = bank.shape[1]
+        row = _row(bias, coeffs)
+        out_size = geometry.out_size(x.shape[2:], bank.shape[3:])
+        on_x, on_y = _scaled_features(x, coeffs, out_size, bank[0].numel(), O)
+        gate = None
+        if on_x:
+            x = x * _on_maps(coeffs.channel, x)
+            coeffs = coeffs.replace(channel=None)
+        if on_y:
+            gate = _on_maps(coeffs.filter, x)
+            coeffs = coeffs.replace(filter=None)
+        if coeffs.factors():
+            weight = mix_kernels(bank, coeffs)
+        else:
+            weight = bank.sum(0, keepdim=True)
+        weight = weight.expand(x.shape[0], *weight.shape[1:])
+        if gate is None:
+            return run_sample(x, weight, row, geometry, None)
+        y = run_sample(x, weight, None, geometry, None)
+        y = y * gate.to(y.dtype)
+        return sample._add_bias(y, row)
+
+    return run
+
+
+def outputs(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Convolve with every kernel and mix the feature maps: K convolutions' arithmetic, no per-sample kernels."""
+    K, O = bank.shape[:2]
+    rank = x.ndim - 2
+    if coeffs.channel is not None:
+        x = x * _on_maps(coeffs.channel, x)
+    conv = sample._CONV[rank]
+    G = geometry.groups
+    # Groups must stay together: (K, G, O/G) -> (G, K, O/G) on the way in and back on the way out.
+    kernels = bank.unflatten(1, (G, O // G)).transpose(0, 1).reshape(K * O, *bank.shape[2:])
+    y = conv(x, kernels, None, geometry.stride, geometry.padding, geometry.dilation, G)
+    y = y.unflatten(1, (G, K, O // G)).transpose(1, 2)  # (B, K, G, O/G, *S)
+    factor = _output_factor(coeffs, K, O, y)
+    y = (y.reshape(-1, K, O, *y.shape[4:]) * factor.to(y.dtype)).sum(1)
+    return sample._add_bias(y, _row(bias, coeffs))
+
+
+def _output_factor(coeffs: Coefficients, K: int, O: int, y: Tensor) -> Tensor:
+    """The kernel and filter factors as (B, K or 1, O or 1, *1)."""
+    factor = y.new_ones(1, 1, 1)
+    if coeffs.kernel is not None:
+        factor = factor * coeffs.kernel[:, :, None]
+    if coeffs.filter is not None:
+        factor = factor * coeffs.filter
+    return factor.reshape(*factor.shape, *[1] * (y.ndim - 4))
+
+
+def _outputs_why_not(problem: Problem) -> str | None:
+    if "tap" in problem.axes:
+        return "tap coefficients act inside the kernel, not on its output"
+    if "channel" in problem.axes and "channel" not in problem.shared:
+        return "channel coefficients that differ between kernels act inside the kernel, not on its output"
+    return None
+
+
+STRATEGIES = {
+    "grouped": Strategy(sample.needs_fixed_batch, _per_sample(sample.grouped)),
+    "loop": Strategy(sample.needs_fixed_batch, _per_sample(sample.loop)),
+    "outputs": Strategy(_outputs_why_not, outputs),
+    "bmm": Strategy(lambda problem: None, _per_sample(sample.bmm)),
+}

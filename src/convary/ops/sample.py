@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution with one given kernel per sample, or per instance."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convary.errors import DeviceError, DtypeError, ShapeError
+from convary.ops.geometry import Geometry, Size, check_conv, resolve
+from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_traced
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def sample_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    index: Tensor | None = None,
+) -> Tensor:
+    """Convolve each sample with its own kernel; with ``index``, each instance with its own kernel on its own image.
+
+    ``y[n,o,p] = bias[n,o] + sum_c sum_t weight[n,o,c,t] x[index[n], c, p*stride + t*dilation - padding]``
+
+    Args:
+        x: (B, C, *S), one to three spatial axes.
+        weight: (B, O, C/G, *k), or (N, O, C/G, *k) with ``index``.
+        bias: (O,) for all, or one row per kernel (B or N, O).
+        stride: As in ``torch.nn.functional.conv2d``.
+        padding: As in ``torch.nn.functional.conv2d``, ``"same"`` and ``"valid"`` included.
+        dilation: As in ``torch.nn.functional.conv2d``.
+        groups: G.
+        index: (N,) integers in [0, B): the image that kernel n is applied to.
+
+    Returns:
+        (B or N, O, *S_out).
+
+    Raises:
+        ShapeError, DtypeError, DeviceError: the tensors do not fit together.
+        ConfigError: a stride, padding or dilation that no convolution takes.
+        StrategyError: the forced strategy can't run.
+    """
+    x, geometry = resolve(x, weight.shape[3:], stride, padding, dilation, groups)
+    check_conv(x, weight, geometry, mixed_dtypes=torch.is_autocast_enabled(x.device.type))
+    _check_kernels(x, weight, bias, index)
+    return run(x, weight, bias, geometry, index)
+
+
+def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
+    """``sample_conv`` after its checks."""
+    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+    def problem() -> Problem:
+        return describe("sample_conv", x, weight, geometry, batch=weight.shape[0], training=training)
+
+    if is_traced(x, weight):
+        return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, weight, bias, geometry, index)
+    if weight.shape[0] == 0:
+        return empty_batch(x, weight, geometry, weight.shape[1])
+    key = ("sample_conv", x.shape, weight.shape, geometry, training, x.device.type, x.dtype)
+    return STRATEGIES[choose(STRATEGIES, key, problem)].run(x, weight, bias, geometry, index)
+
+
+def _check_kernels(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None) -> None:
+    N, O = weight.shape[:2]
+    if index is None and N != x.shape[0]:
+        raise ShapeError(
+            f"weight has {N} samples but x has a batch of {x.shape[0]}; pass one kernel per sample, "
+            f"or index=({N},) to map kernels to images"
+        )
+    if index is not None:
+        _check_index(x, N, index)
+    if bias is not None and tuple(bias.shape) not in ((O,), (N, O)):
+        raise ShapeError(f"bias is {tuple(bias.shape)}; {N} kernels of {O} output channels want ({O},) or ({N}, {O})")
+
+
+def _check_index(x: Tensor, N: int, index: Tensor) -> None:
+    if index.dtype not in (torch.int64, torch.int32):
+        raise DtypeError(f"index is {index.dtype}; image numbers want torch.int64 or torch.int32")
+    if tuple(index.shape) != (N,):
+        raise ShapeError(f"index is {tuple(index.shape)} but weight has {N} kernels; pass index of shape ({N},)")
+    if index.device != x.device:
+        raise DeviceError(f"index is on {index.device} but x is on {x.device}; move one of them")
+    if index.device.type == "cpu" and not is_traced(x, index) and N:  # elsewhere a look would wait for the device
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= x.shape[0]:
+            raise ShapeError(f"index goes from {low} to {high} but x has images 0 to {x.shape[0] - 1}")
+
+
+def empty_batch(x: Tensor, weight: Tensor, geometry: Geometry, O: int) -> Tensor:
+    """No kernels, no output; still connected to the inputs, so that backward gives zeros."""
+    out_size = geometry.out_size(x.shape[2:], weight.shape[3:])
+    return x.new_zeros(0, O, *out_size) + 0 * (x.sum() + weight.sum())
+
+
+def _add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return y
+    return y + bias.to(y.dtype).reshape(-1, y.shape[1], *[1] * (y.ndim - 2))
+
+
+def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
+    """One convolution with B*G groups: what most released code does."""
+    if index is not None:
+        x = x.index_select(0, index)
+    N, O = weight.shape[:2]
+    y = _CONV[x.ndim - 2](
+        x.reshape(1, -1, *x.shape[2:]),
+        weight.reshape(N * O, *weight.shape[2:]),
+        None if bias is None else bias.expand(N, O).reshape(-1),
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        N * geometry.groups,
+    )
+    return y.reshape(N, O, *y.shape[2:])
+
+
+def loop(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
+    """A convolution per kernel; features are never copied, not even with ``index``."""
+    images = range(weight.shape[0]) if index is None else index.tolist()
+    conv = _CONV[x.ndim - 2]
+    rows = [
+        conv(x[i : i + 1], weight[n], None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        for n, i in enumerate(images)
+    ]
+    return _add_bias(torch.cat(rows), bias)
+
+
+def bmm(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
+    """Unfold the features and multiply matrices batched over samples and groups; depends on no size, so it traces."""
+    out_size = geometry.out_size(x.shape[2:], weight.shape[3:])
+    columns = unfold(x, weight.shape[3:], geometry, out_size)
+    if index is not None:
+        columns = columns.index_select(0, index)
+    O, C_group = weight.shape[1:3]
+    G = geometry.groups
+    y = weight.reshape(-1, G, O // G, C_group * columns.shape[2]) @ columns.reshape(
+        -1, G, C_group * columns.shape[2], columns.shape[3]
+    )
+    return _add_bias(y.reshape(-1, O, *out_size), bias)
+
+
+def unfold(x: Tensor, kernel_size: torch.Size, geometry: Geometry, out_size: list[int]) -> Tensor:
+    """Every kernel window of x (B, C, *S) as columns: (B, C, T, P), taps row-major."""
+    rank = len(kernel_size)
+    if all(k == 1 for k in kernel_size) and not any(geometry.padding):
+        if any(s != 1 for s in geometry.stride):
+            x = x[(..., *(slice(None, None, s) for s in geometry.stride))]
+        return x.flatten(2).unsqueeze(2)
+    if rank < 3:
+        line = rank == 1  # torch unfolds 2-D maps only; a line is a map one row high
+        columns = F.unfold(
+            x.unsqueeze(2) if line else x,
+            (1, *kernel_size) if line else tuple(kernel_size),
+            (1, *geometry.dilation) if line else geometry.dilation,
+            (0, *geometry.padding) if line else geometry.padding,
+            (1, *geometry.stride) if line else geometry.stride,
+        )
+        return columns.unflatten(1, (x.shape[1], -1))
+    return _unfold_by_slices(x, kernel_size, geometry, out_size)
+
+
+def _unfold_by_slices(x: Tensor, kernel_size: torch.Size, geometry: Geometry, out_size: list[int]) -> Tensor:
+    """Any rank, one strided slice per tap."""
+    x = F.pad(x, [p for p in reversed(geometry.padding) for _ in range(2)])
+    slices = [()]
+    for k, d, s, n in zip(kernel_size, geometry.dilation, geometry.stride, out_size, strict=True):
+        slices = [(*head, slice(t * d, t * d + s * (n - 1) + 1, s)) for head in slices for t in range(k)]
+    return torch.stack([x[(..., *window)].flatten(2) for window in slices], dim=2)
+
+
+def needs_fixed_batch(problem: Problem) -> str | None:
+    """Why a strategy whose graph holds the batch size can't run."""
+    return "it would bake the batch size into the recorded graph" if problem.traced else None
+
+
+STRATEGIES = {
+    "grouped": Strategy(needs_fixed_batch, grouped),
+    "loop": Strategy(needs_fixed_batch, loop),
+    "bmm": Strategy(lambda problem: None, bmm),
+}

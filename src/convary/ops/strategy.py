@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Execution strategies: which exist, why one can't run, which one is chosen, and how to force one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from convary.errors import ConfigError, StrategyError, nearest
+from convary.ops import cost
+from convary.ops.coefficients import Coefficients
+from convary.ops.geometry import Geometry
+
+NAMES = ("grouped", "loop", "outputs", "bmm")
+_forced: ContextVar[str | None] = ContextVar("convary_strategy", default=None)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a strategy needs to know about one call, in plain numbers. B counts kernels (instances with ``index``)."""
+
+    op: str
+    B: int
+    C: int
+    O: int
+    G: int
+    K: int
+    kernel_size: tuple[int, ...]
+    size: tuple[int, ...]
+    out_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    axes: tuple[str, ...]
+    shared: tuple[str, ...]
+    training: bool
+    traced: bool
+    device: str
+    itemsize: int
+
+    @property
+    def T(self) -> int:
+        """Taps of a kernel."""
+        return prod(self.kernel_size)
+
+    @property
+    def P(self) -> int:
+        """Output positions of a sample."""
+        return prod(self.out_size)
+
+    @property
+    def kernel_numel(self) -> int:
+        """Weights of one kernel."""
+        return self.O * (self.C // self.G) * self.T
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to execute an op.
+
+    Attributes:
+        why_not: The reason it can't run a problem, or None. The dispatcher and ``explain`` both ask it.
+        run: The implementation.
+    """
+
+    why_not: Callable[[Problem], str | None]
+    run: Callable[..., Tensor]
+
+
+def is_traced(*tensors: Tensor) -> bool:
+    """Whether a graph is being recorded (compile, export, jit.trace), so that nothing may depend on the batch size."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return any(isinstance(size, torch.SymInt) for t in tensors for size in t.shape)
+
+
+@contextlib.contextmanager
+def strategy(name: str | None) -> Iterator[None]:
+    """Force every op inside the ``with`` block to use one strategy; None restores the automatic choice.
+
+    Args:
+        name: One of ``ops.strategies()``.
+
+    Raises:
+        ConfigError: there is no strategy of that name. Ops inside raise StrategyError where it can't run.
+    """
+    if name is not None and name not in NAMES:
+        raise ConfigError(f"there is no strategy {name!r}; choose from {', '.join(NAMES)}{nearest(name, NAMES)}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def strategies() -> tuple[str, ...]:
+    """The names that ``strategy`` takes."""
+    return NAMES
+
+
+_choices: dict[tuple, str] = {}
+_CHOICES_KEPT = 4096
+
+
+def choose(table: dict[str, Strategy], key: tuple, problem: Callable[[], Problem]) -> str:
+    """The forced strategy, or the cheapest that can run.
+
+    Args:
+        table: The strategies of one op, by name.
+        key: Everything that the choice depends on, hashable; choices are remembered by it.
+        problem: Makes the problem when the choice is not remembered.
+
+    Raises:
+        StrategyError: the forced strategy can't run; says why and which can.
+    """
+    name = _forced.get()
+    if name is None:
+        chosen = _choices.get(key)
+        if chosen is None:
+            if len(_choices) >= _CHOICES_KEPT:
+                _choices.clear()
+            chosen = _choices[key] = cheapest(table, problem())
+        return chosen
+    return _check_forced(table, name, problem())
+
+
+def choose_traced(table: dict[str, Strategy], problem: Callable[[], Problem]) -> str:
+    """The choice while a graph is recorded: ``bmm`` runs everywhere and depends on no size."""
+    name = _forced.get()
+    return "bmm" if name is None else _check_forced(table, name, problem())
+
+
+def _check_forced(table: dict[str, Strategy], name: str, problem: Problem) -> str:
+    entry = table.get(name)
+    reason = entry.why_not(problem) if entry else f"{problem.op} has no such strategy"
+    if reason is not None:
+        able = [n for n, entry in table.items() if entry.why_not(problem) is None]
+        raise StrategyError(f"strategy {name!r} can't run this {problem.op}: {reason}; use one of {', '.join(able)}")
+    return name
+
+
+def cheapest(table: dict[str, Strategy], problem: Problem) -> str:
+    """The strategy with the lowest estimated time among those that can run."""
+    able = [name for name, entry in table.items() if entry.why_not(problem) is None]
+    return min(able, key=lambda name: cost.estimate(problem, name))
+
+
+def describe(
+    op: str,
+    x: Tensor,
+    kernels: Tensor,
+    geometry: Geometry,
+    *,
+    batch: int,
+    training: bool,
+    coeffs: Coefficients | None = None,
+) -> Problem:
+    """The problem that a call poses."""
+    axes = () if coeffs is None else tuple(coeffs.factors())
+    return Problem(
+        op=op,
+        B=batch,
+        C=x.shape[1],
+        O=kernels.shape[1],
+        G=geometry.groups,
+        K=kernels.shape[0] if coeffs is not None else 1,
+        kernel_size=tuple(kernels.shape[3:]),
+        size=tuple(x.shape[2:]),
+        out_size=tuple(geometry.out_size(x.shape[2:], kernels.shape[3:])),
+        stride=geometry.stride,
+        axes=axes,
+        shared=() if coeffs is None else tuple(axis for axis in axes if coeffs.shared(axis)),
+        training=training,
+        traced=is_traced(x),
+        device=x.device.type,
+        itemsize=x.element_size(),
+    )

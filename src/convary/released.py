@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading the authors' checkpoints into converted models and single layers, by key map, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from convary.errors import CheckpointError, nearest
+from convary.methods.condconv import released_router
+from convary.nn import DynamicLayer, RoutedBlock
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``load_released`` did.
+
+    Attributes:
+        dynamic: Names of the dynamic layers that were loaded ("" for a single layer).
+        copied: Number of tensors taken as they are.
+        mapped: Number of tensors renamed, reshaped or joined.
+    """
+
+    dynamic: tuple[str, ...]
+    copied: int
+    mapped: int
+
+    def __str__(self) -> str:
+        return f"{len(self.dynamic)} dynamic layers loaded: {self.mapped} tensors mapped, {self.copied} copied as they are"
+
+
+class _Taken(Mapping[str, Tensor]):
+    """The tensors below a prefix; remembers which were used."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str, used: set[str]) -> None:
+        self.tensors, self.prefix, self.used = tensors, prefix, used
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.tensors[self.prefix + name]
+        self.used.add(self.prefix + name)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return f"{self.prefix}{name}" in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return (key[len(self.prefix) :] for key in self.tensors if key.startswith(self.prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def load_released(target: nn.Module, state_dict: Mapping[str, Tensor]) -> Report:
+    """Load weights that a method's authors (or the common third-party code) saved.
+
+    Known layouts: OSVAI/ODConv; timm's CondConv EfficientNets and ``CondConv2d``, d-li14/condconv.pytorch;
+    kaijieshi7's and TArdelean's DyConv. A ``state_dict`` entry around the tensors and a ``module.`` prefix in front
+    of their names are taken off.
+
+    Args:
+        target: A converted model, or a single dynamic layer.
+        state_dict: The tensors by name; read them with ``torch.load(path, weights_only=True)``.
+
+    Returns:
+        What was loaded.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape; names it, and the nearest. Nothing has
+            been loaded then.
+    """
+    tensors = _unwrap(state_dict)
+    own = target.state_dict()
+    used: set[str] = set()
+    problems: list[str] = []
+    state = _mapped(target, tensors, used, problems)
+    mapped = len(used)
+    for name, tensor in own.items():
+        if name in state:
+            continue
+        if name.endswith("router.temperature"):  # no released layout saves it
+            state[name] = tensor
+        elif not _is_dynamic(target, name):
+            if name in tensors:
+                state[name] = tensors[name]
+                used.add(name)
+            else:
+                problems.append(f"{name} is missing{nearest(name, tensors.keys() - used)}")
+    problems += [f"{name} is left over{nearest(name, own.keys())}" for name in tensors if name not in used]
+    problems += [
+        f"{name} is {tuple(tensor.shape)} in the checkpoint but {tuple(own[name].shape)} in the model"
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise CheckpointError(
+            f"the checkpoint does not fit {type(target).__name__}: {'; '.join(problems[:_SHOWN])}{more}. "
+            "Convert the model with the checkpoint's method, placement and number of experts first"
+        )
+    target.load_state_dict(state)
+    dynamic = tuple(name for name, module in target.named_modules() if isinstance(module, DynamicLayer))
+    return Report(dynamic, copied=len(used) - mapped, mapped=mapped)
+
+
+def _mapped(target: nn.Module, tensors: Mapping[str, Tensor], used: set[str], problems: list[str]) -> dict[str, Tensor]:
+    """The state of every dynamic layer and shared router, in the target's names."""
+    state: dict[str, Tensor] = {}
+    for name, module in target.named_modules():
+        if not isinstance(module, DynamicLayer | RoutedBlock):
+            continue
+        prefix = f"{name}." if name else ""
+        below = _Taken(tensors, prefix, used)
+        try:
+            if isinstance(module, RoutedBlock):
+                own = {f"router.{key}": value for key, value in released_router(below).items()}
+            else:
+                own = module.from_released(below)
+        except KeyError as error:
+            key = str(error.args[0])
+            problems.append(f"{key} is missing{nearest(key, tensors.keys())}")
+            continue
+        state |= {prefix + key: value for key, value in own.items()}
+    return state
+
+
+def _is_dynamic(target: nn.Module, name: str) -> bool:
+    """Whether a tensor belongs to a dynamic layer or a shared router, whose problems are reported by ``_mapped``."""
+    parts = name.split(".")[:-1]
+    module: nn.Module = target
+    for i, part in enumerate([*parts, ""]):
+        if isinstance(module, DynamicLayer) or (isinstance(module, RoutedBlock) and parts[i : i + 1] == ["router"]):
+            return True
+        if part:
+            module = getattr(module, part)
+    return False
+
+
+def _unwrap(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    for key in ("state_dict", "model"):
+        inner = state_dict.get(key)
+        if isinstance(inner, Mapping):
+            state_dict = inner
+    wrong = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
+    if wrong or not state_dict:
+        found = f"{wrong[0]!r} is a {type(state_dict[wrong[0]]).__name__}" if wrong else "it is empty"
+        raise CheckpointError(f"a state dict maps names to tensors; here {found}. Pass the part that holds the weights")
+    if all(key.startswith("module.") for key in state_dict):
+        return {key.removeprefix("module."): value for key, value in state_dict.items()}
+    return state_dict

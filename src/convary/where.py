@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selectors: which layers of a model to convert. Combine them with ``&``, ``|`` and ``~``.
+
+>>> from convary import where
+>>> where.all() & ~where.first()
+(all() & ~first())
+"""
+
+from __future__ import annotations
+
+import builtins
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from convary.errors import ConfigError
+from convary.methods import MethodConfig
+from convary.nn import Site
+from convary.ops.geometry import Size
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A predicate on a layer and its place in the model, with a readable name."""
+
+    label: str
+    picks: Callable[[Site], bool]
+
+    def __call__(self, site: Site) -> bool:
+        """Whether the layer at ``site`` is selected."""
+        return self.picks(site)
+
+    def __and__(self, other: Selector) -> Selector:
+        return Selector(f"({self.label} & {other.label})", lambda site: self(site) and other(site))
+
+    def __or__(self, other: Selector) -> Selector:
+        return Selector(f"({self.label} | {other.label})", lambda site: self(site) or other(site))
+
+    def __invert__(self) -> Selector:
+        return Selector(f"~{self.label}", lambda site: not self(site))
+
+    def __repr__(self) -> str:
+        return self.label
+
+
+def all() -> Selector:
+    """Every convolution."""
+    return Selector("all()", lambda site: site.is_conv)
+
+
+def first() -> Selector:
+    """The first convolution, in registration order: the stem."""
+    return Selector("first()", lambda site: site.is_conv and site.index == 0)
+
+
+def last() -> Selector:
+    """The last convolution, in registration order."""
+    return Selector("last()", lambda site: site.is_conv and site.index == site.count - 1)
+
+
+def classifier() -> Selector:
+    """The last linear layer."""
+    return Selector("classifier()", lambda site: not site.is_conv and site.index == site.count - 1)
+
+
+def linear() -> Selector:
+    """Every linear layer."""
+    return Selector("linear()", lambda site: not site.is_conv)
+
+
+def kernel_size(size: Size) -> Selector:
+    """Convolutions with this kernel size; an int means it in every axis."""
+
+    def picks(site: Site) -> bool:
+        if not site.is_conv:
+            return False
+        own = tuple(site.module.kernel_size)
+        return own == ((size,) * len(own) if isinstance(size, int) else tuple(size))
+
+    return Selector(f"kernel_size({size})", picks)
+
+
+def depthwise() -> Selector:
+    """Convolutions with one group per input channel (and more than one channel)."""
+    return Selector("depthwise()", lambda s: s.is_conv and s.module.groups == s.module.in_channels > 1)
+
+
+def grouped() -> Selector:
+    """Convolutions with more than one group, depthwise ones included."""
+    return Selector("grouped()", lambda site: site.is_conv and site.module.groups > 1)
+
+
+def shortcut() -> Selector:
+    """Projections of residual shortcuts (``downsample`` in torchvision and timm)."""
+    return Selector("shortcut()", lambda site: site.shortcut)
+
+
+def gate() -> Selector:
+    """Layers inside squeeze-and-excitation gates."""
+    return Selector("gate()", lambda site: site.gate)
+
+
+def blocks() -> Selector:
+    """Convolutions inside residual or inverted-residual blocks."""
+    return Selector("blocks()", lambda site: site.is_conv and site.block is not None)
+
+
+def name(*patterns: str) -> Selector:
+    """Layers whose qualified name matches one of the shell patterns, as in ``name("layer4.*", "*.conv2")``."""
+    if not patterns:
+        raise ConfigError("where.name wants at least one pattern, as in where.name('layer4.*')")
+    label = ", ".join(repr(p) for p in patterns)
+    return Selector(f"name({label})", lambda site: any(fnmatch.fnmatchcase(site.name, p) for p in patterns))
+
+
+def type(*types: builtins.type[nn.Module]) -> Selector:
+    """Layers of exactly these classes."""
+    label = ", ".join(t.__name__ for t in types)
+    return Selector(f"type({label})", lambda site: builtins.type(site.module) in types)
+
+
+def paper(method: MethodConfig | builtins.type[MethodConfig]) -> Selector:
+    """The layers that a method's paper makes dynamic."""
+    return Selector(f"paper({method.title})", method.placement)

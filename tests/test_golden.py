@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden vectors of the official implementations: values, attentions, gradients and running statistics."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import convary as cv
+from convary import where
+from convary.nn import routed_layers
+from tests.golden import fill
+
+GOLDEN = Path(__file__).parent / "golden"
+LAYERS = {1: "1d", 2: "2d", 3: "3d"}
+
+
+def cases(pattern: str) -> list[str]:
+    found = sorted(p.stem for p in GOLDEN.glob(f"{pattern}.npz"))
+    assert found, pattern
+    return found
+
+
+class Case:
+    """One vector: expected arrays, inputs and state as float64 tensors."""
+
+    def __init__(self, name: str) -> None:
+        self.meta, expected, inputs, state = fill.load(GOLDEN / f"{name}.npz")
+        self.expected = {k: torch.from_numpy(np.asarray(v)).double() for k, v in expected.items()}
+        self.inputs = {k: torch.from_numpy(np.asarray(v)) for k, v in inputs.items()}
+        self.state = {k: torch.from_numpy(np.asarray(v)) for k, v in state.items()}
+        self.kwargs, self.settings = self.meta["kwargs"], self.meta.get("settings", {})
+        self.training = self.meta["mode"] == "train"
+
+    def close(self, name: str, got: torch.Tensor) -> None:
+        want = self.expected[name]
+        noise = self.settings.get("checks", {}).get("float64_noise", 0.0)
+        limit = (1e-6 + 1000 * noise) * want.abs().max() + 1e-9
+        assert got.reshape(want.shape).sub(want).abs().max() <= limit, name
+
+    def check_gradients(self, out: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+        """``tensors``: what the vector calls grad.NAME -> our leaf (or a function of its gradient)."""
+        probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=self.meta["waveform"]))
+        (out * probe).sum().backward()
+        names = [k.removeprefix("grad.") for k in self.expected if k.startswith("grad.")]
+        assert names
+        for name in names:
+            self.close(f"grad.{name}", tensors[name])
+
+
+def odconv_gradients(layer: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    router = layer.router
+    grads = {
+        "x": x.grad,
+        "weight": layer.weight.grad,
+        "attention.fc.weight": router.squeeze.weight.grad,
+        "attention.bn.weight": router.norm.weight.grad,
+        "attention.bn.bias": router.norm.bias.grad,
+    }
+    sizes = list(router.sizes.values())
+    heads = zip(router.sizes, router.heads.weight.grad.split(sizes), router.heads.bias.grad.split(sizes), strict=True)
+    for axis, weight, bias in heads:
+        name = {"tap": "spatial"}.get(axis, axis)
+        grads |= {f"attention.{name}_fc.weight": weight, f"attention.{name}_fc.bias": bias}
+    return grads
+
+
+@pytest.mark.parametrize("name", [c for c in cases("odconv_*") if "schedule" not in c])
+@pytest.mark.parametrize("strategy", [None, "grouped", "loop", "bmm"])
+def test_odconv(name, strategy):
+    case = Case(name)
+    k = dict(case.kwargs)
+    options = {"experts": k.pop("kernel_num", 4)}
+    if "reduction" in k:
+        options["reduction"] = 1 / k.pop("reduction")
+    layer = cv.ODConv2d(k.pop("in_planes"), k.pop("out_planes"), **k, bias=False, dtype=torch.float64, **options)
+    cv.load_released(layer, case.state)
+    cv.set_temperature(layer, case.settings["temperature"])
+    layer.train(case.training)
+    x = case.inputs["x"].requires_grad_()
+    seen = {}
+    handle = layer.router.register_forward_hook(lambda m, a, out: seen.update(out.factors()))
+    with cv.ops.strategy(strategy):
+        out = layer(x)
+    handle.remove()
+    case.close("out", out)
+    for axis, value in seen.items():
+        case.close(f"attention.{ {'tap': 'spatial'}.get(axis, axis) }", value)
+    if "kernel.aggregated" in case.expected:
+        inner = cv.Coefficients(kernel=seen.get("kernel"), tap=seen.get("tap"))
+        case.close("kernel.aggregated", cv.ops.mix_kernels(layer.weight, inner).flatten(0, 1))
+    grads_wanted = any(k.startswith("grad.") for k in case.expected)
+    if grads_wanted:
+        probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=case.meta["waveform"]))
+        (out * probe).sum().backward()
+        grads = odconv_gradients(layer, x)
+        for key in (k for k in case.expected if k.startswith("grad.")):
+            case.close(key, grads[key.removeprefix("grad.")])
+    for key in (k for k in case.expected if k.startswith("post.")):
+        case.close(key, getattr(layer.router.norm, key.rpartition(".")[2]))
+
+
+def test_odconv_temperature_schedule():
+    case = Case("odconv_temperature_schedule")
+    per_epoch, epochs = case.kwargs["iter_per_epoch"], case.kwargs["temp_epoch"]
+    layer = cv.ODConv2d(4, 4, 1)
+    annealing = cv.anneal(layer, start=case.kwargs["temp_init"], stop=1.0, steps=per_epoch * epochs)
+    seen = []
+    for _ in range(int(case.inputs["epoch"].max() + 1) * per_epoch):
+        annealing.step()
+        seen.append(float(layer.router.temperature))
+    steps = (case.inputs["epoch"] * per_epoch + case.inputs["iteration"]).long()
+    case.close("out", torch.tensor(seen, dtype=torch.float64)[steps - 1])
+
+
+def test_dyconv_temperature_schedule():
+    case = Case("dyconv_tardelean_temperature_schedule")
+    k = case.kwargs
+    layer = cv.DyConv2d(4, 4, 1)
+    annealing = cv.anneal(layer, start=k["initial_value"], stop=k["final_value"], steps=k["final_epoch"] - 1)
+    seen = []
+    for _ in case.inputs["epoch"]:
+        seen.append(annealing.temperature)
+        annealing.step()
+    case.close("out", torch.tensor(seen, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", [c for c in cases("dyconv_*") if "schedule" not in c])
+def test_dyconv(name):
+    case = Case(name)
+    k = dict(case.kwargs)
+    rank = case.inputs["x"].ndim - 2
+    if "tardelean" in name:
+        options = {"reduction": k["reduce"], "hidden_bias": True, "experts": k["nof_kernels"]}
+        sizes = (k["in_channels"], k["out_channels"])
+        names = {"weight": "kernels_weights", "bias": "kernels_bias"}
+        squeeze, linear = "attention.to_scores.0", "attention.to_scores.2"
+    else:
+        options = {"extra_hidden": 1}
+        sizes = (k["in_planes"], k["out_planes"])
+        names = {"weight": "weight", "bias": "bias"}
+        squeeze, linear = "attention.fc1", "attention.fc2"
+    layer = getattr(cv, f"DyConv{rank}d")(*sizes, k["kernel_size"], padding=k["padding"], dtype=torch.float64, **options)
+    cv.load_released(layer, case.state)
+    cv.set_temperature(layer, case.settings["temperature"])
+    layer.train(case.training)
+    x = case.inputs["x"].requires_grad_()
+    coeffs = layer.coefficients(x)
+    case.close("attention.kernel", coeffs.kernel)
+    case.close("kernel.aggregated", cv.ops.mix_kernels(layer.weight, coeffs).flatten(0, 1))
+    case.close("bias.aggregated", cv.ops.mix_bias(layer.bias, coeffs))
+    out = layer(x)
+    case.close("out", out)
+    probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=case.meta["waveform"]))
+    (out * probe).sum().backward()
+    router = layer.router
+    grads = {"x": x.grad, names["weight"]: layer.weight.grad, names["bias"]: layer.bias.grad}
+    for prefix, module in ((squeeze, router.squeeze), (linear, router.linear)):
+        grads[f"{prefix}.weight"] = module.weight.grad
+        grads[f"{prefix}.bias"] = None if module.bias is None else module.bias.grad
+    for key in (k for k in case.expected if k.startswith("grad.")):
+        case.close(key, grads[key.removeprefix("grad.")])
+
+
+@pytest.mark.parametrize("name", ["condconv_dw3_E4_s2_same", "condconv_k1_E4", "condconv_k3_E4_bias"])
+def test_timm_condconv_layer(name):
+    case = Case(name)
+    k = dict(case.kwargs)
+    x = case.inputs["x"].requires_grad_()
+    features = x
+    if k.get("padding") == "same":  # TensorFlow's rule: pad so that the output has ceil(size / stride) positions
+        s, kk = k["stride"], k["kernel_size"]
+        k["padding"] = 0
+        sides = [max((-(-n // s) - 1) * s + kk - n, 0) for n in x.shape[2:]]
+        features = F.pad(x, [half for n in reversed(sides) for half in (n // 2, n - n // 2)])
+    k.setdefault("bias", False)
+    layer = cv.CondConv2d(
+        k.pop("in_channels"), k.pop("out_channels"), k.pop("kernel_size"), experts=k.pop("num_experts"), router="block",
+        dtype=torch.float64, **k,
+    )  # fmt: skip
+    cv.load_released(layer, case.state)
+    routing = case.inputs["routing_weights"].requires_grad_()
+    coeffs = cv.Coefficients(kernel=routing)
+    case.close("kernel.aggregated", cv.ops.mix_kernels(layer.weight, coeffs))
+    if layer.bias is not None:
+        case.close("bias.aggregated", cv.ops.mix_bias(layer.bias, coeffs))
+    out = layer(features, coeffs)
+    case.close("out", out)
+    probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=case.meta["waveform"]))
+    (out * probe).sum().backward()
+    grads = {"x": x.grad, "routing_weights": routing.grad, "weight": layer.weight.grad}
+    grads["bias"] = None if layer.bias is None else layer.bias.grad
+    for key in (k for k in case.expected if k.startswith("grad.")):
+        case.close(key, grads[key.removeprefix("grad.")])
+
+
+def test_dli14_condconv():
+    case = Case("condconv_dli14_k3_E4")
+    layer = cv.CondConv2d(8, 12, 3, padding=1, experts=4, dtype=torch.float64)
+    cv.load_released(layer, case.state)
+    x = case.inputs["x"].requires_grad_()
+    case.close("attention.kernel", layer.coefficients(x).kernel)
+    out = layer(x)
+    case.close("out", out)
+    probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=case.meta["waveform"]))
+    (out * probe).sum().backward()
+    case.close("grad.x", x.grad)
+    case.close("grad.conv.weight", layer.weight.grad)
+    case.close("grad.conv.bias", layer.bias.grad)
+    case.close("grad.route.fc.weight", layer.router.linear.weight.grad)
+    case.close("grad.route.fc.bias", layer.router.linear.bias.grad)
+
+
+@pytest.mark.parametrize("name", cases("condconv_residual_*"))
+def test_condconv_residual_block(name):
+    """timm's block: one router on the block's input feeds all three convolutions."""
+    from timm.models._efficientnet_blocks import InvertedResidual
+
+    case = Case(name)
+    k = dict(case.kwargs)
+    block = InvertedResidual(k["in_chs"], k["out_chs"], k["dw_kernel_size"], exp_ratio=k["exp_ratio"], act_layer=nn.ReLU)
+    model = nn.Sequential(block).double()
+    model = cv.convert(model, cv.CondConv(experts=k["num_experts"], router="block"), where.all())
+    cv.load_released(model, {f"0.{key}": value for key, value in case.state.items()})
+    model.train(case.training)
+    block = model[0]
+    assert len(routed_layers(block)) == 3
+    x = case.inputs["x"].requires_grad_()
+    case.close("attention.kernel", block.router(x).kernel)
+    out = model(x)
+    case.close("out", out)
+    probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=case.meta["waveform"]))
+    (out * probe).sum().backward()
+    grads = {"x": x.grad, "routing_fn.weight": block.router.linear.weight.grad}
+    grads["routing_fn.bias"] = block.router.linear.bias.grad
+    grads |= {f"{n}.weight": getattr(block, n).weight.grad for n in ("conv_pw", "conv_dw", "conv_pwl")}
+    for key in (k for k in case.expected if k.startswith("grad.")):
+        case.close(key, grads[key.removeprefix("grad.")])
+    for key in (k for k in case.expected if k.startswith("post.")):
+        case.close(key, block.get_buffer(key.removeprefix("post.")))
+
+
+@pytest.mark.parametrize("name", cases("od_mobilenetv2_*"))
+def test_odconv_mobilenetv2(name):
+    from torchvision.models import mobilenet_v2
+
+    case = Case(name)
+    model = cv.convert(mobilenet_v2(width_mult=0.5, dropout=0.0), cv.ODConv(experts=1), upcycle=False).double()
+    assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
+    report = cv.load_released(model, case.state)
+    assert len(report.dynamic) == 51
+    model.train(case.training)
+    with torch.no_grad():
+        case.close("out", model(case.inputs["x"]))
+
+
+@pytest.mark.parametrize("name", cases("efficientnet_cc_*"))
+def test_condconv_efficientnet(name):
+    timm = pytest.importorskip("timm")
+    case = Case(name)
+    static = timm.create_model("efficientnet_b0", drop_rate=0.0, drop_path_rate=0.0)
+    config = cv.CondConv(experts=4, router="block")
+    model = cv.convert(static, config, where.paper(config) & ~where.classifier(), upcycle=False).double()
+    assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
+    cv.load_released(model, case.state)
+    model.train(case.training)
+    with torch.no_grad():
+        case.close("out", model(case.inputs["x"]))
