@@ -99,12 +99,12 @@ class MixedLinear(DynamicLayer):
         """
         if x.ndim < 2 or x.shape[-1] != self.in_features:
             raise ShapeError(f"MixedLinear wants x of shape (B, *, {self.in_features}); got {tuple(x.shape)}")
-        between = x.shape[1:-1]
-        maps = x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2)  # (B, C, P): a 1x1 convolution over P positions
+        rows = x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
+        maps = rows.transpose(1, 2)  # (B, C, P): a 1x1 convolution over P positions
         if coeffs is None:
             coeffs = self.coefficients(maps)
         y = mixed_conv(maps, self.weight[..., None], coeffs, self.bias)
-        return y.transpose(1, 2).reshape(x.shape[0], *between, self.out_features)
+        return y.transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Like ``nn.Linear``, with the number of experts."""

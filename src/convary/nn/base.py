@@ -86,6 +86,8 @@ class DynamicLayer(nn.Module):
             bias: (O,) or None.
             noise: Standard deviation of d_k relative to that of the kernels; 0 leaves all experts alike.
         """
+        if self.weight.is_meta:  # nothing to compute with; the values come with a state dict
+            return
         gain, bias_gain = 1.0, 1.0
         if self.router is not None:
             self.router.neutral_()
@@ -245,6 +247,14 @@ class DynamicConv(DynamicLayer):
             **config.options(),
         )
         return layer.train(conv.training)
+
+    def _apply(self, fn, recurse: bool = True):
+        # model.to(memory_format=torch.channels_last) raises on the five axes of a 2-D layer's bank. Mixing wants the
+        # bank contiguous anyway: show fn a matrix, which has no memory format.
+        def on_bank(t: Tensor) -> Tensor:
+            return fn(t.flatten(1)).unflatten(1, t.shape[1:]) if t.ndim == self.rank + 3 else fn(t)
+
+        return super()._apply(on_bank, recurse)
 
     def make_router(self, **factory: Any) -> Router | None:
         """The method's router for this layer's channels."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 
 import torch
@@ -70,9 +69,8 @@ class Router(nn.Module):
 
     def train(self, mode: bool = True) -> Router:
         """Switch modes; warns once when evaluation starts before the temperature has reached its final value."""
-        if not mode and self.temperature is not None and not self._warned:
-            with contextlib.suppress(NotImplementedError):  # a meta tensor has no value to look at
-                self._warn_if_hot(float(self.temperature))
+        if not mode and self.temperature is not None and not self._warned and not self.temperature.is_meta:
+            self._warn_if_hot(float(self.temperature))
         return super().train(mode)
 
     def _warn_if_hot(self, temperature: float) -> None:

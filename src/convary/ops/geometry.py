@@ -64,6 +64,8 @@ def resolve(
         ConfigError: an argument that no convolution takes.
     """
     rank = len(kernel_size)
+    if not 1 <= rank <= 3:
+        raise ShapeError(f"kernels want one to three spatial axes, (K, O, C/G, *kernel_size); got {rank}")
     strides = per_axis(stride, rank, "stride")
     dilations = per_axis(dilation, rank, "dilation")
     if not isinstance(padding, str):

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fit the cost model of the CPU strategies on this machine, and check it on PERFORMANCE's table.
+
+    python benchmarks/fit_cost.py --out src/convary/ops/cost_cpu.json
+
+Every shape of a grid is timed under every strategy, interleaved (A B C A B C ...), median of the rounds; rates are the
+non-negative coefficients that minimise the relative error. The table's shapes are not in the grid. The check prints,
+per row, the chosen strategy and its time over the best one's, and how many rows are within 15 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from convary import ops
+from convary.ops import cost, mixed
+from convary.ops.geometry import Geometry
+from convary.ops.strategy import Problem, describe
+
+K = 4
+# B, C, O, size, kernel, groups, training: the rows of the starting table in docs/benchmarks.md.
+TABLE = [
+    (32, 64, 64, 56, 3, 1, False), (32, 128, 128, 28, 3, 1, False), (32, 256, 256, 14, 3, 1, False),
+    (32, 512, 512, 7, 3, 1, False), (1, 512, 512, 7, 3, 1, False), (32, 384, 64, 14, 1, 1, False),
+    (32, 960, 320, 7, 1, 1, False), (32, 24, 144, 56, 1, 1, False), (32, 960, 960, 7, 3, 960, False),
+    (32, 512, 512, 7, 3, 1, True), (32, 960, 320, 7, 1, 1, True),
+]  # fmt: skip
+
+
+def grid() -> list[tuple]:
+    """Shapes around those of MobileNetV2 and ResNet, without the table's own."""
+    shapes = []
+    for training in (False, True):
+        for B in (1, 8, 32):
+            dense = [(32, 32, 48), (48, 96, 28), (112, 112, 24), (192, 160, 14), (320, 256, 12), (448, 448, 7)]
+            shapes += [(B, C, O, S, 3, 1, training) for C, O, S in dense]
+            point = [(16, 96, 48), (32, 192, 28), (192, 48, 28), (320, 96, 14), (96, 576, 14), (768, 256, 7), (144, 24, 56)]
+            shapes += [(B, C, O, S, 1, 1, training) for C, O, S in point]
+            depth = [(96, 48), (144, 28), (384, 14), (768, 7)]
+            shapes += [(B, C, C, S, 3, C, training) for C, S in depth]
+    return [shape for shape in shapes if shape not in TABLE]
+
+
+def case(shape: tuple) -> tuple[dict, Problem, Geometry]:
+    """Tensors of a shape, its problem and geometry."""
+    B, C, O, S, k, G, training = shape
+    x = torch.randn(B, C, S, S, requires_grad=training)
+    bank = torch.randn(K, O, C // G, k, k, requires_grad=training)
+    coeffs = ops.Coefficients(kernel=torch.rand(B, K).softmax(1).requires_grad_(training))
+    geometry = Geometry((1, 1), (k // 2,) * 2, (1, 1), G)
+    problem = describe("mixed_conv", x, bank, geometry, batch=B, training=training, coeffs=coeffs)
+    return {"x": x, "bank": bank, "coeffs": coeffs}, problem, geometry
+
+
+def once(tensors: dict, geometry: Geometry, strategy: str, training: bool) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    y = mixed.STRATEGIES[strategy].run(tensors["x"], tensors["bank"], tensors["coeffs"], None, geometry)
+    if training:
+        leaves = [tensors["x"], tensors["bank"], tensors["coeffs"].kernel]
+        torch.autograd.grad(y, leaves, grad_outputs=torch.ones_like(y))
+    return time.perf_counter() - start
+
+
+def measure(shape: tuple, budget: float) -> dict[str, float]:
+    """Median seconds per strategy, interleaved."""
+    tensors, problem, geometry = case(shape)
+    names = [name for name, entry in mixed.STRATEGIES.items() if entry.why_not(problem) is None]
+    first = {name: once(tensors, geometry, name, shape[-1]) for name in names}
+    rounds = max(2, min(25, int(budget / sum(first.values()))))
+    times = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            times[name].append(once(tensors, geometry, name, shape[-1]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def nonnegative(A: torch.Tensor, steps: int = 4000) -> torch.Tensor:
+    """argmin |A w - 1|^2 over w >= 0, by coordinate descent (columns scaled)."""
+    scale = A.norm(dim=0).clamp_min(1e-30)
+    A = A / scale
+    gram, target = A.T @ A, A.sum(0)
+    w = torch.zeros(A.shape[1], dtype=A.dtype)
+    for step in range(steps):
+        i = step % len(w)
+        w[i] = ((target[i] - gram[i] @ w + gram[i, i] * w[i]) / gram[i, i].clamp_min(1e-30)).clamp_min(0)
+    return w / scale
+
+
+def fit(measured: dict[tuple, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Rates per strategy, kind and mode."""
+    rates = {}
+    problems = {shape: case(shape)[1] for shape in measured}
+    for strategy, kind, training in itertools.product(mixed.STRATEGIES, ("dense", "pointwise", "depthwise"), (False, True)):
+        rows, seconds = [], []
+        for shape, times in measured.items():
+            problem = problems[shape]
+            if cost.kind(problem) == kind and problem.training == training and strategy in times:
+                rows.append([cost.amounts(problem, strategy)[name] for name in cost.AMOUNTS])
+                seconds.append(times[strategy])
+        if not rows:
+            continue
+        t = torch.tensor(seconds, dtype=torch.float64)
+        w = nonnegative(torch.tensor(rows, dtype=torch.float64) / t[:, None])
+        key = f"{strategy}/{kind}/{'training' if training else 'inference'}"
+        rates[key] = {name: float(f"{v:.4g}") for name, v in zip(cost.AMOUNTS, w.tolist(), strict=True) if v > 0}
+    return rates
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def check(measured: dict[tuple, dict[str, float]], rates: dict) -> int:
+    """Print the choice per shape; returns how many are within 15 % of the best."""
+    good = 0
+    for shape, times in measured.items():
+        problem = case(shape)[1]
+        mode = "training" if problem.training else "inference"
+        estimates = {}
+        for name in times:
+            own = rates[f"{name}/{cost.kind(problem)}/{mode}"]
+            estimates[name] = sum(own.get(a, 0.0) * v for a, v in cost.amounts(problem, name).items())
+        chosen, best = min(estimates, key=estimates.get), min(times, key=times.get)
+        ratio = times[chosen] / times[best]
+        good += ratio <= 1.15
+        listed = " ".join(f"{n}={t * 1e3:.2f}({estimates[n] * 1e3:.2f})" for n, t in times.items())
+        print(f"{shape!s:45} chosen {chosen:8} best {best:8} {ratio:5.2f}  {listed}", flush=True)
+    return good
+
+
+def main() -> None:
+    """Fit, check, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the fit here (default: only print)")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    parser.add_argument("--budget", type=float, default=0.3, help="seconds per shape (default 0.3)")
+    parser.add_argument("--check-only", action="store_true", help="check the shipped fit on the table; fit nothing")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    table = {shape: measure(shape, 4 * args.budget) for shape in TABLE}
+    if args.check_only:
+        rates = cost.fitted()["rates"]
+    else:
+        shapes = grid()
+        measured = {shape: measure(shape, args.budget) for shape in shapes}
+        rates = fit(measured)
+        print(f"grid: {check(measured, rates)} of {len(shapes)} within 15 %")
+    good = check(table, rates)
+    print(f"table: {good} of {len(TABLE)} within 15 % ({good / len(TABLE):.0%})")
+    if args.out:
+        fitted = {"machine": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__, "threads": args.threads, "rates": rates}
+        args.out.write_text(json.dumps(fitted, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is particular to each method, beside the contract and the golden vectors."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import convary as cv
+from convary import METHODS
+from convary.ops import reference
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_dynet_mixing_outputs_equals_mixing_kernels(groups):
+    """The paper trains one and infers with the other; values and every gradient agree."""
+    layer = cv.DyNetConv2d(4, 6, 3, padding=1, groups=groups, experts=6).double()
+    nn.init.normal_(layer.bias)
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    results = {}
+    for strategy in ("outputs", "grouped"):
+        with cv.ops.strategy(strategy):
+            y = layer(x)
+        results[strategy] = (y, *torch.autograd.grad(y.cos().sum(), (x, *layer.parameters())))
+    for a, b in zip(*results.values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_dynet_follows_the_formula():
+    layer = cv.DyNetConv2d(3, 4, 1, bias=False, experts=2)
+    x = torch.randn(1, 3, 2, 2)
+    eta = layer.router.linear(x.mean((2, 3))).sigmoid().reshape(2, 4)
+    kernel = (eta[:, :, None, None, None] * layer.weight).sum(0)
+    torch.testing.assert_close(layer(x), nn.functional.conv2d(x, kernel))
+
+
+def test_odconv_starts_an_eighth_as_large_at_temperature_30():
+    """METHODS M7: three sigmoids at one half; why copying weights does not keep a function."""
+    layer = cv.ODConv2d(32, 32, 3, padding=1, bias=False, temperature=30.0)
+    x = torch.randn(4, 32, 8, 8)
+    plain = nn.functional.conv2d(x, layer.weight.mean(0), padding=1)
+    assert (layer(x).norm() / plain.norm()).item() == pytest.approx(0.125, rel=0.02)
+
+
+def test_odconv_per_kernel_is_the_papers_formula():
+    layer = cv.ODConv2d(4, 5, 3, experts=3, sharing="per_kernel", bias=False).double()
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    c = layer.eval().coefficients(x)
+    assert [tuple(f.shape) for f in (c.kernel, c.filter, c.channel, c.tap)] == [(2, 3), (2, 3, 5), (2, 3, 4), (2, 3, 9)]
+    want = torch.stack([
+        nn.functional.conv2d(
+            x[b : b + 1],
+            sum(
+                c.kernel[b, k] * c.filter[b, k, :, None, None, None] * c.channel[b, k, None, :, None, None]
+                * c.tap[b, k].reshape(1, 1, 3, 3) * layer.weight[k]
+                for k in range(3)
+            ),
+        )[0]
+        for b in range(2)
+    ])  # fmt: skip
+    torch.testing.assert_close(layer(x), want)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "axes"),
+    [
+        ((8, 8, 3), {"groups": 8}, {"channel", "tap", "kernel"}),
+        ((8, 12, 1), {}, {"channel", "filter", "kernel"}),
+        ((8, 12, 3), {"experts": 1}, {"channel", "filter", "tap"}),
+        ((8, 12, 1), {"experts": 1}, {"channel", "filter"}),
+        ((8, 12, 3), {"attentions": ("tap",)}, {"tap"}),
+    ],
+)
+def test_odconv_skips(arguments, options, axes):
+    assert set(cv.ODConv2d(*arguments, **options).router.sizes) == axes
+
+
+def test_odconv_without_any_attention_left():
+    with pytest.raises(cv.ConfigError, match="no attention is left.*add 'channel'"):
+        cv.ODConv2d(4, 4, 1, attentions=("tap",))
+
+
+def test_every_expert_has_the_scale_of_a_static_kernel():
+    """d-li14's flat initialisation is 11 times too small: fan-in must be that of one kernel."""
+    for make, want in (
+        (cv.CondConv2d, math.sqrt(2 / (9 * 128))), (cv.DyConv2d, math.sqrt(2 / (9 * 64))),
+        (cv.ODConv2d, math.sqrt(2 / (9 * 128))), (cv.DyNetConv2d, math.sqrt(2 / (9 * 128))),
+    ):  # fmt: skip
+        layer = make(64, 128, 3)
+        for kernel in layer.weight:
+            assert kernel.std().item() == pytest.approx(want, rel=0.02)
+        assert layer.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("reduction", [None, 4])
+def test_mixed_linear_follows_the_formula(activation, reduction):
+    layer = cv.MixedLinear(8, 5, experts=3, activation=activation, reduction=reduction)
+    nn.init.normal_(layer.bias)
+    x = torch.randn(4, 8)
+    pi = layer.coefficients(x).kernel
+    if activation == "softmax":
+        torch.testing.assert_close(pi.sum(1), torch.ones(4))
+        assert (pi >= 0).all()
+    want = torch.stack([sum(pi[b, k] * (layer.weight[k] @ x[b] + layer.bias[k]) for k in range(3)) for b in range(4)])
+    torch.testing.assert_close(layer(x), want)
+
+
+def test_mixed_linear_with_axes_between_and_upcycled():
+    static = nn.Linear(8, 5)
+    for config in (cv.CondConv(), cv.DyConv(temperature=30.0)):
+        layer = config.build(static)
+        assert isinstance(layer, cv.MixedLinear)
+        layer.load_static(static.weight, static.bias, noise=0.2)
+        for shape in ((3, 8), (2, 7, 8), (0, 8), (2, 3, 4, 8)):
+            x = torch.randn(*shape)
+            torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)
+    assert torch.autograd.gradcheck(cv.MixedLinear(3, 2, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64, requires_grad=True))
+    with pytest.raises(cv.ShapeError, match=r"wants x of shape \(B, \*, 8\)"):
+        layer(torch.randn(3, 9))
+    with pytest.raises(cv.ConfigError, match="experts"):
+        cv.MixedLinear(3, 3, experts=0)
+    with pytest.raises(cv.ConfigError, match="activation"):
+        cv.MixedLinear(3, 3, activation="tanh")
+
+
+def test_mixed_linear_is_routed_per_sample():
+    layer = cv.MixedLinear(6, 4).eval()
+    x = torch.randn(5, 6)
+    changed = x.clone()
+    changed[3] += 1
+    assert torch.equal(layer(x)[:3], layer(changed)[:3])
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((4, 6, 3), {"groups": 3}, "groups must divide"),
+        ((4, 6, 3), {"groups": 0}, "groups must divide"),
+        ((4, 6, (3, 3, 3)), {}, "kernel_size must be an int or 2 ints"),
+        ((4, 6, 0), {}, "kernel_size"),
+        ((4, 6, 3), {"padding": -1}, "padding"),
+        ((4, 6, 3), {"padding": "samee"}, "'same' or 'valid'"),
+        ((4, 6, 3), {"padding": "same", "stride": 2}, "needs stride 1"),
+        ((4, 6, 3), {"padding_mode": "wrap"}, "padding_mode must be one of"),
+        ((4, 6, 3), {"experts": 0}, "experts must be an int of at least 1"),
+        ((4, 6, 3), {"expert": 4}, "has no option 'expert'.*did you mean 'experts'"),
+    ],
+)
+def test_bad_arguments(config, arguments, options, message):
+    with pytest.raises(cv.ConfigError, match=message):
+        config.layers[2](*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: cv.ODConv(attentions=("spatial",)), "attentions are some of"),
+        (lambda: cv.ODConv(attentions=()), "at least one axis"),
+        (lambda: cv.ODConv(attentions=("tap", "tap")), "none twice"),
+        (lambda: cv.ODConv(sharing="both"), "sharing must be one of 'shared', 'per_kernel'"),
+        (lambda: cv.ODConv(reduction=0), "reduction must be"),
+        (lambda: cv.DyConv(reduction=-4), "reduction must be"),
+        (lambda: cv.DyConv(extra_hidden=-1), "extra_hidden"),
+        (lambda: cv.DyConv(hidden_bias="yes"), "hidden_bias must be True or False"),
+        (lambda: cv.CondConv(activation="softmx"), "did you mean 'softmax'"),
+        (lambda: cv.method("odcnov"), "no method 'odcnov'.*did you mean 'odconv'"),
+        (lambda: cv.method("odconv", exprts=2), "did you mean 'experts'"),
+        (lambda: cv.config_from_json("{}"), "a method config is JSON like"),
+        (lambda: cv.config_from_json("nonsense"), "a method config is JSON like"),
+        (lambda: cv.config_from_json('{"method": "odconv", "version": 99}'), "version 99"),
+        (lambda: cv.ODConv().build(nn.Linear(3, 3)), "no dynamic form of a linear layer"),
+    ],
+)
+def test_bad_options(make, message):
+    with pytest.raises(cv.ConfigError, match=message):
+        make()
+
+
+def test_wrong_input_shapes():
+    layer = cv.ODConv2d(4, 6, 3)
+    for shape in ((2, 5, 6, 6), (2, 4, 6), (4,)):
+        with pytest.raises(cv.ShapeError, match=r"\(B, 4, \*S\) with 2 spatial axes"):
+            layer(torch.randn(*shape))
+
+
+def test_batch_norm_of_the_router_is_torchs_from_two_samples_on():
+    ours, torchs = cv.nn.VectorBatchNorm(5), nn.BatchNorm1d(5)
+    for batch in (2, 7):
+        x = torch.randn(batch, 5)
+        assert torch.equal(ours(x), torchs(x))
+    before = ours.running_mean.clone()
+    y = ours(torch.randn(1, 5))
+    assert y.isfinite().all() and torch.equal(ours.running_mean, before)
+    assert ours.state_dict().keys() == torchs.state_dict().keys()
+
+
+def test_the_reference_is_torchs_convolution():
+    for rank, conv in ((1, nn.functional.conv1d), (2, nn.functional.conv2d), (3, nn.functional.conv3d)):
+        x, w = torch.randn(1, 4, *(7,) * rank, dtype=torch.float64), torch.randn(1, 6, 2, *(3,) * rank, dtype=torch.float64)
+        geometry = {"stride": (2,) * rank, "padding": (1,) * rank, "dilation": (2,) * rank, "groups": 2}
+        torch.testing.assert_close(reference.sample_conv(x, w, **geometry), conv(x, w[0], **geometry))

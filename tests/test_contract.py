@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract every method gets free: DESIGN's list, over ``METHODS``."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import convary as cv
+from convary import METHODS
+from convary.ops import reference
+
+RANKS = (1, 2, 3)
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+VARIANTS = [
+    *(config() for config in METHODS),
+    cv.CondConv(experts=3, activation="softmax"),
+    cv.DyConv(experts=3, activation="sigmoid", hidden_bias=True, extra_hidden=1, temperature=30.0),
+    cv.DyNet(experts=2, reduction=2),
+    cv.ODConv(experts=1),
+    cv.ODConv(experts=3, sharing="per_kernel", temperature=30.0),
+    cv.ODConv(experts=2, attentions=("filter", "kernel", "channel"), kernel_activation="sigmoid", norm="layer"),
+    cv.ODConv(experts=2, attentions=("channel",), norm="none"),
+]
+IDS = [f"{c.name}{i}" for i, c in enumerate(VARIANTS)]
+every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
+every_variant = pytest.mark.parametrize("config", VARIANTS, ids=IDS)
+every_rank = pytest.mark.parametrize("rank", RANKS)
+SIZE = {1: (9,), 2: (7, 6), 3: (5, 4, 6)}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cv.TemperatureWarning)
+        yield
+
+
+def build(config, rank, C=4, O=6, k=3, **geometry):
+    static = CONVS[rank](C, O, k, **geometry)
+    return config.build(static), static
+
+
+def excite(layer: nn.Module) -> nn.Module:
+    """Random routers and biases, so that samples really get different kernels."""
+    with torch.no_grad():
+        for name, p in layer.named_parameters():
+            if "router" in name or name == "bias":
+                p.copy_(torch.randn_like(p))
+    return layer
+
+
+@st.composite
+def geometries(draw, rank: int):
+    groups = draw(st.sampled_from([1, 1, 2, 4]))
+    C = groups * draw(st.integers(1, 2))
+    O = groups * draw(st.integers(1, 3))
+    axis = st.tuples(*[st.integers(1, 3)] * rank)
+    k, stride, dilation = draw(axis), draw(axis), draw(st.tuples(*[st.integers(1, 2)] * rank))
+    padding = draw(st.one_of(st.tuples(*[st.integers(0, 2)] * rank), st.sampled_from(["same", "valid"])))
+    if padding == "same":
+        stride = (1,) * rank
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    size = draw(st.tuples(*[st.integers(5, 8)] * rank))
+    if rank == 3 and mode == "reflect" and isinstance(padding, tuple):
+        mode = "replicate"
+    return {
+        "C": C, "O": O, "k": k, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
+        "padding_mode": mode, "bias": draw(st.booleans()),
+    }, size  # fmt: skip
+
+
+@every_variant
+@every_rank
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_takes_every_geometry_and_upcycles_exactly(config, rank, data):
+    """Output equal to the static layer's, shape included, over all of nn.ConvNd's arguments."""
+    geometry, size = data.draw(geometries(rank))
+    layer, static = build(config, rank, **geometry)
+    x = torch.randn(2, geometry["C"], *size)
+    excite(layer)
+    with torch.no_grad():
+        shape = layer(x).shape
+    layer.load_static(static.weight, static.bias, noise=0.1)
+    for mode in (False, True):
+        layer.train(mode)
+        want = static(x)
+        assert layer(x).shape == want.shape == shape
+        torch.testing.assert_close(layer(x), want, rtol=1e-4, atol=2e-6)
+
+
+@every_variant
+@every_rank
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_equals_the_reference_under_every_strategy(config, rank, data):
+    geometry, size = data.draw(geometries(rank))
+    geometry["padding_mode"] = "zeros"
+    layer, _ = build(config, rank, **geometry)
+    layer = excite(layer).double().eval()
+    x = torch.randn(3, geometry["C"], *size, dtype=torch.float64)
+    coeffs = layer.coefficients(x)
+    x_padded, resolved = cv.ops.geometry.resolve(
+        x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
+    )
+    want = reference.mixed_conv(
+        x_padded, layer.weight, coeffs, layer.bias, stride=resolved.stride, padding=resolved.padding,
+        dilation=resolved.dilation, groups=layer.groups,
+    )  # fmt: skip
+    ran = 0
+    for name in (None, *cv.ops.strategies()):
+        try:
+            with cv.ops.strategy(name):
+                got = layer(x)
+        except cv.StrategyError:
+            continue
+        ran += 1
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    assert ran >= 3  # the automatic choice, and at least two by name
+
+
+@every_variant
+@every_rank
+def test_gradcheck(config, rank):
+    layer, _ = build(config, rank, C=2, O=2, k=2, groups=2 if config.name == "dyconv" else 1)
+    layer = excite(layer).double().eval()
+    if config.name == "odconv":  # a ReLU at zero has no derivative; keep the hidden units away from it
+        layer.router.heads.weight.data.mul_(0.5)
+    x = torch.randn(2, 2, *(3,) * rank, dtype=torch.float64, requires_grad=True)
+    names = [n for n, p in layer.named_parameters()]
+    params = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+
+    def run(x, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *params), atol=1e-6)
+
+
+@every_variant
+@pytest.mark.parametrize("strategy", [None, *cv.ops.strategies()])
+def test_samples_are_independent_bit_for_bit(config, strategy):
+    layer, _ = build(config, 2, C=16, O=24, padding=1)
+    excite(layer).eval()
+    x = torch.randn(5, 16, 9, 9)
+    changed = x.clone()
+    changed[2] = torch.randn(16, 9, 9) * 7
+    try:
+        with cv.ops.strategy(strategy), torch.no_grad():
+            a, b = layer(x), layer(changed)
+    except cv.StrategyError as refused:
+        assert strategy == "outputs" and "tap" in str(refused) or "channel" in str(refused)
+        return
+    keep = [0, 1, 3, 4]
+    assert torch.equal(a[keep], b[keep])
+    assert not torch.equal(a[2], b[2])
+
+
+@every_variant
+def test_samples_get_their_own_kernels(config):
+    """Each output equals the layer on that sample alone: nothing is averaged over the batch."""
+    layer, _ = build(config, 2, padding=1)
+    excite(layer).eval()
+    x = torch.randn(4, 4, 6, 6)
+    alone = torch.cat([layer(x[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(layer(x), alone, rtol=1e-4, atol=1e-5)
+
+
+@every_variant
+@pytest.mark.parametrize("temperature", [1.0, 7.3, 30.0, 34.0])
+def test_upcycling_holds_at_every_temperature(config, temperature):
+    layer, static = build(config, 2, padding=1)
+    layer.load_static(static.weight, static.bias, noise=0.5)
+    if layer.router.temperature is not None:
+        cv.set_temperature(layer, temperature)
+    x = torch.randn(3, 4, 6, 6) * 10
+    torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)
+    if layer.num_experts > 1:
+        assert layer.weight.std(0).max() > 0  # experts differ, so they can specialise
+    layer(x).square().sum().backward()
+    last = [p.grad for n, p in layer.router.named_parameters() if n.startswith(("heads", "linear"))]
+    assert any(g.abs().max() > 0 for g in last)  # and the router learns from the first step
+
+
+@every_variant
+def test_state_dict_pickle_deepcopy_and_json(config):
+    layer, _ = build(config, 2, padding=1)
+    excite(layer).eval()
+    x = torch.randn(2, 4, 6, 6)
+    want = layer(x)
+    other, _ = build(config, 2, padding=1)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for twin in (other.eval(), pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        assert torch.equal(twin(x), want)
+    assert cv.config_from_json(config.to_json()) == config
+
+
+@every_method
+def test_compiles_without_graph_breaks_or_recompiles(config):
+    layer, _ = build(config, 2, C=8, O=8, padding=1)
+    excite(layer)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    annealed = layer.router.temperature is not None
+    annealing = cv.anneal(layer, steps=3) if annealed else None
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (4, 7, 3, 12):
+            x = torch.randn(batch, 8, 6, 6)
+            torch.testing.assert_close(compiled(x), layer_twin(layer)(x), rtol=1e-4, atol=1e-5)
+            if annealing is not None:
+                annealing.step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def layer_twin(layer):
+    return copy.deepcopy(layer)
+
+
+@every_method
+@every_rank
+def test_exports_with_dynamic_batch_and_size(config, rank):
+    layer, _ = build(config, rank, padding=1)
+    excite(layer).eval()
+    dims = {i: torch.export.Dim.DYNAMIC for i in (0, *range(2, rank + 2))}
+    program = torch.export.export(layer, (torch.randn(3, 4, *SIZE[rank]),), dynamic_shapes=(dims,))
+    module = program.module()
+    for batch, grow in ((1, 0), (5, 3)):
+        x = torch.randn(batch, 4, *(s + grow for s in SIZE[rank]))
+        torch.testing.assert_close(module(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+@every_variant
+@pytest.mark.parametrize("strategy", [None, "grouped", "loop", "bmm"])
+def test_autocast_bf16(config, strategy):
+    layer, _ = build(config, 2, C=8, O=8, padding=1)
+    excite(layer)
+    x = torch.randn(3, 8, 6, 6)
+    seen = []
+    layer.router.register_forward_hook(lambda m, a, out: seen.extend(out.factors().values()))
+    want = layer.eval()(x)
+    seen.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16), cv.ops.strategy(strategy):
+        got = layer(x)
+        layer(x.bfloat16()).float().sum().backward()
+    assert got.dtype == torch.bfloat16
+    assert all(value.dtype == torch.float32 for value in seen)
+    assert (got.float() - want).abs().max() < 0.05 * want.abs().max()
+
+
+@every_variant
+@every_rank
+def test_memory_formats_and_strided_input(config, rank):
+    layer, _ = build(config, rank, padding=1)
+    excite(layer).eval()
+    x = torch.randn(2, 4, *SIZE[rank])
+    want = layer(x)
+    if rank == 2:
+        torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), want, rtol=1e-4, atol=1e-5)
+        twin = copy.deepcopy(layer).to(memory_format=torch.channels_last)
+        torch.testing.assert_close(twin(x.to(memory_format=torch.channels_last)), want, rtol=1e-4, atol=1e-5)
+    strided = torch.randn(2, 8, *SIZE[rank])
+    strided[:, ::2] = x
+    torch.testing.assert_close(layer(strided[:, ::2]), want, rtol=1e-4, atol=1e-5)
+
+
+@every_variant
+@every_rank
+def test_empty_batch_and_batch_of_one_in_training(config, rank):
+    layer, static = build(config, rank, padding=1, stride=2)
+    excite(layer).train()
+    for batch in (0, 1):
+        x = torch.randn(batch, 4, *SIZE[rank], requires_grad=True)
+        y = layer(x)
+        assert y.shape == static(x).shape
+        y.sum().backward()
+        assert x.grad.isfinite().all()
+        assert layer.weight.grad.isfinite().all()
+    assert all(b.isfinite().all() for b in layer.buffers())
+
+
+@every_method
+@every_rank
+def test_single_sample_without_batch_axis(config, rank):
+    layer, static = build(config, rank, padding=1)
+    x = torch.randn(4, *SIZE[rank])
+    assert layer(x).shape == static(x).shape
+    torch.testing.assert_close(layer.eval()(x), layer(x[None])[0])
+
+
+@every_method
+def test_half_precision_keeps_the_temperature(config):
+    layer, _ = build(config, 2)
+    if layer.router.temperature is not None:
+        cv.set_temperature(layer, 29.97)
+    layer = layer.to(torch.bfloat16)
+    assert layer(torch.randn(2, 4, 6, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    if layer.router.temperature is not None:
+        assert layer.router.temperature == torch.tensor(29.97)
+
+
+@every_method
+def test_double_backward(config):
+    layer, _ = build(config, 2, C=2, O=2)
+    excite(layer).double().eval()
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(layer, (x,), atol=1e-5)
+
+
+@every_method
+def test_jit_trace_holds_at_another_batch(config):
+    layer, _ = build(config, 2, padding=1)
+    excite(layer).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(layer, torch.randn(2, 4, 6, 6), check_trace=False)
+    x = torch.randn(5, 4, 6, 6)
+    torch.testing.assert_close(traced(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_states_where_the_paper_puts_it(config):
+    from torchvision.models import mobilenet_v2, resnet18
+
+    for make in (mobilenet_v2, resnet18):
+        with torch.device("meta"):
+            plan = cv.plan(make(), config)
+        assert 0 < len(plan.converted) < len(plan.rows)
+    assert config.citation and config.title

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""plan, convert, where: what is converted, what is refused and why, and that a trained model keeps its outputs."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torchvision import models
+
+import convary as cv
+from convary import METHODS, where
+from convary.nn import DynamicConv, DynamicLayer, RoutedBlock
+
+
+class Net(nn.Module):
+    """A convolution of every rank and sort, and a shared one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.dw = nn.Conv2d(8, 8, 5, padding="same", groups=8, padding_mode="reflect")
+        self.pw = nn.Conv2d(8, 12, 1)
+        self.again = self.pw
+        self.up = nn.ConvTranspose2d(12, 4, 2)
+        self.line = nn.Conv1d(4, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pw(self.dw(self.stem(x)).relu()) + self.again(self.dw(self.stem(x)))
+        return self.fc(self.line(self.up(x).flatten(2)).mean(-1))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def jiggle(model: nn.Module) -> nn.Module:
+    """Give norms and biases values as if trained."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+
+
+@pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
+def test_a_trained_model_keeps_its_outputs(config):
+    model = jiggle(Net()).eval()
+    x = torch.randn(2, 3, 16, 16)
+    converted = cv.convert(model, config, where.all())
+    same(converted(x), model(x))
+    assert isinstance(converted.pw, DynamicConv) and converted.pw is converted.again
+    assert type(model.pw) is nn.Conv2d  # the original is untouched
+
+
+@pytest.mark.parametrize("config", [*(c() for c in METHODS), cv.CondConv(router="block")], ids=lambda c: f"{c.name}-{getattr(c, 'router', '')}")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: models.mobilenet_v2(width_mult=0.25),
+        models.resnet18,
+        lambda: timm.create_model("mobilenetv3_small_050"),
+        lambda: timm.create_model("efficientnet_b0"),
+    ],
+    ids=["tv-mobilenetv2", "tv-resnet18", "timm-mobilenetv3", "timm-efficientnet"],
+)
+def test_known_networks_keep_their_outputs(config, make):
+    model = jiggle(make()).eval()
+    x = torch.randn(2, 3, 64, 64)
+    converted = cv.convert(model, config)
+    assert any(isinstance(m, DynamicLayer) for m in converted.modules())
+    with torch.no_grad():
+        same(converted(x), model(x))
+
+
+def test_keeps_dtype_mode_and_requires_grad():
+    model = Net().double().eval()
+    model.dw.weight.requires_grad_(False)
+    model.pw.train()
+    converted = cv.convert(model, cv.ODConv(), where.all())
+    assert all(p.dtype == torch.float64 for p in converted.parameters())
+    assert not converted.dw.weight.requires_grad and converted.dw.bias.requires_grad
+    assert converted.dw.router.heads.weight.requires_grad
+    assert converted.pw.training and converted.pw.router.training and not converted.dw.training
+    meta = cv.convert(Net().to("meta"), cv.DyConv(), where.all())
+    assert all(p.is_meta for p in meta.parameters())
+
+
+def test_in_place_and_root():
+    model = Net()
+    assert cv.convert(model, cv.DyConv(), where.name("pw"), inplace=True) is model
+    assert isinstance(model.pw, cv.DyConv2d) and model.again is model.pw
+    conv = nn.Conv2d(3, 4, 3)
+    layer = cv.convert(conv, cv.CondConv(), where.all())
+    x = torch.randn(1, 3, 5, 5)
+    same(layer(x), conv(x))
+
+
+def test_paper_init_differs_from_the_static_net():
+    model = Net().eval()
+    x = torch.randn(2, 3, 16, 16)
+    fresh = cv.convert(model, cv.ODConv(), where.all(), upcycle=False).eval()
+    assert (fresh(x) - model(x)).abs().max() > 1e-2
+    a, b = fresh.pw.weight[0], fresh.pw.weight[1]
+    assert (a - b).abs().max() > 0.1  # every expert on its own
+
+
+def test_the_plan_says_what_stays_and_why():
+    model = Net()
+    model.line.register_forward_hook(lambda m, a, o: None)
+    nn.utils.parametrizations.weight_norm(model.dw)
+    before = copy.deepcopy(model.state_dict())
+    plan = cv.plan(model, cv.DyNet(), where.all() | where.linear(), example=torch.randn(2, 3, 16, 16))
+    reasons = {row.name: row.reason for row in plan.rows}
+    assert reasons["stem"] is None and reasons["pw"] is None
+    assert "derives from Conv2d" in reasons["dw"]
+    assert "hooks" in reasons["line"]
+    assert "no dynamic form of a linear layer" in reasons["fc"]
+    text = str(plan)
+    assert "DyNetConv2d 3->8 3x3 x6" in text and "2 of 5 layers become DyNet" in text
+    row = next(r for r in plan.rows if r.name == "stem")
+    assert row.macs_before == 2 * 8 * 3 * 9 * 64  # the stem runs twice
+    assert row.macs_after > row.macs_before
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
+def test_tied_parameters_are_refused():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1))
+    model[1].weight = model[0].weight
+    plan = cv.plan(model, cv.DyConv(), where.all())
+    assert [row.reason for row in plan.rows[:2]] == ["it shares a parameter with another layer"] * 2
+    assert plan.converted == ("2",)
+
+
+def test_converting_twice_is_refused_by_layer():
+    model = cv.convert(Net(), cv.DyConv(), where.all())
+    with pytest.raises(cv.ConfigError, match="already dynamic|derives from|nothing to convert"):
+        cv.convert(model, cv.DyConv(), where.all())
+
+
+def test_nothing_selected_is_an_error():
+    with pytest.raises(cv.ConfigError, match=r"nothing to convert: Net has 5 .* by where=name\('nope'\)"):
+        cv.convert(Net(), cv.DyConv(), where.name("nope"))
+
+
+def picked(model: nn.Module, selector: where.Selector) -> list[str]:
+    return list(cv.plan(model, cv.CondConv(), selector).converted)
+
+
+def test_selectors():
+    model = Net()
+    assert picked(model, where.all()) == ["stem", "dw", "pw", "line"]
+    assert picked(model, where.first()) == ["stem"]
+    assert picked(model, where.last()) == ["line"]
+    assert picked(model, where.classifier()) == picked(model, where.linear()) == ["fc"]
+    assert picked(model, where.kernel_size(3)) == ["stem", "line"]
+    assert picked(model, where.kernel_size((1, 1))) == ["pw"]
+    assert picked(model, where.depthwise()) == picked(model, where.grouped()) == ["dw"]
+    assert picked(model, where.name("p*", "d?")) == ["dw", "pw"]
+    assert picked(model, where.type(nn.Conv1d)) == ["line"]
+    assert picked(model, (where.all() & ~where.first()) | where.linear()) == ["dw", "pw", "line", "fc"]
+    assert repr(where.all() & ~where.name("a*")) == "(all() & ~name('a*'))"
+
+
+@pytest.mark.parametrize(
+    ("config", "net", "count"),
+    [
+        (cv.ODConv(), "resnet18", 16), (cv.ODConv(), "mobilenet_v2", 51),
+        (cv.DyConv(), "resnet18", 19), (cv.DyConv(), "mobilenet_v2", 50),
+        (cv.CondConv(), "resnet18", 7), (cv.CondConv(), "mobilenet_v2", 19),
+        (cv.DyNet(), "resnet18", 16), (cv.DyNet(), "mobilenet_v2", 50),
+    ],
+)  # fmt: skip
+def test_each_papers_own_placement(config, net, count):
+    with torch.device("meta"):
+        plan = cv.plan(getattr(models, net)(), config)
+    assert len(plan.converted) == count
+    by_class = cv.plan(plan.model, config, where.paper(type(config)))
+    assert by_class.converted == plan.converted
+
+
+def routed_net() -> nn.Module:
+    return cv.convert(models.resnet18(num_classes=7), cv.CondConv(experts=3, router="block"))
+
+
+def test_shared_router_survives_copying_pickling_and_saving():
+    model = routed_net().eval()
+    for module in model.modules():
+        if isinstance(module, RoutedBlock):
+            nn.init.normal_(module.router.linear.weight)
+    x = torch.randn(2, 3, 64, 64)
+    want = model(x)
+    blocks = [m for m in model.modules() if isinstance(m, RoutedBlock)]
+    assert len(blocks) == 3 and all(isinstance(b, models.resnet.BasicBlock) for b in blocks)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), want)
+        twin.layer4[1].router.linear.weight.data.zero_()
+        assert not torch.equal(twin(x), want)
+    other = routed_net().eval()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x), want)
+    same(torch.cat([model(x[:1]), model(x[1:])]), want)
+    assert all(m._given is None for m in model.modules() if isinstance(m, DynamicLayer))
+
+
+def test_shared_router_compiles_and_exports():
+    block = cv.convert(nn.Sequential(models.resnet.BasicBlock(8, 8)), cv.CondConv(experts=3, router="block"), where.all()).eval()
+    x = torch.randn(3, 8, 6, 6)
+    want = block(x)
+    torch._dynamo.reset()
+    same(torch.compile(block, fullgraph=True, backend="aot_eager")(x), want)
+    program = torch.export.export(block, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    same(program.module()(x[:2]), want[:2])
+
+
+def test_a_layer_without_its_block_says_so():
+    layer = cv.CondConv2d(3, 4, 3, router="block")
+    with pytest.raises(cv.ConfigError, match="no router of its own; call it through its block"):
+        layer(torch.randn(1, 3, 5, 5))
+    with pytest.raises(cv.ConfigError, match="stands in no block"):
+        cv.convert(Net(), cv.CondConv(router="block"), where.all())

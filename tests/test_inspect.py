@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""routing and summary."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+import convary as cv
+from convary import METHODS, where
+
+
+@pytest.mark.parametrize("config", [*(c() for c in METHODS), cv.CondConv(router="block")], ids=lambda c: f"{c.name}{getattr(c, 'router', '')}")
+def test_routing_shows_what_every_layer_used(config):
+    model = cv.convert(models.resnet18(num_classes=4), config, upcycle=False)
+    x = torch.randn(3, 3, 48, 48)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    coeffs = cv.routing(model, x)
+    assert list(coeffs) == [n for n, m in model.named_modules() if isinstance(m, cv.nn.DynamicLayer)]
+    for name, found in coeffs.items():
+        layer = model.get_submodule(name)
+        if hasattr(layer, "kernel_size"):
+            found.check(layer.weight, batch=3)
+        assert not any(f.requires_grad for f in found.factors().values())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(m.training for m in model.modules())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_routing_equals_the_layers_own_answer():
+    layer = cv.ODConv2d(4, 6, 3)
+    x = torch.randn(2, 4, 7, 7)
+    (found,) = cv.routing(nn.Sequential(layer), x).values()
+    want = layer.eval().coefficients(x)
+    assert all(torch.equal(a, b) for a, b in zip(found.factors().values(), want.factors().values(), strict=True))
+    assert cv.routing(nn.Conv2d(4, 4, 1), x) == {}
+
+
+def test_summary_counts_by_hand():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), cv.ODConv2d(8, 12, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(12 * 9, 5))
+    for batch in (1, 4):
+        told = cv.summary(model, torch.randn(batch, 3, 6, 6))
+        assert told.convolution == 8 * 27 * 36 + 12 * 72 * 9 + 12 * 9 * 5
+        assert told.routing == 8 * 16 + 16 * (8 + 12 + 9 + 4)
+        assert told.assembly == 4 * 12 * 72
+        assert told.other == 0 and told.dynamic_layers == 1
+        assert told.params == sum(p.numel() for p in model.parameters())
+    assert "assembly" in str(told) and f"{told.macs:,}" in str(told)
+
+
+@pytest.mark.parametrize("strategy", ["grouped", "loop", "bmm"])
+def test_summary_does_not_depend_on_the_strategy(strategy):
+    model = cv.convert(models.mobilenet_v2(width_mult=0.25), cv.ODConv())
+    x = torch.randn(1, 3, 64, 64)
+    want = cv.summary(model, x)
+    with cv.ops.strategy(strategy):
+        assert cv.summary(model, x) == want
+    static = cv.summary(models.mobilenet_v2(width_mult=0.25), x)
+    assert want.convolution == static.convolution and want.assembly > 0
+
+
+def test_summary_of_a_shared_router_and_a_classifier():
+    static = models.resnet18(num_classes=4)
+    config = cv.CondConv(experts=3, router="block")
+    told = cv.summary(cv.convert(static, config), torch.randn(1, 3, 64, 64))
+    assert told.routing == 3 * (256 + 256 + 512 + 512)  # layer3.1, layer4.0, layer4.1, fc
+    assert told.convolution == cv.summary(static, torch.randn(1, 3, 64, 64)).convolution
+
+
+def test_attention_goes_to_other():
+    class Attention(nn.Module):
+        def forward(self, x):
+            return x @ x.transpose(1, 2)
+
+    assert cv.summary(Attention(), torch.randn(2, 3, 5)).other == 3 * 5 * 3
+
+
+def test_summary_wants_a_sample():
+    with pytest.raises(cv.ShapeError, match="at least one sample"):
+        cv.summary(nn.Conv2d(1, 1, 1), torch.empty(0, 1, 2, 2))
+
+
+def test_plan_and_summary_agree():
+    x = torch.randn(1, 3, 64, 64)
+    model = models.mobilenet_v2(width_mult=0.25)
+    plan = cv.plan(model, cv.ODConv(), where.all(), example=x)
+    told = cv.summary(plan.apply(), x)
+    assert sum(row.macs_after for row in plan.rows) == told.macs

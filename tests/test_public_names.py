@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public API is frozen: a change here is a decision, noted in CHANGELOG."""
+
+import convary as cv
+
+NAMES = """
+METHODS Annealing CheckpointError Coefficients CondConv CondConv1d CondConv2d CondConv3d ConfigError ConvaryError DataError
+DeviceError DtypeError DyConv DyConv1d DyConv2d DyConv3d DyNet DyNetConv1d DyNetConv2d DyNetConv3d MethodConfig MixedLinear
+ODConv ODConv1d ODConv2d ODConv3d Plan PlanRow ShapeError StrategyError Summary TemperatureAnnealing TemperatureWarning
+__version__ anneal config_from_json convert load_released method ops plan routing set_temperature summary where
+""".split()
+OPS = """
+Coefficients Explanation explain mix_bias mix_kernels mixed_conv sample_conv strategies strategy
+""".split()
+
+
+def test_public_names():
+    assert sorted(cv.__all__) == sorted(NAMES)
+    assert sorted(cv.ops.__all__) == sorted(OPS)
+    assert all(hasattr(cv, name) for name in NAMES)
+    assert all(getattr(cv, name).__doc__ for name in NAMES if name not in ("METHODS", "__version__"))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Annealing: values, state, warnings, and what bad values get."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import convary as cv
+
+
+def model() -> nn.Module:
+    return nn.Sequential(cv.DyConv2d(2, 2, 1), cv.ODConv2d(2, 2, 1), cv.CondConv2d(2, 2, 1))
+
+
+@pytest.mark.parametrize(("shape", "half"), [("linear", 15.5), ("cosine", 15.5)])
+def test_descends_and_stays(shape, half):
+    net = model()
+    annealing = cv.anneal(net, start=30.0, stop=1.0, steps=100, shape=shape)
+    seen = [annealing.temperature]
+    for _ in range(130):
+        annealing.step()
+        seen.append(annealing.temperature)
+    assert seen[0] == 30.0 and seen[50] == pytest.approx(half) and seen[100:] == [1.0] * 31
+    assert all(a >= b for a, b in zip(seen, seen[1:], strict=False))
+    quarter = 22.75 if shape == "linear" else 1 + 29 * (1 + math.cos(math.pi / 4)) / 2
+    assert seen[25] == pytest.approx(quarter)
+    assert float(net[0].router.temperature) == float(net[1].router.temperature) == 1.0
+
+
+def test_the_temperature_is_what_the_softmax_sees():
+    layer = cv.DyConv2d(3, 3, 1, experts=3)
+    x = torch.randn(2, 3, 4, 4)
+    cold = layer.coefficients(x).kernel
+    cv.set_temperature(layer, 5.0)
+    hot = layer.coefficients(x).kernel
+    torch.testing.assert_close(hot, (cold.log() / 5).softmax(-1))
+    torch.testing.assert_close(hot.sum(1), torch.ones(2))
+
+
+def test_state_continues():
+    net, other = model(), model()
+    a, b = cv.anneal(net, steps=10), cv.anneal(other, steps=99, start=5.0)
+    for _ in range(4):
+        a.step()
+    b.load_state_dict(a.state_dict())
+    other.load_state_dict(net.state_dict())
+    for _ in range(3):
+        a.step()
+        b.step()
+        assert a.temperature == b.temperature
+    assert a.state_dict() == b.state_dict()
+    assert torch.equal(net[1].router.temperature, other[1].router.temperature)
+    with pytest.raises(cv.CheckpointError, match="last_step"):
+        a.load_state_dict({"start": 1})
+
+
+def test_is_saved_with_the_model():
+    net, other = model(), model()
+    cv.set_temperature(net, 12.5)
+    other.load_state_dict(net.state_dict())
+    assert float(other[0].router.temperature) == 12.5
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_impossible_temperatures(value):
+    for make in (
+        lambda: cv.DyConv(temperature=value), lambda: cv.ODConv(temperature=value), lambda: cv.anneal(model(), start=value, steps=3),
+        lambda: cv.set_temperature(model(), value), lambda: cv.MixedLinear(3, 3, temperature=value),
+    ):  # fmt: skip
+        with pytest.raises(cv.ConfigError, match="temperature must be a finite number above 0"):
+            make()
+
+
+def test_a_model_without_temperature():
+    with pytest.raises(cv.ConfigError, match="no router with a temperature"):
+        cv.anneal(nn.Sequential(cv.CondConv2d(2, 2, 1)), steps=5)
+    with pytest.raises(cv.ConfigError, match="shape must be one of"):
+        cv.anneal(model(), steps=5, shape="steps")
+    with pytest.raises(cv.ConfigError, match="at least 0"):
+        cv.anneal(model(), steps=-5)
+
+
+def test_evaluating_hot_warns_once():
+    net = model()
+    cv.set_temperature(net, 30.0)
+    with pytest.warns(cv.TemperatureWarning, match="temperature 30, above the final 1"):
+        net.eval()
+    net.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.eval()
+        model().eval()  # at its final temperature from the start
