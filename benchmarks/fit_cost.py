@@ -43,7 +43,15 @@ def grid() -> list[tuple]:
         for B in (1, 8, 32):
             dense = [(32, 32, 48), (48, 96, 28), (112, 112, 24), (192, 160, 14), (320, 256, 12), (448, 448, 7)]
             shapes += [(B, C, O, S, 3, 1, training) for C, O, S in dense]
-            point = [(16, 96, 48), (32, 192, 28), (192, 48, 28), (320, 96, 14), (96, 576, 14), (768, 256, 7), (144, 24, 56)]
+            point = [
+                (16, 96, 48),
+                (32, 192, 28),
+                (192, 48, 28),
+                (320, 96, 14),
+                (96, 576, 14),
+                (768, 256, 7),
+                (144, 24, 56),
+            ]
             shapes += [(B, C, O, S, 1, 1, training) for C, O, S in point]
             depth = [(96, 48), (144, 28), (384, 14), (768, 7)]
             shapes += [(B, C, C, S, 3, C, training) for C, S in depth]
@@ -85,7 +93,7 @@ def measure(shape: tuple, budget: float) -> dict[str, float]:
 
 
 def nonnegative(A: torch.Tensor, steps: int = 4000) -> torch.Tensor:
-    """argmin |A w - 1|^2 over w >= 0, by coordinate descent (columns scaled)."""
+    """Argmin |A w - 1|^2 over w >= 0, by coordinate descent (columns scaled)."""
     scale = A.norm(dim=0).clamp_min(1e-30)
     A = A / scale
     gram, target = A.T @ A, A.sum(0)
@@ -100,7 +108,9 @@ def fit(measured: dict[tuple, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Rates per strategy, kind and mode."""
     rates = {}
     problems = {shape: case(shape)[1] for shape in measured}
-    for strategy, kind, training in itertools.product(mixed.STRATEGIES, ("dense", "pointwise", "depthwise"), (False, True)):
+    for strategy, kind, training in itertools.product(
+        mixed.STRATEGIES, ("dense", "pointwise", "depthwise"), (False, True)
+    ):
         rows, seconds = [], []
         for shape, times in measured.items():
             problem = problems[shape]
@@ -165,7 +175,13 @@ def main() -> None:
     good = check(table, rates)
     print(f"table: {good} of {len(TABLE)} within 15 % ({good / len(TABLE):.0%})")
     if args.out:
-        fitted = {"machine": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__, "threads": args.threads, "rates": rates}
+        fitted = {
+            "machine": cpu_name(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "threads": args.threads,
+            "rates": rates,
+        }
         args.out.write_text(json.dumps(fitted, indent=1) + "\n", encoding="utf-8")
 
 

@@ -62,7 +62,11 @@ def test_a_trained_model_keeps_its_outputs(config):
     assert type(model.pw) is nn.Conv2d  # the original is untouched
 
 
-@pytest.mark.parametrize("config", [*(c() for c in METHODS), cv.CondConv(router="block")], ids=lambda c: f"{c.name}-{getattr(c, 'router', '')}")
+@pytest.mark.parametrize(
+    "config",
+    [*(c() for c in METHODS), cv.CondConv(router="block")],
+    ids=lambda c: f"{c.name}-{getattr(c, 'router', '')}",
+)
 @pytest.mark.parametrize(
     "make",
     [
@@ -213,7 +217,9 @@ def test_shared_router_survives_copying_pickling_and_saving():
 
 
 def test_shared_router_compiles_and_exports():
-    block = cv.convert(nn.Sequential(models.resnet.BasicBlock(8, 8)), cv.CondConv(experts=3, router="block"), where.all()).eval()
+    block = cv.convert(
+        nn.Sequential(models.resnet.BasicBlock(8, 8)), cv.CondConv(experts=3, router="block"), where.all()
+    ).eval()
     x = torch.randn(3, 8, 6, 6)
     want = block(x)
     torch._dynamo.reset()

@@ -143,7 +143,9 @@ def test_dyconv(name):
         sizes = (k["in_planes"], k["out_planes"])
         names = {"weight": "weight", "bias": "bias"}
         squeeze, linear = "attention.fc1", "attention.fc2"
-    layer = getattr(cv, f"DyConv{rank}d")(*sizes, k["kernel_size"], padding=k["padding"], dtype=torch.float64, **options)
+    layer = getattr(cv, f"DyConv{rank}d")(
+        *sizes, k["kernel_size"], padding=k["padding"], dtype=torch.float64, **options
+    )
     cv.load_released(layer, case.state)
     cv.set_temperature(layer, case.settings["temperature"])
     layer.train(case.training)
@@ -216,12 +218,14 @@ def test_dli14_condconv():
 
 @pytest.mark.parametrize("name", cases("condconv_residual_*"))
 def test_condconv_residual_block(name):
-    """timm's block: one router on the block's input feeds all three convolutions."""
+    """Timm's block: one router on the block's input feeds all three convolutions."""
     from timm.models._efficientnet_blocks import InvertedResidual
 
     case = Case(name)
     k = dict(case.kwargs)
-    block = InvertedResidual(k["in_chs"], k["out_chs"], k["dw_kernel_size"], exp_ratio=k["exp_ratio"], act_layer=nn.ReLU)
+    block = InvertedResidual(
+        k["in_chs"], k["out_chs"], k["dw_kernel_size"], exp_ratio=k["exp_ratio"], act_layer=nn.ReLU
+    )
     model = nn.Sequential(block).double()
     model = cv.convert(model, cv.CondConv(experts=k["num_experts"], router="block"), where.all())
     cv.load_released(model, {f"0.{key}": value for key, value in case.state.items()})

@@ -10,7 +10,11 @@ import convary as cv
 from convary import METHODS, where
 
 
-@pytest.mark.parametrize("config", [*(c() for c in METHODS), cv.CondConv(router="block")], ids=lambda c: f"{c.name}{getattr(c, 'router', '')}")
+@pytest.mark.parametrize(
+    "config",
+    [*(c() for c in METHODS), cv.CondConv(router="block")],
+    ids=lambda c: f"{c.name}{getattr(c, 'router', '')}",
+)
 def test_routing_shows_what_every_layer_used(config):
     model = cv.convert(models.resnet18(num_classes=4), config, upcycle=False)
     x = torch.randn(3, 3, 48, 48)
@@ -37,7 +41,9 @@ def test_routing_equals_the_layers_own_answer():
 
 
 def test_summary_counts_by_hand():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), cv.ODConv2d(8, 12, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(12 * 9, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), cv.ODConv2d(8, 12, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(12 * 9, 5)
+    )
     for batch in (1, 4):
         told = cv.summary(model, torch.randn(batch, 3, 6, 6))
         assert told.convolution == 8 * 27 * 36 + 12 * 72 * 9 + 12 * 9 * 5

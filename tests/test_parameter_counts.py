@@ -13,7 +13,10 @@ from torchvision import models
 import convary as cv
 from convary import where
 
-COUNTS = {k: v["params"] for k, v in json.loads((Path(__file__).parent / "golden/param_counts.json").read_text())["counts"].items()}
+COUNTS = {
+    k: v["params"]
+    for k, v in json.loads((Path(__file__).parent / "golden/param_counts.json").read_text())["counts"].items()
+}
 NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenetv2_050", "mobilenetv2_075", "mobilenetv2_100")
 MOBILE = NETS[4:]
 
@@ -50,7 +53,9 @@ def cases():
         yield f"kaijieshi7_dy_{net}", net, cv.DyConv(extra_hidden=1), all_but_stem
 
 
-@pytest.mark.parametrize(("name", "net", "config", "selector"), list(cases()), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("name", "net", "config", "selector"), list(cases()), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_parameters(name, net, config, selector):
     model = static(net)
     if isinstance(config, cv.CondConv):

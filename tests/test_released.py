@@ -16,7 +16,9 @@ def released_odconv(layer: cv.ODConv2d) -> dict[str, torch.Tensor]:
     for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         out[f"attention.bn.{key}"] = own[f"router.norm.{key}"]
     sizes = list(router.sizes.values())
-    heads = zip(router.sizes, own["router.heads.weight"].split(sizes), own["router.heads.bias"].split(sizes), strict=True)
+    heads = zip(
+        router.sizes, own["router.heads.weight"].split(sizes), own["router.heads.bias"].split(sizes), strict=True
+    )
     for axis, weight, bias in heads:
         out |= {f"attention.{names[axis]}.weight": weight[..., None, None], f"attention.{names[axis]}.bias": bias}
     return out
@@ -31,7 +33,9 @@ def checkpoint(model: nn.Module) -> dict[str, torch.Tensor]:
     return state | {f"1.{k}": v for k, v in released_odconv(model[1]).items()}
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}]
+)
 def test_loads_and_reports(wrap):
     source, target = net().eval(), net().eval()
     report = cv.load_released(target, wrap(checkpoint(source)))
@@ -45,7 +49,10 @@ BROKEN = {
     "missing": (lambda s: s.pop("1.attention.bn.bias"), r"1\.attention\.bn\.bias is missing"),
     "left over": (lambda s: s.update({"0.weigth": torch.ones(1)}), r"0\.weigth is left over; did you mean '0.weight'"),
     "static missing": (lambda s: s.pop("0.bias"), r"0\.bias is missing"),
-    "shape": (lambda s: s.update({"0.bias": torch.ones(9)}), r"0\.bias is \(9,\) in the checkpoint but \(4,\) in the model"),
+    "shape": (
+        lambda s: s.update({"0.bias": torch.ones(9)}),
+        r"0\.bias is \(9,\) in the checkpoint but \(4,\) in the model",
+    ),
     "not tensors": (lambda s: s.update({"epoch": 7}), "'epoch' is a int"),
 }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,10 @@ class Plan:
         head = ("layer", "before -> after", "params", "MACs", "")
         body = [_cells(row) for row in self.rows]
         widths = [max(len(line[i]) for line in [head, *body]) for i in range(4)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip() for line in [head, *body]]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip()
+            for line in [head, *body]
+        ]
         after = self._model_params + sum(row.params_after - row.params_before for row in self.rows)
         kept = Counter(row.reason for row in self.rows if row.after is None)
         total = (
@@ -239,7 +243,7 @@ def _row(site: Site, config: MethodConfig, reason: str | None, positions: int | 
     if reason is None:
         try:
             with torch.device("meta"):
-                layer = config.build(_on_meta(site.module))
+                layer: Any = config.build(_on_meta(site.module))
         except ConfigError as error:
             reason = str(error)
     if reason is not None:
@@ -267,7 +271,7 @@ def _on_meta(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _describe(module: nn.Module) -> str:
+def _describe(module: Any) -> str:
     if isinstance(module, nn.Linear) or not hasattr(module, "kernel_size"):
         sizes = f"{module.in_features}->{module.out_features}"
     else:

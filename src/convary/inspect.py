@@ -137,7 +137,9 @@ def summary(model: nn.Module, x: Tensor) -> Summary:
 
 def _counted_modules(model: nn.Module) -> list[nn.Module]:
     """Dynamic layers, shared routers and static layers; none inside another."""
-    inside = {m for layer in model.modules() if isinstance(layer, DynamicLayer) for m in layer.modules() if m is not layer}
+    inside = {
+        m for layer in model.modules() if isinstance(layer, DynamicLayer) for m in layer.modules() if m is not layer
+    }
     shared = [m.router for m in model.modules() if isinstance(m, RoutedBlock)]
     inside |= {m for router in shared for m in router.modules() if m is not router}
     return [

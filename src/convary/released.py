@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,7 +31,9 @@ class Report:
     mapped: int
 
     def __str__(self) -> str:
-        return f"{len(self.dynamic)} dynamic layers loaded: {self.mapped} tensors mapped, {self.copied} copied as they are"
+        return (
+            f"{len(self.dynamic)} dynamic layers loaded: {self.mapped} tensors mapped, {self.copied} copied as they are"
+        )
 
 
 class _Taken(Mapping[str, Tensor]):
@@ -54,7 +57,7 @@ class _Taken(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-def load_released(target: nn.Module, state_dict: Mapping[str, Tensor]) -> Report:
+def load_released(target: nn.Module, state_dict: Mapping[str, Any]) -> Report:
     """Load weights that a method's authors (or the common third-party code) saved.
 
     Known layouts: OSVAI/ODConv; timm's CondConv EfficientNets and ``CondConv2d``, d-li14/condconv.pytorch;
@@ -139,7 +142,7 @@ def _is_dynamic(target: nn.Module, name: str) -> bool:
     return False
 
 
-def _unwrap(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _unwrap(state_dict: Mapping[str, Any]) -> Mapping[str, Tensor]:
     for key in ("state_dict", "model"):
         inner = state_dict.get(key)
         if isinstance(inner, Mapping):

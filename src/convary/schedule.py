@@ -30,7 +30,9 @@ class TemperatureAnnealing:
     def __init__(self, model: nn.Module, start: float, stop: float, steps: int, shape: str) -> None:
         self._routers = tempered_routers(model)
         if not self._routers:
-            raise ConfigError(f"{type(model).__name__} has no router with a temperature; DyConv and ODConv layers have one")
+            raise ConfigError(
+                f"{type(model).__name__} has no router with a temperature; DyConv and ODConv layers have one"
+            )
         if shape not in _SHAPES:
             raise ConfigError(f"shape must be one of {', '.join(_SHAPES)}; got {shape!r}")
         if steps < 0:

@@ -121,7 +121,9 @@ def test_mixed_linear_with_axes_between_and_upcycled():
         for shape in ((3, 8), (2, 7, 8), (0, 8), (2, 3, 4, 8)):
             x = torch.randn(*shape)
             torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)
-    assert torch.autograd.gradcheck(cv.MixedLinear(3, 2, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64, requires_grad=True))
+    assert torch.autograd.gradcheck(
+        cv.MixedLinear(3, 2, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    )
     with pytest.raises(cv.ShapeError, match=r"wants x of shape \(B, \*, 8\)"):
         layer(torch.randn(3, 9))
     with pytest.raises(cv.ConfigError, match="experts"):
@@ -204,6 +206,9 @@ def test_batch_norm_of_the_router_is_torchs_from_two_samples_on():
 
 def test_the_reference_is_torchs_convolution():
     for rank, conv in ((1, nn.functional.conv1d), (2, nn.functional.conv2d), (3, nn.functional.conv3d)):
-        x, w = torch.randn(1, 4, *(7,) * rank, dtype=torch.float64), torch.randn(1, 6, 2, *(3,) * rank, dtype=torch.float64)
+        x, w = (
+            torch.randn(1, 4, *(7,) * rank, dtype=torch.float64),
+            torch.randn(1, 6, 2, *(3,) * rank, dtype=torch.float64),
+        )
         geometry = {"stride": (2,) * rank, "padding": (1,) * rank, "dilation": (2,) * rank, "groups": 2}
         torch.testing.assert_close(reference.sample_conv(x, w, **geometry), conv(x, w[0], **geometry))

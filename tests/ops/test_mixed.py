@@ -19,7 +19,10 @@ def coefficients(presence, O, C, T, **kw):
     kernel, filter, channel, tap = presence
     make = lambda rows, n: None if rows is None else torch.randn(B, rows, n, **kw)  # noqa: E731
     return Coefficients(
-        kernel=torch.randn(B, K, **kw) if kernel else None, filter=make(filter, O), channel=make(channel, C), tap=make(tap, T)
+        kernel=torch.randn(B, K, **kw) if kernel else None,
+        filter=make(filter, O),
+        channel=make(channel, C),
+        tap=make(tap, T),
     )
 
 
@@ -161,7 +164,10 @@ def test_bad_index(name):
 
 def test_forcing_a_strategy():
     x, bank, coeffs, bias, geometry = problem(presence=(True, None, None, 1))
-    with pytest.raises(StrategyError, match="tap coefficients act inside.*use one of grouped, loop, bmm"), ops.strategy("outputs"):
+    with (
+        pytest.raises(StrategyError, match="tap coefficients act inside.*use one of grouped, loop, bmm"),
+        ops.strategy("outputs"),
+    ):
         ops.mixed_conv(x, bank, coeffs, bias, **geometry)
     with pytest.raises(ConfigError, match="did you mean 'grouped'"), ops.strategy("groupd"):
         pass

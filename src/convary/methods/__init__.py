@@ -48,7 +48,9 @@ def config_from_json(text: str) -> MethodConfig:
         raise ConfigError(f"a method config is JSON like {ODConv().to_json()}; got {text[:80]!r}") from error
     config = method(name, **options)
     if version != config.version:
-        raise ConfigError(f"{name} config has version {version}, this convary reads version {config.version}; update convary")
+        raise ConfigError(
+            f"{name} config has version {version}, this convary reads version {config.version}; update convary"
+        )
     return config
 
 

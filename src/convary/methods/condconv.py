@@ -96,7 +96,7 @@ class _CondConvNd(DynamicConv):
             nn.init.zeros_(self.bias)
 
     def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """timm's CondConv2d (flattened experts) and d-li14's; a router, if the layer has one, under any of their names."""
+        """Timm's CondConv2d (flattened experts) and d-li14's; a router, if the layer has one, under any of their names."""
         prefix = "conv." if "conv.weight" in tensors else ""
         state = {"weight": tensors[f"{prefix}weight"].reshape(self.weight.shape)}
         if self.bias is not None:

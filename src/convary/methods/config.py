@@ -6,12 +6,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
 from convary.errors import ConfigError, nearest
 from convary.nn import DynamicConv, Site
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class MethodConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
-                raise ConfigError(f"{cls.title} has no option {name!r}; it has {', '.join(known)}{nearest(name, known)}")
+                raise ConfigError(
+                    f"{cls.title} has no option {name!r}; it has {', '.join(known)}{nearest(name, known)}"
+                )
         return cls(**options)
 
     def options(self) -> dict[str, Any]:
@@ -75,7 +80,7 @@ class MethodConfig:
             return f"{self.title} has no dynamic form of a linear layer"
         return None
 
-    def build(self, module: nn.Module) -> nn.Module:
+    def build(self, module: Any) -> nn.Module:
         """A dynamic layer of the same geometry, freshly initialised.
 
         Args:
@@ -87,7 +92,7 @@ class MethodConfig:
         reason = self.refuses(module)
         if reason:
             raise ConfigError(reason)
-        return self.layers[len(module.kernel_size)].from_conv(module, self)  # type: ignore[arg-type]
+        return self.layers[len(module.kernel_size)].from_conv(module, self)
 
     @classmethod
     def placement(cls, site: Site) -> bool:
@@ -102,7 +107,9 @@ class MethodConfig:
 def _check_literal(name: str, value: Any, hint: Any) -> None:
     if get_origin(hint) is Literal and value not in get_args(hint):
         choices = ", ".join(repr(choice) for choice in get_args(hint))
-        raise ConfigError(f"{name} must be one of {choices}; got {value!r}{nearest(str(value), map(str, get_args(hint)))}")
+        raise ConfigError(
+            f"{name} must be one of {choices}; got {value!r}{nearest(str(value), map(str, get_args(hint)))}"
+        )
     if hint is bool and not isinstance(value, bool):
         raise ConfigError(f"{name} must be True or False; got {value!r}")
 

@@ -94,7 +94,13 @@ class _DyConvNd(DynamicConv):
         config = self.config
         hidden = max(1, int(self.in_channels / config.reduction) + config.extra_hidden)
         return MLPRouter(
-            self.in_channels, hidden, config.experts, config.activation, config.temperature, config.hidden_bias, **factory
+            self.in_channels,
+            hidden,
+            config.experts,
+            config.activation,
+            config.temperature,
+            config.hidden_bias,
+            **factory,
         )
 
     def reset_parameters(self) -> None:
@@ -116,7 +122,9 @@ class _DyConvNd(DynamicConv):
         the bank is ``kernels_weights``.
         """
         tardelean = "kernels_weights" in tensors
-        first, second = ("attention.to_scores.0", "attention.to_scores.2") if tardelean else ("attention.fc1", "attention.fc2")
+        first, second = (
+            ("attention.to_scores.0", "attention.to_scores.2") if tardelean else ("attention.fc1", "attention.fc2")
+        )
         bias = tensors.get(f"{second}.bias")
         state = {
             "weight": tensors["kernels_weights" if tardelean else "weight"],

@@ -13,7 +13,7 @@ that they are equal; they are (tests/methods/test_dynet.py), so here the strateg
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,11 +66,13 @@ class FilterRouter(Router):
         hidden: Width of a hidden layer, or None for none.
     """
 
-    def __init__(self, in_channels: int, num_experts: int, out_channels: int, hidden: int | None, device=None, dtype=None) -> None:
+    def __init__(
+        self, in_channels: int, num_experts: int, out_channels: int, hidden: int | None, device=None, dtype=None
+    ) -> None:
         super().__init__(in_channels, None, device)
         self.shape = (num_experts, out_channels)
         width = in_channels if hidden is None else hidden
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.squeeze = None if hidden is None else nn.Linear(in_channels, hidden, **factory)
         self.linear = nn.Linear(width, num_experts * out_channels, **factory)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -95,9 +95,11 @@ class OmniAttention(Router):
         config: The method's options.
     """
 
-    def __init__(self, in_channels: int, hidden: int, sizes: dict[str, int], K: int, config: ODConv, device=None, dtype=None) -> None:
+    def __init__(
+        self, in_channels: int, hidden: int, sizes: dict[str, int], K: int, config: ODConv, device=None, dtype=None
+    ) -> None:
         super().__init__(in_channels, config.temperature, device)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.sizes, self.kernel_activation = sizes, config.kernel_activation
         self.copies = K if config.sharing == "per_kernel" else 1
         self.squeeze = nn.Linear(in_channels, hidden, bias=config.norm == "none", **factory)
@@ -109,7 +111,7 @@ class OmniAttention(Router):
         nn.init.zeros_(self.heads.bias)
 
     def coefficients(self, vector: Tensor) -> Coefficients:
-        """channel (B, 1|K, C), filter (B, 1|K, O), tap (B, 1|K, T), kernel (B, K); those that exist."""
+        """Channel (B, 1|K, C), filter (B, 1|K, O), tap (B, 1|K, T), kernel (B, K); those that exist."""
         logits = self._tempered(self.heads(F.relu(self.norm(self.squeeze(vector)))))
         gates = {axis: size for axis, size in self.sizes.items() if axis != "kernel"}
         cut = sum(gates.values())

@@ -8,7 +8,7 @@ CondConv. The nonlinearity g is left to the caller, as ``nn.Linear`` leaves it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class MixedLinear(DynamicLayer):
         if temperature is None and activation == "softmax":
             temperature = 1.0
         self.in_features, self.out_features = in_features, out_features
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(experts, out_features, in_features, **factory))
         self.register_parameter("bias", nn.Parameter(torch.empty(experts, out_features, **factory)) if bias else None)
         self.router: Router

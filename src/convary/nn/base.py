@@ -225,7 +225,7 @@ class DynamicConv(DynamicLayer):
             self.padding = per_axis(padding, self.rank, "padding", least=0)
 
     @classmethod
-    def from_conv(cls, conv: nn.Module, config: Any) -> DynamicConv:
+    def from_conv(cls, conv: Any, config: Any) -> DynamicConv:
         """A dynamic layer with the geometry, dtype, device and mode of a static one, freshly initialised.
 
         Args:

@@ -102,7 +102,9 @@ def check_temperature(value: float) -> float:
     """
     value = float(value)
     if not 0.0 < value < float("inf"):
-        raise ConfigError(f"temperature must be a finite number above 0; got {value}; 30 to start with and 1 at the end are usual")
+        raise ConfigError(
+            f"temperature must be a finite number above 0; got {value}; 30 to start with and 1 at the end are usual"
+        )
     return value
 
 
@@ -122,7 +124,13 @@ class LinearRouter(Router):
     """
 
     def __init__(
-        self, in_channels: int, num_experts: int, activation: str, temperature: float | None = None, device=None, dtype=None
+        self,
+        in_channels: int,
+        num_experts: int,
+        activation: str,
+        temperature: float | None = None,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__(in_channels, temperature, device)
         self.activation = activation

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,9 @@ BLOCKS = frozenset({
     "ConvNeXtBlock", "Bottle2neck", "PreActBlock", "PreActBottleneck", "ResBottleneckBlock", "BottleneckBlock",
     "_DenseLayer", "DenseLayer", "GhostBottleneck", "RepVggBlock",
 })  # fmt: skip
-_GATES = frozenset({"SqueezeExcitation", "SqueezeExcite", "SEModule", "EffectiveSEModule", "EcaModule", "SEBlock", "SELayer"})
+_GATES = frozenset(
+    {"SqueezeExcitation", "SqueezeExcite", "SEModule", "EffectiveSEModule", "EcaModule", "SEBlock", "SELayer"}
+)
 _SHORTCUTS = frozenset({"downsample", "shortcut", "skip", "proj_shortcut"})
 
 
@@ -36,7 +39,7 @@ class Site:
     """
 
     name: str
-    module: nn.Module
+    module: Any
     index: int
     count: int
     block: str | None

@@ -38,10 +38,10 @@ class Coefficients:
         """The factors that are present, by axis name."""
         return {axis: value for axis in AXES if (value := getattr(self, axis)) is not None}
 
-    def shared(self, axis: str) -> bool:
-        """Whether the factor of ``axis`` is present and the same for all kernels (its K axis is 1)."""
+    def shared(self, axis: str) -> Tensor | None:
+        """The factor of ``axis`` (B, 1, n) where it is present and the same for all kernels, else None."""
         value = getattr(self, axis)
-        return value is not None and value.ndim == 3 and value.shape[1] == 1
+        return value if value is not None and value.ndim == 3 and value.shape[1] == 1 else None
 
     def replace(self, **factors: Tensor | None) -> Coefficients:
         """A copy with some factors exchanged."""
@@ -66,9 +66,13 @@ class Coefficients:
         for axis, value in factors.items():
             self._check_factor(axis, value, batch, K, {"filter": O, "tap": prod(kernel_size)}.get(axis))
             if value.dtype != bank.dtype:
-                raise DtypeError(f"{axis} coefficients are {value.dtype} but the bank is {bank.dtype}; cast one of them")
+                raise DtypeError(
+                    f"{axis} coefficients are {value.dtype} but the bank is {bank.dtype}; cast one of them"
+                )
             if value.device != bank.device:
-                raise DeviceError(f"{axis} coefficients are on {value.device} but the bank is on {bank.device}; move one")
+                raise DeviceError(
+                    f"{axis} coefficients are on {value.device} but the bank is on {bank.device}; move one"
+                )
         if self.channel is not None and self.channel.shape[2] % bank.shape[2]:
             raise ShapeError(
                 f"channel coefficients have {self.channel.shape[2]} channels, which is not a multiple of the "

@@ -45,7 +45,10 @@ class Explanation:
         return next(row.strategy for row in self.rows if row.chosen)
 
     def __str__(self) -> str:
-        lines = [f"{self.op}: {self.problem}", f"{'':2}{'strategy':<10}{'est. ms':>10}{'MMACs':>12}{'MB moved':>11}  note"]
+        lines = [
+            f"{self.op}: {self.problem}",
+            f"{'':2}{'strategy':<10}{'est. ms':>10}{'MMACs':>12}{'MB moved':>11}  note",
+        ]
         for row in self.rows:
             mark = "> " if row.chosen else "  "
             note = "chosen" if row.chosen else row.reason or ""
@@ -55,7 +58,12 @@ class Explanation:
 
 
 def explain(
-    op: Callable | str, x: Tensor, kernels: Tensor, coeffs: Coefficients | None = None, bias: Tensor | None = None, **geometry
+    op: Callable | str,
+    x: Tensor,
+    kernels: Tensor,
+    coeffs: Coefficients | None = None,
+    bias: Tensor | None = None,
+    **geometry,
 ) -> Explanation:
     """Say what ``op(x, kernels, ...)`` would do, without doing it.
 
@@ -102,7 +110,9 @@ def explain(
         )
         for strategy, entry in table.items()
     ]
-    sizes = f"B={batch} C={problem.C} O={problem.O} G={problem.G} K={problem.K} k={problem.kernel_size} S={problem.size}"
+    sizes = (
+        f"B={batch} C={problem.C} O={problem.O} G={problem.G} K={problem.K} k={problem.kernel_size} S={problem.size}"
+    )
     what = "forward and backward" if training else "forward"
     return Explanation(name, f"{sizes}, {what}, {problem.device}", tuple(rows), _source(problem.device))
 

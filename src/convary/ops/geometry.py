@@ -98,7 +98,9 @@ def check_conv(x: Tensor, weight: Tensor, geometry: Geometry, *, mixed_dtypes: b
         DeviceError: the devices differ.
     """
     if x.ndim != weight.ndim - 1:
-        raise ShapeError(f"x is {tuple(x.shape)} but kernels {tuple(weight.shape)} want {weight.ndim - 1} axes (B, C, *S)")
+        raise ShapeError(
+            f"x is {tuple(x.shape)} but kernels {tuple(weight.shape)} want {weight.ndim - 1} axes (B, C, *S)"
+        )
     O, C_group, *kernel_size = weight.shape[1:]
     groups = geometry.groups
     if groups < 1 or O % groups or x.shape[1] != C_group * groups:

@@ -33,12 +33,12 @@ def mix_kernels(bank: Tensor, coeffs: Coefficients) -> Tensor:
     coeffs.check(bank)
     shape = bank.shape[1:]
     weight = _mix_per_kernel(bank, coeffs)  # (B, O, C/G, T); B is 1 where only shared factors exist
-    if coeffs.shared("filter"):
-        weight = weight * coeffs.filter[:, 0, :, None, None]
-    if coeffs.shared("channel"):
-        weight = weight * _channel_per_output(coeffs.channel, shape)[:, 0, :, :, None]
-    if coeffs.shared("tap"):
-        weight = weight * coeffs.tap[:, 0, None, None, :]
+    if (shared := coeffs.shared("filter")) is not None:
+        weight = weight * shared[:, 0, :, None, None]
+    if (shared := coeffs.shared("channel")) is not None:
+        weight = weight * _channel_per_output(shared, shape)[:, 0, :, :, None]
+    if (shared := coeffs.shared("tap")) is not None:
+        weight = weight * shared[:, 0, None, None, :]
     return weight.reshape(weight.shape[0], *shape)
 
 
@@ -62,9 +62,9 @@ def mix_bias(bias: Tensor, coeffs: Coefficients) -> Tensor:
             return coeffs.kernel @ bias
         B = next(iter(coeffs.factors().values())).shape[0]
         return bias.sum(0).expand(B, -1)
-    if coeffs.shared("filter"):
+    if (shared := coeffs.shared("filter")) is not None:
         mixed = bias.sum(0) if coeffs.kernel is None else coeffs.kernel @ bias
-        return mixed * coeffs.filter[:, 0]
+        return mixed * shared[:, 0]
     factor = coeffs.filter if coeffs.kernel is None else coeffs.filter * coeffs.kernel[:, :, None]
     return (factor * bias).sum(1)
 
@@ -73,7 +73,7 @@ def _mix_per_kernel(bank: Tensor, coeffs: Coefficients) -> Tensor:
     """Sum over K with the factors that differ between kernels: (B or 1, O, C/G, T)."""
     K, O, C_group = bank.shape[:3]
     flat = bank.reshape(K, O, C_group, -1)
-    own = {axis: value for axis, value in coeffs.factors().items() if not coeffs.shared(axis) or K == 1 and axis == "kernel"}
+    own = {axis: value for axis, value in coeffs.factors().items() if coeffs.shared(axis) is None}
     kernel = own.pop("kernel", None)
     if not own:
         if kernel is None:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -71,7 +74,9 @@ def _check_rest(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | No
     if coeffs.channel is not None and coeffs.channel.shape[2] != x.shape[1]:
         raise ShapeError(f"channel coefficients have {coeffs.channel.shape[2]} channels but x has {x.shape[1]}")
     if bias is not None and tuple(bias.shape) not in ((O,), (K, O)):
-        raise ShapeError(f"bias is {tuple(bias.shape)}; a bank of {K} kernels with {O} outputs wants ({O},) or ({K}, {O})")
+        raise ShapeError(
+            f"bias is {tuple(bias.shape)}; a bank of {K} kernels with {O} outputs wants ({O},) or ({K}, {O})"
+        )
 
 
 def _row(bias: Tensor | None, coeffs: Coefficients) -> Tensor | None:
@@ -84,43 +89,37 @@ def _on_maps(factor: Tensor, x: Tensor) -> Tensor:
     return factor.reshape(*factor.shape[::2], *[1] * (x.ndim - 2)).to(x.dtype)
 
 
-def _scaled_features(x: Tensor, coeffs: Coefficients, out_size: list[int], kernel_numel: int, O: int) -> tuple[bool, bool]:
-    """Whether to apply shared channel and filter factors to features (they are smaller) or to kernels."""
-    P_in, P = 1, 1
-    for size in x.shape[2:]:
-        P_in *= size
-    for size in out_size:
-        P *= size
-    channel = coeffs.shared("channel") and (is_traced(x) or x.shape[1] * P_in < kernel_numel)
-    filter = coeffs.shared("filter") and (is_traced(x) or O * P < kernel_numel)
-    return channel, filter
+def _gates(
+    x: Tensor, coeffs: Coefficients, out_size: list[int], kernel: Tensor
+) -> tuple[Tensor | None, Tensor | None, Coefficients]:
+    """Shared channel and filter factors that are cheaper on features than on kernels, and the factors that are left."""
+    channel, filter = coeffs.shared("channel"), coeffs.shared("filter")
+    if not is_traced(x):  # a recorded graph decides nothing by size
+        if channel is not None and prod(x.shape[1:]) >= kernel.numel():
+            channel = None
+        if filter is not None and kernel.shape[0] * prod(out_size) >= kernel.numel():
+            filter = None
+    if channel is not None:
+        coeffs = coeffs.replace(channel=None)
+    if filter is not None:
+        coeffs = coeffs.replace(filter=None)
+    return channel, filter, coeffs
 
 
-def _per_sample(run_sample):
+def _per_sample(run_sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Mix the kernels, then convolve by a strategy of ``sample_conv``."""
 
     def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        O = bank.shape[1]
         row = _row(bias, coeffs)
-        out_size = geometry.out_size(x.shape[2:], bank.shape[3:])
-        on_x, on_y = _scaled_features(x, coeffs, out_size, bank[0].numel(), O)
-        gate = None
-        if on_x:
-            x = x * _on_maps(coeffs.channel, x)
-            coeffs = coeffs.replace(channel=None)
-        if on_y:
-            gate = _on_maps(coeffs.filter, x)
-            coeffs = coeffs.replace(filter=None)
-        if coeffs.factors():
-            weight = mix_kernels(bank, coeffs)
-        else:
-            weight = bank.sum(0, keepdim=True)
+        on_x, on_y, left = _gates(x, coeffs, geometry.out_size(x.shape[2:], bank.shape[3:]), bank[0])
+        if on_x is not None:
+            x = x * _on_maps(on_x, x)
+        weight = mix_kernels(bank, left) if left.factors() else bank.sum(0, keepdim=True)
         weight = weight.expand(x.shape[0], *weight.shape[1:])
-        if gate is None:
+        if on_y is None:
             return run_sample(x, weight, row, geometry, None)
         y = run_sample(x, weight, None, geometry, None)
-        y = y * gate.to(y.dtype)
-        return sample._add_bias(y, row)
+        return sample.add_bias(y * _on_maps(on_y, y), row)
 
     return run
 
@@ -131,7 +130,7 @@ def outputs(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, 
     rank = x.ndim - 2
     if coeffs.channel is not None:
         x = x * _on_maps(coeffs.channel, x)
-    conv = sample._CONV[rank]
+    conv = sample.CONV[rank]
     G = geometry.groups
     # Groups must stay together: (K, G, O/G) -> (G, K, O/G) on the way in and back on the way out.
     kernels = bank.unflatten(1, (G, O // G)).transpose(0, 1).reshape(K * O, *bank.shape[2:])
@@ -139,7 +138,7 @@ def outputs(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, 
     y = y.unflatten(1, (G, K, O // G)).transpose(1, 2)  # (B, K, G, O/G, *S)
     factor = _output_factor(coeffs, K, O, y)
     y = (y.reshape(-1, K, O, *y.shape[4:]) * factor.to(y.dtype)).sum(1)
-    return sample._add_bias(y, _row(bias, coeffs))
+    return sample.add_bias(y, _row(bias, coeffs))
 
 
 def _output_factor(coeffs: Coefficients, K: int, O: int, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from convary.errors import DeviceError, DtypeError, ShapeError
 from convary.ops.geometry import Geometry, Size, check_conv, resolve
 from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_traced
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def sample_conv(
@@ -100,7 +100,8 @@ def empty_batch(x: Tensor, weight: Tensor, geometry: Geometry, O: int) -> Tensor
     return x.new_zeros(0, O, *out_size) + 0 * (x.sum() + weight.sum())
 
 
-def _add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    """y (N, O, *S) plus (O,) or (N, O)."""
     if bias is None:
         return y
     return y + bias.to(y.dtype).reshape(-1, y.shape[1], *[1] * (y.ndim - 2))
@@ -111,7 +112,7 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     if index is not None:
         x = x.index_select(0, index)
     N, O = weight.shape[:2]
-    y = _CONV[x.ndim - 2](
+    y = CONV[x.ndim - 2](
         x.reshape(1, -1, *x.shape[2:]),
         weight.reshape(N * O, *weight.shape[2:]),
         None if bias is None else bias.expand(N, O).reshape(-1),
@@ -126,12 +127,12 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
 def loop(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
     """A convolution per kernel; features are never copied, not even with ``index``."""
     images = range(weight.shape[0]) if index is None else index.tolist()
-    conv = _CONV[x.ndim - 2]
+    conv = CONV[x.ndim - 2]
     rows = [
         conv(x[i : i + 1], weight[n], None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
         for n, i in enumerate(images)
     ]
-    return _add_bias(torch.cat(rows), bias)
+    return add_bias(torch.cat(rows), bias)
 
 
 def bmm(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
@@ -145,7 +146,7 @@ def bmm(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inde
     y = weight.reshape(-1, G, O // G, C_group * columns.shape[2]) @ columns.reshape(
         -1, G, C_group * columns.shape[2], columns.shape[3]
     )
-    return _add_bias(y.reshape(-1, O, *out_size), bias)
+    return add_bias(y.reshape(-1, O, *out_size), bias)
 
 
 def unfold(x: Tensor, kernel_size: torch.Size, geometry: Geometry, out_size: list[int]) -> Tensor:

@@ -73,7 +73,7 @@ class Strategy:
 
 def is_traced(*tensors: Tensor) -> bool:
     """Whether a graph is being recorded (compile, export, jit.trace), so that nothing may depend on the batch size."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
     return any(isinstance(size, torch.SymInt) for t in tensors for size in t.shape)
 
@@ -173,7 +173,7 @@ def describe(
         out_size=tuple(geometry.out_size(x.shape[2:], kernels.shape[3:])),
         stride=geometry.stride,
         axes=axes,
-        shared=() if coeffs is None else tuple(axis for axis in axes if coeffs.shared(axis)),
+        shared=() if coeffs is None else tuple(axis for axis in axes if coeffs.shared(axis) is not None),
         training=training,
         traced=is_traced(x),
         device=x.device.type,

@@ -1,0 +1,53 @@
+# Every target creates .venv when it is missing and installs everything into it; a stamp keeps later runs quick.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := CMakeLists.txt $(shell find csrc -type f)
+# One torch thread per pytest worker; tests of threading ask for more themselves.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+.PHONY: demo test slow lint format types arch check docs clean
+
+demo: $(STAMP)
+	$(BIN)/convary compare --data fashion-mnist-mini --model mobilenet_v2_tiny \
+	  --methods static condconv dyconv dynet odconv --epochs 3 --seeds 1 --out runs/demo
+
+test: $(STAMP)
+	$(PYTEST) $(ARGS)
+
+slow: $(STAMP)
+	$(PYTEST) -m slow $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+arch: $(STAMP)
+	$(BIN)/lint-imports
+
+check: lint types arch
+
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt -e ".[all,dev]"
+	touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) install --quiet -c constraints.txt -e ".[docs]"
+	touch $@

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// The library itself: version, instruction set, threads, error texts.
+#include <stdlib.h>
+#include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <atomic>
+
+#include "../check.h"
+#include "../convary.h"
+#include "../kernels.h"
+#include "variants.h"
+
+namespace convary {
+
+// variants.h is CMake's list of what it compiled, best first: X(avx512) X(avx2) X(baseline).
+#define CONVARY_ROW(isa) \
+    namespace isa {      \
+    extern const Kernels table; \
+    }
+CONVARY_VARIANTS(CONVARY_ROW)
+#undef CONVARY_ROW
+
+namespace {
+
+bool cpu_runs(const char* isa) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (strcmp(isa, "avx512") == 0) {
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    }
+    if (strcmp(isa, "avx2") == 0) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return strcmp(isa, "baseline") == 0 || strcmp(isa, "neon") == 0;
+}
+
+// What this CPU can run of what was compiled, and the choice among it.
+struct Choice {
+    const Kernels* picked = nullptr;
+    char names[64] = "";
+
+    Choice() {
+        const Kernels* rows[] = {
+#define CONVARY_ROW(isa) &isa::table,
+            CONVARY_VARIANTS(CONVARY_ROW)
+#undef CONVARY_ROW
+        };
+        const char* forced = getenv("CONVARY_ISA");
+        const bool free = forced == nullptr || forced[0] == '\0';
+        for (const Kernels* row : rows) {
+            if (!cpu_runs(row->isa)) continue;
+            if (names[0] != '\0') strcat(names, ",");
+            strcat(names, row->isa);
+            if (picked == nullptr && (free || strcmp(forced, row->isa) == 0)) picked = row;
+        }
+    }
+};
+
+const Choice choice;
+std::atomic<convary_parallel_for_fn> threads{nullptr};
+
+}  // namespace
+
+const Kernels* kernels() { return choice.picked; }
+
+void expect_fresh(const Extent& out) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t huge = uintptr_t{2} << 20;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.data) + huge - 1) / huge * huge;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(out.data) + static_cast<uintptr_t>(out.count) * 4) / huge * huge;
+    if (out.count >= int64_t{8} << 20) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)out;
+#endif
+}
+
+int32_t parallel_for(int64_t end, int64_t grain, convary_range_fn fn, void* context) {
+    const convary_parallel_for_fn run = threads.load(std::memory_order_acquire);
+    if (run == nullptr || end <= grain) {
+        if (end > 0) fn(0, end, context);
+        return CONVARY_OK;
+    }
+    return run(0, end, grain, fn, context) == 0 ? CONVARY_OK : CONVARY_THREADS;
+}
+
+}  // namespace convary
+
+int32_t convary_abi_version(void) { return CONVARY_ABI_VERSION; }
+
+const char* convary_cpu_isa(void) { return convary::kernels() == nullptr ? nullptr : convary::kernels()->isa; }
+
+const char* convary_isas(void) { return convary::choice.names; }
+
+void convary_set_parallel_for(convary_parallel_for_fn fn) { convary::threads.store(fn, std::memory_order_release); }
+
+const char* convary_error_text(int32_t code) {
+    switch (code) {
+        case CONVARY_OK: return "done";
+        case CONVARY_NULL_POINTER: return "a pointer is null although its tensor has elements";
+        case CONVARY_MISALIGNED: return "a pointer is not aligned to its element";
+        case CONVARY_NEGATIVE_SIZE: return "a size is negative";
+        case CONVARY_SIZE_OVERFLOW: return "a tensor is larger than the address space";
+        case CONVARY_OVERLAP: return "the output overlaps an input";
+        case CONVARY_NO_ISA: return "CONVARY_ISA names an instruction set that this library or CPU does not have";
+        case CONVARY_THREADS: return "the parallel_for that was given to the library failed";
+        default: return "unknown error code";
+    }
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the entries of the C ABI share: checks of sizes and pointers, and threads.
+#ifndef CONVARY_CHECK_H
+#define CONVARY_CHECK_H
+
+#include <stdint.h>
+
+#include "convary.h"
+
+namespace convary {
+
+// A dense tensor as the ABI sees it: where it starts and how many elements of four bytes it has.
+struct Extent {
+    const void* data;
+    int64_t count;
+};
+
+// count = a * b elements of four bytes; CONVARY_OK, CONVARY_NEGATIVE_SIZE or CONVARY_SIZE_OVERFLOW.
+inline int32_t extent(const void* data, int64_t a, int64_t b, Extent* result) {
+    if (a < 0 || b < 0) return CONVARY_NEGATIVE_SIZE;
+    int64_t bytes = 0;
+    if (__builtin_mul_overflow(a, b, &result->count) || __builtin_mul_overflow(result->count, int64_t{4}, &bytes) ||
+        bytes > INTPTR_MAX) {
+        return CONVARY_SIZE_OVERFLOW;
+    }
+    result->data = data;
+    if (bytes == 0) return CONVARY_OK;
+    if (data == nullptr) return CONVARY_NULL_POINTER;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+    if (address % 4 != 0) return CONVARY_MISALIGNED;
+    uintptr_t end = 0;
+    return __builtin_add_overflow(address, static_cast<uintptr_t>(bytes), &end) ? CONVARY_SIZE_OVERFLOW : CONVARY_OK;
+}
+
+inline bool overlap(const Extent& a, const Extent& b) {
+    if (a.count == 0 || b.count == 0) return false;
+    const uintptr_t a0 = reinterpret_cast<uintptr_t>(a.data), b0 = reinterpret_cast<uintptr_t>(b.data);
+    return a0 < b0 + static_cast<uintptr_t>(b.count) * 4 && b0 < a0 + static_cast<uintptr_t>(a.count) * 4;
+}
+
+// Asks for huge pages under an output that is about to be written for the first time. Outputs of 32 MiB and more come
+// straight from mmap, and filling them page by page costs more than computing them (measured: 147 ms against 25 for
+// 302 MB). Only advice: nothing changes where the system does not take it.
+void expect_fresh(const Extent& out);
+
+// Runs fn over [0, end) on the caller's threads, at least `grain` items each. CONVARY_OK or CONVARY_THREADS.
+int32_t parallel_for(int64_t end, int64_t grain, convary_range_fn fn, void* context);
+
+}  // namespace convary
+
+#endif

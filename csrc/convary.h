@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// The C ABI of convary's native library: plain C types, no torch, no Python. Everything a caller may use is here.
+//
+// Every operation checks its sizes and pointers, returns one of the codes below and never throws or aborts.
+// Tensors are dense float32, row-major; sizes are int64_t counts of elements.
+#ifndef CONVARY_H
+#define CONVARY_H
+
+#include <stdint.h>
+
+// Raised with every change of a signature or of a meaning below; convary.ops.native refuses any other number.
+#define CONVARY_ABI_VERSION 1
+
+#define CONVARY_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    CONVARY_OK = 0,
+    CONVARY_NULL_POINTER = 1,   // a pointer is null although its tensor has elements
+    CONVARY_MISALIGNED = 2,     // a pointer is not aligned to its element
+    CONVARY_NEGATIVE_SIZE = 3,  // a size is below zero
+    CONVARY_SIZE_OVERFLOW = 4,  // a tensor would not fit the address space
+    CONVARY_OVERLAP = 5,        // the output overlaps an input
+    CONVARY_NO_ISA = 6,         // CONVARY_ISA names something that this library or CPU does not have
+    CONVARY_THREADS = 7         // the caller's parallel_for failed
+};
+
+// Runs [begin, end) of the work; called from several threads with ranges that do not overlap.
+typedef void (*convary_range_fn)(int64_t begin, int64_t end, void* context);
+// torch_parallel_for of libtorch_cpu (torch/csrc/stable/c/shim.h): 0 when done.
+typedef int32_t (*convary_parallel_for_fn)(int64_t begin, int64_t end, int64_t grain, convary_range_fn fn, void* context);
+
+CONVARY_API int32_t convary_abi_version(void);
+
+// The instruction set picked when the library was loaded ("baseline", "avx2", "avx512", "neon"): the best this CPU has,
+// or the one that the environment variable CONVARY_ISA names. NULL where that one is unknown or unsupported.
+CONVARY_API const char* convary_cpu_isa(void);
+
+// Comma-separated names of every instruction set that this library holds and this CPU can run, best first.
+CONVARY_API const char* convary_isas(void);
+
+// A sentence for a code above.
+CONVARY_API const char* convary_error_text(int32_t code);
+
+// Without one (or with NULL) operations run on the calling thread.
+CONVARY_API void convary_set_parallel_for(convary_parallel_for_fn fn);
+
+// out[b, n] = sum_k coeff[b, k] * bank[k, n];  bank (K, N), coeff (B, K), out (B, N); zeros where K is 0.
+CONVARY_API int32_t convary_mix_kernels_f32(const float* bank, const float* coeff, float* out, int64_t K, int64_t N,
+                                            int64_t B);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels that exist once per instruction set. To add one: a line here and a file in kernels/ that defines it in
+// namespace convary::CONVARY_VARIANT; its checked entry of the C ABI goes to abi/.
+#ifndef CONVARY_KERNELS_H
+#define CONVARY_KERNELS_H
+
+#include <stdint.h>
+
+namespace convary {
+
+// out[b, n] for b in [b0, b1) and n in [n0, n1); the tile [n0, n1) of the K bank rows should fit the cache.
+struct MixTile {
+    const float* bank;   // (K, N)
+    const float* coeff;  // (B, K)
+    float* out;          // (B, N)
+    int64_t K, N;
+    bool stream;  // write past the cache
+};
+
+// X(name, return type, parameters)
+#define CONVARY_KERNELS(X) X(mix_kernels_f32, void, (const MixTile& tile, int64_t b0, int64_t b1, int64_t n0, int64_t n1))
+
+// One row of the dispatch table per instruction set.
+struct Kernels {
+    const char* isa;
+#define CONVARY_FIELD(name, result, parameters) result(*name) parameters;
+    CONVARY_KERNELS(CONVARY_FIELD)
+#undef CONVARY_FIELD
+};
+
+// The row picked at load, or nullptr where CONVARY_ISA names something that can't run here.
+const Kernels* kernels();
+
+}  // namespace convary
+
+#ifdef CONVARY_VARIANT
+namespace convary::CONVARY_VARIANT {
+#define CONVARY_DECLARE(name, result, parameters) result name parameters;
+CONVARY_KERNELS(CONVARY_DECLARE)
+#undef CONVARY_DECLARE
+}  // namespace convary::CONVARY_VARIANT
+#endif
+
+#endif

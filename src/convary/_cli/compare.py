@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``convary compare``: the main job, with live progress, a table at the end and the report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from convary._cli.parse import parse
+from convary.extras import require
+
+if TYPE_CHECKING:
+    from convary.train import CompareConfig
+
+REPORT, RESULTS = "report.html", "results.json"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, train and measure, write the report, print the table."""
+    require("convary compare", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib", "jinja2")
+    from convary._cli.progress import LiveProgress
+    from convary.train import CompareConfig, compare
+
+    config = parse(CompareConfig, argv, "convary compare")
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
+    console = Console(highlight=False, quiet=not first, width=None if sys.stdout.isatty() else 110)
+    try:
+        with LiveProgress(console) as progress:
+            results = compare(config, progress)
+        if first:
+            _finish(results, config.out, console)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(_resume(config)) from interrupt
+    return 0
+
+
+def _finish(results: dict[str, Any], out: Path, console: Console) -> None:
+    from convary import report
+
+    report.write(results, out / REPORT)
+    console.print()
+    console.print(results_table(results))
+    console.print(f"\nreport   {_link(out / REPORT)}", soft_wrap=True)
+    console.print(f"results  {_link(out / RESULTS)}", soft_wrap=True)
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """The comparison as a table for the terminal: one row per method."""
+    from convary.report import headline
+
+    batches = [entry["batch"] for entry in results["methods"][0]["latency"]]
+    seeds = len(results["run"]["seeds"])
+    note = "One seed: std needs at least 2 seeds." if seeds == 1 else f"Mean ± std over {seeds} seeds."
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left")
+    table.caption = f"{note} Parameters and MACs in millions; times as ratios to static."
+    table.add_column("method")
+    latency = [f"latency\nbatch {batch}" for batch in batches]
+    names = ("top-1 %", "vs\nstatic", "params", "MACs", "routing\nMACs", "assembly\nMACs", *latency, "training\nstep")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in headline(results):
+        ratios = [entry["ratio"] for entry in (*row["latency"], row["step"])]
+        top1 = f"{row['top1']} {row['std']}" if row["std"] else row["top1"]
+        cells = [row["params"], row["total"], row["routing"], row["assembly"], *ratios]
+        table.add_row(escape(row["title"]), top1, row["gain"] or "–", *cells)
+    return table
+
+
+def _resume(config: CompareConfig) -> str:
+    return f"interrupted; what was done is saved in {config.out}. Resume with: {config.command()}"
+
+
+def _link(path: Path) -> str:
+    """The path; a terminal that knows links opens it on a click."""
+    return f"[link={path.resolve().as_uri()}]{escape(str(path))}[/link]"

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``convary eval``: a checkpoint's accuracy on its test images, overall and per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import Positional
+
+from convary._cli.parse import parse
+
+if TYPE_CHECKING:
+    from convary.train import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Evaluate a checkpoint of convary compare on the test images: top-1, and per class."""
+
+    checkpoint: Positional[Path]
+    """OUT/METHOD/seed-N/checkpoint.pt."""
+    data: str | None = None
+    """A data set with the same classes; None is the one that the network was trained on."""
+    root: Path | None = None
+    """Where data sets lie; None is $CONVARY_DATA, or a folder in your cache."""
+    batch_size: int = 100
+    """Images at a time."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, evaluate, print."""
+    flags = parse(Eval, argv, "convary eval")
+    from convary.train import evaluate
+
+    found = evaluate(flags.checkpoint, flags.data, root=flags.root, batch_size=flags.batch_size)
+    console = Console(highlight=False)
+    console.print(f"{escape(f'{found.model}, {found.method}, on {found.data}')} ({found.images:,} test images)")
+    console.print(f"top-1 [bold]{found.top1:.2f} %[/bold], loss {found.loss:.4f}\n")
+    console.print(_table(found))
+    return 0
+
+
+def _table(found: Evaluation) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    table.add_column("top-1 (%)", justify="right")
+    table.add_column("most often taken for")
+    names = list(found.classes)
+    for index, (name, row) in enumerate(zip(names, found.confusion, strict=True)):
+        wrong = [count if other != index else 0 for other, count in enumerate(row)]
+        worst = max(range(len(wrong)), key=wrong.__getitem__)
+        taken = f"{names[worst]} ({wrong[worst]})" if wrong[worst] else ""
+        table.add_row(escape(name), f"{sum(row):,}", f"{found.classes[name]:.1f}", escape(taken))
+    return table

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags out of a dataclass, by tyro; what is wrong with them comes back as one line instead of a panel."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from convary.errors import ConfigError, nearest
+
+Flags = TypeVar("Flags")
+
+
+def parse(flags: type[Flags], argv: Sequence[str], prog: str, *, description: str | None = None) -> Flags:
+    """An instance of the dataclass ``flags`` from a command line.
+
+    Args:
+        flags: the dataclass; its fields are the flags, its defaults theirs.
+        argv: the arguments after the command.
+        prog: what the user typed before them, as in ``"convary compare"``.
+        description: shown by --help above the flags; by default the dataclass's own docstring.
+
+    Raises:
+        ConfigError: an unknown flag (with the nearest name), a missing or an impossible value.
+        SystemExit: with code 0, after --help.
+    """
+    _check_names(flags, argv, prog)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(flags, args=list(argv), prog=prog, description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(f"{_one_line(told.getvalue())}; see {prog} --help") from stop
+
+
+def _check_names(flags: Any, argv: Iterable[str], prog: str) -> None:
+    known = [f"--{name.replace('_', '-')}" for name in _names(flags)]
+    known += [f"--no-{name[2:]}" for name in known] + ["--help"]
+    for word in argv:
+        name = word.partition("=")[0].replace("_", "-")
+        if word.startswith("--") and name not in known:
+            raise ConfigError(f"no flag {name}{nearest(name, known) or f'; see {prog} --help'}")
+
+
+def _names(flags: Any) -> Iterable[str]:
+    for field in dataclasses.fields(flags):
+        inner = field.metadata.get("flat")
+        yield from _names(inner) if inner else [field.name]
+
+
+def _one_line(panel: str) -> str:
+    """The message of a tyro panel: what stands between its title and its rule."""
+    body: list[str] = []
+    for line in panel.strip().splitlines()[1:]:
+        text = line.strip("│╭╮╰╯")
+        if re.fullmatch("─+", text.strip()):
+            break
+        if not text.startswith(" " * 8):  # deeper down stands the help of a missing flag
+            body.append(text)
+    message = re.sub(r"\s+", " ", " ".join(body)).strip(" .")
+    message = re.sub(r"^Error parsing (--[\w-]+: )?(\S+: )?", r"\1", message)  # a class's own check needs no preamble
+    return message or "the arguments cannot be read"

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``convary`` program: finds the command, runs it, and turns what goes wrong into one line and an exit code.
+
+Exit codes: 0 done, 2 bad arguments or data, 130 interrupted. Only the command that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from convary.errors import ConfigError, ConvaryError, nearest
+
+COMMANDS = {
+    "compare": ("convary._cli.compare", "Train a network and its dynamic versions alike; write tables and a report."),
+    "plan": ("convary._cli.plan", "Show which layers of a model a method would make dynamic, and at what cost."),
+    "explain": ("convary._cli.explain", "Show which strategy would run a dynamic convolution, and why."),
+    "eval": ("convary._cli.evaluate", "Evaluate a checkpoint of compare: top-1, and per class."),
+    "data": ("convary._cli.data", "List the data sets and whether they are here, or fetch one."),
+}
+DONE, FAILED, INTERRUPTED = 0, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; by default the process's.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output has seen enough, as in `convary plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt as interrupt:
+        print(f"\nconvary: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        if (error.name or "convary").partition(".")[0] == "convary":
+            raise
+        return _complain(f"needs {error.name}, which is not installed; run pip install 'convary[all]'")
+    except ConvaryError as error:
+        return _complain(str(error))
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        return _complain(f"{error.strerror or error}{place}")
+
+
+def _dispatch(argv: list[str]) -> int:
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return DONE
+    if name == "--version":
+        print(f"convary {_version()}")
+        return DONE
+    if name not in COMMANDS:
+        kind = "flag" if name.startswith("-") else "command"
+        raise ConfigError(f"there is no {kind} {name!r}; choose from {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
+    return importlib.import_module(COMMANDS[name][0]).run(rest)
+
+
+def _complain(message: str) -> int:
+    print(f"convary: error: {' '.join(message.split())}", file=sys.stderr)
+    return FAILED
+
+
+def _version() -> str:
+    from convary import __version__
+
+    return __version__
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    return (
+        "usage: convary COMMAND [FLAGS]\n\n"
+        "Dynamic convolutions: compare them, and put them into your own network.\n\n"
+        f"commands:\n{commands}\n\n"
+        "convary COMMAND --help shows a command's flags and their defaults; convary --version the version.\n"
+        "Exit codes: 0 done, 2 bad arguments or data, 130 interrupted."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Order and augmentation as functions of (seed, epoch, step): a resumed run sees what an uninterrupted one would."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def derive_seed(*numbers: int) -> int:
+    """One 63-bit seed out of several numbers; different numbers give unrelated seeds.
+
+    >>> derive_seed(0, 1) == derive_seed(0, 1) != derive_seed(1, 0)
+    True
+    """
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator seeded by :func:`derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(*numbers))
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
+    """(size,) the order in which an epoch visits the images; the same for every method."""
+    return torch.randperm(size, generator=generator(seed, epoch))
+
+
+def augment(images: Tensor, rng: torch.Generator, *, padding: int, flip: bool) -> Tensor:
+    """Shift each image by up to ``padding`` pixels (zeros come in) and mirror half of them.
+
+    Args:
+        images: (B, C, H, W), any dtype.
+        rng: Draws the shifts and the flips; on the CPU.
+        padding: Largest shift, in pixels.
+        flip: Whether to mirror left and right.
+
+    Returns:
+        (B, C, H, W)
+    """
+    B, _, H, W = images.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, B, 1), generator=rng)
+    rows, columns = top + torch.arange(H), left + torch.arange(W)
+    if flip:
+        mirrored = torch.rand(B, 1, generator=rng) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, [padding] * 4)
+    sample = torch.arange(B)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

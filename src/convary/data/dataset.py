@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every data set looks like to the training loop: labels at hand, images by index, all uint8."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from convary.errors import DataError
+
+
+class Split(Protocol):
+    """Images of one part (train or test) of a data set.
+
+    Attributes:
+        labels: (N,) int64 class numbers.
+    """
+
+    labels: Tensor
+
+    def batch(self, index: Tensor) -> Tensor:
+        """The images of ``index`` (B,) as uint8 (B, C, H, W)."""
+        ...
+
+    def take(self, index: Tensor) -> Split:
+        """The part with only the images of ``index`` (M,), in that order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit:
+    """Images that are in memory.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def batch(self, index: Tensor) -> Tensor:
+        """The images of ``index`` (B,) as uint8 (B, C, H, W)."""
+        return self.images[index]
+
+    def take(self, index: Tensor) -> TensorSplit:
+        """The part with only the images of ``index`` (M,), in that order."""
+        return TensorSplit(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataSet:
+    """A classification set: what it is, where it comes from, and its two parts.
+
+    Attributes:
+        name: As given to :func:`convary.data.load`.
+        title: For people.
+        classes: One name per class, in label order.
+        shape: (C, H, W) of every image.
+        train: Images to learn from.
+        test: Images that are only looked at.
+        mean: Per channel, of pixels in 0..1, over the training images.
+        std: Per channel, likewise.
+        license: Of the images.
+        source: Where the images come from.
+        augmentation: Pixels of padding for the random crop, and whether a mirrored image keeps its meaning.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    train: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    license: str
+    source: str
+    padding: int = 2
+    flip: bool = True
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Uint8 (B, C, H, W) to float32 of about zero mean and unit variance."""
+        mean = torch.tensor(self.mean, device=images.device).mul(255).reshape(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).mul(255).reshape(-1, 1, 1)
+        return (images.float() - mean) / std
+
+    def limited(self, limit: int | None) -> DataSet:
+        """The same set with ``limit`` training images, balanced over the classes; ``None`` keeps all.
+
+        Raises:
+            DataError: the limit is smaller than the number of classes or larger than the set.
+        """
+        if limit is None:
+            return self
+        total = len(self.train.labels)
+        if not len(self.classes) <= limit <= total:
+            raise DataError(
+                f"limit_train must be between {len(self.classes)} (one image per class) and {total} "
+                f"(all of {self.name}); got {limit}"
+            )
+        return dataclasses.replace(self, train=self.train.take(balanced(self.train.labels, limit)))
+
+
+def balanced(labels: Tensor, count: int) -> Tensor:
+    """Indices (count,) of the first images of each class, as evenly as ``count`` and the classes' sizes allow.
+
+    >>> balanced(torch.tensor([0, 0, 0, 1, 1, 0]), 4)
+    tensor([0, 1, 3, 4])
+    """
+    by_class = labels.argsort(stable=True)
+    counts = labels.bincount()
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    first = rank.argsort(stable=True)[:count]  # the first of every class, then the second of every class, ...
+    return by_class[first].sort().values

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole networks: two small ones of our own, and any of torchvision's and timm's by name."""
+
+from __future__ import annotations
+
+from convary.extras import require
+
+require("convary.models", "vision", "torchvision")
+
+from convary.models.registry import NAMES, build  # noqa: E402  (after the check above)
+from convary.models.small import MobileNetV2Tiny, ResNet20  # noqa: E402
+
+__all__ = ["NAMES", "MobileNetV2Tiny", "ResNet20", "build"]

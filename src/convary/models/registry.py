@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks by name, each ready for a data set's channels, classes and image size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import nn
+
+from convary.errors import ConfigError, nearest
+from convary.extras import require
+from convary.models.small import MobileNetV2Tiny, ResNet20
+
+SMALL: dict[str, Callable[[int, int], nn.Module]] = {"mobilenet_v2_tiny": MobileNetV2Tiny, "resnet20": ResNet20}
+NAMES = (*SMALL, "torchvision:NAME", "timm:NAME")
+
+
+def build(
+    name: str, num_classes: int, in_channels: int = 3, image_size: tuple[int, int] = (32, 32), seed: int = 0
+) -> nn.Module:
+    """A freshly initialised network.
+
+    Args:
+        name: One of :data:`NAMES`; ``torchvision:resnet18`` and ``timm:mobilenetv3_small_050`` name any classification
+            network of these libraries.
+        num_classes: Rows of the classifier.
+        in_channels: C of the images; a first convolution made for another number is replaced.
+        image_size: (H, W) of the images.
+        seed: Decides the initial weights; the global random state stays as it was.
+
+    Raises:
+        ConfigError: an unknown name, or a network that does not take such images.
+    """
+    source, _, inner = name.partition(":")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if name in SMALL:
+            model = SMALL[name](num_classes, in_channels)
+        elif source == "torchvision" and inner:
+            model = _torchvision(inner, num_classes, in_channels, image_size)
+        elif source == "timm" and inner:
+            model = _timm(inner, num_classes, in_channels)
+        else:
+            raise ConfigError(f"unknown model {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}")
+    _check(model, name, num_classes, (in_channels, *image_size))
+    return model
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ConfigError(f"torchvision has no classification model {name!r}{nearest(name, known)}")
+    options: dict[str, object] = {"weights": None, "num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    if name.startswith("vit_"):
+        options["image_size"] = image_size[0]
+    model = torchvision.models.get_model(name, **options)
+    if in_channels != 3:
+        _replace_first(model, in_channels)
+    return model
+
+
+def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    require(f"the model timm:{name}", "vision", "timm")
+    import timm
+
+    if not timm.is_model(name):
+        raise ConfigError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+
+
+def _replace_first(model: nn.Module, in_channels: int) -> None:
+    """Exchange the first convolution for one that takes ``in_channels``, its weights Kaiming-normal."""
+    name, conv = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    parent, _, leaf = name.rpartition(".")
+    replacement = nn.Conv2d(
+        in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+    )
+    nn.init.kaiming_normal_(replacement.weight, mode="fan_out", nonlinearity="relu")
+    setattr(model.get_submodule(parent), leaf, replacement)
+
+
+@torch.no_grad()
+def _check(model: nn.Module, name: str, num_classes: int, shape: tuple[int, int, int]) -> None:
+    """Run one blank image: a network may want larger images than these, or give no plain scores."""
+    try:
+        scores = model.eval()(torch.zeros(1, *shape))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{name} does not take images of shape {shape}: {reason}; choose another model") from error
+    model.train()
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (1, num_classes):
+        raise ConfigError(f"{name} does not give one row of {num_classes} scores per image; choose a classifier")

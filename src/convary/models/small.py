@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two networks for small images, built from torchvision's blocks so that every paper's own placement finds them."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock
+from torchvision.ops import Conv2dNormActivation
+
+
+class MobileNetV2Tiny(nn.Module):
+    """MobileNetV2 for images of about 28x28 that trains in seconds on a CPU: seven of torchvision's blocks.
+
+    The stem halves the image as published; two later stages halve it again, so 28x28 ends at 4x4.
+
+    Args:
+        num_classes: Rows of the classifier.
+        in_channels: C of the images.
+    """
+
+    stem, head = 16, 128
+    setting = ((1, 16, 1, 1), (3, 24, 2, 2), (3, 40, 2, 1), (3, 64, 2, 2))  # expansion, channels, blocks, first stride
+
+    def __init__(self, num_classes: int, in_channels: int = 3):
+        super().__init__()
+        C = self.stem
+        layers: list[nn.Module] = [Conv2dNormActivation(in_channels, C, stride=2, activation_layer=nn.ReLU6)]
+        for expansion, channels, blocks, first_stride in self.setting:
+            for i in range(blocks):
+                layers.append(InvertedResidual(C, channels, first_stride if i == 0 else 1, expansion))
+                C = channels
+        layers.append(Conv2dNormActivation(C, self.head, kernel_size=1, activation_layer=nn.ReLU6))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(self.head, num_classes)
+        init_fan_out(self)
+        nn.init.normal_(self.classifier.weight, 0, 0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) images to (B, num_classes) scores."""
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al.: take every second pixel and fill the new channels with zeros; no parameters.
+
+    Args:
+        extra: How many channels come in.
+    """
+
+    def __init__(self, extra: int):
+        super().__init__()
+        self.extra = extra
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) to (B, C + extra, ceil(H/2), ceil(W/2))."""
+        return F.pad(x[:, :, ::2, ::2], [0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2])
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for CIFAR (He et al. 2016, section 4.2): three stages of three blocks with 16, 32 and 64 channels.
+
+    Args:
+        num_classes: Rows of the classifier.
+        in_channels: C of the images.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int = 3):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = self._stage(16, 16)
+        self.layer2 = self._stage(16, 32)
+        self.layer3 = self._stage(32, 64)
+        self.fc = nn.Linear(64, num_classes)
+        init_fan_out(self)
+
+    @staticmethod
+    def _stage(in_channels: int, channels: int) -> nn.Sequential:
+        if in_channels == channels:
+            first = BasicBlock(in_channels, channels)
+        else:
+            first = BasicBlock(in_channels, channels, stride=2, downsample=PadShortcut(channels - in_channels))
+        return nn.Sequential(first, BasicBlock(channels, channels), BasicBlock(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) images to (B, num_classes) scores."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+def init_fan_out(model: nn.Module) -> None:
+    """Kaiming-normal convolutions by fan-out, as torchvision initialises its own networks."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

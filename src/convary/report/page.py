@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put the page together and write files whole: a reader never sees half a report."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from convary.report import figures, tables
+from convary.report.routing import MOST_CLASSES, routing_sections
+from convary.report.schema import check
+from convary.report.style import css_variables, figure, inline_svg, looks, rc
+
+
+def write(results: dict[str, Any], path: str | Path) -> None:
+    """Write ``results`` as one self-contained HTML page (styles and figures inside, nothing fetched).
+
+    Args:
+        results: the content of a results.json (schema 1).
+        path: where the page goes; replaced in one step, and left as it was when writing fails.
+
+    Raises:
+        DataError: if ``results`` do not follow the schema.
+        OSError: if ``path`` cannot be written.
+    """
+    replace_file(Path(path), page(results).encode())
+
+
+def picture(results: dict[str, Any], path: str | Path) -> None:
+    """Write accuracy against parameters and against latency as one static image, for a README or a slide.
+
+    Args:
+        results: the content of a results.json (schema 1).
+        path: .svg, .png or .pdf, on a white ground, text as outlines.
+
+    Raises:
+        DataError: if ``results`` do not follow the schema.
+        OSError: if ``path`` cannot be written.
+    """
+    check(results)
+    path, methods, buffer = Path(path), results["methods"], io.BytesIO()
+    look = looks(method["name"] for method in methods)
+    with rc(text_as_paths=True):
+        batches = _batches(methods)[:1]
+        drawn, panels = figure(9.2 if batches else 4.8, 3.9, 1 + len(batches))
+        figures.accuracy_against_params(panels[0], methods, look)
+        for panel, batch in zip(panels[1:], batches, strict=True):
+            figures.accuracy_against_latency(panel, methods, look, batch)
+        drawn.set_layout_engine("constrained", wspace=0.08)
+        note = textwrap.fill(tables.picture_note(results), 135 if batches else 65)
+        drawn.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=figures.MUTED)
+        kind = path.suffix.lstrip(".").lower() or "svg"
+        drawn.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+    replace_file(path, buffer.getvalue())
+
+
+def page(results: dict[str, Any]) -> str:
+    """The whole report as a string of HTML."""
+    import jinja2
+
+    check(results)
+    methods = results["methods"]
+    look = looks(method["name"] for method in methods)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("convary.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["look"] = look
+    return environment.get_template("report.html").render(
+        results=results,
+        css_variables=css_variables(),
+        rows=tables.headline(results),
+        summary=tables.summary(results),
+        caveats=tables.caveats(results),
+        facts=tables.facts(results),
+        batches=_batches(methods),
+        figures=_figures(methods, look),
+        routing=routing_sections(methods, results["data"]["classes"]),
+        most_classes=MOST_CLASSES,
+        titles={method["name"]: method["title"] for method in methods},
+        annealed=[method["title"] for method in methods if _annealed(method)],
+    )
+
+
+def _figures(methods: list[dict[str, Any]], look: dict[str, Any]) -> dict[str, list[str]]:
+    """The page's figures by section, as SVG elements."""
+    drawn: dict[str, list[str]] = {"cost": [], "curves": [], "depth": []}
+    annealed, routed = [m for m in methods if _annealed(m)], [m for m in methods if m["routing"]]
+
+    def add(section: str, label: str, draw: Any, *args: Any) -> None:
+        canvas, (panel,) = figure(7.2 if section == "depth" else 3.6, 3.1)
+        draw(panel, *args)
+        drawn[section].append(inline_svg(canvas, label, f"{section}{len(drawn[section])}"))
+
+    with rc():
+        add("cost", "Top-1 accuracy against parameters", figures.accuracy_against_params, methods, look)
+        for batch in _batches(methods):
+            label = f"Top-1 accuracy against latency at batch {batch}"
+            add("cost", label, figures.accuracy_against_latency, methods, look, batch)
+        for quantity, title in (("top1", "Top-1 accuracy (%)"), ("loss", "Loss")):
+            add("curves", f"{title} over epochs", figures.learning_curve, methods, look, quantity, title)
+        if annealed:
+            add("curves", "Router temperature over epochs", figures.temperature, annealed, look)
+        if routed:
+            add("depth", "Share of routing variance between classes", figures.routing_by_depth, routed, look)
+    return drawn
+
+
+def _batches(methods: list[dict[str, Any]]) -> list[int]:
+    return sorted({entry["batch"] for method in methods for entry in method["latency"]})
+
+
+def _annealed(method: dict[str, Any]) -> bool:
+    return any(point["temperature"] is not None for point in method["seeds"][0]["curve"])
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write beside ``path`` and rename: the old file stays until the new one is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

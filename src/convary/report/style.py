@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Colours and type of the report: one colour and one marker per method, in the page's text, tables and figures alike.
+
+Figures are drawn with the light colours; in the page each of those becomes a CSS variable, so that an inlined figure
+follows the reader's light or dark setting. Series colours start from Okabe and Ito's, which colour-blind readers can
+tell apart; markers differ as well.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convary.methods import METHODS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# role: (light, dark); the light values are all different, because figures are recoloured by value
+COLORS = {
+    "surface": ("#ffffff", "#14181f"),
+    "ink": ("#1b2330", "#e6eaf0"),
+    "muted": ("#5b6675", "#9aa6b5"),
+    "grid": ("#e4e8ed", "#2b323d"),
+    "static": ("#6b7280", "#a3acb9"),
+    "series-0": ("#0072b2", "#58aee6"),
+    "series-1": ("#d55e00", "#f08d49"),
+    "series-2": ("#009e73", "#35c99d"),
+    "series-3": ("#a03a78", "#dd85b8"),
+    "series-4": ("#b58900", "#e5c04b"),
+    "series-5": ("#4a4fb5", "#9a9ef0"),
+    "series-6": ("#7a5230", "#c79a72"),
+}
+SERIES = [role for role in COLORS if role.startswith("series-")]
+MARKERS = [("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("*", "★"), ("X", "✖")]
+FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How one method is drawn: ``color`` for figures, ``role`` for CSS, ``marker`` and the same shape as ``glyph``."""
+
+    role: str
+    marker: str
+    glyph: str
+
+    @property
+    def color(self) -> str:
+        """The light colour, which matplotlib draws with."""
+        return COLORS[self.role][0]
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """One look per method: static is grey, a method of ``METHODS`` keeps its colour in every report."""
+    known = [method.name for method in METHODS]
+    names = list(names)
+    order = known + [name for name in names if name not in known and name != "static"]
+    found = {"static": Look(role="static", marker="o", glyph="●")}
+    for index, name in enumerate(order):
+        marker, glyph = MARKERS[index % len(MARKERS)]
+        found[name] = Look(role=SERIES[index % len(SERIES)], marker=marker, glyph=glyph)
+    return {name: found[name] for name in names}
+
+
+def css_variables() -> str:
+    """The colour table as CSS: light by default, dark where the reader's system asks for it."""
+    light = "".join(f"--{role}:{pair[0]};" for role, pair in COLORS.items())
+    dark = "".join(f"--{role}:{pair[1]};" for role, pair in COLORS.items())
+    return f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+
+
+def figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure of ``columns`` panels in the report's style; width and height in inches."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    panels = [drawn.add_subplot(1, columns, column + 1) for column in range(columns)]
+    for panel in panels:
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.spines["bottom"].set_color(COLORS["muted"][0])
+        panel.grid(axis="y", color=COLORS["grid"][0], linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.tick_params(length=0, colors=COLORS["muted"][0], labelsize=9, pad=5)
+        panel.tick_params(axis="x", length=3)
+    return drawn, panels
+
+
+def titled(panel: Axes, y: str, x: str) -> None:
+    """Name the axes: y above the panel, where it reads without turning the head; x below."""
+    panel.set_title(y, loc="left", fontsize=9.5, color=COLORS["ink"][0], pad=10, fontweight="bold")
+    panel.set_xlabel(x, fontsize=9, color=COLORS["muted"][0], labelpad=5)
+
+
+def rc(*, text_as_paths: bool = False) -> Any:
+    """The matplotlib settings to draw under: text stays text in the page and becomes outlines in a picture file."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    installed = set(font_manager.get_font_names())
+    return matplotlib.rc_context(
+        {
+            "svg.fonttype": "path" if text_as_paths else "none",
+            "svg.hashsalt": "convary",
+            "font.family": [name for name in FONTS if name in installed] or ["sans-serif"],
+            "axes.unicode_minus": True,
+        }
+    )
+
+
+def inline_svg(drawn: Figure, label: str, prefix: str) -> str:
+    """The figure as an ``<svg>`` element: no prolog, ids made unique by ``prefix``, colours as CSS variables."""
+    buffer = io.StringIO()
+    drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", svg)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', _width, svg, count=1)
+    for role, (light, _) in COLORS.items():
+        svg = svg.replace(light, f"var(--{role})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _width(match: re.Match[str]) -> str:
+    """Natural size on a wide screen (points to CSS pixels), shrinking with the page."""
+    return f'{match[1]} style="width:100%;max-width:{float(match[2]) * 4 / 3:.0f}px"'

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's words and numbers: table rows, the summary and the caveats, all derived from the results."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Any
+
+Method = dict[str, Any]
+MACS = ("convolution", "routing", "assembly")
+
+
+def headline(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per method for the first table; every cell is text that is ready to print."""
+    static = _static(results)
+    columns = {part: [method["macs"][part] for method in results["methods"]] for part in MACS}
+    columns["total"] = [sum(method["macs"].values()) for method in results["methods"]]
+    columns["params"] = [method["params"] for method in results["methods"]]
+    digits = {name: decimals(max(counts) / 1e6) for name, counts in columns.items()}
+    return [_row(method, static, digits) for method in results["methods"]]
+
+
+def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[str, Any]:
+    macs, is_static = method["macs"], method["name"] == "static"
+    row = {part: f"{macs[part] / 1e6:.{digits[part]}f}" if macs[part] else "–" for part in MACS}
+    row |= {
+        "name": method["name"],
+        "title": method["title"],
+        "citation": method["citation"],
+        "top1": f"{method['top1']['mean']:.2f}",
+        "std": None if method["top1"]["std"] is None else f"± {method['top1']['std']:.2f}",
+        "gain": None,
+        "params": f"{method['params'] / 1e6:.{digits['params']}f}",
+        "params_ratio": None,
+        "total": f"{sum(macs.values()) / 1e6:.{digits['total']}f}",
+        "latency": [_ratio(entry, is_static) for entry in method["latency"]],
+        "step": _ratio(method["step"], is_static),
+    }
+    if static is not None and not is_static:
+        row["gain"] = signed(method["top1"]["mean"] - static["top1"]["mean"])
+        row["params_ratio"] = f"{method['params'] / static['params']:.2f}×"
+    return row
+
+
+def _ratio(entry: dict[str, Any], is_static: bool) -> dict[str, Any]:
+    return {
+        "ratio": "1" if is_static else f"{entry['ratio']:.2f}×",
+        "range": f"{entry['low']:.2f}–{entry['high']:.2f}",
+        "ms": f"{entry['ms']:.1f} ms" if entry["ms"] < 100 else f"{entry['ms']:.0f} ms",
+    }
+
+
+def decimals(largest: float) -> int:
+    """Decimal places that give a column's largest number three digits.
+
+    >>> [decimals(value) for value in (0.24, 7.8, 12.4, 300.8)]
+    [3, 2, 1, 0]
+    """
+    return 3 if largest < 1 else max(0, 2 - math.floor(math.log10(largest)))
+
+
+def signed(value: float) -> str:
+    """With a sign that is as wide as a plus: +2.10, −0.35.
+
+    >>> signed(2.1)
+    '+2.10'
+    """
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def summary(results: dict[str, Any]) -> str:
+    """One sentence with the outcome."""
+    static = _static(results)
+    dynamic = [method for method in results["methods"] if method["name"] != "static"]
+    if static is None or not dynamic:
+        best = max(results["methods"], key=lambda method: method["top1"]["mean"])
+        return f"{best['title']} reached {best['top1']['mean']:.1f} % top-1."
+    best = max(dynamic, key=lambda method: method["top1"]["mean"])
+    gain = best["top1"]["mean"] - static["top1"]["mean"]
+    if gain <= 0:
+        return (
+            f"No dynamic version was above the static network’s {static['top1']['mean']:.1f} % top-1 here; "
+            f"{best['title']} came closest with {best['top1']['mean']:.1f} %."
+        )
+    cost = f"{best['params'] / static['params']:.1f} times its parameters"
+    if best["latency"]:
+        cost += f" and {best['latency'][0]['ratio']:.1f} times its latency at batch {best['latency'][0]['batch']}"
+    one_seed = " One seed makes this an observation, not a ranking." if len(results["run"]["seeds"]) == 1 else ""
+    return (
+        f"{best['title']} came out highest: {best['top1']['mean']:.1f} % top-1, {gain:.1f} points above the static "
+        f"network, for {cost}.{one_seed}"
+    )
+
+
+def picture_note(results: dict[str, Any]) -> str:
+    """What a picture that travels without its page must say itself."""
+    run, seeds = results["run"], len(results["run"]["seeds"])
+    spread = "one seed" if seeds == 1 else f"{seeds} seeds (vertical bars: ± std)"
+    epochs = f"{run['epochs']} epoch{'s' if run['epochs'] != 1 else ''}"
+    bars = "horizontal bars: 10th to 90th percentile"
+    return f"{run['model']} on {results['data']['title']}, {epochs}, {spread}; {bars}. {results['machine']['cpu']}."
+
+
+def caveats(results: dict[str, Any]) -> list[str]:
+    """What these numbers can't show, said next to them."""
+    run, data = results["run"], results["data"]
+    seeds, epochs = len(run["seeds"]), run["epochs"]
+    top1 = max(method["top1"]["mean"] for method in results["methods"]) / 100
+    error = 100 * math.sqrt(max(top1 * (1 - top1), 0.0) / max(data["test"], 1))
+    said = []
+    if seeds == 1:
+        said.append("One seed is one seed: there is no spread, because std needs at least 2 seeds.")
+    else:
+        said.append(f"± is the sample standard deviation over {seeds} seeds.")
+    said.append(
+        f"With {data['test']:,} test images, one standard error of a top-1 near {100 * top1:.0f} % is about "
+        f"{error:.1f} points. Smaller differences are not evidence."
+    )
+    said.append(
+        f"{_number(epochs)} {'epoch is' if epochs == 1 else 'epochs are'} {_number(epochs).lower()} "
+        f"epoch{'' if epochs == 1 else 's'}: this is a comparison under one small budget, not of converged networks, "
+        "and says nothing about the published results."
+    )
+    if run.get("limit_train"):
+        said.append(f"Training used a class-balanced subset of {run['limit_train']:,} images.")
+    if run["init"] == "upcycle":
+        said.append("With init upcycle a dynamic network first computes what the seed’s untrained static one computes.")
+    said.append(
+        "Latency and step time were measured on the machine below and hold for it; each ratio is the median of "
+        "interleaved pairs with static, with the 10th to 90th percentile. The range of static against itself is noise."
+    )
+    return said
+
+
+def facts(results: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Every flag of the run, the data set and the machine as label and value."""
+    run = {key: value for key, value in results["run"].items() if key not in {"command", "started", "finished"}}
+    data, machine = results["data"], results["machine"]
+    return {
+        "run": [(key.replace("_", " "), _value(value)) for key, value in run.items()]
+        + [("started", _moment(results["run"]["started"])), ("took", _took(results["run"]))],
+        "data": [
+            ("name", f"{data['title']} ({data['name']})"),
+            ("images", f"{data['train']:,} training, {data['test']:,} test"),
+            ("image", " × ".join(str(side) for side in data["shape"])),
+            ("classes", _classes(data["classes"])),
+            ("licence", data["license"]),
+            ("source", data["source"]),
+        ],
+        "machine": [(key.replace("memory_gb", "memory (GB)"), _value(value)) for key, value in machine.items()],
+    }
+
+
+def _classes(names: list[str]) -> str:
+    return f"{len(names)}: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, list):
+        return " ".join(str(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _moment(text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+        return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()
+    except ValueError:
+        return text
+
+
+def _took(run: dict[str, Any]) -> str:
+    try:
+        seconds = (datetime.fromisoformat(run["finished"]) - datetime.fromisoformat(run["started"])).total_seconds()
+    except (ValueError, TypeError):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _number(count: int) -> str:
+    words = ["No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve"]
+    return words[count] if 0 <= count < len(words) else str(count)
+
+
+def _static(results: dict[str, Any]) -> Method | None:
+    return next((method for method in results["methods"] if method["name"] == "static"), None)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: tensors and plain values only, written whole, read without running any code of theirs."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from convary.convert import convert
+from convary.data import DataSet, derive_seed
+from convary.errors import CheckpointError
+from convary.methods import MethodConfig, config_from_json
+from convary.models import build
+from convary.train.files import write_whole
+
+FORMAT = "convary checkpoint"
+VERSION = 1
+_CONVERSION = 1  # sets the conversion's random numbers apart from the static network's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What is needed to build a network again.
+
+    Attributes:
+        model: As for :func:`convary.models.build`.
+        num_classes: Rows of the classifier.
+        shape: (C, H, W) of the images.
+        method: JSON of the method's config; None for the static network.
+        init: ``"paper"`` or ``"upcycle"``.
+        seed: Of the initial weights.
+    """
+
+    model: str
+    num_classes: int
+    shape: tuple[int, int, int]
+    method: str | None
+    init: str
+    seed: int
+
+    @classmethod
+    def of(cls, model: str, dataset: DataSet, config: MethodConfig | None, init: str, seed: int) -> Architecture:
+        """The architecture for a data set."""
+        method = None if config is None else config.to_json()
+        return cls(
+            model=model, num_classes=len(dataset.classes), shape=dataset.shape, method=method, init=init, seed=seed
+        )
+
+    def build(self) -> nn.Module:
+        """The network with its initial weights; the same every time."""
+        model = build(self.model, self.num_classes, self.shape[0], self.shape[1:], self.seed)
+        if self.method is None:
+            return model
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, _CONVERSION))
+            return convert(model, config_from_json(self.method), upcycle=self.init == "upcycle")
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write whole or not at all; raises ConvaryError where that is not possible."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What :func:`write_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: no such file; a truncated one; a file of something else; of another version.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}; convary compare writes OUT/METHOD/seed-N/checkpoint.pt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a checkpoint of convary; delete it to train that run again"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of convary; give a file that convary compare wrote")
+    if content.get("version") != VERSION:
+        raise CheckpointError(f"{path} has version {content.get('version')}, this convary reads {VERSION}; use its own")
+    return content
+
+
+def load_model(path: Path) -> nn.Module:
+    """The trained network of a checkpoint, in eval mode.
+
+    Raises:
+        CheckpointError: see :func:`read_checkpoint`; or the weights do not fit the network.
+    """
+    content = read_checkpoint(path)
+    model = Architecture(**content["architecture"]).build()
+    load_weights(model, content["model"], path)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Load a state dict that must fit exactly; raises CheckpointError naming ``path`` where it does not."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{path} does not fit the network that it describes: {reason}") from error

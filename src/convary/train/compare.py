@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job: train every method with every seed, measure, and write results.json."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from convary.data import DataSet, load
+from convary.errors import ConvaryError
+from convary.train.checkpoint import Architecture, load_model
+from convary.train.config import CompareConfig
+from convary.train.files import claim_folder, write_json
+from convary.train.loop import Training
+from convary.train.progress import Progress
+from convary.train.results import Bench, Curve, checkpoint_path, describe, machine
+
+RESULTS = "results.json"
+SCHEMA = 1
+
+
+def compare(config: CompareConfig, progress: Progress | None = None, *, command: str | None = None) -> dict[str, Any]:
+    """Train a static network and its dynamic versions alike, measure them and write ``OUT/results.json``.
+
+    An interrupted comparison goes on where it was when it is called again; a finished one is only read.
+
+    Args:
+        config: What to do.
+        progress: Hears what happens.
+        command: The command line, for the record; by default the one that gives ``config``.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        ConfigError: a value that cannot work, or an output folder of something else.
+        DataError: the data set is missing or broken.
+        CheckpointError: a checkpoint in the output folder is truncated or foreign.
+        ConvaryError: the output folder cannot be written.
+        KeyboardInterrupt: Ctrl-C; the state is saved.
+    """
+    progress = progress or Progress()
+    accelerator = Accelerator(cpu=config.cpu)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    dataset = load(config.data, config.root, config.limit_train, image_size=config.image_size)
+    path = config.out / RESULTS
+    with torch.random.fork_rng():
+        _check_models(config, dataset)
+        started = ""
+        if accelerator.is_main_process:
+            started = claim_folder(config.out, config.identity(), _now())
+        accelerator.wait_for_everyone()
+        if path.exists():
+            return _read(path)
+        curves = _train(config, dataset, accelerator, progress)
+        if accelerator.is_main_process:
+            methods = _measure(config, dataset, accelerator.device, progress, curves)
+            run = {"command": command or config.command(), "started": started, "finished": _now()}
+            run |= {**config.to_dict(), "seeds": list(range(config.seeds))}
+            content = {"run": run, "machine": machine(), "data": describe(dataset), "methods": methods}
+            write_json(path, {"schema": SCHEMA, **content})
+        accelerator.wait_for_everyone()
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConvaryError(f"{path} is not readable: {error}; delete it to measure again") from error
+
+
+def _check_models(config: CompareConfig, dataset: DataSet) -> None:
+    """Build every network once, so that one that cannot be built is known before any is trained."""
+    for method in config.method_configs().values():
+        Architecture.of(config.model, dataset, method, config.init, 0).build()
+
+
+def _train(
+    config: CompareConfig, dataset: DataSet, accelerator: Accelerator, progress: Progress
+) -> dict[str, list[Curve]]:
+    """Learning curves by method, one for each seed."""
+    configs = config.method_configs()
+    curves: dict[str, list[Curve]] = {name: [] for name in configs}
+    runs = [(seed, name) for seed in range(config.seeds) for name in configs]
+    for index, (seed, name) in enumerate(runs):
+        path = checkpoint_path(config.out, name, seed)
+        training = Training(config, configs[name], seed, dataset, accelerator, path)
+        info = training.info(index, len(runs))
+        progress.on_run_start(info)
+        training.run(info, progress)
+        progress.on_run_end(info, training.curve[-1]["test_top1"])
+        curves[name].append(training.curve)
+        accelerator.free_memory()
+    return curves
+
+
+def _measure(
+    config: CompareConfig, dataset: DataSet, device: torch.device, progress: Progress, curves: dict[str, list[Curve]]
+) -> list[dict[str, Any]]:
+    """The entry ``methods`` of results.json, from the networks of seed 0."""
+    bench = Bench(config, dataset, device)
+    entries = []
+    for index, (name, method) in enumerate(config.method_configs().items()):
+        model = load_model(checkpoint_path(config.out, name, 0))
+        heard = partial(progress.on_measure, name, index=index, count=len(curves))
+        entries.append(bench.entry(method, model, curves[name], heard))
+    return entries
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that decides what ``convary compare`` does; the command line makes its flags of this class."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from convary.errors import ConfigError, nearest
+from convary.methods import METHODS, MethodConfig, method
+
+STATIC = "static"
+METHOD_NAMES = (STATIC, *(config.name for config in METHODS))
+PLACES = ("out", "root", "save_every")  # where and how often, not what: a resumed run may change them
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Train a static network and its dynamic versions on the same data, with the same budget and seeds."""
+
+    data: str = "fashion-mnist-mini"
+    """fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100, or folder:PATH with one sub-folder per class."""
+
+    model: str = "mobilenet_v2_tiny"
+    """mobilenet_v2_tiny, resnet20, torchvision:NAME or timm:NAME."""
+
+    methods: tuple[str, ...] = METHOD_NAMES
+    """What to train: static and any of the methods, in the order of the report."""
+
+    epochs: int = 3
+    """Passes over the training images, for every method."""
+
+    seeds: int = 1
+    """How many times to train each method, with the seeds 0, 1, ...; more than one gives a standard deviation."""
+
+    out: Path = Path("runs/compare")
+    """Folder for the report, results.json and checkpoints. An interrupted run in it is resumed."""
+
+    limit_train: int | None = None
+    """Train on this many images only, balanced over the classes."""
+
+    batch_size: int = 64
+    """Images per training step, over all processes."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has Nesterov momentum 0.9; either has a cosine schedule after the warm-up."""
+
+    lr: float = 0.1
+    """Highest learning rate."""
+
+    weight_decay: float = 5e-4
+    """Weight decay of all parameters."""
+
+    warmup: float = 0.1
+    """Part of all steps over which the learning rate rises to its highest value."""
+
+    label_smoothing: float = 0.0
+    """Label smoothing of the training loss."""
+
+    augment: bool = False
+    """Shift and mirror the training images at random. Helps long trainings, costs short ones."""
+
+    init: Literal["paper", "upcycle"] = "paper"
+    """paper: every expert is initialised on its own, as published. upcycle: from the seed's static weights."""
+
+    anneal_epochs: float | None = None
+    """Epochs over which temperatures fall to their last value; by default as published, but at most a third of all."""
+
+    options: tuple[str, ...] = ()
+    """Options of the methods other than their defaults, such as odconv.experts=2."""
+
+    image_size: int | None = None
+    """Height and width for the images of folder:PATH; 64 by default."""
+
+    root: Path | None = None
+    """Where data sets lie; by default $CONVARY_DATA, or a folder in your cache."""
+
+    threads: int | None = None
+    """CPU threads; by default torch's own choice. Another number may give other roundings."""
+
+    cpu: bool = False
+    """Stay on the CPU even where there is an accelerator."""
+
+    save_every: float = 20.0
+    """Seconds between checkpoints inside an epoch."""
+
+    measure_seconds: float = 1.5
+    """Seconds for each timing of a dynamic network against the static one."""
+
+    def __post_init__(self) -> None:
+        """Check every field that can be checked without data.
+
+        Raises:
+            ConfigError: a value that cannot work.
+        """
+        object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "root", None if self.root is None else Path(self.root))
+        for name in self.methods:
+            if name not in METHOD_NAMES:
+                known = ", ".join(METHOD_NAMES)
+                raise ConfigError(f"unknown method {name!r}{nearest(name, METHOD_NAMES)}; known: {known}")
+        if not self.methods or len(set(self.methods)) != len(self.methods):
+            raise ConfigError(f"methods must name at least one method and none twice; got {' '.join(self.methods)!r}")
+        for name in ("epochs", "seeds", "batch_size", "threads", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1; got {value}")
+        for name in ("lr", "measure_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be above 0 and finite; got {getattr(self, name)}")
+        for name, top in (("weight_decay", math.inf), ("warmup", 1), ("label_smoothing", 1), ("save_every", math.inf)):
+            if not 0 <= getattr(self, name) < top:
+                raise ConfigError(f"{name} must be at least 0 and below {top}; got {getattr(self, name)}")
+        if self.anneal_epochs is not None and not 0 <= self.anneal_epochs <= self.epochs:
+            raise ConfigError(f"anneal_epochs must be between 0 and epochs={self.epochs}; got {self.anneal_epochs}")
+        self.method_configs()
+
+    def method_configs(self) -> dict[str, MethodConfig | None]:
+        """The methods to train with their options, in order; None for the static network.
+
+        Raises:
+            ConfigError: ``options`` has an entry that is not METHOD.OPTION=VALUE or that the method does not take.
+        """
+        chosen: dict[str, dict[str, Any]] = {name: {} for name in self.methods}
+        for entry in self.options:
+            target, equals, text = entry.partition("=")
+            name, dot, option = target.partition(".")
+            if not (equals and dot):
+                raise ConfigError(f"options are written METHOD.OPTION=VALUE, as in odconv.experts=2; got {entry!r}")
+            if name not in chosen or name == STATIC:
+                raise ConfigError(f"option {entry!r} is for {name!r}, which is not one of the methods {self.methods}")
+            chosen[name][option] = _value(text)
+        return {name: None if name == STATIC else method(name, **options) for name, options in chosen.items()}
+
+    def annealing_epochs(self, config: MethodConfig | None) -> float | None:
+        """Epochs over which the method's temperature falls; None where it has none."""
+        if config is None or config.annealing is None:
+            return None
+        if self.anneal_epochs is not None:
+            return self.anneal_epochs
+        return min(config.annealing.epochs, self.epochs / 3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON can hold them."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result: two runs with the same identity are the same run."""
+        return {name: value for name, value in self.to_dict().items() if name not in PLACES}
+
+    def command(self) -> str:
+        """The command line that gives this config."""
+        words = ["convary", "compare"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == field.default and field.name not in ("data", "model", "methods", "epochs", "seeds", "out"):
+                continue
+            flag = field.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+        return shlex.join(words)
+
+
+def _value(text: str) -> Any:
+    """A number, a bool, a tuple; anything else is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

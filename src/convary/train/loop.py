@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training: a method with a seed. Killed at any moment it goes on where it was, to the same result.
+
+Nothing random is carried from one step to the next: order, augmentation and dropout are drawn from generators that are
+seeded by (seed, epoch, step), and the learning rate is a function of the step. So a checkpoint needs no random state,
+and every method sees the same images in the same order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from convary.data import DataSet, augment, derive_seed, epoch_order, generator
+from convary.errors import CheckpointError, ConfigError
+from convary.methods import MethodConfig
+from convary.nn import DynamicLayer
+from convary.schedule import anneal
+from convary.train.checkpoint import Architecture, load_weights, read_checkpoint, write_checkpoint
+from convary.train.config import STATIC, CompareConfig
+from convary.train.evaluation import score
+from convary.train.interrupt import Interrupt
+from convary.train.progress import Progress, RunInfo, StepInfo
+
+_AUGMENT, _DROPOUT = 1, 2  # sets the random numbers of different uses apart
+
+
+def learning_rate(step: int, total: int, highest: float, warmup: float) -> float:
+    """Linear from 0 over the first ``warmup`` of all steps, times half a cosine from 1 to 0.
+
+    >>> learning_rate(0, 100, 1.0, 0.1), round(learning_rate(50, 100, 1.0, 0.1), 3)
+    (0.1, 0.5)
+    """
+    rising = min(1.0, (step + 1) / max(1.0, warmup * total))
+    return highest * rising * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def make_optimizer(model: nn.Module, config: CompareConfig) -> torch.optim.Optimizer:
+    """The optimizer that the config names."""
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+    )
+
+
+class Training:
+    """The network, the optimizer and everything else that a checkpoint holds.
+
+    Args:
+        config: What to do.
+        method: The method's config; None for the static network.
+        seed: Of the weights, the order and the augmentation.
+        dataset: What to train on.
+        accelerator: Accelerate's device and processes.
+        path: Of the checkpoint; read where it exists.
+
+    Raises:
+        CheckpointError: the checkpoint is truncated, foreign, or of another run.
+    """
+
+    def __init__(
+        self,
+        config: CompareConfig,
+        method: MethodConfig | None,
+        seed: int,
+        dataset: DataSet,
+        accelerator: Accelerator,
+        path: Path,
+    ):
+        self.config, self.seed, self.dataset, self.accelerator, self.path = config, seed, dataset, accelerator, path
+        self.name = STATIC if method is None else method.name
+        self.title = "static" if method is None else method.title
+        self.architecture = Architecture.of(config.model, dataset, method, config.init, seed)
+        self.batch = min(config.batch_size, len(dataset.train.labels))
+        self.steps_per_epoch = len(dataset.train.labels) // self.batch
+        self.total_steps = config.epochs * self.steps_per_epoch
+
+        self.bare = self.architecture.build()  # the network without Accelerate's wrapper
+        self.model, self.optimizer = accelerator.prepare(self.bare, make_optimizer(self.bare, config))
+        epochs = config.annealing_epochs(method)
+        self.annealing = None
+        if method is not None and method.annealing is not None and epochs is not None:
+            steps = round(epochs * self.steps_per_epoch)
+            self.annealing = anneal(self.bare, start=method.annealing.start, stop=method.annealing.stop, steps=steps)
+
+        self._ordered, self._order = -1, torch.empty(0, dtype=torch.long)
+        self.step = 0
+        self.sums = torch.zeros(3, dtype=torch.float64)  # of this epoch: loss, right answers, images
+        self.curve: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        if path.exists():
+            self._load()
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are trained and evaluated."""
+        return len(self.curve) == self.config.epochs
+
+    @property
+    def temperature(self) -> float | None:
+        """Of the routers now."""
+        return None if self.annealing is None else self.annealing.temperature
+
+    def info(self, index: int, count: int) -> RunInfo:
+        """What there is to say about this run before it starts."""
+        return RunInfo(
+            method=self.name,
+            title=self.title,
+            seed=self.seed,
+            index=index,
+            count=count,
+            epochs=self.config.epochs,
+            total_steps=self.total_steps,
+            start_step=self.step,
+            params=sum(p.numel() for p in self.bare.parameters()),
+            layers=sum(isinstance(module, DynamicLayer) for module in self.bare.modules()),
+        )
+
+    def run(self, info: RunInfo, progress: Progress) -> None:
+        """Train until done; the state is saved at the end of each epoch, every ``save_every`` seconds, and on Ctrl-C.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
+            ConfigError: the loss is no longer finite.
+        """
+        with Interrupt() as interrupt:
+            saved = started = time.monotonic()
+            before = self.seconds
+            while not self.done:
+                self._train_step(info, progress)
+                epoch_ends = self.step % self.steps_per_epoch == 0
+                self.seconds = before + time.monotonic() - started
+                if epoch_ends:
+                    progress.on_epoch(info, self._end_epoch())
+                if epoch_ends or interrupt.asked or time.monotonic() - saved >= self.config.save_every:
+                    self._save()
+                    saved = time.monotonic()
+                if interrupt.asked:
+                    raise KeyboardInterrupt
+
+    def _train_step(self, info: RunInfo, progress: Progress) -> None:
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        if position == 0:
+            self.sums.zero_()
+        lr = learning_rate(self.step, self.total_steps, self.config.lr, self.config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        x, y = self._batch(epoch, position)
+        torch.manual_seed(derive_seed(self.seed, epoch, position, _DROPOUT, self.accelerator.process_index))
+        self.model.train()
+        scores = self.model(x)
+        loss = F.cross_entropy(scores, y, label_smoothing=self.config.label_smoothing)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        if self.annealing is not None:
+            self.annealing.step()
+        self.step += 1
+        right = (scores.argmax(1) == y).sum()
+        sums = torch.stack([loss.detach().double() * len(y), right.double(), right.new_tensor(len(y)).double()])
+        self.sums += self.accelerator.reduce(sums, "sum").cpu()
+        loss_sum, right_sum, images = self.sums.tolist()
+        done = StepInfo(
+            step=self.step,
+            epoch=self.step / self.steps_per_epoch,
+            loss=loss_sum / images,
+            top1=100 * right_sum / images,
+            lr=lr,
+            temperature=self.temperature,
+        )
+        progress.on_step(info, done)
+
+    def _batch(self, epoch: int, position: int) -> tuple[Tensor, Tensor]:
+        """This process's share of a step's images, augmented and normalised, and their labels."""
+        train = self.dataset.train
+        if epoch != self._ordered:
+            self._ordered, self._order = epoch, epoch_order(len(train.labels), self.seed, epoch)
+        index = self._order[position * self.batch : (position + 1) * self.batch]
+        index = index[self.accelerator.process_index :: self.accelerator.num_processes]
+        images = train.batch(index)
+        if self.config.augment:
+            rng = generator(self.seed, epoch, position, _AUGMENT, self.accelerator.process_index)
+            images = augment(images, rng, padding=self.dataset.padding, flip=self.dataset.flip)
+        device = self.accelerator.device
+        return self.dataset.normalise(images.to(device)), train.labels[index].to(device)
+
+    def _end_epoch(self) -> dict[str, Any]:
+        loss_sum, right_sum, images = self.sums.tolist()
+        if not math.isfinite(loss_sum):
+            raise ConfigError(
+                f"the training of {self.title} with seed {self.seed} diverged (loss {loss_sum / images} after "
+                f"{self.step} steps); give a smaller --lr than {self.config.lr}, and another --out"
+            )
+        result = score(
+            self.bare,
+            self.dataset,
+            self.config.batch_size,
+            self.accelerator.device,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.curve.append(
+            {
+                "epoch": self.step / self.steps_per_epoch,
+                "train_loss": loss_sum / images,
+                "train_top1": 100 * right_sum / images,
+                "test_loss": result.loss,
+                "test_top1": result.top1,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "temperature": self.temperature,
+                "seconds": self.seconds,
+            }
+        )
+        return self.curve[-1]
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            content = {
+                "method": self.name,
+                "architecture": dataclasses.asdict(self.architecture),
+                "run": self.config.identity(),
+                "classes": list(self.dataset.classes),
+                "model": self.bare.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "annealing": None if self.annealing is None else self.annealing.state_dict(),
+                "step": self.step,
+                "sums": self.sums,
+                "curve": self.curve,
+                "seconds": self.seconds,
+            }
+            write_checkpoint(self.path, content)
+        self.accelerator.wait_for_everyone()
+
+    def _load(self) -> None:
+        content = read_checkpoint(self.path)
+        if content["architecture"] != dataclasses.asdict(self.architecture) or content["run"] != self.config.identity():
+            raise CheckpointError(f"{self.path} is of another run; delete it to train that run again")
+        load_weights(self.bare, content["model"], self.path)
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.annealing is not None:
+            self.annealing.load_state_dict(content["annealing"])
+        self.step, self.sums, self.curve = content["step"], content["sums"], content["curve"]
+        self.seconds = content["seconds"]

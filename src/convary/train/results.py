@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of results.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convary.data import DataSet, balanced
+from convary.inspect import summary
+from convary.methods import MethodConfig
+from convary.train import measure
+from convary.train.checkpoint import Architecture
+from convary.train.config import STATIC, CompareConfig
+from convary.train.diagnose import correlations, routing_statistics
+
+LATENCY_BATCHES = (1, 16)
+Curve = list[dict[str, Any]]
+
+
+def checkpoint_path(out: Path, method: str, seed: int) -> Path:
+    """Where the checkpoint of a method and a seed lies."""
+    return out / method / f"seed-{seed}" / "checkpoint.pt"
+
+
+class Bench:
+    """Looks at trained networks next to the static one.
+
+    Args:
+        config: What was done.
+        dataset: Gives test images.
+        device: Where to measure.
+    """
+
+    def __init__(self, config: CompareConfig, dataset: DataSet, device: torch.device):
+        self.config, self.dataset, self.device = config, dataset, device
+        self.static = Architecture.of(config.model, dataset, None, config.init, 0).build().to(device)
+
+    def entry(
+        self, method: MethodConfig | None, model: nn.Module, curves: list[Curve], heard: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """What results.json says of a method.
+
+        Args:
+            method: Its config; None for the static network.
+            model: Its network of seed 0.
+            curves: Its learning curves, one for each seed.
+            heard: Is told what starts.
+        """
+        model = model.to(self.device)
+        name = STATIC if method is None else method.name
+        heard("parameters and MACs")
+        entry = {"name": name, **self._costs(method, model)}
+        heard("latency")
+        entry["latency"] = [{"batch": batch, **self._latency(name, model, batch)} for batch in LATENCY_BATCHES]
+        heard("training step")
+        entry["step"] = self._step(name, model)
+        heard("routing and correlations")
+        entry |= accuracy(name, curves)
+        batch = self.config.batch_size
+        entry["routing"] = [] if method is None else routing_statistics(model, self.dataset, batch, self.device)
+        entry["correlation"] = correlations(model, self.dataset, self.device)
+        return entry
+
+    def _costs(self, method: MethodConfig | None, model: nn.Module) -> dict[str, Any]:
+        costs = summary(model, self._images(1)[0])
+        return {
+            "title": STATIC if method is None else method.title,
+            "citation": None if method is None else method.citation,
+            "config": None if method is None else json.loads(method.to_json()),
+            "layers": costs.dynamic_layers,
+            "params": costs.params,
+            "macs": {part: getattr(costs, part) for part in ("convolution", "routing", "assembly", "other")},
+        }
+
+    def _latency(self, name: str, model: nn.Module, batch: int) -> dict[str, float]:
+        x = self._images(batch)[0]
+        return _timing(name, measure.latency(model, self.static, x, self.config.measure_seconds))
+
+    def _step(self, name: str, model: nn.Module) -> dict[str, float]:
+        x, y = self._images(self.config.batch_size)
+        timing = measure.training_step(model, self.static, x, y, self.config, self.config.measure_seconds)
+        return {"batch": len(x), **_timing(name, timing)}
+
+    def _images(self, count: int) -> tuple[Tensor, Tensor]:
+        """Some test images, normalised (B, C, H, W), and their labels (B,); repeated where there are fewer."""
+        labels = self.dataset.test.labels
+        index = balanced(labels, min(count, len(labels)))
+        index = index.repeat(-(-count // len(index)))[:count]
+        x = self.dataset.normalise(self.dataset.test.batch(index).to(self.device))
+        return x, labels[index].to(self.device)
+
+
+def _timing(name: str, timing: measure.Timing) -> dict[str, float]:
+    """The static network against itself has the ratio 1 by definition; its percentiles show the noise."""
+    ratio = {"ratio": 1.0} if name == STATIC else {}
+    return {**dataclasses.asdict(timing), **ratio}
+
+
+def accuracy(name: str, curves: list[Curve]) -> dict[str, Any]:
+    """Test accuracy over the seeds, and of each seed with its learning curve."""
+    tops = [curve[-1]["test_top1"] for curve in curves]
+    seeds = [
+        {"seed": seed, "top1": top, "checkpoint": checkpoint_path(Path(), name, seed).as_posix(), "curve": curve}
+        for seed, (top, curve) in enumerate(zip(tops, curves, strict=True))
+    ]
+    spread = statistics.stdev(tops) if len(tops) > 1 else None
+    return {"top1": {"mean": statistics.fmean(tops), "std": spread}, "seeds": seeds}
+
+
+def describe(dataset: DataSet) -> dict[str, Any]:
+    """The entry ``data``."""
+    return {
+        "name": dataset.name,
+        "title": dataset.title,
+        "classes": list(dataset.classes),
+        "train": len(dataset.train.labels),
+        "test": len(dataset.test.labels),
+        "shape": list(dataset.shape),
+        "license": dataset.license,
+        "source": dataset.source,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The entry ``machine``."""
+    try:
+        own = version("convary")
+    except PackageNotFoundError:
+        own = "not installed"
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(pages / 2**30, 1),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "convary": own,
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, from where Linux keeps it or what Python knows."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks by name."""
+
+import pytest
+import torch
+from torch import nn
+
+import convary as cv
+from convary.errors import ConfigError
+from convary.models import build
+
+
+def params(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_resnet20_is_the_published_one():
+    model = build("resnet20", 10)  # He et al. 2016, Table 6: 0.27M; option A shortcuts have no parameters
+    assert params(model) == 269_722
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == 20
+    assert cv.summary(model, torch.zeros(1, 3, 32, 32)).macs == 40_551_040  # 0.041 G
+
+
+def test_mobilenet_v2_tiny_is_small():
+    model = build("mobilenet_v2_tiny", 10, 1, (28, 28))
+    assert params(model) == 75_642
+    assert model.features(torch.zeros(1, 1, 28, 28)).shape == (1, 128, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2_tiny", "resnet20", "torchvision:resnet18", "timm:mobilenetv3_small_050"]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_channels_and_classes(name, channels):
+    model = build(name, 7, channels, (32, 32))
+    assert model.training
+    assert model(torch.randn(2, channels, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_tiny", "torchvision:mobilenet_v2"])
+def test_the_seed_decides_the_weights_and_nothing_else_changes(name):
+    before = torch.get_rng_state()
+    one, same, other = (build(name, 10, 1, (28, 28), seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    pairs = list(zip(one.parameters(), same.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert any(not torch.equal(a, c) for a, _, c in pairs)
+
+
+@pytest.mark.parametrize("method", cv.METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("name", ["mobilenet_v2_tiny", "resnet20"])
+def test_every_paper_finds_its_layers(name, method):
+    plan = cv.plan(build(name, 10), method())
+    assert len(plan.converted) >= 4
+    assert plan.apply()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet2O", "unknown model 'resnet2O'; did you mean 'resnet20'"),
+        ("torchvision:resnet19", "torchvision has no classification model 'resnet19'; did you mean 'resnet18'"),
+        ("timm:mobilenetv3_small_05", "timm has no model 'mobilenetv3_small_05'; did you mean 'mobilenetv3_small_050'"),
+        ("torchvision:", "unknown model 'torchvision:'"),
+        ("torchvision:alexnet", r"does not take images of shape \(3, 32, 32\).*choose another model"),
+    ],
+)
+def test_unknown_and_unfit_names(name, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, 10)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: complete, honest, self-contained, whole or not written at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from convary import METHODS, report
+from convary.errors import DataError
+from convary.report import routing, style, tables
+
+
+class Page(HTMLParser):
+    """Ids, references and text of a page."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.ids, self.references, self.words, self.open = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "xlink:href", "srcset", "data"):
+                self.references.append(value)
+
+    def handle_data(self, data):
+        if self.open[-1:] not in (["style"], ["script"]):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+@pytest.fixture(scope="module")
+def html(synthetic, tmp_path_factory):
+    """The page of some synthetic results, made once for equal arguments."""
+    path, made = tmp_path_factory.mktemp("report") / "report.html", {}
+
+    def make(results=None, **kwargs):
+        key = str(kwargs)
+        if results is not None or key not in made:
+            report.write(results or synthetic(**kwargs), path)
+        if results is None:
+            return made.setdefault(key, path.read_text())
+        return path.read_text()
+
+    return make
+
+
+def test_the_page_needs_nothing_from_outside(html):
+    page = Page(text := html())
+    ids = {f"#{name}" for name in page.ids}
+    assert all(reference in ids or reference == "data:," for reference in page.references)
+    assert "<script" not in text
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_ids_are_unique_over_all_figures(html):
+    page = Page(html())
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_every_method_is_there_with_its_numbers_and_its_citation(html, synthetic):
+    results = synthetic(seeds=3)
+    text = Page(html(results)).text
+    for method in results["methods"]:
+        assert method["title"] in text
+        assert f"{method['top1']['mean']:.2f}" in text
+        assert f"± {method['top1']['std']:.2f}" in text
+        assert method["citation"] is None or method["citation"] in text
+    for entry in results["methods"][1]["latency"]:
+        assert f"{entry['low']:.2f}–{entry['high']:.2f}" in text
+
+
+def test_the_run_the_data_and_the_machine_are_told(html, synthetic):
+    results = synthetic()
+    text = Page(html(results)).text
+    for value in (results["run"]["command"], "MIT", results["machine"]["cpu"], "2.14.1", "weight decay", "4e-05"):
+        assert value in text
+
+
+def test_one_seed_is_called_one_seed(html):
+    text = Page(html()).text
+    assert "std needs at least 2 seeds" in text
+    assert "±" not in text.split("What accuracy costs")[0]
+    assert "Three epochs are three epochs" in text
+
+
+def test_several_seeds_have_a_spread(html):
+    text = Page(html(seeds=3)).text
+    assert "std needs at least 2 seeds" not in text
+    assert "sample standard deviation over 3 seeds" in text
+
+
+def test_temperature_is_drawn_only_where_it_is_annealed(html):
+    assert "Router temperature" in html(methods=("static", "odconv"))
+    assert "Router temperature" not in html(methods=("static", "condconv"))
+
+
+@pytest.mark.parametrize("methods", [("static",), ("odconv",), ("static", "dynet"), ("dyconv", "static")])
+def test_any_choice_of_methods_makes_a_page(html, methods):
+    assert "What was run" in html(methods=methods)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 40])
+def test_first_middle_and_last_layer_are_drawn_large(html, layers):
+    text = html(methods=("static", "dyconv"), layers=layers)
+    assert text.count('<div class="card">') == min(layers, 3)
+    assert text.count('<div class="thumb">') == max(layers - 3, 0)
+
+
+def test_many_classes_stay_a_page_of_bounded_size(html, synthetic):
+    results = synthetic(methods=("static", "odconv"))
+    results["data"]["classes"] = [f"class {index}" for index in range(1000)]
+    for entry in results["methods"][1]["routing"]:
+        entry["by_class"] = (entry["by_class"] * 100)[:1000]
+    text = html(results)
+    assert len(text) < 6e6
+    assert f"first {routing.MOST_CLASSES} of 1000 classes" in text
+
+
+def test_text_from_the_results_is_escaped(html, synthetic):
+    results = synthetic()
+    results["data"]["title"] = results["data"]["classes"][0] = "<b>&amp;"
+    assert "<b>&amp;" not in html(results)
+
+
+def test_no_pairs_of_filters_and_flat_coefficients_are_fine(html, synthetic):
+    results = synthetic(methods=("static", "dyconv"))
+    results["methods"][0]["correlation"] |= {"bands": [0, 0, 0, 0], "layers": []}
+    for entry in results["methods"][1]["routing"]:
+        entry |= {"by_class": [[0.25] * 4] * 10, "between_class_std": 0.0, "within_class_std": 0.0}
+    assert "Kernel correlation" in html(results)
+
+
+def test_a_failed_write_leaves_the_old_page_and_nothing_else(synthetic, tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        report.write(synthetic(methods=("static",)), path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+@pytest.mark.parametrize(("name", "start"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml"), ("p.pdf", b"%PDF")])
+def test_picture(synthetic, tmp_path, name, start):
+    report.picture(synthetic(seeds=2), tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_picture_is_the_same_every_time(synthetic, tmp_path):
+    for name in ("a.svg", "b.svg"):
+        report.picture(synthetic(), tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_a_method_keeps_its_colour_whatever_else_is_in_the_report():
+    names = ["static", *(method.name for method in METHODS)]
+    alone = {name: style.looks([name])[name] for name in names}
+    assert style.looks(reversed(names)) == alone
+    assert len({look.color for look in alone.values()}) == len(names)
+    assert len({look.marker for look in alone.values()}) == len(names)
+
+
+def test_unknown_methods_get_colours_too():
+    looks = style.looks([f"new{index}" for index in range(12)])
+    assert len(looks) == 12
+
+
+def test_colours_of_figures_are_told_apart_by_value():
+    light = [pair[0] for pair in style.COLORS.values()]
+    assert len(set(light)) == len(light)
+
+
+def test_summary_says_what_came_out(synthetic):
+    results = synthetic(methods=("static", "odconv"))
+    results["methods"][0]["top1"]["mean"], results["methods"][1]["top1"]["mean"] = 80.0, 82.5
+    assert "ODConv came out highest: 82.5 % top-1, 2.5 points above" in tables.summary(results)
+    results["methods"][1]["top1"]["mean"] = 79.0
+    assert "No dynamic version was above the static network’s 80.0 %" in tables.summary(results)
+
+
+def test_load_reads_what_json_holds(synthetic, tmp_path):
+    results = synthetic()
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert report.load(tmp_path / "results.json") == results
+
+
+def test_load_names_a_file_that_is_no_json(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": 1,')
+    with pytest.raises(DataError, match=r"results\.json is not JSON"):
+        report.load(tmp_path / "results.json")
+
+
+def _remove(*keys):
+    def change(results):
+        inner = results
+        for key in keys[:-1]:
+            inner = inner[key]
+        del inner[keys[-1]]
+
+    return change
+
+
+def _set(value, *keys):
+    def change(results):
+        inner = results
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+
+    return change
+
+
+BROKEN = [
+    (_set(2, "schema"), "has schema 2, this convary reads schema 1"),
+    (_remove("machine"), "'machine' is missing"),
+    (_remove("methods", 2, "top1", "mean"), r"methods\[2\].top1: 'mean' is missing"),
+    (_set("87", "methods", 0, "top1", "mean"), r"top1.mean is '87'; want a number"),
+    (_set(True, "methods", 0, "params"), "params is True; want int"),
+    (_set({}, "methods"), "methods is {}; want a list"),
+    (_set([], "methods"), "methods is empty"),
+    (_set([], "methods", 0, "seeds"), "has a seed without a curve"),
+    (_set([[0.5, 0.5]], "methods", 1, "routing", 0, "by_class"), "want one row of equal length for each of the 10"),
+    (_set([0.5, 0.2, 0.1, 0.1], "methods", 1, "correlation", "bands"), "want 4 fractions that sum to 1"),
+    (_set(None, "methods", 1, "correlation"), "correlation is None; want an object"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_results_that_break_the_schema_are_refused_by_place(synthetic, tmp_path, change, message):
+    results = copy.deepcopy(synthetic())
+    change(results)
+    with pytest.raises(DataError, match=message):
+        report.write(results, tmp_path / "report.html")
+    assert not os.listdir(tmp_path)

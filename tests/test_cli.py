@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: help with real defaults, one line for what goes wrong, exit codes, and the main job end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import convary
+from convary import METHODS, cli
+from convary._cli import compare as compare_command
+from convary._cli.parse import parse
+from convary._cli.selector import SELECTORS, selector
+from convary.errors import ConfigError, ConvaryError
+from convary.train import CompareConfig
+
+SOURCE = Path(convary.__file__).parents[1]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the program in this process: exit code, output, and errors with the line breaks as they are."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*argv):
+        try:
+            code = cli.main([str(word) for word in argv])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of class folders with small noise images, dark and bright."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 4)):
+        for name, base in (("dark", 40), ("bright", 180)):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(base, base + 60, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(images):
+    """The flags of the smallest comparison; --out is missing."""
+    flags = f"--data folder:{images} --image-size 16 --model mobilenet_v2_tiny --epochs 1 --batch-size 8"
+    return [*flags.split(), "--methods", "static", "dyconv", "--measure-seconds", "0.01", "--threads", "1", "--cpu"]
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory):
+    """The folder of a finished tiny comparison, and what its process said."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return out, subprocess.run(
+        _command("compare", *tiny, "--out", out), env=_environment(), capture_output=True, text=True
+    )
+
+
+def _command(*argv):
+    return [sys.executable, "-m", "convary.cli", *map(str, argv)]
+
+
+def _environment():
+    return os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+
+
+def one_line(err):
+    """The single line of an error, without its end."""
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err.rstrip("\n")
+
+
+def test_help_lists_every_command(run):
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in cli.COMMANDS)
+    assert run() == (0, out, "")
+
+
+def test_version(run):
+    assert run("--version") == (0, f"convary {convary.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_help_of_each_command(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"usage: convary {command}" in out
+
+
+def test_help_of_compare_shows_every_field_with_its_real_default(run):
+    _, out, _ = run("compare", "--help")
+    flat = re.sub(r"[\s│]+", " ", out)
+    for field in dataclasses.fields(CompareConfig):
+        assert f"--{field.name.replace('_', '-')}" in out
+        if isinstance(field.default, int | float | str):
+            assert f"(default: {field.default})" in flat
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_help_of_plan_shows_the_options_of_the_method(run, method):
+    _, out, _ = run("plan", "--method", method.name, "--help")
+    assert all(f"--{field.name.replace('_', '-')}" in out for field in dataclasses.fields(method))
+
+
+WRONG = [
+    ("compaer", "did you mean 'compare'?"),
+    ("--versoin", "there is no flag '--versoin'"),
+    ("compare --epoch 3", "no flag --epoch; did you mean '--epochs'?"),
+    ("compare --epochs x", "--epochs: invalid literal for int()"),
+    ("compare --epochs 0", "epochs must be at least 1; got 0"),
+    ("compare --methods static odcnov", "did you mean 'odconv'?"),
+    ("compare --init papr", "invalid choice 'papr'"),
+    ("compare --data fashion-mnist-mni --out {tmp}/o", "did you mean 'fashion-mnist-mini'?"),
+    ("compare --model resnet2 --out {tmp}/o", "did you mean 'resnet20'?"),
+    ("compare --data folder:{tmp} --out {tmp}/o", "{tmp} has 0 class folders"),
+    ("compare --options odconv.expert=2", "did you mean 'experts'?"),
+    ("plan --model resnet20", "Missing from convary plan: --method"),
+    ("plan --model resnet20 --method dyconf", "did you mean 'dyconv'?"),
+    ("plan --model resnet20 --method odconv --expert 2", "did you mean '--experts'?"),
+    ("plan --model resnet20 --method odconv --experts 0", "experts must be an int of at least 1; got 0"),
+    ("plan --model resnet20 --method odconv --where frist", "did you mean 'first'?"),
+    ("explain --in-channels 32 --groups 3", "groups must divide both channel counts"),
+    ("explain --size 8 8 8 8", "want --size of 1 to 3 numbers"),
+    ("explain --batch 0", "--batch must be at least 1; got 0"),
+    ("explain --op mixd", "invalid choice 'mixd'"),
+    ("explain stray", "stray"),
+    ("eval {tmp}/none.pt", "no checkpoint {tmp}/none.pt"),
+    ("eval", "Missing from convary eval: PATH"),
+    ("data fashion-mnist-mni", "did you mean 'fashion-mnist-mini'?"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=[words for words, _ in WRONG])
+def test_bad_arguments_are_one_line_and_exit_2(run, tmp_path, words, message):
+    code, out, err = run(*words.format(tmp=tmp_path).split())
+    line = one_line(err)
+    assert (code, out) == (2, "")
+    assert line.startswith("convary: error: ")
+    assert message.format(tmp=tmp_path) in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConvaryError("what\nis  wrong"), 2, "what is wrong"),
+        (OSError(28, "No space left on device", "runs/x"), 2, "No space left on device: runs/x"),
+        (PermissionError(13, "Permission denied", "/locked"), 2, "Permission denied: /locked"),
+        (ModuleNotFoundError("No module named 'tyro'", name="tyro"), 2, "tyro, which is not installed"),
+        (ModuleNotFoundError("No module named 'rich.x'", name="rich.x"), 2, "pip install 'convary[all]'"),
+    ],
+)
+def test_what_goes_wrong_inside_is_one_line(run, monkeypatch, error, code, message):
+    def fails(argv):
+        raise error
+
+    monkeypatch.setattr("convary._cli.explain.run", fails)
+    found, _, err = run("explain")
+    assert found == code
+    assert message in one_line(err)
+
+
+def test_a_bug_keeps_its_traceback(run, monkeypatch):
+    def fails(argv):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("convary._cli.explain.run", fails)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("explain")
+
+
+def test_missing_extras_name_what_to_install(tmp_path):
+    (tmp_path / "tyro.py").write_text("raise ModuleNotFoundError(\"No module named 'tyro'\", name='tyro')\n")
+    environment = _environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{SOURCE}"}
+    done = subprocess.run(_command("explain"), env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert one_line(done.stderr) == "convary: error: needs tyro, which is not installed; run pip install 'convary[all]'"
+
+
+def test_interrupt_is_130(run, monkeypatch):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convary._cli.explain.run", interrupted)
+    code, _, err = run("explain")
+    assert code == 130
+    assert "interrupted" in err
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    words = " ".join(_command("plan", "--model", "resnet20", "--method", "odconv"))
+    done = subprocess.run(f"{words} | true; exit ${{PIPESTATUS[0]}}", env=_environment(), capture_output=True,
+                          text=True, shell=True, executable="/bin/bash")  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_explain_prints_a_row_for_each_strategy(run):
+    code, out, _ = run("explain", "--batch", 2, "--in-channels", 8, "--out-channels", 8, "--size", 12, "--training")
+    assert code == 0
+    assert all(name in out for name in ("grouped", "loop", "outputs", "bmm", "chosen", "forward and backward"))
+    assert "S=(12,)" in out
+
+
+def test_explain_of_one_kernel_per_sample(run):
+    code, out, _ = run("explain", "--op", "sample_conv", "--groups", 64)
+    assert code == 0
+    assert "sample_conv" in out
+
+
+def test_plan_prints_every_layer(run):
+    code, out, _ = run(
+        "plan", "--model", "resnet20", "--method", "odconv", "--where", "name('layer3.*')", "--experts", 2
+    )
+    assert code == 0
+    assert "layer3.2.conv2" in out
+    assert "6 of 20 layers become ODConv (ODConv(experts=2" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("all & ~first", "(all() & ~first())"),
+        ("all() | classifier", "(all() | classifier())"),
+        ("kernel_size((3, 1))", "kernel_size((3, 1))"),
+        ("name('a.*', 'b') & type(Conv2d)", "(name('a.*', 'b') & type(Conv2d))"),
+        ("paper", "paper(ODConv)"),
+    ],
+)
+def test_selectors_read_as_in_python(text, label):
+    assert repr(selector(text, convary.ODConv())) == label
+
+
+@pytest.mark.parametrize(
+    "text", ["", "all &", "all + first", "all.first", "__import__('os')", "kernel_size()", "name(x)", "where=1", "1"]
+)
+def test_selectors_run_no_python(text):
+    with pytest.raises(ConfigError, match="--where"):
+        selector(text, convary.ODConv())
+
+
+def test_all_public_selectors_can_be_written():
+    public = {name for name, value in vars(convary.where).items() if callable(value) and name in convary.where.__dict__}
+    assert set(SELECTORS) <= public
+    assert {"all", "first", "last", "kernel_size", "depthwise", "name", "type", "paper"} <= set(SELECTORS)
+
+
+def test_data_lists_the_sets(run, tmp_path):
+    code, out, _ = run("data", "--root", tmp_path)
+    assert code == 0
+    assert re.search(r"fashion-mnist-mini +yes", out)
+    assert re.search(r"cifar100 +no", out)
+    assert "convary data NAME" in out
+
+
+def test_data_describes_a_set_that_is_here(run):
+    code, out, _ = run("data", "fashion-mnist-mini")
+    assert code == 0
+    assert "10 classes" in out
+    assert "MIT" in out
+
+
+def test_compare_writes_results_and_report_and_prints_the_table(finished):
+    out, done = finished
+    assert done.returncode == 0, done.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert [method["name"] for method in results["methods"]] == ["static", "dyconv"]
+    assert "std needs at least 2 seeds" in (out / "report.html").read_text()
+    assert re.search(r"^DyConv +\d+\.\d\d +[+−]\d", done.stdout, re.MULTILINE)
+    assert str(out / "report.html") in done.stdout
+    assert "DyConv, seed 0: epoch 1/1" in done.stdout
+
+
+def test_a_finished_comparison_is_only_shown_again(run, finished, tiny):
+    out, _ = finished
+    before = (out / "results.json").read_bytes()
+    code, said, _ = run("compare", *tiny, "--out", out)
+    assert code == 0
+    assert "DyConv" in said
+    assert "epoch" not in said
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_a_folder_of_another_run_is_refused(run, finished, tiny):
+    out, _ = finished
+    code, _, err = run("compare", *tiny, "--lr", 0.01, "--out", out)
+    assert code == 2
+    assert "is the folder of another run: lr 0.1 there and 0.01 here" in one_line(err)
+
+
+def test_eval_prints_top1_and_classes(run, finished):
+    out, _ = finished
+    top1 = json.loads((out / "results.json").read_text())["methods"][1]["top1"]["mean"]
+    code, said, _ = run("eval", out / "dyconv" / "seed-0" / "checkpoint.pt")
+    assert code == 0
+    assert f"top-1 {top1:.2f} %" in said
+    assert "bright" in said
+    assert "dark" in said
+
+
+def test_eval_of_a_truncated_checkpoint(run, finished, tmp_path):
+    whole = (finished[0] / "static" / "seed-0" / "checkpoint.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    code, _, err = run("eval", tmp_path / "cut.pt")
+    assert code == 2
+    assert f"{tmp_path}/cut.pt is truncated" in one_line(err)
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tiny, tmp_path):
+    out = tmp_path / "out"
+    words = ["compare", *tiny, "--epochs", "500", "--out", out]
+    started = subprocess.Popen(
+        _command(*words), env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not (out / "static").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert "Traceback" not in err
+    assert f"saved in {out}" in err
+    command = shlex.split(err.partition("Resume with: ")[2])
+    assert command[:2] == ["convary", "compare"]
+    given = parse(CompareConfig, [str(word) for word in words[1:]], "given")
+    assert parse(CompareConfig, command[2:], "resumed") == given
+    assert (out / "static" / "seed-0" / "checkpoint.pt").exists()
+
+
+def test_the_table_has_a_spread_for_several_seeds():
+    from rich.console import Console
+
+    ratio = {"ms": 1.0, "ratio": 1.0, "low": 1.0, "high": 1.0}
+    method = {
+        "name": "static",
+        "title": "static",
+        "citation": None,
+        "layers": 0,
+        "params": 10,
+        "macs": {"convolution": 10, "routing": 0, "assembly": 0, "other": 0},
+        "latency": [{"batch": 1, **ratio}],
+        "step": {"batch": 2, **ratio},
+        "top1": {"mean": 81.234, "std": 0.567},
+    }
+    console = Console(width=100)
+    with console.capture() as said:
+        console.print(compare_command.results_table({"run": {"seeds": [0, 1]}, "methods": [method]}))
+    assert "81.23 ± 0.57" in said.get()
+    assert "Mean ± std over 2 seeds" in said.get()

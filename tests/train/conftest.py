@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small real data set in a folder, and configs that train on it in seconds."""
+
+import pytest
+import torch
+from PIL import Image
+
+from convary.data import load
+from convary.train import CompareConfig
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder with train/ and test/ of four classes of Fashion-MNIST, 20 + 5 images each."""
+    root = tmp_path_factory.mktemp("fashion")
+    mini = load("fashion-mnist-mini")
+    for part, split, count in (("train", mini.train, 20), ("test", mini.test, 5)):
+        for label in (1, 5, 8, 9):
+            folder = root / part / mini.classes[label]
+            folder.mkdir(parents=True)
+            for i, picture in enumerate(split.images[split.labels == label][:count, 0]):
+                Image.fromarray(picture.numpy()).save(folder / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture
+def make(images, tmp_path):
+    """Configs for these images: two epochs of ten steps; further options by keyword."""
+
+    def config(**options) -> CompareConfig:
+        usual = {
+            "data": f"folder:{images}",
+            "image_size": 16,
+            "methods": ("static",),
+            "epochs": 2,
+            "batch_size": 8,
+            "out": tmp_path / "run",
+            "threads": torch.get_num_threads(),
+            "measure_seconds": 0.01,
+            "cpu": True,
+        }
+        return CompareConfig(**usual | options)
+
+    return config

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole files, and folders that belong to a run."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from convary.errors import ConfigError, ConvaryError
+from convary.train.files import claim_folder, write_whole
+
+RUN = {"epochs": 3, "lr": 0.1}
+
+
+@pytest.fixture
+def read_only():
+    """A folder that this process may not write; root steps down to another user for the time of the test."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_write_whole_replaces(tmp_path):
+    path = tmp_path / "new" / "file"
+    for content in (b"one", b"two"):
+        write_whole(path, content)
+        assert path.read_bytes() == content
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_no_space_left_keeps_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    (tmp_path / "file.part").symlink_to("/dev/full")
+    with pytest.raises(ConvaryError, match="No space left on device; free some space") as caught:
+        write_whole(path, b"after")
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == b"before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_read_only_folder_is_named(read_only):
+    with pytest.raises(ConvaryError, match="Permission denied.*choose another folder with --out") as caught:
+        claim_folder(read_only / "run", RUN, "now")
+    assert str(read_only / "run") in str(caught.value)
+    with pytest.raises(ConvaryError, match="cannot write .*run.json: Permission denied"):
+        claim_folder(read_only, RUN, "now")
+
+
+def test_folder_is_claimed_once(tmp_path):
+    assert claim_folder(tmp_path / "a" / "run", RUN, "first") == "first"
+    assert claim_folder(tmp_path / "a" / "run", RUN, "second") == "first"
+
+
+def test_folder_of_another_run(tmp_path):
+    claim_folder(tmp_path, RUN, "now")
+    with pytest.raises(ConfigError, match="another run: epochs 3 there and 4 here; choose another folder"):
+        claim_folder(tmp_path, {**RUN, "epochs": 4}, "now")
+
+
+def test_folder_of_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match=r"is not empty \(it has thesis.tex\)"):
+        claim_folder(tmp_path, RUN, "now")
+    with pytest.raises(ConfigError, match="is a file"):
+        claim_folder(tmp_path / "thesis.tex", RUN, "now")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"config": 3}', "\x00"])
+def test_foreign_run_file(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"run\.json is not the record of a run"):
+        claim_folder(tmp_path, RUN, "now")
+
+
+def test_killed_while_claiming(tmp_path):
+    (tmp_path / "run.json.part").write_text("{")
+    claim_folder(tmp_path, RUN, "now")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
