@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""load_released refuses what does not fit, by name, and loads nothing then. (Values: test_golden.py.)"""
+"""Loading the authors' checkpoints: what does not fit is refused by name, and nothing is loaded then."""
 
 import pytest
 import torch

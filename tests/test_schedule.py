@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Annealing: values, state, warnings, and what bad values get."""
 
+import itertools
 import math
 import warnings
 
@@ -24,7 +25,7 @@ def test_descends_and_stays(shape, half):
         annealing.step()
         seen.append(annealing.temperature)
     assert seen[0] == 30.0 and seen[50] == pytest.approx(half) and seen[100:] == [1.0] * 31
-    assert all(a >= b for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(seen))
     quarter = 22.75 if shape == "linear" else 1 + 29 * (1 + math.cos(math.pi / 4)) / 2
     assert seen[25] == pytest.approx(quarter)
     assert float(net[0].router.temperature) == float(net[1].router.temperature) == 1.0
@@ -67,7 +68,8 @@ def test_is_saved_with_the_model():
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_impossible_temperatures(value):
     for make in (
-        lambda: cv.DyConv(temperature=value), lambda: cv.ODConv(temperature=value), lambda: cv.anneal(model(), start=value, steps=3),
+        lambda: cv.DyConv(temperature=value), lambda: cv.ODConv(temperature=value),
+        lambda: cv.anneal(model(), start=value, steps=3),
         lambda: cv.set_temperature(model(), value), lambda: cv.MixedLinear(3, 3, temperature=value),
     ):  # fmt: skip
         with pytest.raises(cv.ConfigError, match="temperature must be a finite number above 0"):

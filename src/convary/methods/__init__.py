@@ -56,6 +56,6 @@ def config_from_json(text: str) -> MethodConfig:
 
 __all__ = [
     "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d",
-    "ODConv2d", "ODConv3d", "config_from_json", "method",
+    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "MethodConfig", "MixedLinear", "ODConv",
+    "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
 ]  # fmt: skip

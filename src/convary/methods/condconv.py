@@ -48,7 +48,7 @@ class CondConv(MethodConfig):
         return None
 
     def build(self, module: nn.Module) -> nn.Module:
-        """A CondConv layer; for a linear layer a ``MixedLinear`` with CondConv's router, as in the paper's classifier."""
+        """A CondConv layer; for a linear layer a ``MixedLinear`` with CondConv's router: the paper's classifier."""
         if not isinstance(module, nn.Linear):
             return super().build(module)
         return MixedLinear.from_linear(module, experts=self.experts, activation=self.activation, reduction=None)
@@ -96,7 +96,7 @@ class _CondConvNd(DynamicConv):
             nn.init.zeros_(self.bias)
 
     def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Timm's CondConv2d (flattened experts) and d-li14's; a router, if the layer has one, under any of their names."""
+        """Read timm's CondConv2d (flattened experts) or d-li14's; the router, if any, under either's name."""
         prefix = "conv." if "conv.weight" in tensors else ""
         state = {"weight": tensors[f"{prefix}weight"].reshape(self.weight.shape)}
         if self.bias is not None:

@@ -50,7 +50,10 @@ class DyNet(MethodConfig):
 
     @classmethod
     def placement(cls, site: Site) -> bool:
-        """The convolutions inside the blocks; stem, shortcuts and head stay static (our reading: the paper draws blocks)."""
+        """The convolutions inside the blocks; stem, shortcuts and head stay static.
+
+        This is our reading: the paper draws dynamic blocks and lists no layers.
+        """
         if not site.is_conv or site.gate or site.shortcut:
             return False
         return site.block is not None if site.block_count else site.index > 0

@@ -78,7 +78,7 @@ class Router(nn.Module):
             self._warned = True
             warnings.warn(
                 f"evaluating with routers at temperature {temperature:g}, above the final {self.final_temperature:g}; "
-                "step convary.anneal to its end, or call convary.set_temperature(model, 1.0) to measure the final model",
+                "step convary.anneal to its end, or convary.set_temperature(model, 1.0) to measure the final model",
                 TemperatureWarning,
                 stacklevel=3,
             )
@@ -103,7 +103,7 @@ def check_temperature(value: float) -> float:
     value = float(value)
     if not 0.0 < value < float("inf"):
         raise ConfigError(
-            f"temperature must be a finite number above 0; got {value}; 30 to start with and 1 at the end are usual"
+            f"temperature must be a finite number above 0; got {value}; usual are 30 to start with and 1 at the end"
         )
     return value
 

@@ -10,15 +10,13 @@ from typing import Any
 from torch import nn
 
 # Residual and inverted-residual blocks by class name, in torchvision, timm and common code.
-BLOCKS = frozenset({
-    "BasicBlock", "Bottleneck", "BottleneckTransform", "InvertedResidual", "InvertedResidualV3", "DepthwiseSeparableConv",
-    "EdgeResidual", "CondConvResidual", "UniversalInvertedResidual", "MBConv", "FusedMBConv", "MbConvBlock", "CNBlock",
-    "ConvNeXtBlock", "Bottle2neck", "PreActBlock", "PreActBottleneck", "ResBottleneckBlock", "BottleneckBlock",
-    "_DenseLayer", "DenseLayer", "GhostBottleneck", "RepVggBlock",
-})  # fmt: skip
-_GATES = frozenset(
-    {"SqueezeExcitation", "SqueezeExcite", "SEModule", "EffectiveSEModule", "EcaModule", "SEBlock", "SELayer"}
+BLOCKS = frozenset(
+    "BasicBlock Bottleneck BottleneckTransform InvertedResidual InvertedResidualV3 DepthwiseSeparableConv EdgeResidual "
+    "CondConvResidual UniversalInvertedResidual MBConv FusedMBConv MbConvBlock CNBlock ConvNeXtBlock Bottle2neck "
+    "PreActBlock PreActBottleneck ResBottleneckBlock BottleneckBlock _DenseLayer DenseLayer GhostBottleneck "
+    "RepVggBlock".split()
 )
+_GATES = frozenset("SqueezeExcitation SqueezeExcite SEModule EffectiveSEModule EcaModule SEBlock SELayer".split())
 _SHORTCUTS = frozenset({"downsample", "shortcut", "skip", "proj_shortcut"})
 
 

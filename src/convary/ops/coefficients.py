@@ -20,7 +20,7 @@ class Coefficients:
 
     ``W[b, o, c, t] = sum_k kernel[b, k] * filter[b, k, o] * channel[b, k, c] * tap[b, k, t] * bank[k, o, c, t]``
 
-    A factor that is ``None`` counts as 1. With ``groups`` the channel factor still has one entry per input channel of x.
+    A factor that is ``None`` counts as 1. The channel factor has one entry per input channel of x, groups or not.
 
     Attributes:
         kernel: (B, K) one number per kernel; CondConv, DyConv, ODConv.

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from convary.errors import ShapeError
 from convary.ops import native
 from convary.ops.coefficients import Coefficients
-from convary.ops.strategy import is_traced
+from convary.ops.strategy import inside_functorch, is_traced
 
 
 def mix_kernels(bank: Tensor, coeffs: Coefficients) -> Tensor:
@@ -118,14 +117,18 @@ def _channel_per_output(channel: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _weighted_sum(kernel: Tensor, flat: Tensor) -> Tensor:
-    """``kernel (B, K) @ flat (K, N)``; by the native kernel where it can, which streams the bank once per batch."""
-    if not is_traced(flat) and native.why_not(flat, kernel) is None:
+    """``kernel (B, K) @ flat (K, N)``.
+
+    The native kernel streams the bank once per batch; for a single sample torch is as fast.
+    """
+    hidden = is_traced(flat) or inside_functorch()
+    if kernel.shape[0] > 1 and not hidden and native.why_not(flat, kernel) is None:
         return _NativeMix.apply(kernel, flat)
     return kernel @ flat
 
 
 class _NativeMix(torch.autograd.Function):
-    """The native forward with the two matrix products of its gradient."""
+    """The native forward; its gradient is two matrix products, which can be differentiated again."""
 
     @staticmethod
     def forward(ctx, kernel: Tensor, flat: Tensor) -> Tensor:
@@ -133,7 +136,6 @@ class _NativeMix(torch.autograd.Function):
         return native.mix_kernels(flat, kernel)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         kernel, flat = ctx.saved_tensors
         d_kernel = grad @ flat.T if ctx.needs_input_grad[0] else None

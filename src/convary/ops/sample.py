@@ -101,7 +101,7 @@ def empty_batch(x: Tensor, weight: Tensor, geometry: Geometry, O: int) -> Tensor
 
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
-    """y (N, O, *S) plus (O,) or (N, O)."""
+    """Add (O,) or (N, O) to y (N, O, *S)."""
     if bias is None:
         return y
     return y + bias.to(y.dtype).reshape(-1, y.shape[1], *[1] * (y.ndim - 2))

@@ -78,6 +78,11 @@ def is_traced(*tensors: Tensor) -> bool:
     return any(isinstance(size, torch.SymInt) for t in tensors for size in t.shape)
 
 
+def inside_functorch() -> bool:
+    """Whether vmap or torch.func.grad is running: tensors then are wrappers without memory of their own."""
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @contextlib.contextmanager
 def strategy(name: str | None) -> Iterator[None]:
     """Force every op inside the ``with`` block to use one strategy; None restores the automatic choice.
