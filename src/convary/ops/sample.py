@@ -126,11 +126,14 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
 
 def loop(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
     """A convolution per kernel; features are never copied, not even with ``index``."""
-    images = range(weight.shape[0]) if index is None else index.tolist()
+    # split and unbind, not x[i] and weight[n]: the gradient of an index is a tensor of zeros as large as the whole.
+    images = x.split(1)
+    if index is not None:
+        images = [images[i] for i in index.tolist()]
     conv = CONV[x.ndim - 2]
     rows = [
-        conv(x[i : i + 1], weight[n], None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        for n, i in enumerate(images)
+        conv(image, kernel, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        for image, kernel in zip(images, weight.unbind(0), strict=True)
     ]
     return add_bias(torch.cat(rows), bias)
 
