@@ -3,6 +3,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -213,7 +214,19 @@ def test_shared_router_survives_copying_pickling_and_saving():
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(x), want)
     same(torch.cat([model(x[:1]), model(x[1:])]), want)
-    assert all(m._given is None for m in model.modules() if isinstance(m, DynamicLayer))
+    assert not any(m._lent for m in model.modules() if isinstance(m, DynamicLayer))
+
+
+def test_shared_router_serves_several_threads():
+    model = routed_net().eval()
+    for module in model.modules():
+        if isinstance(module, RoutedBlock):
+            nn.init.normal_(module.router.linear.weight, std=3.0)
+    inputs = [torch.randn(1, 3, 32, 32) * (i + 1) for i in range(8)]
+    want = [model(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert all(map(torch.equal, pool.map(model, inputs), want))
 
 
 def test_shared_router_compiles_and_exports():

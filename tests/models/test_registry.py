@@ -60,7 +60,7 @@ def test_every_paper_finds_its_layers(name, method):
     [
         ("resnet2O", "unknown model 'resnet2O'; did you mean 'resnet20'"),
         ("torchvision:resnet19", "torchvision has no classification model 'resnet19'; did you mean 'resnet18'"),
-        ("timm:mobilenetv3_small_05", "timm has no model 'mobilenetv3_small_05'; did you mean 'mobilenetv3_small_050'"),
+        ("timm:resnet18q", "timm has no model 'resnet18q'; did you mean 'resnet18'"),
         ("torchvision:", "unknown model 'torchvision:'"),
         ("torchvision:alexnet", r"does not take images of shape \(3, 32, 32\).*choose another model"),
     ],

@@ -50,10 +50,10 @@ def test_no_space_left_keeps_what_was_there(tmp_path):
 
 
 def test_read_only_folder_is_named(read_only):
-    with pytest.raises(ConvaryError, match="Permission denied.*choose another folder with --out") as caught:
+    with pytest.raises(ConvaryError, match=r"Permission denied.*choose another folder with --out") as caught:
         claim_folder(read_only / "run", RUN, "now")
     assert str(read_only / "run") in str(caught.value)
-    with pytest.raises(ConvaryError, match="cannot write .*run.json: Permission denied"):
+    with pytest.raises(ConvaryError, match=r"cannot write .*run\.json: Permission denied"):
         claim_folder(read_only, RUN, "now")
 
 

@@ -14,13 +14,12 @@ from convary.errors import DataError
 
 
 class Split(Protocol):
-    """Images of one part (train or test) of a data set.
+    """Images of one part (train or test) of a data set."""
 
-    Attributes:
-        labels: (N,) int64 class numbers.
-    """
-
-    labels: Tensor
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64 class numbers."""
+        ...
 
     def batch(self, index: Tensor) -> Tensor:
         """The images of ``index`` (B,) as uint8 (B, C, H, W)."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from convary.errors import DataError
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad file
 
 
-def read_image(source: Path | BinaryIO, mode: str = "RGB", size: int | None = None, name: str | None = None) -> Tensor:
+def read_image(source: Path | IO[bytes], mode: str = "RGB", size: int | None = None, name: str | None = None) -> Tensor:
     """One decoded image, uint8 (C, H, W).
 
     Args:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -37,7 +38,7 @@ class DynamicLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._given: Coefficients | None = None  # set by a block's shared router for the time of one forward
+        self._lent: dict[int, Coefficients] = {}  # by thread, from a block's shared router, for the time of one forward
 
     @property
     def num_experts(self) -> int:
@@ -52,12 +53,13 @@ class DynamicLayer(nn.Module):
         """
         if self.router is not None:
             return self.router(x)
-        if self._given is None:
+        lent = self._lent.get(current_thread())
+        if lent is None:
             raise ConfigError(
                 f"this {type(self).__name__} has no router of its own; call it through its block, "
                 "or pass the coefficients: layer(x, coeffs)"
             )
-        return self._given
+        return lent
 
     def macs(self, positions: int) -> dict[str, int]:
         """Multiply-adds per sample with that many output positions: convolution, routing, assembling the kernels."""
@@ -97,6 +99,11 @@ class DynamicLayer(nn.Module):
         self.weight.copy_(kernel + spread * zero_sum_noise(self.weight))
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias / bias_gain if self.bias.ndim == 2 else bias)
+
+
+def current_thread() -> int:
+    """Tells apart the threads that run one model at the same time; a recorded graph has one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from convary.nn.base import DynamicLayer
+from convary.nn.base import DynamicLayer, current_thread
 from convary.nn.routers import Router
 
 
@@ -17,19 +17,19 @@ class RoutedBlock:
     """Mixed into a block's class by ``share_router``: routes on the block's input, once, for all its dynamic layers."""
 
     router: Router
-    _routed: tuple[DynamicLayer, ...]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Route x, lend the coefficients to the block's layers, and run the block as it is."""
         coeffs = self.router(x)
         layers = routed_layers(self)  # type: ignore[arg-type]
+        thread = current_thread()
         for layer in layers:
-            layer._given = coeffs
+            layer._lent[thread] = coeffs
         try:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         finally:
             for layer in layers:
-                layer._given = None
+                layer._lent.pop(thread, None)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         """Pickle and deepcopy by the block's own class: the routed one is made anew."""

@@ -46,7 +46,7 @@ def learning_rate(step: int, total: int, highest: float, warmup: float) -> float
 def make_optimizer(model: nn.Module, config: CompareConfig) -> torch.optim.Optimizer:
     """The optimizer that the config names."""
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     return torch.optim.SGD(
         model.parameters(), lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
     )
@@ -161,13 +161,15 @@ class Training:
         loss = F.cross_entropy(scores, y, label_smoothing=self.config.label_smoothing)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
+        if self.config.clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         if self.annealing is not None:
             self.annealing.step()
         self.step += 1
         right = (scores.argmax(1) == y).sum()
         sums = torch.stack([loss.detach().double() * len(y), right.double(), right.new_tensor(len(y)).double()])
-        self.sums += self.accelerator.reduce(sums, "sum").cpu()
+        self.sums += torch.as_tensor(self.accelerator.reduce(sums, "sum")).cpu()
         loss_sum, right_sum, images = self.sums.tolist()
         done = StepInfo(
             step=self.step,

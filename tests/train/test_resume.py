@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Killed or interrupted at any moment, a run goes on where it was, to the same result bit for bit."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from convary.errors import CheckpointError, ConfigError
+from convary.train import Progress, compare, read_checkpoint
+from convary.train.results import checkpoint_path
+
+METHODS = ("static", "dyconv")  # dyconv has an annealed temperature besides
+
+CHILD = """
+import json, os, signal, sys, torch
+from convary.train import CompareConfig, Progress, compare
+options = json.loads(sys.argv[1])
+method, step = sys.argv[2], int(sys.argv[3])
+class Kill(Progress):
+    def on_step(self, run, info):
+        if (run.method, info.step) == (method, step):
+            os.kill(os.getpid(), signal.SIGKILL)
+for name in ("methods", "options"):
+    options[name] = tuple(options[name])
+compare(CompareConfig(**options), Kill())
+"""
+
+
+class StopAt(Progress):
+    """Presses Ctrl-C at a step of a method."""
+
+    def __init__(self, method, step):
+        self.place = (method, step)
+
+    def on_step(self, run, step):
+        if (run.method, step.step) == self.place:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Steps(Progress):
+    """Counts the steps that are really taken."""
+
+    def __init__(self):
+        self.taken = []
+
+    def on_step(self, run, step):
+        self.taken.append((run.method, step.step))
+
+
+@pytest.fixture
+def whole(make, tmp_path):
+    """An uninterrupted run."""
+    config = make(methods=METHODS, out=tmp_path / "whole", augment=True)
+    return config, compare(config)
+
+
+def assert_same(one, other):
+    """Equal curves and accuracies (but for the seconds), equal weights and optimizer states, bit for bit."""
+    (config, results), (other_config, other_results) = one, other
+    for method, other_method in zip(results["methods"], other_results["methods"], strict=True):
+        for seed in method["seeds"] + other_method["seeds"]:
+            for point in seed["curve"]:
+                point["seconds"] = 0
+        assert method["seeds"] == other_method["seeds"]
+        assert method["routing"] == other_method["routing"]
+        assert method["correlation"] == other_method["correlation"]
+        state, other_state = (
+            read_checkpoint(checkpoint_path(c.out, method["name"], 0)) for c in (config, other_config)
+        )
+        for part in ("model", "optimizer"):
+            tensors, other_tensors = (list(_tensors(s[part])) for s in (state, other_state))
+            assert tensors
+            assert all(torch.equal(a, b) for a, b in zip(tensors, other_tensors, strict=True))
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
+def test_killed_in_the_middle_of_an_epoch(make, whole, tmp_path):
+    config = make(methods=METHODS, out=tmp_path / "killed", augment=True, save_every=0.0)
+    for method, step in (("static", 13), ("dyconv", 4)):
+        arguments = [json.dumps(config.to_dict()), method, str(step)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        child = subprocess.run([sys.executable, "-c", CHILD, *arguments], env=environment, check=False)
+        assert child.returncode == -signal.SIGKILL
+        assert read_checkpoint(checkpoint_path(config.out, method, 0))["step"] == step - 1
+    steps = Steps()
+    results = compare(config, steps)
+    assert steps.taken[0] == ("dyconv", 4)
+    assert_same((config, results), whole)
+
+
+@pytest.mark.parametrize("place", [("static", 1), ("static", 10), ("dyconv", 17)])
+def test_ctrl_c_saves_and_resumes(make, whole, tmp_path, place):
+    config = make(methods=METHODS, out=tmp_path / "stopped", augment=True)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, StopAt(*place))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    steps = Steps()
+    results = compare(config, steps)
+    after = (METHODS.index(place[0]), place[1])
+    assert all((METHODS.index(method), step) > after for method, step in steps.taken)
+    assert_same((config, results), whole)
+
+
+def test_a_finished_run_is_only_read(whole):
+    config, results = whole
+    steps = Steps()
+    assert compare(config, steps) == results
+    assert steps.taken == []
+    (config.out / "results.json").unlink()  # as if killed while measuring
+    again = compare(config, steps)
+    assert steps.taken == []
+    assert_same((config, again), (config, results))
+
+
+def test_another_config_is_refused(whole):
+    config, _ = whole
+    with pytest.raises(ConfigError, match=r"another run: epochs 2 there and 3 here, lr 0.1 there and 0.05 here"):
+        compare(dataclasses.replace(config, epochs=3, lr=0.05))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "pickle"])
+def test_bad_checkpoints_are_named(make, damage):
+    config = make()
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, StopAt("static", 3))
+    path = checkpoint_path(config.out, "static", 0)
+    content = path.read_bytes()
+    if damage == "foreign":
+        torch.save({"state_dict": {}}, path)
+    elif damage == "pickle":
+        torch.save(Progress(), path)  # an object whose class would have to be run
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    with pytest.raises(CheckpointError, match="checkpoint") as caught:
+        compare(config)
+    assert str(path) in str(caught.value)
+
+
+def test_a_checkpoint_of_another_run_is_refused(make, tmp_path):
+    one, other = make(), make(out=tmp_path / "other", lr=0.05)
+    for config in (one, other):
+        with pytest.raises(KeyboardInterrupt):
+            compare(config, StopAt("static", 3))
+    checkpoint_path(other.out, "static", 0).replace(checkpoint_path(one.out, "static", 0))
+    with pytest.raises(CheckpointError, match="is of another run; delete it"):
+        compare(one)
