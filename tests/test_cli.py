@@ -138,7 +138,7 @@ WRONG = [
     ("plan --model resnet20", "Missing from convary plan: --method"),
     ("plan --model resnet20 --method dyconf", "did you mean 'dyconv'?"),
     ("plan --model resnet20 --method odconv --expert 2", "did you mean '--experts'?"),
-    ("plan --model resnet20 --method odconv --experts 0", "experts must be an int of at least 1; got 0"),
+    ("plan --model resnet20 --method odconv --experts 0", "experts must be at least 1; got 0"),
     ("plan --model resnet20 --method odconv --where frist", "did you mean 'first'?"),
     ("explain --in-channels 32 --groups 3", "groups must divide both channel counts"),
     ("explain --size 8 8 8 8", "want --size of 1 to 3 numbers"),
@@ -302,9 +302,9 @@ def test_a_finished_comparison_is_only_shown_again(run, finished, tiny):
 
 def test_a_folder_of_another_run_is_refused(run, finished, tiny):
     out, _ = finished
-    code, _, err = run("compare", *tiny, "--lr", 0.01, "--out", out)
+    code, _, err = run("compare", *tiny, "--lr", 0.02, "--out", out)
     assert code == 2
-    assert "is the folder of another run: lr 0.1 there and 0.01 here" in one_line(err)
+    assert "is the folder of another run: lr 0.01 there and 0.02 here" in one_line(err)
 
 
 def test_eval_prints_top1_and_classes(run, finished):

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torchvision import models
 
 import convary as cv
@@ -239,6 +240,105 @@ def test_shared_router_compiles_and_exports():
     same(torch.compile(block, fullgraph=True, backend="aot_eager")(x), want)
     program = torch.export.export(block, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     same(program.module()(x[:2]), want[:2])
+
+
+class Odd(nn.Module):
+    """A block of the user's own, called by keyword or with a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(4, 8, 1)
+        self.mix = nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, features):
+        features = torch.cat(features, 1) if isinstance(features, list) else features
+        return self.mix(self.widen(features).relu())
+
+
+def test_shared_router_takes_the_blocks_input_whatever_is_converted():
+    block = Odd()
+    x = torch.randn(2, 4, 5, 5)
+    routed = cv.convert(nn.ModuleList([block]), cv.CondConv(router="block"), where.name("*.mix"), blocks=(Odd,))[0]
+    assert routed.router.in_channels == 4
+    same(routed(features=x), block(x))
+    with pytest.raises(cv.ShapeError, match=r"shared router of this Odd wants .*\(B, 4, \*S\); got a list"):
+        routed([x])
+
+
+def test_blocks_that_have_no_room_for_a_router():
+    class Taken(Odd):
+        router = None
+
+    config = cv.CondConv(router="block")
+    shared = nn.ModuleList([Odd(), Odd()])
+    shared[1].mix = shared[0].mix
+    for model, blocks, message in (
+        (nn.ModuleList([nn.Sequential(nn.Conv2d(3, 3, 1))]), (nn.Sequential,), "no room for an attribute router"),
+        (nn.ModuleList([Taken()]), (Taken,), "no room for an attribute router"),
+        (shared, (Odd,), "used in more than one block"),
+    ):
+        plan_rows = {r.name: r.reason for r in plan_all(model, config, blocks)}
+        assert any(message in (reason or "") for reason in plan_rows.values()), plan_rows
+
+
+def plan_all(model, config, blocks):
+    model.append(nn.ModuleList([Odd()]))
+    return cv.plan(model, config, where.all(), blocks=(*blocks, Odd)).rows
+
+
+@pytest.mark.parametrize("name", ["densenet121", "regnet_y_400mf", "shufflenet_v2_x0_5", "vgg11", "convnext_tiny"])
+def test_other_networks_keep_their_outputs_or_say_why(name):
+    model = jiggle(getattr(models, name)()).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        want = model(x)
+        same(cv.convert(model, cv.CondConv(experts=2))(x), want)
+        config = cv.CondConv(experts=2, router="block")
+        if name == "shufflenet_v2_x0_5":  # its first convolution sees half of the block's input
+            with pytest.raises(cv.ShapeError, match="use router='layer' for such blocks"):
+                cv.convert(model, config)(x)
+        else:
+            same(cv.convert(model, config)(x), want)
+
+
+def test_meta_models_convert_run_and_count():
+    with torch.device("meta"):
+        model = models.resnet18()
+        for config in (cv.ODConv(), cv.CondConv(router="block")):
+            converted = cv.convert(model, config)
+            assert cv.summary(converted, torch.empty(2, 3, 64, 64)).assembly > 0
+
+
+def test_tracers_see_the_whole_computation():
+    """The native kernel has no graph: a tracer gets torch's operations instead."""
+    layer = cv.CondConv2d(8, 8, 3, experts=4).eval()
+    x, other = torch.randn(3, 8, 6, 6), torch.randn(3, 8, 6, 6)
+    with torch.no_grad(), cv.ops.strategy("grouped"):
+        graph = make_fx(layer)(x)
+        same(graph(other), layer(other))
+
+
+BAD_PLANS = {
+    "uncalled selector": (lambda: cv.plan(Net(), cv.ODConv(), where.all), "where must be a selector"),
+    "text selector": (lambda: cv.plan(Net(), cv.ODConv(), "stem"), "where must be a selector"),
+    "combined": (lambda: where.all() & "stem", "selectors combine with selectors"),
+    "class": (lambda: cv.plan(Net(), cv.ODConv), "config must be a method's options"),
+    "name": (lambda: cv.convert(Net(), "odconv"), "config must be a method's options"),
+    "noise": (lambda: cv.convert(Net(), cv.ODConv(), noise=float("nan")), "noise must be"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PLANS)
+def test_bad_arguments(name):
+    make, message = BAD_PLANS[name]
+    with pytest.raises(cv.ConfigError, match=message):
+        make()
+
+
+def test_lazy_layers_are_refused():
+    plan = cv.plan(nn.Sequential(nn.LazyConv2d(4, 1), nn.Conv2d(4, 4, 1)), cv.DyConv(), where.all())
+    assert "derives from Conv2d" in plan.rows[0].reason
+    assert plan.converted == ("1",)
 
 
 def test_a_layer_without_its_block_says_so():

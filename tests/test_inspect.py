@@ -86,9 +86,10 @@ def test_summary_wants_a_sample():
         cv.summary(nn.Conv2d(1, 1, 1), torch.empty(0, 1, 2, 2))
 
 
-def test_plan_and_summary_agree():
+@pytest.mark.parametrize("config", [cv.ODConv(), cv.CondConv(router="block")], ids=lambda c: c.name)
+def test_plan_and_summary_agree(config):
     x = torch.randn(1, 3, 64, 64)
     model = models.mobilenet_v2(width_mult=0.25)
-    plan = cv.plan(model, cv.ODConv(), where.all(), example=x)
+    plan = cv.plan(model, config, where.blocks(), example=x)
     told = cv.summary(plan.apply(), x)
     assert sum(row.macs_after for row in plan.rows) == told.macs

@@ -85,11 +85,28 @@ def test_a_model_without_temperature():
         cv.anneal(model(), steps=-5)
 
 
-def test_evaluating_hot_warns_once():
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_impossible_temperatures_in_checkpoints(value):
     net = model()
+    state = net.state_dict() | {"1.router.temperature": torch.tensor(value)}
+    with pytest.raises(cv.ConfigError, match="temperature must be a finite number above 0"):
+        net.load_state_dict(state)
+    annealing = cv.anneal(net, steps=3)
+    with pytest.raises(cv.ConfigError, match="temperature must be"):
+        annealing.load_state_dict(annealing.state_dict() | {"start": value})
+    with pytest.raises(cv.CheckpointError, match="shape must be one of"):
+        annealing.load_state_dict(annealing.state_dict() | {"shape": "steps"})
+
+
+def test_evaluating_hot_warns_once():
+    net, saved = model(), model()
     cv.set_temperature(net, 30.0)
-    with pytest.warns(cv.TemperatureWarning, match="temperature 30, above the final 1"):
+    with pytest.warns(cv.TemperatureWarning, match="temperature 30, above the final 1") as seen:
         net.eval()
+    assert len(seen) == 1  # for two hot routers
+    cv.set_temperature(saved, 1.0)
+    with pytest.warns(cv.TemperatureWarning):
+        saved.eval().load_state_dict(net.state_dict())
     net.train()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError
-from convary.methods import CondConv, MethodConfig
-from convary.nn import DynamicConv, DynamicLayer, Site, evaluating, neutral_gain, share_router, sites
+from convary.methods import MethodConfig
+from convary.nn import DynamicLayer, Router, Site, evaluating, share_router, sites
 from convary.where import Selector, paper
 
 NOISE = 0.1
@@ -94,49 +94,43 @@ class Plan:
         """
         model = self.model if inplace else copy.deepcopy(self.model)
         modules = dict(model.named_modules(remove_duplicate=False))
-        homes = {site.name: site.block for site in sites(model, self.blocks)}
+        routers = self._block_routers(model)
         made: dict[nn.Module, nn.Module] = {}
-        for name in self.converted:
-            made[modules[name]] = self._make(modules[name])
+        for site in sites(model, self.blocks):
+            if site.name in self.converted:
+                made[site.module] = self._make(site.module, routers.get(site.block))
         if model in made:
             return made[model]
         for name, module in modules.items():
             if module in made:
                 parent, _, leaf = name.rpartition(".")
                 setattr(modules[parent], leaf, made[module])
-        if isinstance(self.config, CondConv) and self.config.router == "block":
-            self._share_routers(model, self.config, homes)
+        for block, router in routers.items():
+            share_router(modules[block or ""], router)
         return model
 
-    def _make(self, static: nn.Module) -> nn.Module:
-        layer = self.config.build(static)
-        if self.upcycle and isinstance(layer, DynamicLayer):
+    def _make(self, static: Any, router: Router | None) -> nn.Module:
+        layer: Any = self.config.build(static)
+        if self.upcycle:
             weight, bias = static.weight, static.bias
-            layer.load_static(weight.detach(), None if bias is None else bias.detach(), self.noise)  # type: ignore[union-attr]
-        layer.weight.requires_grad_(static.weight.requires_grad)  # type: ignore[union-attr]
+            layer.load_static(weight.detach(), None if bias is None else bias.detach(), self.noise, router)
+        layer.weight.requires_grad_(static.weight.requires_grad)
         if layer.bias is not None:
-            layer.bias.requires_grad_(static.bias.requires_grad)  # type: ignore[union-attr]
+            layer.bias.requires_grad_(static.bias.requires_grad)
         return layer
 
-    def _share_routers(self, model: nn.Module, config: CondConv, homes: dict[str, str | None]) -> None:
-        """One router on the input of every block that holds converted layers."""
-        modules = dict(model.named_modules())
-        by_block: dict[str, list[DynamicConv]] = {}
-        for name in self.converted:
-            layer, block = modules[name], homes[name]
-            if isinstance(layer, DynamicConv) and block is not None:
-                by_block.setdefault(block, []).append(layer)
-        for block, layers in by_block.items():
-            like = layers[0].weight
-            router = config.make_router(layers[0].in_channels, device=like.device, dtype=like.dtype)
-            if self.upcycle:
-                router.neutral_()
-                gain, bias_gain = neutral_gain(router, config.experts)
-                for layer in layers:  # load_static knew of no router yet
-                    layer.weight.data.div_(gain)
-                    if layer.bias is not None:
-                        layer.bias.data.div_(bias_gain)
-            share_router(modules[block], router.train(layers[0].training), layers)
+    def _block_routers(self, model: nn.Module) -> dict[str | None, Router]:
+        """One router for every block that holds converted convolutions, by the block's name; none unless asked for."""
+        found: dict[str | None, Router] = {}
+        inputs = _block_inputs(model, self.blocks)
+        for site in sites(model, self.blocks):
+            if site.name in self.converted and site.is_conv and site.block not in found:
+                weight = site.module.weight
+                factory = {"device": weight.device, "dtype": weight.dtype}
+                router = self.config.block_router(inputs[site.block], **factory)
+                if router is not None:
+                    found[site.block] = router.train(site.module.training)
+        return found
 
 
 def plan(
@@ -168,18 +162,26 @@ def plan(
     Raises:
         ConfigError: ``where`` selects nothing that can be converted.
     """
+    _check_arguments(config, where, noise)
     selector = paper(config) if where is None else where
     positions = _positions(model, example) if example is not None else {}
-    shared = _shared_parameters(model)
+    context = _Context(config, _shared_parameters(model), _aliases(model), dict(model.named_modules()))
     rows = []
-    routed: set[str] = set()
+    routed: set[str | None] = set()
+    inputs = _block_inputs(model, blocks)
     for site in sites(model, blocks):
         reason = None if selector(site) else "not selected"
-        reason = reason or _refusal(site, config, shared)
-        rows.append(_row(site, config, reason, positions.get(site.name), routed))
+        reason = reason or context.refusal(site)
+        router = None
+        if (
+            reason is None and site.is_conv and site.block not in routed
+        ):  # its block's first layer carries the router here
+            router = config.block_router(inputs.get(site.block, 1), device="meta")
+            routed.add(site.block)
+        rows.append(_row(site, config, reason, positions.get(site.name), router))
     if not any(row.after for row in rows):
         raise ConfigError(_nothing(model, selector, rows))
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
     return Plan(model, config, selector, upcycle, noise, tuple(rows), blocks, total)
 
 
@@ -215,20 +217,66 @@ def convert(
     return plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks).apply(inplace=inplace)
 
 
-def _refusal(site: Site, config: MethodConfig, shared: set[int]) -> str | None:
-    """Why a selected layer can't be converted, or None."""
-    module = site.module
-    if isinstance(module, DynamicLayer):
-        return "already dynamic"
-    if type(module) not in _EXACT:
-        return f"{type(module).__name__} derives from {type(module).__mro__[1].__name__}; its own forward would be lost"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return "it has hooks, which would be lost; remove them or hook the converted layer"
-    if any(id(p) in shared for p in module.parameters(recurse=False)):
-        return "it shares a parameter with another layer"
-    if isinstance(config, CondConv) and config.router == "block" and site.is_conv and site.block is None:
-        return "it stands in no block whose router it could share; use router='layer' or name the block classes"
-    return config.refuses(module)
+def _check_arguments(config: MethodConfig, where: Selector | None, noise: float) -> None:
+    if not isinstance(config, MethodConfig):
+        raise ConfigError(f"config must be a method's options, such as convary.ODConv(experts=4); got {config!r}")
+    if where is not None and not isinstance(where, Selector):
+        raise ConfigError(f"where must be a selector, such as convary.where.all(); got {where!r}")
+    if not 0 <= noise < float("inf"):
+        raise ConfigError(f"noise must be a finite number of at least 0; got {noise}")
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What the decision about one layer needs to know of the whole model."""
+
+    config: MethodConfig
+    shared: set[int]
+    aliases: dict[nn.Module, list[str]]
+    modules: dict[str, nn.Module]
+
+    def refusal(self, site: Site) -> str | None:
+        """Why a selected layer can't be converted, or None."""
+        module = site.module
+        if isinstance(module, DynamicLayer):
+            return "already dynamic"
+        if type(module) not in _EXACT:
+            base = type(module).__mro__[1].__name__
+            return f"{type(module).__name__} derives from {base}; its own forward would be lost"
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return "it has hooks, which would be lost; remove them or hook the converted layer"
+        if any(id(p) in self.shared for p in module.parameters(recurse=False)):
+            return "it shares a parameter with another layer"
+        if site.is_conv and self.config.block_router(1, device="meta") is not None:
+            return self._no_shared_router(site) or self.config.refuses(module)
+        return self.config.refuses(module)
+
+    def _no_shared_router(self, site: Site) -> str | None:
+        if site.block is None:
+            return "it stands in no block whose router it could share; use router='layer' or name the block classes"
+        block = self.modules[site.block]
+        if isinstance(block, nn.Sequential | nn.ModuleList | nn.ModuleDict) or hasattr(block, "router"):
+            return f"its block, a {type(block).__name__}, has no room for an attribute router; use router='layer'"
+        if any(not name.startswith(f"{site.block}.") for name in self.aliases[site.module]):
+            return "it is used in more than one block, which would have different routers; use router='layer'"
+        return None
+
+
+def _aliases(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """All names of every module."""
+    found: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        found.setdefault(module, []).append(name)
+    return found
+
+
+def _block_inputs(model: nn.Module, blocks: tuple[type[nn.Module], ...]) -> dict[str | None, int]:
+    """Input channels of every block: those of its first convolution, converted or not."""
+    found: dict[str | None, int] = {}
+    for site in sites(model, blocks):
+        if site.is_conv and not site.gate:
+            found.setdefault(site.block, site.module.in_channels)
+    return found
 
 
 def _shared_parameters(model: nn.Module) -> set[int]:
@@ -237,9 +285,11 @@ def _shared_parameters(model: nn.Module) -> set[int]:
     return {key for key, count in holders.items() if count > 1}
 
 
-def _row(site: Site, config: MethodConfig, reason: str | None, positions: int | None, routed: set[str]) -> PlanRow:
+def _row(site: Site, config: MethodConfig, reason: str | None, positions: int | None, router: Router | None) -> PlanRow:
+    if any(nn.parameter.is_lazy(p) for p in site.module.parameters()):
+        return PlanRow(site.name, type(site.module).__name__, None, reason or "it has no sizes yet", 0, 0)
     before = sum(p.numel() for p in site.module.parameters())
-    macs = None if positions is None else site.module.weight.numel() * positions  # type: ignore[union-attr]
+    macs = None if positions is None else site.module.weight.numel() * positions
     if reason is None:
         try:
             with torch.device("meta"):
@@ -248,16 +298,12 @@ def _row(site: Site, config: MethodConfig, reason: str | None, positions: int | 
             reason = str(error)
     if reason is not None:
         return PlanRow(site.name, _describe(site.module), None, reason, before, before, macs, macs)
-    note, router = "", 0
-    if isinstance(config, CondConv) and config.router == "block" and site.block is not None and site.is_conv:
-        note = f"router shared in {site.block}"
-        if site.block not in routed:  # the block's first layer carries the router in this table
-            router = (layer.in_channels + 1) * config.experts  # type: ignore[operator]
-            routed.add(site.block)
-    after_macs = None
-    if positions is not None:
-        after_macs = sum(layer.macs(positions).values())  # type: ignore[operator]
-    after = router + sum(p.numel() for p in layer.parameters())
+    note = f"router shared in {site.block}" if site.is_conv and layer.router is None else ""
+    after = sum(p.numel() for p in layer.parameters())
+    after_macs = None if positions is None else sum(layer.macs(positions).values())
+    if router is not None:
+        after += sum(p.numel() for p in router.parameters())
+        after_macs = None if after_macs is None else after_macs + router.macs()
     return PlanRow(site.name, _describe(site.module), _describe(layer), None, before, after, macs, after_macs, note)
 
 

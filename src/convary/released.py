@@ -143,6 +143,11 @@ def _is_dynamic(target: nn.Module, name: str) -> bool:
 
 
 def _unwrap(state_dict: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(
+            f"a state dict maps names to tensors; got a {type(state_dict).__name__}. "
+            "Read files with torch.load(path, weights_only=True)"
+        )
     for key in ("state_dict", "model"):
         inner = state_dict.get(key)
         if isinstance(inner, Mapping):

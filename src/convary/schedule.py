@@ -40,6 +40,7 @@ class TemperatureAnnealing:
         self.start, self.stop = check_temperature(start), check_temperature(stop)
         self.steps, self.shape = int(steps), shape
         self.last_step = 0
+        Router.warned = False
         self._set()
 
     @property
@@ -69,6 +70,10 @@ class TemperatureAnnealing:
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise CheckpointError(f"not the state of a temperature annealing: {', '.join(sorted(missing))} missing")
+        check_temperature(state["start"])
+        check_temperature(state["stop"])
+        if state["shape"] not in _SHAPES:
+            raise CheckpointError(f"shape must be one of {', '.join(_SHAPES)}; got {state['shape']!r}")
         for name in self.state_dict():
             setattr(self, name, state[name])
         self._set()

@@ -33,9 +33,11 @@ class Selector:
         return self.picks(site)
 
     def __and__(self, other: Selector) -> Selector:
+        _check_selector(other)
         return Selector(f"({self.label} & {other.label})", lambda site: self(site) and other(site))
 
     def __or__(self, other: Selector) -> Selector:
+        _check_selector(other)
         return Selector(f"({self.label} | {other.label})", lambda site: self(site) or other(site))
 
     def __invert__(self) -> Selector:
@@ -43,6 +45,11 @@ class Selector:
 
     def __repr__(self) -> str:
         return self.label
+
+
+def _check_selector(other: object) -> None:
+    if not isinstance(other, Selector):
+        raise ConfigError(f"selectors combine with selectors, such as where.name('layer4.*'); got {other!r}")
 
 
 def all() -> Selector:

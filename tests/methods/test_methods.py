@@ -118,7 +118,7 @@ def test_mixed_linear_with_axes_between_and_upcycled():
         layer = config.build(static)
         assert isinstance(layer, cv.MixedLinear)
         layer.load_static(static.weight, static.bias, noise=0.2)
-        for shape in ((3, 8), (2, 7, 8), (0, 8), (2, 3, 4, 8)):
+        for shape in ((3, 8), (8,), (2, 7, 8), (0, 8), (2, 3, 4, 8)):
             x = torch.randn(*shape)
             torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)
     assert torch.autograd.gradcheck(
@@ -148,11 +148,14 @@ def test_mixed_linear_is_routed_per_sample():
         ((4, 6, 3), {"groups": 0}, "groups must divide"),
         ((4, 6, (3, 3, 3)), {}, "kernel_size must be an int or 2 ints"),
         ((4, 6, 0), {}, "kernel_size"),
+        ((4, 6, 3.0), {}, "kernel_size"),
+        ((0, 6, 3), {}, "channels and groups must be ints above 0"),
+        ((4, 6.0, 3), {}, "channels and groups must be ints above 0"),
         ((4, 6, 3), {"padding": -1}, "padding"),
         ((4, 6, 3), {"padding": "samee"}, "'same' or 'valid'"),
         ((4, 6, 3), {"padding": "same", "stride": 2}, "needs stride 1"),
         ((4, 6, 3), {"padding_mode": "wrap"}, "padding_mode must be one of"),
-        ((4, 6, 3), {"experts": 0}, "experts must be an int of at least 1"),
+        ((4, 6, 3), {"experts": 0}, "experts must be at least 1"),
         ((4, 6, 3), {"expert": 4}, "has no option 'expert'.*did you mean 'experts'"),
     ],
 )
@@ -166,6 +169,12 @@ def test_bad_arguments(config, arguments, options, message):
     [
         (lambda: cv.ODConv(attentions=("spatial",)), "attentions are some of"),
         (lambda: cv.ODConv(attentions=()), "at least one axis"),
+        (lambda: cv.ODConv(attentions=None), "attentions must be a tuple"),
+        (lambda: cv.ODConv(reduction="16"), "reduction must be a number"),
+        (lambda: cv.ODConv(min_hidden=1.5), "min_hidden must be an int"),
+        (lambda: cv.DyConv(temperature=None), "temperature must be a number"),
+        (lambda: cv.DyNet(reduction=True), "reduction must be an int or None"),
+        (lambda: cv.MixedLinear(3, 3, reduction=0), "reduction must be at least 1"),
         (lambda: cv.ODConv(attentions=("tap", "tap")), "none twice"),
         (lambda: cv.ODConv(sharing="both"), "sharing must be one of 'shared', 'per_kernel'"),
         (lambda: cv.ODConv(reduction=0), "reduction must be"),
@@ -177,7 +186,8 @@ def test_bad_arguments(config, arguments, options, message):
         (lambda: cv.method("odconv", exprts=2), "did you mean 'experts'"),
         (lambda: cv.config_from_json("{}"), "a method config is JSON like"),
         (lambda: cv.config_from_json("nonsense"), "a method config is JSON like"),
-        (lambda: cv.config_from_json('{"method": "odconv", "version": 99}'), "version 99"),
+        (lambda: cv.config_from_json('{"method": "odconv", "version": 99, "new": 1}'), "version 99.*update convary"),
+        (lambda: cv.config_from_json('{"method": 5, "version": 1}'), "no method '5'"),
         (lambda: cv.ODConv().build(nn.Linear(3, 3)), "no dynamic form of a linear layer"),
     ],
 )

@@ -46,12 +46,12 @@ def config_from_json(text: str) -> MethodConfig:
         name, version = options.pop("method"), options.pop("version")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"a method config is JSON like {ODConv().to_json()}; got {text[:80]!r}") from error
-    config = method(name, **options)
-    if version != config.version:
+    known = {config.name: config.version for config in METHODS}
+    if version != known.get(name, version):
         raise ConfigError(
-            f"{name} config has version {version}, this convary reads version {config.version}; update convary"
+            f"{name} config has version {version}, this convary reads version {known[name]}; update convary"
         )
-    return config
+    return method(str(name), **options)
 
 
 __all__ = [

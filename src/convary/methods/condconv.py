@@ -53,6 +53,10 @@ class CondConv(MethodConfig):
             return super().build(module)
         return MixedLinear.from_linear(module, experts=self.experts, activation=self.activation, reduction=None)
 
+    def block_router(self, in_channels: int, **factory) -> LinearRouter | None:
+        """A router for a block's input where ``router="block"``."""
+        return self.make_router(in_channels, **factory) if self.router == "block" else None
+
     def make_router(self, in_channels: int, **factory) -> LinearRouter:
         """The method's router: one linear layer."""
         router = LinearRouter(in_channels, self.experts, self.activation, **factory)
@@ -71,6 +75,8 @@ class CondConv(MethodConfig):
         """
         if not site.is_conv:
             return site.index == site.count - 1
+        if not site.block_count:
+            return site.index >= site.count // 2
         if site.block is None or site.shortcut or site.gate:
             return False
         last = {"BasicBlock": 3, "Bottleneck": 3}.get(site.block_type)

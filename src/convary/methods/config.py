@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, 
 from torch import nn
 
 from convary.errors import ConfigError, nearest
-from convary.nn import DynamicConv, Site
+from convary.nn import DynamicConv, Router, Site
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,11 +49,11 @@ class MethodConfig:
         Raises:
             ConfigError: a value that can't work.
         """
-        if not isinstance(self.experts, int) or self.experts < 1:
-            raise ConfigError(f"experts must be an int of at least 1; got {self.experts!r}")
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            _check_literal(field.name, getattr(self, field.name), hints[field.name])
+            _check_field(field.name, getattr(self, field.name), hints[field.name])
+        if self.experts < 1:
+            raise ConfigError(f"experts must be at least 1; got {self.experts!r}")
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -80,6 +80,10 @@ class MethodConfig:
             return f"{self.title} has no dynamic form of a linear layer"
         return None
 
+    def block_router(self, in_channels: int, **factory: Any) -> Router | None:
+        """A router for all layers of a block with that many input channels; None: each layer has its own."""
+        return None
+
     def build(self, module: Any) -> nn.Module:
         """A dynamic layer of the same geometry, freshly initialised.
 
@@ -104,14 +108,18 @@ class MethodConfig:
         return json.dumps({"method": self.name, "version": self.version, **self.options()})
 
 
-def _check_literal(name: str, value: Any, hint: Any) -> None:
+def _check_field(name: str, value: Any, hint: Any) -> None:
     if get_origin(hint) is Literal and value not in get_args(hint):
         choices = ", ".join(repr(choice) for choice in get_args(hint))
         raise ConfigError(
             f"{name} must be one of {choices}; got {value!r}{nearest(str(value), map(str, get_args(hint)))}"
         )
-    if hint is bool and not isinstance(value, bool):
-        raise ConfigError(f"{name} must be True or False; got {value!r}")
+    words = {bool: "True or False", int: "an int", float: "a number", int | None: "an int or None"}
+    if hint not in words or (value is None and hint == int | None):
+        return
+    kinds = {bool: bool, float: (int, float)}.get(hint, int)
+    if not isinstance(value, kinds) or (hint is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{name} must be {words[hint]}; got {value!r}")
 
 
 def check_positive(name: str, value: float) -> None:

@@ -7,7 +7,7 @@ Output channel o of the dynamic kernel is ``sum_i eta[i, o] w[i, o]`` over g_t s
 Zhang, Zhang, Wang, Zhong, "DyNet: Dynamic Convolution for Accelerating Convolutional Neural Networks",
 arXiv 2004.10694. No code was released. In the paper one predictor per block serves all its dynamic convolutions; here
 every layer predicts from its own input. The paper mixes feature maps in training and kernels in inference and states
-that they are equal; they are (tests/methods/test_dynet.py), so here the strategy is chosen by cost in both.
+that they are equal; they are (tests/methods/test_methods.py), so here the strategy is chosen by cost in both.
 """
 
 from __future__ import annotations

@@ -68,6 +68,8 @@ class ODConv(MethodConfig):
     def __post_init__(self) -> None:
         """Check the numbers and names."""
         super().__post_init__()
+        if not isinstance(self.attentions, (tuple, list)):
+            raise ConfigError(f"attentions must be a tuple of {', '.join(AXES)}; got {self.attentions!r}")
         object.__setattr__(self, "attentions", tuple(self.attentions))  # JSON gives a list
         check_positive("reduction", self.reduction)
         check_positive("min_hidden", self.min_hidden)

@@ -34,7 +34,8 @@ class MixedLinear(DynamicLayer):
         temperature: Start value of the softmax temperature.
 
     Shape:
-        x (B, C) to (B, O). With axes between, (B, *, C) to (B, *, O), the condition is the mean over them.
+        x (B, C) to (B, O), or (C,) to (O,). With axes between, (B, *, C) to (B, *, O), the condition is the mean
+        over them.
 
     Raises:
         ConfigError: an option that can't work.
@@ -62,6 +63,8 @@ class MixedLinear(DynamicLayer):
             raise ConfigError(f"experts must be at least 1; got {experts=}")
         if activation not in ("softmax", "sigmoid"):
             raise ConfigError(f"activation must be 'softmax' or 'sigmoid'; got {activation!r}")
+        if reduction is not None and reduction < 1:
+            raise ConfigError(f"reduction must be at least 1, or None for no hidden layer; got {reduction}")
         if temperature is None and activation == "softmax":
             temperature = 1.0
         self.in_features, self.out_features = in_features, out_features
@@ -97,6 +100,8 @@ class MixedLinear(DynamicLayer):
         Raises:
             ShapeError: x has another number of features, or no batch axis.
         """
+        if x.ndim == 1:
+            return self.forward(x.unsqueeze(0), coeffs).squeeze(0)
         if x.ndim < 2 or x.shape[-1] != self.in_features:
             raise ShapeError(f"MixedLinear wants x of shape (B, *, {self.in_features}); got {tuple(x.shape)}")
         rows = x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)

@@ -11,7 +11,7 @@ from torchvision.ops import Conv2dNormActivation
 
 
 class MobileNetV2Tiny(nn.Module):
-    """MobileNetV2 for images of about 28x28 that trains in seconds on a CPU: seven of torchvision's blocks.
+    """MobileNetV2 for images of about 28x28 that trains in seconds on a CPU: six of torchvision's blocks.
 
     The stem halves the image as published; two later stages halve it again, so 28x28 ends at 4x4.
 
@@ -21,7 +21,7 @@ class MobileNetV2Tiny(nn.Module):
     """
 
     stem, head = 16, 128
-    setting = ((1, 16, 1, 1), (3, 24, 2, 2), (3, 40, 2, 1), (3, 64, 2, 2))  # expansion, channels, blocks, first stride
+    setting = ((1, 16, 1, 1), (3, 24, 2, 2), (3, 40, 1, 1), (3, 64, 2, 2))  # expansion, channels, blocks, first stride
 
     def __init__(self, num_classes: int, in_channels: int = 3):
         super().__init__()

@@ -28,13 +28,11 @@ class DynamicLayer(nn.Module):
         weight: (K, O, C/G, *k) bank of kernels.
         bias: (K, O) mixed bank, (O,) static, or None.
         router: Makes the coefficients; None where a block's shared router, or the caller, gives them.
-        config: The method's options.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     router: Router | None
-    config: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +75,7 @@ class DynamicLayer(nn.Module):
         raise CheckpointError(f"{type(self).__name__} has no released layout: its authors published no code")
 
     @torch.no_grad()
-    def load_static(self, weight: Tensor, bias: Tensor | None, noise: float) -> None:
+    def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
         """Become a static layer, exactly: whatever the input and the temperature, the mixture is ``weight``.
 
         The router's last layer is zeroed, so all kernels have the same coefficient c; each kernel is
@@ -87,13 +85,15 @@ class DynamicLayer(nn.Module):
             weight: (O, C/G, *k).
             bias: (O,) or None.
             noise: Standard deviation of d_k relative to that of the kernels; 0 leaves all experts alike.
+            router: The shared router of the layer's block, where it has none of its own.
         """
         if self.weight.is_meta:  # nothing to compute with; the values come with a state dict
             return
         gain, bias_gain = 1.0, 1.0
-        if self.router is not None:
-            self.router.neutral_()
-            gain, bias_gain = neutral_gain(self.router, self.num_experts)
+        router = self.router or router
+        if router is not None:
+            router.neutral_()
+            gain, bias_gain = neutral_gain(router, self.num_experts)
         kernel = weight / gain
         spread = noise * kernel.float().std(correction=0).to(kernel.dtype)
         self.weight.copy_(kernel + spread * zero_sum_noise(self.weight))
@@ -169,6 +169,7 @@ class DynamicConv(DynamicLayer):
         ConfigError: an argument that no convolution takes, or an unknown option.
     """
 
+    config: Any
     rank: ClassVar[int]
     config_type: ClassVar[type]
     mixed_bias: ClassVar[bool] = True
@@ -210,6 +211,11 @@ class DynamicConv(DynamicLayer):
         groups: int,
         padding_mode: str,
     ) -> None:
+        sizes = (in_channels, out_channels, groups)
+        if not all(isinstance(size, int) for size in sizes) or in_channels < 1 or out_channels < 1:
+            raise ConfigError(
+                f"channels and groups must be ints above 0; got {in_channels=}, {out_channels=}, {groups=}"
+            )
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ConfigError(
                 f"groups must divide in_channels and out_channels; got {in_channels=}, {out_channels=}, {groups=}; "

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from convary.errors import ShapeError
 from convary.nn.base import DynamicLayer, current_thread
 from convary.nn.routers import Router
 
@@ -18,15 +18,22 @@ class RoutedBlock:
 
     router: Router
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Route x, lend the coefficients to the block's layers, and run the block as it is."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Route the first argument, lend the coefficients to the block's layers, and run the block as it is."""
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(x, Tensor) or x.ndim < 3 or x.shape[1] != self.router.in_channels:
+            got = f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ShapeError(
+                f"the shared router of this {type(self).__mro__[2].__name__} wants the block's input to be a tensor "
+                f"(B, {self.router.in_channels}, *S); got {got}; use router='layer' for such blocks"
+            )
         coeffs = self.router(x)
         layers = routed_layers(self)  # type: ignore[arg-type]
         thread = current_thread()
         for layer in layers:
             layer._lent[thread] = coeffs
         try:
-            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
             for layer in layers:
                 layer._lent.pop(thread, None)
@@ -41,8 +48,8 @@ def routed_layers(block: nn.Module) -> list[DynamicLayer]:
     return [m for m in block.modules() if isinstance(m, DynamicLayer) and m.router is None]
 
 
-def share_router(block: nn.Module, router: Router, layers: Sequence[DynamicLayer]) -> None:
-    """Give ``block`` one router, called on the block's input, whose coefficients all ``layers`` use.
+def share_router(block: nn.Module, router: Router) -> None:
+    """Give ``block`` one router, called on the block's input, for all its dynamic layers that have none of their own.
 
     The block keeps its type (its class becomes a subclass), its forward signature and its parameter names; the
     router is added as ``block.router``.
@@ -50,10 +57,7 @@ def share_router(block: nn.Module, router: Router, layers: Sequence[DynamicLayer
     Args:
         block: The module whose forward's first argument is routed.
         router: Makes the coefficients.
-        layers: Dynamic layers inside the block; their own routers are dropped.
     """
-    for layer in layers:
-        layer.router = None
     block.router = router
     block.__class__ = _routed_class(type(block))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from convary.errors import ConfigError, TemperatureWarning
 from convary.ops import Coefficients
+from convary.ops.geometry import autocasting
 
 
 def pool(x: Tensor) -> Tensor:
@@ -30,6 +32,7 @@ class Router(nn.Module):
     """
 
     final_temperature = 1.0
+    warned: ClassVar[bool] = False
     temperature: Tensor | None
 
     def __init__(self, in_channels: int, temperature: float | None = None, device=None) -> None:
@@ -37,13 +40,11 @@ class Router(nn.Module):
         self.in_channels = in_channels
         start = None if temperature is None else torch.tensor(check_temperature(temperature), device=device)
         self.register_buffer("temperature", start)
-        self._warned = False
 
     def forward(self, x: Tensor) -> Coefficients:
         """Coefficients for x (B, C, *S); computed in the parameters' dtype, also under autocast."""
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
+        if autocasting(x):
+            with torch.autocast(x.device.type, enabled=False):
                 return self._route(x)
         return self._route(x)
 
@@ -69,13 +70,17 @@ class Router(nn.Module):
 
     def train(self, mode: bool = True) -> Router:
         """Switch modes; warns once when evaluation starts before the temperature has reached its final value."""
-        if not mode and self.temperature is not None and not self._warned and not self.temperature.is_meta:
-            self._warn_if_hot(float(self.temperature))
-        return super().train(mode)
+        super().train(mode)
+        self._warn_if_hot()
+        return self
 
-    def _warn_if_hot(self, temperature: float) -> None:
+    def _warn_if_hot(self) -> None:
+        """Warn of the first hot router that evaluates; ``anneal`` and ``set_temperature`` arm the warning again."""
+        if self.training or Router.warned or self.temperature is None or self.temperature.is_meta:
+            return
+        temperature = float(self.temperature)
         if temperature > self.final_temperature:
-            self._warned = True
+            Router.warned = True
             warnings.warn(
                 f"evaluating with routers at temperature {temperature:g}, above the final {self.final_temperature:g}; "
                 "step convary.anneal to its end, or convary.set_temperature(model, 1.0) to measure the final model",
@@ -85,6 +90,13 @@ class Router(nn.Module):
 
     def _tempered(self, logits: Tensor) -> Tensor:
         return logits if self.temperature is None else logits / self.temperature
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        value = state_dict.get(f"{prefix}temperature")
+        if value is not None and not value.is_meta:
+            check_temperature(float(value))
+            self._warn_if_hot()
 
     def _apply(self, fn, recurse=True):
         before = self.temperature

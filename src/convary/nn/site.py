@@ -11,9 +11,9 @@ from torch import nn
 
 # Residual and inverted-residual blocks by class name, in torchvision, timm and common code.
 BLOCKS = frozenset(
-    "BasicBlock Bottleneck BottleneckTransform InvertedResidual InvertedResidualV3 DepthwiseSeparableConv EdgeResidual "
+    "BasicBlock Bottleneck InvertedResidual InvertedResidualV3 DepthwiseSeparableConv EdgeResidual "
     "CondConvResidual UniversalInvertedResidual MBConv FusedMBConv MbConvBlock CNBlock ConvNeXtBlock Bottle2neck "
-    "PreActBlock PreActBottleneck ResBottleneckBlock BottleneckBlock _DenseLayer DenseLayer GhostBottleneck "
+    "PreActBlock PreActBottleneck ResBottleneckBlock BottleneckBlock GhostBottleneck "
     "RepVggBlock".split()
 )
 _GATES = frozenset("SqueezeExcitation SqueezeExcite SEModule EffectiveSEModule EcaModule SEBlock SELayer".split())

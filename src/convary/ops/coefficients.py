@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
 
 from convary.errors import DeviceError, DtypeError, ShapeError
@@ -46,6 +47,10 @@ class Coefficients:
     def replace(self, **factors: Tensor | None) -> Coefficients:
         """A copy with some factors exchanged."""
         return dataclasses.replace(self, **factors)
+
+    def to(self, dtype: torch.dtype) -> Coefficients:
+        """The same factors in another dtype."""
+        return Coefficients(**{axis: value.to(dtype) for axis, value in self.factors().items()})
 
     def check(self, bank: Tensor, batch: int | None = None) -> None:
         """Raise unless the factors fit ``bank`` (K, O, C/G, *k) and each other.

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convary.errors import ConfigError
+from convary.errors import ConfigError, nearest
 from convary.ops import cost, mixed, native, sample
 from convary.ops.coefficients import Coefficients
-from convary.ops.geometry import check_conv, resolve
-from convary.ops.strategy import cheapest, describe
+from convary.ops.geometry import autocasting, check_conv, resolve
+from convary.ops.strategy import decide, describe
 
 _TABLES = {"sample_conv": sample.STRATEGIES, "mixed_conv": mixed.STRATEGIES}
 
@@ -83,22 +83,23 @@ def explain(
     """
     name = op if isinstance(op, str) else op.__name__
     if name not in _TABLES:
-        raise ConfigError(f"explain knows {' and '.join(_TABLES)}; got {name!r}")
+        raise ConfigError(f"explain knows {' and '.join(_TABLES)}; got {name!r}{nearest(name, _TABLES)}")
     if (coeffs is None) == (name == "mixed_conv"):
         raise ConfigError("explain needs coefficients for mixed_conv and takes none for sample_conv")
-    geometry.pop("index", None)
+    index = geometry.pop("index", None)
     arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | geometry
     x, resolved = resolve(x, kernels.shape[3:], **arguments)
-    check_conv(x, kernels, resolved, mixed_dtypes=torch.is_autocast_enabled(x.device.type))
+    check_conv(x, kernels, resolved, mixed_dtypes=autocasting(x))
     training = torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad)
     batch = x.shape[0]
     if coeffs is not None:
         coeffs.check(kernels, batch=batch)
     else:
+        sample.check_kernels(x, kernels, bias, index)
         batch = kernels.shape[0]
     problem = describe(name, x, kernels, resolved, batch=batch, training=training, coeffs=coeffs)
     table = _TABLES[name]
-    chosen = cheapest(table, problem)
+    chosen = decide(table, problem)
     rows = [
         StrategyRow(
             strategy=strategy,
@@ -114,13 +115,13 @@ def explain(
         f"B={batch} C={problem.C} O={problem.O} G={problem.G} K={problem.K} k={problem.kernel_size} S={problem.size}"
     )
     what = "forward and backward" if training else "forward"
-    return Explanation(name, f"{sizes}, {what}, {problem.device}", tuple(rows), _source(problem.device))
+    return Explanation(name, f"{sizes}, {what}, {problem.device}", tuple(rows), _source(x))
 
 
-def _source(device: str) -> str:
-    if device != "cpu":
-        return f"nominal figures, not measured on a {device} device"
+def _source(x: Tensor) -> str:
+    if x.device.type != "cpu":
+        return f"nominal figures, not measured on a {x.device.type} device"
     fit = cost.fitted()
     reason = native.available()
-    kernels = "native kernel mixing" if reason is None else f"no native kernels: {reason}"
+    kernels = "native kernels for float32" if reason is None else f"no native kernels: {reason}"
     return f"fitted on {fit['machine']}, torch {fit['torch']}, {fit['threads']} threads; {kernels}"

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,8 +39,12 @@ def per_axis(value: Size, rank: int, name: str, *, least: int = 1) -> tuple[int,
     Raises:
         ConfigError: not an int or ``rank`` ints, or below ``least``.
     """
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(values) != rank or not all(isinstance(v, int) and v >= least for v in values):
+    try:
+        given = value if isinstance(value, Sequence) else (value,) * rank
+        values = tuple(operator.index(v) for v in given)  # numpy's integers too
+    except TypeError:
+        values = ()
+    if len(values) != rank or any(v < least for v in values):
         raise ConfigError(f"{name} must be an int or {rank} ints of at least {least}; got {value!r}")
     return values
 
@@ -120,6 +125,19 @@ def check_conv(x: Tensor, weight: Tensor, geometry: Geometry, *, mixed_dtypes: b
         raise DeviceError(f"x is on {x.device} but the kernels are on {weight.device}; move one of them")
 
 
-def taps(kernel_size: Sequence[int]) -> int:
-    """Number of taps T of a kernel."""
-    return prod(kernel_size)
+def autocasting(x: Tensor) -> bool:
+    """Whether autocast is going to unify dtypes on x's device (the meta device has none)."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def check_bias(bias: Tensor, weight: Tensor, *, mixed_dtypes: bool) -> None:
+    """Raise unless ``bias`` has the kernels' dtype and device.
+
+    Raises:
+        DtypeError: the dtypes differ and autocast is not going to unify them.
+        DeviceError: the devices differ.
+    """
+    if bias.dtype != weight.dtype and not mixed_dtypes:
+        raise DtypeError(f"bias is {bias.dtype} but the kernels are {weight.dtype}; cast one of them")
+    if bias.device != weight.device:
+        raise DeviceError(f"bias is on {bias.device} but the kernels are on {weight.device}; move one of them")

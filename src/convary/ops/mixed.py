@@ -12,7 +12,7 @@ from torch import Tensor
 from convary.errors import ShapeError
 from convary.ops import sample
 from convary.ops.coefficients import Coefficients
-from convary.ops.geometry import Geometry, Size, check_conv, resolve
+from convary.ops.geometry import Geometry, Size, autocasting, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias, mix_kernels
 from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_traced
 
@@ -49,7 +49,10 @@ def mixed_conv(
         StrategyError: the forced strategy can't run.
     """
     x, geometry = resolve(x, bank.shape[3:], stride, padding, dilation, groups)
-    check_conv(x, bank, geometry, mixed_dtypes=torch.is_autocast_enabled(x.device.type))
+    mixed_dtypes = autocasting(x)
+    check_conv(x, bank, geometry, mixed_dtypes=mixed_dtypes)
+    if mixed_dtypes:
+        coeffs = coeffs.to(bank.dtype)
     coeffs.check(bank, batch=x.shape[0])
     _check_rest(x, bank, coeffs, bias)
     training = torch.is_grad_enabled() and (x.requires_grad or bank.requires_grad)
@@ -73,10 +76,11 @@ def _check_rest(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | No
     K, O = bank.shape[:2]
     if coeffs.channel is not None and coeffs.channel.shape[2] != x.shape[1]:
         raise ShapeError(f"channel coefficients have {coeffs.channel.shape[2]} channels but x has {x.shape[1]}")
-    if bias is not None and tuple(bias.shape) not in ((O,), (K, O)):
-        raise ShapeError(
-            f"bias is {tuple(bias.shape)}; a bank of {K} kernels with {O} outputs wants ({O},) or ({K}, {O})"
-        )
+    if bias is None:
+        return
+    if tuple(bias.shape) not in ((O,), (K, O)):
+        raise ShapeError(f"bias is {tuple(bias.shape)}; a bank of {K} kernels wants ({O},) or ({K}, {O})")
+    check_bias(bias, bank, mixed_dtypes=autocasting(x))
 
 
 def _row(bias: Tensor | None, coeffs: Coefficients) -> Tensor | None:

@@ -69,6 +69,8 @@ def why_not(bank: Tensor, coeff: Tensor) -> str | None:
     library = _load()
     if isinstance(library, str):
         return library
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode (a tracer, a counter) is watching and would not see it"
     if (reason := _refusal(bank)) is not None:
         return f"bank {reason}"
     if (reason := _refusal(coeff)) is not None:
@@ -79,6 +81,8 @@ def why_not(bank: Tensor, coeff: Tensor) -> str | None:
 
 
 def _refusal(tensor: Tensor) -> str | None:
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"is a {type(tensor).__name__}, the native kernels take plain tensors"
     if not tensor.is_cpu:
         return f"is on {tensor.device}, the native kernels run on the CPU"
     if tensor.dtype is not torch.float32:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convary.errors import DeviceError, DtypeError, ShapeError
-from convary.ops.geometry import Geometry, Size, check_conv, resolve
-from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_traced
+from convary.ops.geometry import Geometry, Size, autocasting, check_bias, check_conv, resolve
+from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, inside_functorch, is_traced
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -48,8 +48,8 @@ def sample_conv(
         StrategyError: the forced strategy can't run.
     """
     x, geometry = resolve(x, weight.shape[3:], stride, padding, dilation, groups)
-    check_conv(x, weight, geometry, mixed_dtypes=torch.is_autocast_enabled(x.device.type))
-    _check_kernels(x, weight, bias, index)
+    check_conv(x, weight, geometry, mixed_dtypes=autocasting(x))
+    check_kernels(x, weight, bias, index)
     return run(x, weight, bias, geometry, index)
 
 
@@ -68,7 +68,8 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inde
     return STRATEGIES[choose(STRATEGIES, key, problem)].run(x, weight, bias, geometry, index)
 
 
-def _check_kernels(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None) -> None:
+def check_kernels(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None) -> None:
+    """Raise unless there is a kernel for every sample, or an image for every kernel, and a bias that fits."""
     N, O = weight.shape[:2]
     if index is None and N != x.shape[0]:
         raise ShapeError(
@@ -79,6 +80,8 @@ def _check_kernels(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor
         _check_index(x, N, index)
     if bias is not None and tuple(bias.shape) not in ((O,), (N, O)):
         raise ShapeError(f"bias is {tuple(bias.shape)}; {N} kernels of {O} output channels want ({O},) or ({N}, {O})")
+    if bias is not None:
+        check_bias(bias, weight, mixed_dtypes=autocasting(x))
 
 
 def _check_index(x: Tensor, N: int, index: Tensor) -> None:
@@ -88,7 +91,9 @@ def _check_index(x: Tensor, N: int, index: Tensor) -> None:
         raise ShapeError(f"index is {tuple(index.shape)} but weight has {N} kernels; pass index of shape ({N},)")
     if index.device != x.device:
         raise DeviceError(f"index is on {index.device} but x is on {x.device}; move one of them")
-    if index.device.type == "cpu" and not is_traced(x, index) and N:  # elsewhere a look would wait for the device
+    if (
+        index.device.type == "cpu" and not is_traced(x, index) and not inside_functorch() and N
+    ):  # elsewhere a look would wait for the device
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= x.shape[0]:
             raise ShapeError(f"index goes from {low} to {high} but x has images 0 to {x.shape[0] - 1}")

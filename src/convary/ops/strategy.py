@@ -122,15 +122,14 @@ def choose(table: dict[str, Strategy], key: tuple, problem: Callable[[], Problem
     Raises:
         StrategyError: the forced strategy can't run; says why and which can.
     """
-    name = _forced.get()
-    if name is None:
+    if _forced.get() is None:
         chosen = _choices.get(key)
         if chosen is None:
             if len(_choices) >= _CHOICES_KEPT:
                 _choices.clear()
-            chosen = _choices[key] = cheapest(table, problem())
+            chosen = _choices[key] = decide(table, problem())
         return chosen
-    return _check_forced(table, name, problem())
+    return decide(table, problem())
 
 
 def choose_traced(table: dict[str, Strategy], problem: Callable[[], Problem]) -> str:
@@ -148,8 +147,11 @@ def _check_forced(table: dict[str, Strategy], name: str, problem: Problem) -> st
     return name
 
 
-def cheapest(table: dict[str, Strategy], problem: Problem) -> str:
-    """The strategy with the lowest estimated time among those that can run."""
+def decide(table: dict[str, Strategy], problem: Problem) -> str:
+    """The forced strategy, or the one with the lowest estimated time among those that can run."""
+    name = _forced.get()
+    if name is not None:
+        return _check_forced(table, name, problem)
     able = [name for name, entry in table.items() if entry.why_not(problem) is None]
     return min(able, key=lambda name: cost.estimate(problem, name))
 

@@ -60,6 +60,7 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         if path.exists():
             return _read(path)
         curves = _train(config, dataset, accelerator, progress)
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             methods = _measure(config, dataset, accelerator.device, progress, curves)
             run = {"command": command or config.command(), "started": started, "finished": _now()}

@@ -85,7 +85,7 @@ class Training:
         self.total_steps = config.epochs * self.steps_per_epoch
 
         self.bare = self.architecture.build()  # the network without Accelerate's wrapper
-        self.model, self.optimizer = accelerator.prepare(self.bare, make_optimizer(self.bare, config))
+        self.model, self.optimizer = accelerator.prepare(self.bare.train(), make_optimizer(self.bare, config))
         epochs = config.annealing_epochs(method)
         self.annealing = None
         if method is not None and method.annealing is not None and epochs is not None:
@@ -156,7 +156,6 @@ class Training:
             group["lr"] = lr
         x, y = self._batch(epoch, position)
         torch.manual_seed(derive_seed(self.seed, epoch, position, _DROPOUT, self.accelerator.process_index))
-        self.model.train()
         scores = self.model(x)
         loss = F.cross_entropy(scores, y, label_smoothing=self.config.label_smoothing)
         self.optimizer.zero_grad()
@@ -225,6 +224,7 @@ class Training:
         return self.curve[-1]
 
     def _save(self) -> None:
+        """Write the checkpoint; the main process alone, so that no other has to want it at the same moment."""
         if self.accelerator.is_main_process:
             content = {
                 "method": self.name,
@@ -240,7 +240,6 @@ class Training:
                 "seconds": self.seconds,
             }
             write_checkpoint(self.path, content)
-        self.accelerator.wait_for_everyone()
 
     def _load(self) -> None:
         content = read_checkpoint(self.path)
