@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// convary_mixed_conv_f32: checks, cuts the work into items, runs them on the caller's threads.
+#include <atomic>
+
+#include "../check.h"
+#include "../conv.h"
+#include "../convary.h"
+#include "../kernels.h"
+
+namespace convary {
+namespace {
+
+constexpr int64_t most_size = INT32_MAX;             // of any one size: products of two then fit 64 bits
+constexpr double grain_products = 1 << 16;           // multiply-adds that are worth another thread
+
+struct Work {
+    Conv conv;
+    Blocks blocks;
+    const Kernels* kernels;
+    int64_t scratch;
+    std::atomic<bool> no_memory;
+};
+
+void run(int64_t begin, int64_t end, void* context) {
+    Work& work = *static_cast<Work*>(context);
+    float* scratch = thread_scratch(work.scratch);
+    if (scratch == nullptr) {
+        work.no_memory.store(true, std::memory_order_relaxed);
+        return;
+    }
+    const auto kernel = work.blocks.depthwise ? work.kernels->mixed_conv_depthwise_f32 : work.kernels->mixed_conv_f32;
+    for (int64_t i = begin; i < end; ++i) kernel(work.conv, work.blocks, i, scratch);
+}
+
+int64_t greatest_divisor(int64_t a, int64_t b) { return b == 0 ? a : greatest_divisor(b, a % b); }
+
+// CONVARY_OK with `out` and `period` filled in, or what is wrong.
+int32_t check_axis(Axis* axis) {
+    if (axis->taps < 1 || axis->stride < 1 || axis->dilation < 1) return CONVARY_BAD_GEOMETRY;
+    const int64_t room = axis->in + 2 * axis->pad - (axis->taps - 1) * axis->dilation - 1;
+    if (room < 0) return CONVARY_BAD_GEOMETRY;
+    axis->out = room / axis->stride + 1;
+    axis->period = axis->stride / greatest_divisor(axis->stride, axis->dilation);
+    return CONVARY_OK;
+}
+
+int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv) {
+    const int64_t all[] = {sizes.B, sizes.C, sizes.H, sizes.W, sizes.O, sizes.K, sizes.G, sizes.kernel_h, sizes.kernel_w,
+                           sizes.stride_h, sizes.stride_w, sizes.pad_h, sizes.pad_w, sizes.dilation_h, sizes.dilation_w,
+                           sizes.filter_rows, sizes.channel_rows, sizes.tap_rows, sizes.bias_rows, sizes.threads};
+    for (const int64_t size : all) {
+        if (size < 0) return CONVARY_NEGATIVE_SIZE;
+        if (size > most_size) return CONVARY_SIZE_OVERFLOW;
+    }
+    const auto rows = [&](int64_t count) { return count == 1 || count == sizes.K; };
+    if (sizes.G < 1 || sizes.C % sizes.G != 0 || sizes.O % sizes.G != 0 || !rows(sizes.filter_rows) ||
+        !rows(sizes.channel_rows) || !rows(sizes.tap_rows) || (sizes.bias_rows != 1 && sizes.bias_rows != sizes.B)) {
+        return CONVARY_BAD_GEOMETRY;
+    }
+    conv->B = sizes.B, conv->C = sizes.C, conv->O = sizes.O, conv->K = sizes.K, conv->G = sizes.G;
+    conv->filter_rows = sizes.filter_rows, conv->channel_rows = sizes.channel_rows, conv->tap_rows = sizes.tap_rows;
+    conv->bias_step = sizes.bias_rows == 1 ? 0 : sizes.O;
+    conv->h = {sizes.H, 0, sizes.kernel_h, sizes.stride_h, sizes.pad_h, sizes.dilation_h, 1};
+    conv->w = {sizes.W, 0, sizes.kernel_w, sizes.stride_w, sizes.pad_w, sizes.dilation_w, 1};
+    const int32_t code = check_axis(&conv->h);
+    return code == CONVARY_OK ? check_axis(&conv->w) : code;
+}
+
+// (a, b, c, d) elements; a null pointer means none where the tensor is optional.
+int32_t check_tensor(const void* data, bool optional, int64_t a, int64_t b, int64_t c, int64_t d, Extent* result) {
+    if (optional && data == nullptr) {
+        *result = {nullptr, 0};
+        return CONVARY_OK;
+    }
+    return extent(data, a * b, c * d, result);  // each size is below 2^31
+}
+
+int32_t check_tensors(const Conv& conv, int64_t bias_rows, Extent* y) {
+    const int64_t Cg = conv.Cg();
+    int64_t in = conv.h.in * conv.w.in, kernel = 0;
+    if (__builtin_mul_overflow(Cg, conv.T(), &kernel)) return CONVARY_SIZE_OVERFLOW;
+    Extent inputs[7] = {};
+    int32_t code = extent(conv.x, conv.B * conv.C, in, &inputs[0]);
+    if (code == CONVARY_OK) code = extent(conv.bank, conv.K * conv.O, kernel, &inputs[1]);
+    if (code == CONVARY_OK) code = check_tensor(conv.kernel, true, conv.B, conv.K, 1, 1, &inputs[2]);
+    if (code == CONVARY_OK) code = check_tensor(conv.filter, true, conv.B, conv.filter_rows, 1, conv.O, &inputs[3]);
+    if (code == CONVARY_OK) code = check_tensor(conv.channel, true, conv.B, conv.channel_rows, 1, conv.C, &inputs[4]);
+    if (code == CONVARY_OK) {
+        code = check_tensor(conv.tap, true, conv.B, conv.tap_rows, conv.h.taps, conv.w.taps, &inputs[5]);
+    }
+    if (code == CONVARY_OK) code = check_tensor(conv.bias, true, bias_rows, conv.O, 1, 1, &inputs[6]);
+    int64_t out = 0;
+    if (__builtin_mul_overflow(conv.h.out, conv.w.out, &out)) return CONVARY_SIZE_OVERFLOW;
+    if (code == CONVARY_OK) code = extent(conv.y, conv.B * conv.O, out, y);
+    for (const Extent& input : inputs) {
+        if (code == CONVARY_OK && overlap(*y, input)) code = CONVARY_OVERLAP;
+    }
+    return code;
+}
+
+// A 1x1 convolution that touches every input once sees a map as one row.
+void flatten(Conv* conv) {
+    const bool plain = conv->T() == 1 && conv->h.stride == 1 && conv->w.stride == 1 && conv->h.pad == 0 && conv->w.pad == 0;
+    if (!plain) return;
+    conv->w.in = conv->w.out = conv->P();
+    conv->h.in = conv->h.out = 1;
+}
+
+}  // namespace
+}  // namespace convary
+
+int32_t convary_mixed_conv_f32(const convary_conv_sizes* sizes, const float* x, const float* bank, const float* kernel,
+                               const float* filter, const float* channel, const float* tap, const float* bias, float* y) {
+    using namespace convary;
+    if (sizes == nullptr) return CONVARY_NULL_POINTER;
+    Work work = {};
+    Conv& conv = work.conv;
+    conv.x = x, conv.bank = bank, conv.kernel = kernel, conv.filter = filter, conv.channel = channel, conv.tap = tap;
+    conv.bias = bias, conv.y = y;
+    Extent out = {};
+    int32_t code = check_sizes(*sizes, &conv);
+    if (code == CONVARY_OK) code = check_tensors(conv, sizes->bias_rows, &out);
+    if (code == CONVARY_OK && kernels() == nullptr) code = CONVARY_NO_ISA;
+    if (code != CONVARY_OK || out.count == 0) return code;
+    // Without input channels (or kernels) there is nothing to sum; nobody asks for that.
+    if (conv.C == 0 || conv.K == 0) return CONVARY_BAD_GEOMETRY;
+    flatten(&conv);
+    expect_fresh(out);
+    work.kernels = kernels();
+    work.blocks = cut(conv, work.kernels->lanes, sizes->threads < 1 ? 1 : sizes->threads);
+    const ConvScratch scratch(conv, work.blocks);
+    if (!scratch.fits) return CONVARY_NO_MEMORY;
+    work.scratch = scratch.total();
+    const int64_t items = work.blocks.items(conv);
+    const double products = static_cast<double>(out.count) * static_cast<double>(conv.Cg() * conv.T());
+    const double grain = grain_products * static_cast<double>(items) / products;
+    code = parallel_for(items, grain <= 1.0 ? 1 : static_cast<int64_t>(grain) + 1, run, &work);
+    return code == CONVARY_OK && work.no_memory.load() ? CONVARY_NO_MEMORY : code;
+}

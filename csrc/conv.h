@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// One call of the mixed convolution: sizes and pointers that abi/ has checked, and how it is cut into blocks.
+#ifndef CONVARY_CONV_H
+#define CONVARY_CONV_H
+
+#include <stdint.h>
+
+// Kernel files include this too, compiled for instruction sets of their own: nothing here may be emitted as a function,
+// or the linker could keep the AVX-512 copy for everybody.
+#define CONVARY_INLINE __attribute__((always_inline)) inline
+
+namespace convary {
+
+// One spatial axis. Output p reads input p * stride + tap * dilation - pad.
+//
+// A strided axis is packed as `phases` runs of unit stride: run j holds the inputs whose distance to the first one is
+// residue(j) modulo the stride, so that neighbouring outputs always read neighbouring numbers. Tap i reads run
+// phase(i), shift(i) further on.
+struct Axis {
+    int64_t in, out, taps, stride, pad, dilation;
+    int64_t period;  // stride / gcd(stride, dilation): taps that far apart read the same run
+
+    CONVARY_INLINE int64_t phases() const { return taps < period ? taps : period; }
+    CONVARY_INLINE int64_t phase(int64_t tap) const { return tap % period; }
+    CONVARY_INLINE int64_t residue(int64_t phase) const { return phase * dilation % stride; }
+    CONVARY_INLINE int64_t shift(int64_t tap) const { return tap * dilation / stride; }
+    CONVARY_INLINE int64_t reach() const { return shift(taps - 1); }
+};
+
+// W[b,o,c,t] = sum_k kernel[b,k] filter[b,k,o] channel[b,k,c] tap[b,k,t] bank[k,o,c,t]; a null factor counts as 1,
+// and one with a single row is shared by the kernels.
+struct Conv {
+    const float *x, *bank, *kernel, *filter, *channel, *tap, *bias;
+    float* y;
+    int64_t B, C, O, K, G;
+    int64_t filter_rows, channel_rows, tap_rows;  // 1 or K
+    int64_t bias_step;                            // from one sample's bias to the next: 0 or O
+    Axis h, w;
+
+    CONVARY_INLINE int64_t T() const { return h.taps * w.taps; }
+    CONVARY_INLINE int64_t P() const { return h.out * w.out; }
+    CONVARY_INLINE int64_t Cg() const { return C / G; }
+    CONVARY_INLINE int64_t Og() const { return O / G; }
+};
+
+// How a Conv is cut. A work item is `samples` x (rows x columns) outputs x `panels` panels of output channels.
+struct Blocks {
+    bool depthwise;    // one input and one output channel per group: a stencil, `panel` channels an item
+    bool direct;       // x is read where it lies: 1x1 at stride 1 without padding
+    bool pack_bank;    // pack a tile of the K kernels once and mix it for every sample of the item
+    int64_t samples, rows, columns, panels, channels;
+    int64_t panel;     // output channels of a panel: two vectors
+    int64_t b_blocks, row_blocks, column_blocks, o_blocks;  // o_blocks within a group
+
+    CONVARY_INLINE int64_t items(const Conv& conv) const {
+        return (depthwise ? 1 : conv.G) * o_blocks * b_blocks * row_blocks * column_blocks;
+    }
+};
+
+// The cut for this call: `lanes` floats a vector, `threads` threads to keep busy. In abi/conv_plan.cpp.
+Blocks cut(const Conv& conv, int64_t lanes, int64_t threads);
+
+// Floats of each part of a work item's scratch memory, in this order, every part whole cache lines.
+struct ConvScratch {
+    int64_t weights, bank, factors, filter, inputs, sums, scale, offsets;
+
+    ConvScratch(const Conv& conv, const Blocks& blocks);
+    CONVARY_INLINE int64_t total() const {
+        return weights + bank + factors + filter + inputs + sums + 2 * scale + offsets;
+    }
+    bool fits;  // false where some part is beyond any memory
+};
+
+constexpr int64_t mix_samples = 4;  // samples mixed together: a bank tile is then read once for all of them
+
+}  // namespace convary
+
+#endif
