@@ -27,6 +27,11 @@ struct Axis {
     CONVARY_INLINE int64_t reach() const { return shift(taps - 1); }
 };
 
+// In numbers of the bank: a row of taps is kernel_w of them.
+struct TapRange {
+    int64_t first, step;
+};
+
 // W[b,o,c,t] = sum_k kernel[b,k] filter[b,k,o] channel[b,k,c] tap[b,k,t] bank[k,o,c,t]; a null factor counts as 1,
 // and one with a single row is shared by the kernels.
 struct Conv {
@@ -37,7 +42,20 @@ struct Conv {
     int64_t bias_step;                            // from one sample's bias to the next: 0 or O
     Axis h, w;
 
+    // The gradient of x is a convolution too: x and y, C and O, filter and channel change places, and so do the axes of
+    // the bank. A strided one falls apart into one convolution of stride 1 for each residue of x's positions, with the
+    // taps that reach them; its results lie `step` apart. Tap i of an axis is `first + i * tap_step` of the bank.
+    bool transposed;
+    TapRange h_taps, w_taps;
+    int64_t T_bank;                          // taps of the bank
+    int64_t y_map, y_row, y_column;          // from one map, row, column of y to the next
+
     CONVARY_INLINE int64_t T() const { return h.taps * w.taps; }
+    // Tap (i, j) by its place in the bank, whose rows of taps are as long as T_bank says.
+    CONVARY_INLINE int64_t bank_tap(int64_t tap) const {
+        const int64_t i = tap / w.taps, j = tap % w.taps;
+        return h_taps.first + i * h_taps.step + w_taps.first + j * w_taps.step;
+    }
     CONVARY_INLINE int64_t P() const { return h.out * w.out; }
     CONVARY_INLINE int64_t Cg() const { return C / G; }
     CONVARY_INLINE int64_t Og() const { return O / G; }
@@ -62,11 +80,11 @@ Blocks cut(const Conv& conv, int64_t lanes, int64_t threads);
 
 // Floats of each part of a work item's scratch memory, in this order, every part whole cache lines.
 struct ConvScratch {
-    int64_t weights, bank, factors, filter, inputs, sums, scale, offsets;
+    int64_t weights, bank, factors, filter, inputs, sums, maps, scale, offsets;
 
     ConvScratch(const Conv& conv, const Blocks& blocks);
     CONVARY_INLINE int64_t total() const {
-        return weights + bank + factors + filter + inputs + sums + 2 * scale + offsets;
+        return weights + bank + factors + filter + inputs + sums + maps + 2 * scale + offsets;
     }
     bool fits;  // false where some part is beyond any memory
 };

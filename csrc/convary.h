@@ -74,6 +74,11 @@ CONVARY_API int32_t convary_mixed_conv_f32(const convary_conv_sizes* sizes, cons
                                            const float* kernel, const float* filter, const float* channel,
                                            const float* tap, const float* bias, float* y);
 
+// The gradient of x from that of y, bias aside; same sizes.
+CONVARY_API int32_t convary_mixed_conv_grad_x_f32(const convary_conv_sizes* sizes, const float* grad_y,
+                                                  const float* bank, const float* kernel, const float* filter,
+                                                  const float* channel, const float* tap, float* grad_x);
+
 #ifdef __cplusplus
 }
 #endif

@@ -79,7 +79,7 @@ Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     Blocks blocks = {};
     blocks.depthwise = conv.Cg() == 1 && conv.Og() == 1;
     blocks.direct = !blocks.depthwise && conv.h.in == 1 && conv.h.pad == 0 && conv.w.in == conv.w.out && conv.T() == 1 &&
-                    conv.w.stride == 1 && conv.w.pad == 0;
+                    conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == 1;
     blocks.panel = blocks.depthwise ? lanes : 2 * lanes;
     cut_window(conv, &blocks);
     if (blocks.depthwise) {
@@ -107,15 +107,17 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
     const bool single = blocks.channels == conv.Cg();
     // A vector's rows more, where reads may end past the last one.
     const double more = blocks.depthwise ? 8 * panel : panel * panel;
-    weights = part(together * depth * panel);
+    const double full = static_cast<double>(blocks.channels) * static_cast<double>(conv.T_bank);  // unused taps too
+    weights = part(together * (blocks.depthwise ? full : depth) * panel);
     bank = part(blocks.pack_bank ? K * depth * panel * static_cast<double>(blocks.panels) : 0);
-    factors = part(together * K * depth);
+    factors = part(together * K * full + panel);
     filter = part(together * K * panel);
     inputs = part(blocks.direct ? 0 : together * static_cast<double>(blocks.channels) * plane(conv, blocks) + more);
     const double positions = static_cast<double>(blocks.rows) * static_cast<double>(blocks.columns);
     sums = part(blocks.depthwise ? plane(conv, blocks) + more : (single ? 1 : kept) * positions * panel + more);
+    maps = part(conv.y_column == 1 ? 0 : positions * panel);
     scale = part(panel);
-    offsets = part(2 * depth);
+    offsets = part(2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T()));
 }
 
 }  // namespace convary

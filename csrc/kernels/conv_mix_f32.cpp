@@ -5,43 +5,66 @@
 namespace convary::CONVARY_VARIANT {
 namespace {
 
-// Rows of `count` kernels x `size` steps of the depth, at most a square, mixed one by one: the edges of a panel.
-void mix_edge(const float* rows, int64_t K, int64_t k_step, int64_t row_step, int64_t count, int64_t size, int64_t depth,
-              const float* factors, const float* filter, int64_t filter_step, float* out, int64_t out_step) {
+inline int64_t placed(const int64_t* place, int64_t d) { return place == nullptr ? d : place[d]; }
+
+// `size` steps of the depth and `count` sources, at most a vector each, one by one: where reading on is not allowed.
+void mix_edge(const Rows& rows, int64_t count, int64_t size, const float* factors, int64_t factor_step,
+              const float* filter, int64_t width, const int64_t* place, float* out, int64_t out_step) {
     for (int64_t d = 0; d < size; ++d) {
+        if (placed(place, d) < 0) continue;
         for (int64_t r = 0; r < lanes; ++r) {
             float sum = 0.0f;
-            for (int64_t k = 0; r < count && k < K; ++k) {
-                const float factor = factors[k * depth + d] * (filter == nullptr ? 1.0f : filter[k * filter_step + r]);
-                sum += factor * rows[k * k_step + r * row_step + d];
+            for (int64_t k = 0; k < rows.K && r < count; ++k) {
+                const float factor = factors[k * factor_step + d] * (filter == nullptr ? 1.0f : filter[k * width + r]);
+                sum += factor * rows.rows[k * rows.k_step + r * rows.row_step + d];
             }
-            out[d * out_step + r] = sum;
+            out[placed(place, d) * out_step + r] = sum;
         }
     }
 }
 
-// A full square, transposed in registers.
-inline void mix_square(const float* rows, int64_t K, int64_t k_step, int64_t row_step, int64_t depth,
-                       const float* factors, const float* filter, int64_t filter_step, float* out, int64_t out_step) {
+// A square, transposed in registers; its first `size` steps are kept.
+inline void mix_square(const Rows& rows, int64_t size, const float* factors, int64_t factor_step, const float* filter,
+                       int64_t width, const int64_t* place, float* out, int64_t out_step) {
     vec sum[lanes];
 #pragma GCC unroll 16
     for (int64_t r = 0; r < lanes; ++r) sum[r] = vec{};
-    for (int64_t k = 0; k < K; ++k) {
-        const vec factor = load(factors + k * depth);
-        const float* from = rows + k * k_step;
+    for (int64_t k = 0; k < rows.K; ++k) {
+        const vec factor = load(factors + k * factor_step);
+        const float* from = rows.rows + k * rows.k_step;
         if (filter == nullptr) {
 #pragma GCC unroll 16
-            for (int64_t r = 0; r < lanes; ++r) sum[r] += factor * load(from + r * row_step);
+            for (int64_t r = 0; r < lanes; ++r) sum[r] += factor * load(from + r * rows.row_step);
         } else {
 #pragma GCC unroll 16
             for (int64_t r = 0; r < lanes; ++r) {
-                sum[r] += factor * filter[k * filter_step + r] * load(from + r * row_step);
+                sum[r] += factor * filter[k * width + r] * load(from + r * rows.row_step);
             }
         }
     }
     transpose(sum);
+    if (size == lanes && place == nullptr) {
 #pragma GCC unroll 16
-    for (int64_t d = 0; d < lanes; ++d) store(out + d * out_step, sum[d]);
+        for (int64_t d = 0; d < lanes; ++d) store(out + d * out_step, sum[d]);
+        return;
+    }
+    alignas(vector_bytes) float square[lanes * lanes];
+#pragma GCC unroll 16
+    for (int64_t d = 0; d < lanes; ++d) store(square + d * lanes, sum[d]);
+    for (int64_t d = 0; d < size; ++d) {
+        if (placed(place, d) >= 0) store(out + placed(place, d) * out_step, load(square + d * lanes));
+    }
+}
+
+// One step of the depth whose sources lie side by side.
+inline void mix_neighbours(const Rows& rows, int64_t r, const float* factors, int64_t factor_step, const float* filter,
+                           int64_t width, float* out) {
+    vec sum = {};
+    for (int64_t k = 0; k < rows.K; ++k) {
+        const vec scaled = factors[k * factor_step] * load(rows.rows + k * rows.k_step + r);
+        sum += filter == nullptr ? scaled : scaled * load(filter + k * width);
+    }
+    store(out, sum);
 }
 
 // The samples' weights of one packed step: `count` vectors, the bank's read once for all of them.
@@ -94,40 +117,46 @@ void mix_some(const float* packed, int64_t K, int64_t depth, int64_t width, cons
 
 }  // namespace
 
-void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, int64_t k_step,
-                    int64_t d_step, float* factors) {
-    const int64_t T = conv.T();
+void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, const int64_t* taps, int64_t T,
+                    int64_t k_step, int64_t d_step, float* factors) {
     for (int64_t k = 0; k < conv.K; ++k) {
         const float kernel = conv.kernel == nullptr ? 1.0f : conv.kernel[b * conv.K + k];
         const int64_t channel_row = b * conv.channel_rows + (conv.channel_rows == 1 ? 0 : k);
         const int64_t tap_row = b * conv.tap_rows + (conv.tap_rows == 1 ? 0 : k);
         const float* channel = conv.channel + channel_row * conv.C + g * conv.Cg() + c0;
-        const float* tap = conv.tap + tap_row * T;
+        const float* tap = conv.tap + tap_row * conv.T_bank;
         float* to = factors + k * k_step;
         for (int64_t c = 0; c < channels; ++c) {
             const float factor = conv.channel == nullptr ? kernel : kernel * channel[c];
             for (int64_t t = 0; t < T; ++t) {
-                to[(c * T + t) * d_step] = conv.tap == nullptr ? factor : factor * tap[t];
+                to[(c * T + t) * d_step] = conv.tap == nullptr ? factor : factor * tap[taps[t]];
             }
         }
     }
 }
 
-void mix_transposed(const float* rows, int64_t K, int64_t k_step, int64_t row_step, int64_t count, int64_t depth,
-                    const float* factors, const float* filter, int64_t filter_step, int64_t width, float* out,
-                    int64_t out_step) {
+void mix_transposed(const Rows& rows, int64_t depth, const float* factors, int64_t factor_step, const float* filter,
+                    int64_t width, const int64_t* place, float* out, int64_t out_step) {
     for (int64_t r = 0; r < width; r += lanes) {
-        const float* from = rows + r * row_step;
+        const int64_t count = most(0, least(lanes, rows.count - r));
         const float* scale = filter == nullptr ? nullptr : filter + r;
-        int64_t d = 0;
-        if (count - r >= lanes) {
-            for (; d + lanes <= depth; d += lanes) {
-                mix_square(from + d, K, k_step, row_step, depth, factors + d, scale, filter_step, out + d * out_step + r,
-                           out_step);
+        if (depth == 1 && rows.row_step == 1 && count == lanes) {  // 1x1, transposed: sources are neighbours already
+            if (placed(place, 0) >= 0) mix_neighbours(rows, r, factors, factor_step, scale, width, out + r);
+            continue;
+        }
+        for (int64_t d = 0; d < depth; d += lanes) {
+            Rows part = rows;
+            part.rows += r * rows.row_step + d;
+            const float* last = part.rows + (rows.K - 1) * rows.k_step + (lanes - 1) * rows.row_step;
+            const int64_t size = least(lanes, depth - d);
+            float* to = out + r + (place == nullptr ? d * out_step : 0);
+            const int64_t* places = place == nullptr ? nullptr : place + d;
+            if (count == lanes && last + lanes <= rows.end) {
+                mix_square(part, size, factors + d, factor_step, scale, width, places, to, out_step);
+            } else {
+                mix_edge(part, count, size, factors + d, factor_step, scale, width, places, to, out_step);
             }
         }
-        mix_edge(from + d, K, k_step, row_step, most(0, least(lanes, count - r)), depth - d, depth, factors + d, scale,
-                 filter_step, out + d * out_step + r, out_step);
     }
 }
 

@@ -97,16 +97,23 @@ void pack_plane(const Conv& conv, const Window& window, const float* map, float*
 void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, int64_t rows,
               int64_t columns, int64_t width, float* acc, bool add);
 
-// factors[k * k_step + d * d_step] for d = (c, t) of the channels [c0, c0 + channels) of group g: what multiplies
-// bank[k, :, c, t] in sample b, without the filter factor. With `channel` false the channel factor is left out too.
-void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, int64_t k_step,
-                    int64_t d_step, float* factors);
+// factors[k * k_step + d * d_step] for d = (c, t) of the channels [c0, c0 + channels) of group g and the `T` taps of the
+// bank that `taps` lists: what multiplies the bank's weight in sample b, without the filter factor.
+void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, const int64_t* taps, int64_t T,
+                    int64_t k_step, int64_t d_step, float* factors);
 
-// out[d, r] = sum_k factors[k, d] * filter[k, r] * rows[k * k_step + r * row_step + d] for d in [0, depth) and r in
-// [0, count); r goes on to `width` with zeros. filter may be null.
-void mix_transposed(const float* rows, int64_t K, int64_t k_step, int64_t row_step, int64_t count, int64_t depth,
-                    const float* factors, const float* filter, int64_t filter_step, int64_t width, float* out,
-                    int64_t out_step);
+// K rows of `count` sources each: source r of kernel k begins at rows + k * k_step + r * row_step. Reads may go on to
+// `end`, past what is asked for.
+struct Rows {
+    const float *rows, *end;
+    int64_t K, k_step, row_step, count;
+};
+
+// out[place[d] * out_step + r] = sum_k factors[k * factor_step + d] * filter[k * width + r] * source(k, r)[d] for d in
+// [0, depth) where place[d] is not negative; place may be null: d. Zeros for r in [count, width). filter may be null.
+// Up to a vector of factors behind the last are read.
+void mix_transposed(const Rows& rows, int64_t depth, const float* factors, int64_t factor_step, const float* filter,
+                    int64_t width, const int64_t* place, float* out, int64_t out_step);
 
 // out[s, d, n] = sum_k factors[s, d, k] * filter[s][k, n] * packed[d, k, n]; filter may be null, and so is filter[s]'s
 // row step then.
@@ -114,7 +121,7 @@ void mix_packed(const float* packed, int64_t K, int64_t depth, int64_t width, co
                 int64_t samples, float* out);
 
 // maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n] for p in [0, positions) and n in [0, count), written whole.
-// acc is (positions, width) and may be read up to a vector's rows further on; scale and shift have `width` numbers.
+// acc is (positions, width) of which `count` are used, and may be read up to a vector's rows further on; scale and shift have `width` numbers.
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
                 const float* shift, float* maps, int64_t map_step);
 

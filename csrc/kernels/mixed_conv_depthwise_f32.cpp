@@ -9,15 +9,15 @@ namespace {
 
 constexpr int64_t unroll = 4;  // vectors of accumulators
 
-// sums[i] = start + sum_t weights[t * lanes] * inputs[offsets[t] + i] for i in [0, n), up to unroll vectors more.
-void stencil(const float* weights, const int64_t* offsets, int64_t T, const float* inputs, float start, int64_t n,
+// sums[i] = start + sum_t weights[taps[t] * lanes] * inputs[offsets[t] + i] for i in [0, n), up to unroll vectors more.
+void stencil(const float* weights, const int64_t* taps, const int64_t* offsets, int64_t T, const float* inputs, float start, int64_t n,
              float* sums) {
     for (int64_t i = 0; i < n; i += unroll * lanes) {
         vec sum[unroll];
 #pragma GCC unroll 4
         for (int64_t v = 0; v < unroll; ++v) sum[v] = broadcast(start);
         for (int64_t t = 0; t < T; ++t) {
-            const float weight = weights[t * lanes];
+            const float weight = weights[taps[t] * lanes];
             const float* from = inputs + offsets[t] + i;
 #pragma GCC unroll 4
             for (int64_t v = 0; v < unroll; ++v) sum[v] += weight * load(from + v * lanes);
@@ -49,7 +49,8 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
     float* filter = factors + size.factors;
     float* inputs = filter + size.filter;
     float* sums = inputs + size.inputs;
-    int64_t* offsets = reinterpret_cast<int64_t*>(sums + size.sums + 2 * size.scale);
+    int64_t* offsets = reinterpret_cast<int64_t*>(sums + size.sums + size.maps + 2 * size.scale);
+    int64_t *taps = offsets + conv.T(), *all_taps = taps + conv.T();
 
     const int64_t column = item % blocks.column_blocks * blocks.columns;
     const int64_t row = item / blocks.column_blocks % blocks.row_blocks * blocks.rows;
@@ -57,25 +58,36 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
                         least(blocks.columns, conv.w.out - column));
     const int64_t o_block = item / (blocks.column_blocks * blocks.row_blocks);
     const int64_t b = o_block / blocks.o_blocks, c = o_block % blocks.o_blocks * lanes;
-    const int64_t count = least(lanes, conv.C - c), T = conv.T();
+    const int64_t count = least(lanes, conv.C - c), T = conv.T_bank;
 
-    for (int64_t t = 0; t < T; ++t) offsets[t] = window.offset(conv, t / conv.w.taps, t % conv.w.taps);
+    for (int64_t t = 0; t < conv.T(); ++t) {
+        offsets[t] = window.offset(conv, t / conv.w.taps, t % conv.w.taps);
+        taps[t] = conv.bank_tap(t);
+    }
+    for (int64_t t = 0; t < T; ++t) all_taps[t] = t;
     const bool filtered = conv.filter != nullptr || conv.channel != nullptr;
     if (filtered) channel_filter(conv, b, c, count, filter);
     Conv without = conv;
     without.channel = nullptr;
-    mixing_factors(without, b, 0, 0, 1, T, 1, factors);
-    mix_transposed(conv.bank + c * T, conv.K, conv.O * T, T, count, T, factors, filtered ? filter : nullptr, lanes, lanes,
-                   weights, lanes);
+    mixing_factors(without, b, 0, 0, 1, all_taps, T, T, 1, factors);
+    const Rows rows = {conv.bank + c * T, conv.bank + conv.K * conv.O * T, conv.K, conv.O * T, T, count};
+    mix_transposed(rows, T, factors, T, filtered ? filter : nullptr, lanes, nullptr, weights, lanes);
 
     const int64_t n = (window.rows - 1) * window.pitch + window.columns;
     for (int64_t r = 0; r < count; ++r) {
         const int64_t map = b * conv.C + c + r;
         pack_plane(conv, window, conv.x + map * conv.h.in * conv.w.in, inputs);
         const float start = conv.bias == nullptr ? 0.0f : conv.bias[b * conv.bias_step + c + r];
-        stencil(weights + r, offsets, T, inputs, start, n, sums);
-        float* y = conv.y + map * conv.P() + row * conv.w.out + column;
-        for (int64_t i = 0; i < window.rows; ++i) copy(y + i * conv.w.out, sums + i * window.pitch, window.columns);
+        stencil(weights + r, taps, offsets, conv.T(), inputs, start, n, sums);
+        float* y = conv.y + map * conv.y_map + row * conv.y_row + column * conv.y_column;
+        for (int64_t i = 0; i < window.rows; ++i) {
+            const float* from = sums + i * window.pitch;
+            if (conv.y_column == 1) {
+                copy(y + i * conv.y_row, from, window.columns);
+            } else {
+                for (int64_t j = 0; j < window.columns; ++j) y[i * conv.y_row + j * conv.y_column] = from[j];
+            }
+        }
     }
 }
 

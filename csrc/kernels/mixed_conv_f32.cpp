@@ -41,8 +41,8 @@ private:
     const int64_t positions;
     const bool single;  // all input channels in one block: sums need not be kept
     int64_t g, o0, o1, b0, b1, c0, channels, depth;
-    float *weights, *bank, *factors, *filter, *inputs, *sums, *scale, *shift;
-    int64_t* offsets;
+    float *weights, *bank, *factors, *filter, *inputs, *sums, *maps, *scale, *shift;
+    int64_t *offsets, *taps, *places, *all_taps;  // of the depth; of the bank, in use; where each tap of the bank goes, or -1
 
     static Window window_of(const Conv& conv, const Blocks& blocks, int64_t item) {
         const int64_t column = item % blocks.column_blocks * blocks.columns;
@@ -60,9 +60,19 @@ private:
         filter = factors + size.factors;
         inputs = filter + size.filter;
         sums = inputs + size.inputs;
-        scale = sums + size.sums;
+        maps = sums + size.sums;
+        scale = maps + size.maps;
         shift = scale + size.scale;
         offsets = reinterpret_cast<int64_t*>(shift + size.scale);
+        taps = offsets + blocks.channels * conv.T();
+        places = taps + conv.T();
+        all_taps = places + conv.T_bank;
+        for (int64_t t = 0; t < conv.T_bank; ++t) places[t] = -1;
+        for (int64_t t = 0; t < conv.T(); ++t) {
+            taps[t] = conv.bank_tap(t);
+            places[taps[t]] = t;
+        }
+        for (int64_t t = 0; t < conv.T_bank; ++t) all_taps[t] = t;
     }
 
     int64_t panel_begin(int64_t panel) const { return o0 + panel * blocks.panel; }
@@ -80,20 +90,35 @@ private:
         }
     }
 
-    // Kernel 0's rows of this panel and block of channels; a kernel is O * C/G * T further on, a row C/G * T.
-    const float* bank_rows(int64_t panel) const {
-        return conv.bank + ((g * conv.Og() + panel_begin(panel)) * conv.Cg() + c0) * conv.T();
+    int64_t kernel_step() const { return conv.O * conv.Cg() * conv.T_bank; }
+
+    // The weights of a panel and the block of channels mixed, depth by width. In the bank a panel's output channels are
+    // rows of the whole depth, or, transposed, neighbours of which each input channel of the depth has its own rows.
+    void mix_bank(int64_t panel, int64_t first, int64_t K, const float* factors, int64_t factor_step,
+                  const float* filter, float* out, int64_t out_step) const {
+        const int64_t begin = panel_begin(panel), T = conv.T_bank;
+        Rows rows = {nullptr, conv.bank + conv.K * kernel_step(), K, kernel_step(), 0, count(panel)};
+        if (!conv.transposed) {
+            rows.rows = conv.bank + first * kernel_step() + ((g * conv.Og() + begin) * conv.Cg() + c0) * T;
+            rows.row_step = conv.Cg() * T;
+            mix_transposed(rows, depth, factors, factor_step, filter, width(panel), nullptr, out, out_step);
+            return;
+        }
+        rows.row_step = T;
+        for (int64_t c = 0; c < channels; ++c) {
+            rows.rows = conv.bank + first * kernel_step() + ((g * conv.Cg() + c0 + c) * conv.Og() + begin) * T;
+            mix_transposed(rows, T, factors + c * T, factor_step, filter, width(panel), places,
+                           out + c * conv.T() * out_step, out_step);
+        }
     }
-    int64_t row_step() const { return conv.Cg() * conv.T(); }
-    int64_t kernel_step() const { return conv.O * row_step(); }
 
     void pack_bank() {
-        for (int64_t d = 0; d < depth; ++d) factors[d] = 1.0f;
+        const int64_t full = channels * conv.T_bank;
+        for (int64_t d = 0; d < full; ++d) factors[d] = 1.0f;
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
             for (int64_t k = 0; k < conv.K; ++k) {
-                mix_transposed(bank_rows(panel) + k * kernel_step(), 1, 0, row_step(), count(panel), depth, factors,
-                               nullptr, 0, n, bank_tile(panel) + k * n, conv.K * n);
+                mix_bank(panel, k, 1, factors, 0, nullptr, bank_tile(panel) + k * n, conv.K * n);
             }
         }
     }
@@ -105,9 +130,9 @@ private:
             if (!blocks.direct) pack_inputs(b + s, inputs + s * blocks.channels * window.plane);
             float* to = factors + s * conv.K * depth;
             if (blocks.pack_bank) {
-                mixing_factors(conv, b + s, g, c0, channels, 1, conv.K, to);
+                mixing_factors(conv, b + s, g, c0, channels, taps, conv.T(), 1, conv.K, to);
             } else {
-                mixing_factors(conv, b + s, g, c0, channels, depth, 1, to);
+                mixing_factors(conv, b, g, c0, channels, all_taps, conv.T_bank, channels * conv.T_bank, 1, to);
             }
         }
         for (int64_t panel = 0; panel < panels(); ++panel) {
@@ -148,8 +173,7 @@ private:
         if (blocks.pack_bank) {
             mix_packed(bank_tile(panel), conv.K, depth, n, factors, filters, samples, weights);
         } else {
-            mix_transposed(bank_rows(panel), conv.K, kernel_step(), row_step(), used, depth, factors, filters, n, n,
-                           weights, n);
+            mix_bank(panel, 0, conv.K, factors, channels * conv.T_bank, filters, weights, n);
         }
     }
 
@@ -159,15 +183,28 @@ private:
             scale[n] = conv.filter != nullptr && !filtered() ? conv.filter[b * conv.O + first + n] : 1.0f;
             shift[n] = conv.bias != nullptr ? conv.bias[b * conv.bias_step + first + n] : 0.0f;
         }
-        float* y = conv.y + (b * conv.O + first) * conv.P() + window.row * conv.w.out + window.column;
+        float* y = conv.y + (b * conv.O + first) * conv.y_map + window.row * conv.y_row + window.column * conv.y_column;
         const int64_t n = width(panel);
-        if (window.columns == conv.w.out) {  // whole rows follow each other
-            store_maps(acc, n, positions, used, scale, shift, y, conv.P());
-            return;
+        if (conv.y_column != 1) {
+            store_maps(acc, n, positions, used, scale, shift, maps, positions);
+            scatter(used, y);
+        } else if (window.columns == conv.y_row) {  // whole rows follow each other
+            store_maps(acc, n, positions, used, scale, shift, y, conv.y_map);
+        } else {
+            for (int64_t r = 0; r < window.rows; ++r) {
+                store_maps(acc + r * window.columns * n, n, window.columns, used, scale, shift, y + r * conv.y_row,
+                           conv.y_map);
+            }
         }
-        for (int64_t r = 0; r < window.rows; ++r) {
-            store_maps(acc + r * window.columns * n, n, window.columns, used, scale, shift, y + r * conv.w.out,
-                       conv.P());
+    }
+
+    void scatter(int64_t count, float* y) const {
+        const float* from = maps;
+        for (int64_t n = 0; n < count; ++n) {
+            for (int64_t r = 0; r < window.rows; ++r) {
+                float* to = y + n * conv.y_map + r * conv.y_row;
+                for (int64_t i = 0; i < window.columns; ++i) to[i * conv.y_column] = *from++;
+            }
         }
     }
 };
