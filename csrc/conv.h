@@ -89,6 +89,36 @@ struct ConvScratch {
     bool fits;  // false where some part is beyond any memory
 };
 
+// The gradient of the bank and what the gradients of the coefficients are made of. A work item forms the gradient of
+// the mixed weights of some panels x `channels` input channels, sample by sample, in cache.
+struct ConvGrad {
+    Conv conv;
+    const float* grad_y;
+    float* grad_bank;
+    // Sums over a work item's weights of mixed gradient * bank * the other factors except kernel:
+    float* part_tap;      // (items, B, K, T), without tap
+    float* part_filter;   // (c_blocks, B, K, O), without filter (depthwise: nor channel), or null
+    float* part_channel;  // (o_blocks, B, K, C), without channel, or null; unused in a depthwise convolution
+    bool depthwise;
+    int64_t panel, panels, channels, rows, columns, o_blocks, c_blocks;  // blocks within a group
+    int64_t width;  // channels of a packed position: whole vectors
+
+    CONVARY_INLINE int64_t items() const { return (depthwise ? 1 : conv.G) * o_blocks * c_blocks; }
+};
+
+struct GradScratch {
+    int64_t bank, grad_bank, grad_weights, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets;
+
+    GradScratch(const ConvGrad& grad, int64_t lanes);  // abi/conv_plan.cpp
+    CONVARY_INLINE int64_t total() const {
+        return bank + grad_bank + grad_weights + factors + plain + channel + tap + filter + inputs + grads + ones +
+               sums + offsets;
+    }
+    bool fits;
+};
+
+void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads);
+
 constexpr int64_t mix_samples = 4;  // samples mixed together: a bank tile is then read once for all of them
 
 }  // namespace convary

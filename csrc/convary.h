@@ -79,6 +79,22 @@ CONVARY_API int32_t convary_mixed_conv_grad_x_f32(const convary_conv_sizes* size
                                                   const float* bank, const float* kernel, const float* filter,
                                                   const float* channel, const float* tap, float* grad_x);
 
+// How many parts the sums of convary_mixed_conv_grad_bank_f32 come in: blocks[0] of part_tap, blocks[1] of part_filter,
+// blocks[2] of part_channel.
+CONVARY_API int32_t convary_mixed_conv_grad_blocks(const convary_conv_sizes* sizes, int64_t* blocks);
+
+// The gradient of the bank, and sums that the gradients of the coefficients are made of. With
+// E[b, k, o, c, t] = (gradient of W)[b, o, c, t] * bank[k, o, c, t], each summed over the parts of the first axis:
+//     part_tap (blocks[0], B, K, T)      sum over o, c of filter channel E
+//     part_filter (blocks[1], B, K, O)   sum over c, t of channel tap E; depthwise: of tap E; may be NULL
+//     part_channel (blocks[2], B, K, C)  sum over o, t of filter tap E; may be NULL, not written where depthwise
+// The kernel factor is in none of them. Depthwise is C = O = G.
+CONVARY_API int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const float* x,
+                                                     const float* grad_y, const float* bank, const float* kernel,
+                                                     const float* filter, const float* channel, const float* tap,
+                                                     float* grad_bank, float* part_tap, float* part_filter,
+                                                     float* part_channel);
+
 #ifdef __cplusplus
 }
 #endif

@@ -23,7 +23,9 @@ struct MixTile {
 #define CONVARY_KERNELS(X)                                                                                     \
     X(mix_kernels_f32, void, (const MixTile& tile, int64_t b0, int64_t b1, int64_t n0, int64_t n1))            \
     X(mixed_conv_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))            \
-    X(mixed_conv_depthwise_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))
+    X(mixed_conv_depthwise_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))  \
+    X(mixed_conv_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                      \
+    X(mixed_conv_depthwise_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))
 
 // One row of the dispatch table per instruction set.
 struct Kernels {

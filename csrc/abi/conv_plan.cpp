@@ -10,6 +10,7 @@ constexpr int64_t weight_floats = 40 << 10;
 constexpr int64_t input_floats = 48 << 10;
 constexpr int64_t bank_floats = 72 << 10;
 constexpr int64_t sum_floats = 112 << 10;
+constexpr int64_t gradient_floats = 128 << 10;
 constexpr int64_t plane_floats = 5 << 10;       // of a depthwise map: half a level-1 cache
 constexpr int64_t window_positions = 512;       // outputs of a window: mixing has become cheap by then
 constexpr int64_t window_columns = 448;         // of a row longer than a window
@@ -118,6 +119,66 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
     maps = part(conv.y_column == 1 ? 0 : positions * panel);
     scale = part(panel);
     offsets = part(2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T()));
+}
+
+void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
+    const Conv& conv = grad->conv;
+    grad->depthwise = conv.Cg() == 1 && conv.Og() == 1;
+    Blocks blocks = {};
+    blocks.depthwise = grad->depthwise;
+    cut_window(conv, &blocks);
+    grad->rows = blocks.rows;
+    grad->columns = blocks.columns;
+    grad->panel = grad->depthwise ? lanes : 2 * lanes;
+    grad->panels = grad->channels = grad->c_blocks = 1;
+    grad->width = lanes;
+    grad->o_blocks = ceil_div(conv.O, lanes);
+    if (grad->depthwise) return;
+    const int64_t panels = ceil_div(conv.Og(), grad->panel);
+    grad->panels = least(panels, 2);
+    // Per channel of the block: bank and gradient tiles of K kernels, and the mixed gradients of some samples.
+    const double each = static_cast<double>(conv.T() * grad->panel) * static_cast<double>(2 * conv.K + mix_samples);
+    int64_t channels = most(1, fit(gradient_floats, each * static_cast<double>(grad->panels)));
+    if (channels > lanes) channels = channels / lanes * lanes;
+    grad->channels = least(conv.Cg(), channels);
+    while (grad->channels > lanes && conv.G * ceil_div(panels, grad->panels) * ceil_div(conv.Cg(), grad->channels) < 2 * threads) {
+        grad->channels = ceil_div(grad->channels / 2, lanes) * lanes;
+    }
+    grad->width = ceil_div(grad->channels, lanes) * lanes;
+    grad->o_blocks = ceil_div(panels, grad->panels);
+    grad->c_blocks = ceil_div(conv.Cg(), grad->channels);
+}
+
+GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
+    const auto part = [this](double floats) {
+        fits = fits && floats < 1e10;
+        return fits ? (static_cast<int64_t>(floats) + 15) / 16 * 16 : 0;
+    };
+    const Conv& conv = grad.conv;
+    const double T = static_cast<double>(conv.T()), K = static_cast<double>(conv.K), S = mix_samples;
+    const double depth = static_cast<double>(grad.channels) * T, panels = static_cast<double>(grad.panels);
+    const double panel = static_cast<double>(grad.panel), vector = static_cast<double>(lanes);
+    const double positions = static_cast<double>(grad.rows) * static_cast<double>(grad.columns);
+    const double rows = static_cast<double>(grad.rows - 1) * static_cast<double>(conv.h.stride) +
+                        static_cast<double>((conv.h.taps - 1) * conv.h.dilation) + 1;
+    const double columns = static_cast<double>(grad.columns - 1) * static_cast<double>(conv.w.stride) +
+                           static_cast<double>((conv.w.taps - 1) * conv.w.dilation) + 1;
+    Blocks blocks = {};
+    blocks.rows = grad.rows, blocks.columns = grad.columns;
+    const double stencil = plane(conv, blocks) + 8 * vector;
+    bank = part(K * depth * panel * panels + panel * panel);
+    grad_bank = bank;
+    grad_weights = part(S * depth * panel * panels + T * vector * vector);
+    factors = part(S * K * depth);
+    plain = part(S * K * depth);
+    channel = part(S * K * static_cast<double>(grad.channels));
+    tap = part(S * K * T);
+    filter = part(S * K * panel);
+    inputs = part(grad.depthwise ? stencil : rows * columns * static_cast<double>(grad.width));
+    grads = part(grad.depthwise ? stencil : positions * panel);
+    ones = part((depth > positions + columns ? depth : positions + columns) + vector);
+    sums = part(S * K * (static_cast<double>(grad.channels) + 4) * vector + panel * 2);
+    offsets = part(2 * (positions + 2 * T));
 }
 
 }  // namespace convary

@@ -174,6 +174,71 @@ int32_t execute_grad_x(const Conv& conv, int64_t threads) {
     return CONVARY_OK;
 }
 
+struct GradWork {
+    ConvGrad grad;
+    const Kernels* kernels;
+    int64_t scratch;
+    std::atomic<bool> no_memory;
+};
+
+void run_grad(int64_t begin, int64_t end, void* context) {
+    GradWork& work = *static_cast<GradWork*>(context);
+    float* scratch = thread_scratch(work.scratch);
+    if (scratch == nullptr) {
+        work.no_memory.store(true, std::memory_order_relaxed);
+        return;
+    }
+    const auto kernel = work.grad.depthwise ? work.kernels->mixed_conv_depthwise_weights_f32
+                                            : work.kernels->mixed_conv_weights_f32;
+    for (int64_t i = begin; i < end; ++i) kernel(work.grad, i, scratch);
+}
+
+// A plan that both entries below make alike: threads and sizes decide it.
+int32_t plan_grad(const convary_conv_sizes& sizes, ConvGrad* grad) {
+    const int32_t code = check_sizes(sizes, &grad->conv);
+    if (code != CONVARY_OK) return code;
+    if (kernels() == nullptr) return CONVARY_NO_ISA;
+    if (sizes.B < 1 || sizes.C < 1 || sizes.O < 1 || sizes.K < 1) return CONVARY_BAD_GEOMETRY;
+    int64_t kernel = 0, out = 0;
+    if (__builtin_mul_overflow(grad->conv.Cg(), grad->conv.T(), &kernel)) return CONVARY_SIZE_OVERFLOW;
+    if (__builtin_mul_overflow(grad->conv.h.out, grad->conv.w.out, &out)) return CONVARY_SIZE_OVERFLOW;
+    Conv& conv = grad->conv;
+    conv.y_map = conv.P(), conv.y_row = conv.w.out, conv.y_column = 1;
+    flatten(&conv);
+    cut_weights(grad, kernels()->lanes, sizes.threads < 1 ? 1 : sizes.threads);
+    return CONVARY_OK;
+}
+
+// The parts of a sum over blocks, of which each sample has K rows of n.
+int32_t check_part(const void* data, bool optional, int64_t blocks, const Conv& conv, int64_t n, Extent* result) {
+    int64_t rows = 0;
+    if (__builtin_mul_overflow(blocks, conv.B * conv.K, &rows)) return CONVARY_SIZE_OVERFLOW;
+    if (optional && data == nullptr) n = 0;
+    return extent(data, rows, n, result);
+}
+
+int32_t check_grads(const ConvGrad& grad) {
+    const Conv& conv = grad.conv;
+    Extent outs[4] = {}, ins[3] = {};
+    const int64_t kernel = conv.Cg() * conv.T();
+    int32_t code = extent(grad.grad_bank, conv.K * conv.O, kernel, &outs[0]);
+    if (code == CONVARY_OK) code = check_part(grad.part_tap, false, grad.items(), conv, conv.T(), &outs[1]);
+    if (code == CONVARY_OK) code = check_part(grad.part_filter, true, grad.c_blocks, conv, conv.O, &outs[2]);
+    if (code == CONVARY_OK) code = check_part(grad.part_channel, true, grad.o_blocks, conv, conv.C, &outs[3]);
+    if (code == CONVARY_OK) code = extent(conv.x, conv.B * conv.C, conv.h.in * conv.w.in, &ins[0]);
+    if (code == CONVARY_OK) code = extent(conv.bank, conv.K * conv.O, kernel, &ins[1]);
+    if (code == CONVARY_OK) code = extent(grad.grad_y, conv.B * conv.O, conv.P(), &ins[2]);
+    for (int i = 0; i < 4 && code == CONVARY_OK; ++i) {
+        for (const Extent& in : ins) {
+            if (overlap(outs[i], in)) code = CONVARY_OVERLAP;
+        }
+        for (int j = 0; j < i; ++j) {
+            if (overlap(outs[i], outs[j])) code = CONVARY_OVERLAP;
+        }
+    }
+    return code;
+}
+
 }  // namespace
 }  // namespace convary
 
@@ -207,4 +272,38 @@ int32_t convary_mixed_conv_grad_x_f32(const convary_conv_sizes* sizes, const flo
     if (code != CONVARY_OK || out.count == 0) return code;
     expect_fresh(out);
     return execute_grad_x(conv, sizes->threads);
+}
+
+int32_t convary_mixed_conv_grad_blocks(const convary_conv_sizes* sizes, int64_t* blocks) {
+    using namespace convary;
+    if (sizes == nullptr || blocks == nullptr) return CONVARY_NULL_POINTER;
+    ConvGrad grad = {};
+    const int32_t code = plan_grad(*sizes, &grad);
+    if (code != CONVARY_OK) return code;
+    blocks[0] = grad.items(), blocks[1] = grad.c_blocks, blocks[2] = grad.o_blocks;
+    return CONVARY_OK;
+}
+
+int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const float* x, const float* grad_y,
+                                         const float* bank, const float* kernel, const float* filter,
+                                         const float* channel, const float* tap, float* grad_bank, float* part_tap,
+                                         float* part_filter, float* part_channel) {
+    using namespace convary;
+    if (sizes == nullptr) return CONVARY_NULL_POINTER;
+    GradWork work = {};
+    ConvGrad& grad = work.grad;
+    int32_t code = plan_grad(*sizes, &grad);
+    if (code != CONVARY_OK) return code;
+    Conv& conv = grad.conv;
+    conv.x = x, conv.bank = bank, conv.kernel = kernel, conv.filter = filter, conv.channel = channel, conv.tap = tap;
+    grad.grad_y = grad_y, grad.grad_bank = grad_bank;
+    grad.part_tap = part_tap, grad.part_filter = part_filter, grad.part_channel = part_channel;
+    code = check_grads(grad);
+    if (code != CONVARY_OK) return code;
+    work.kernels = kernels();
+    const GradScratch scratch(grad, work.kernels->lanes);
+    if (!scratch.fits) return CONVARY_NO_MEMORY;
+    work.scratch = scratch.total();
+    code = parallel_for(grad.items(), 1, run_grad, &work);
+    return code == CONVARY_OK && work.no_memory.load() ? CONVARY_NO_MEMORY : code;
 }

@@ -23,8 +23,16 @@ void mix_edge(const Rows& rows, int64_t count, int64_t size, const float* factor
     }
 }
 
-// A square, transposed in registers; its first `size` steps are kept.
-inline void mix_square(const Rows& rows, int64_t size, const float* factors, int64_t factor_step, const float* filter,
+// The first `count` numbers, and zeros.
+inline vec keep(vec v, int64_t count) {
+    typedef int32_t whole __attribute__((vector_size(vector_bytes)));
+    whole index;
+    for (int32_t i = 0; i < lanes; ++i) index[i] = i;
+    return reinterpret_cast<vec>(reinterpret_cast<whole>(v) & (index < static_cast<int32_t>(count)));
+}
+
+// A square, transposed in registers; its first `size` steps are kept, and zeros stand for sources from `count` on.
+inline void mix_square(const Rows& rows, int64_t count, int64_t size, const float* factors, int64_t factor_step, const float* filter,
                        int64_t width, const int64_t* place, float* out, int64_t out_step) {
     vec sum[lanes];
 #pragma GCC unroll 16
@@ -43,6 +51,10 @@ inline void mix_square(const Rows& rows, int64_t size, const float* factors, int
         }
     }
     transpose(sum);
+    if (count < lanes) {
+#pragma GCC unroll 16
+        for (int64_t d = 0; d < lanes; ++d) sum[d] = keep(sum[d], count);
+    }
     if (size == lanes && place == nullptr) {
 #pragma GCC unroll 16
         for (int64_t d = 0; d < lanes; ++d) store(out + d * out_step, sum[d]);
@@ -151,8 +163,8 @@ void mix_transposed(const Rows& rows, int64_t depth, const float* factors, int64
             const int64_t size = least(lanes, depth - d);
             float* to = out + r + (place == nullptr ? d * out_step : 0);
             const int64_t* places = place == nullptr ? nullptr : place + d;
-            if (count == lanes && last + lanes <= rows.end) {
-                mix_square(part, size, factors + d, factor_step, scale, width, places, to, out_step);
+            if (count > 0 && last + lanes <= rows.end) {
+                mix_square(part, count, size, factors + d, factor_step, scale, width, places, to, out_step);
             } else {
                 mix_edge(part, count, size, factors + d, factor_step, scale, width, places, to, out_step);
             }

@@ -115,6 +115,9 @@ struct Rows {
 void mix_transposed(const Rows& rows, int64_t depth, const float* factors, int64_t factor_step, const float* filter,
                     int64_t width, const int64_t* place, float* out, int64_t out_step);
 
+// filter[k * lanes + r] = channel and filter factor of channel c + r in sample b of a depthwise convolution, 1 from count.
+void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float* filter);
+
 // out[s, d, n] = sum_k factors[s, d, k] * filter[s][k, n] * packed[d, k, n]; filter may be null, and so is filter[s]'s
 // row step then.
 void mix_packed(const float* packed, int64_t K, int64_t depth, int64_t width, const float* factors, const float* filter,

@@ -27,6 +27,8 @@ void stencil(const float* weights, const int64_t* taps, const int64_t* offsets, 
     }
 }
 
+}  // namespace
+
 // The channel and filter factors of channels [c, c + count): in a depthwise bank both belong to the same number.
 void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float* filter) {
     for (int64_t k = 0; k < conv.K; ++k) {
@@ -39,8 +41,6 @@ void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float
         }
     }
 }
-
-}  // namespace
 
 void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
     const ConvScratch size(conv, blocks);

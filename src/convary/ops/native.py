@@ -33,6 +33,9 @@ class Library:
     isas: tuple[str, ...]
     mix_kernels: Callable[..., int]
     mixed_conv: Callable[..., int]
+    mixed_conv_grad_x: Callable[..., int]
+    mixed_conv_grad_blocks: Callable[..., int]
+    mixed_conv_grad_bank: Callable[..., int]
     error_text: Callable[[int], bytes]
 
 
@@ -157,6 +160,9 @@ def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
     handle.convary_set_parallel_for.restype = None
     handle.convary_mix_kernels_f32.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
     handle.convary_mixed_conv_f32.argtypes = [ctypes.c_void_p] * 9
+    handle.convary_mixed_conv_grad_x_f32.argtypes = [ctypes.c_void_p] * 8
+    handle.convary_mixed_conv_grad_blocks.argtypes = [ctypes.c_void_p] * 2
+    handle.convary_mixed_conv_grad_bank_f32.argtypes = [ctypes.c_void_p] * 12
     names = handle.convary_isas().decode()
     picked = handle.convary_cpu_isa()
     if picked is None:
@@ -167,6 +173,9 @@ def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
         isas=tuple(names.split(",")),
         mix_kernels=handle.convary_mix_kernels_f32,
         mixed_conv=handle.convary_mixed_conv_f32,
+        mixed_conv_grad_x=handle.convary_mixed_conv_grad_x_f32,
+        mixed_conv_grad_blocks=handle.convary_mixed_conv_grad_blocks,
+        mixed_conv_grad_bank=handle.convary_mixed_conv_grad_bank_f32,
         error_text=handle.convary_error_text,
     )
 
