@@ -79,7 +79,7 @@ void cut_by_sample(const Conv& conv, int64_t threads, Blocks* blocks) {
 Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     Blocks blocks = {};
     blocks.depthwise = conv.Cg() == 1 && conv.Og() == 1;
-    blocks.direct = !blocks.depthwise && conv.h.in == 1 && conv.h.pad == 0 && conv.w.in == conv.w.out && conv.T() == 1 &&
+    blocks.direct = !blocks.depthwise && conv.h.in == 1 && conv.h.out == 1 && conv.h.pad == 0 && conv.w.in == conv.w.out && conv.T() == 1 &&
                     conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == 1;
     blocks.panel = blocks.depthwise ? lanes : 2 * lanes;
     cut_window(conv, &blocks);

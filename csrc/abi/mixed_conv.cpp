@@ -111,7 +111,7 @@ int32_t check_tensors(const Conv& conv, bool transposed, int64_t bias_rows, Exte
 // A 1x1 convolution that touches every input once sees a map as one row.
 void flatten(Conv* conv) {
     const bool plain = conv->T() == 1 && conv->h.stride == 1 && conv->w.stride == 1 && conv->h.pad == 0 && conv->w.pad == 0;
-    if (!plain || conv->y_column != 1 || conv->y_row != conv->w.out) return;
+    if (!plain || conv->y_column != 1 || conv->y_row != conv->w.out || conv->h.in != conv->h.out) return;
     conv->w.in = conv->w.out = conv->P();
     conv->h.in = conv->h.out = 1;
     conv->y_row = conv->w.in;

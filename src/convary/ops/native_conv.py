@@ -9,10 +9,9 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from convary.errors import ConvaryError
-from convary.ops import native
+from convary.ops import native, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
 from convary.ops.mix import mix_bias
@@ -223,20 +222,36 @@ class _NativeConv(torch.autograd.Function):
         return forward(x, bank, _coefficients(factors), row, geometry)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, grad)
         x, bank, *factors = ctx.saved_tensors
         coeffs = _coefficients(factors)
         needs_x, needs_bank, needs_row, *needs_factors = ctx.needs_input_grad[1:]
         grad_x = gradient_of_x(grad, x, bank, coeffs, ctx.geometry) if needs_x else None
-        grad_row = None
-        if needs_row:
-            grad_row = grad.flatten(2).sum(2)
-            grad_row = grad_row if len(ctx.row_shape) == 2 else grad_row.sum(0)
+        grad_row = _gradient_of_row(grad, ctx.row_shape) if needs_row else None
         grad_bank, grads = None, Coefficients()
         if needs_bank or any(needs_factors):
             grad_bank, grads = gradient_of_bank(grad, x, bank, coeffs, ctx.geometry)
         return None, grad_x, grad_bank, grad_row, grads.kernel, grads.filter, grads.channel, grads.tap
+
+
+def _gradient_of_row(grad: Tensor, shape: torch.Size) -> Tensor:
+    by_sample = grad.flatten(2).sum(2)
+    return by_sample if len(shape) == 2 else by_sample.sum(0)
+
+
+def _differentiable_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """For ``create_graph=True``: the same gradients by the reference, whose operations can be differentiated again."""
+    x, bank, *factors = ctx.saved_tensors
+    geometry = {name: getattr(ctx.geometry, name) for name in ("stride", "padding", "dilation", "groups")}
+    y = reference.mixed_conv(x, bank, _coefficients(factors), None, **geometry)
+    needs_x, needs_bank, needs_row, *needs_factors = ctx.needs_input_grad[1:]
+    inputs, needed = (x, bank, *factors), (needs_x, needs_bank, *needs_factors)
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
+    grad_x, grad_bank, *grad_factors = [next(found) if need else None for need in needed]
+    return None, grad_x, grad_bank, _gradient_of_row(grad, ctx.row_shape) if needs_row else None, *grad_factors
 
 
 def _coefficients(factors: Sequence[Tensor | None]) -> Coefficients:
