@@ -43,6 +43,10 @@ inline bool overlap(const Extent& a, const Extent& b) {
 // 302 MB). Only advice: nothing changes where the system does not take it.
 void expect_fresh(const Extent& out);
 
+// Memory of the calling thread, on a cache line, kept until a larger piece is asked for or the thread ends; nullptr
+// where there is none. What it holds is whatever the last user left.
+float* thread_scratch(int64_t floats);
+
 // Runs fn over [0, end) on the caller's threads, at least `grain` items each. CONVARY_OK or CONVARY_THREADS.
 int32_t parallel_for(int64_t end, int64_t grain, convary_range_fn fn, void* context);
 

@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 // Raised with every change of a signature or of a meaning below; convary.ops.native refuses any other number.
-#define CONVARY_ABI_VERSION 1
+#define CONVARY_ABI_VERSION 2
 
 #define CONVARY_API __attribute__((visibility("default")))
 
@@ -25,7 +25,9 @@ enum {
     CONVARY_SIZE_OVERFLOW = 4,  // a tensor would not fit the address space
     CONVARY_OVERLAP = 5,        // the output overlaps an input
     CONVARY_NO_ISA = 6,         // CONVARY_ISA names something that this library or CPU does not have
-    CONVARY_THREADS = 7         // the caller's parallel_for failed
+    CONVARY_THREADS = 7,        // the caller's parallel_for failed
+    CONVARY_BAD_GEOMETRY = 8,   // groups, kernel, stride, dilation or coefficient rows make no convolution
+    CONVARY_NO_MEMORY = 9       // there is no memory for a block of the work
 };
 
 // Runs [begin, end) of the work; called from several threads with ranges that do not overlap.
@@ -51,6 +53,47 @@ CONVARY_API void convary_set_parallel_for(convary_parallel_for_fn fn);
 // out[b, n] = sum_k coeff[b, k] * bank[k, n];  bank (K, N), coeff (B, K), out (B, N); zeros where K is 0.
 CONVARY_API int32_t convary_mix_kernels_f32(const float* bank, const float* coeff, float* out, int64_t K, int64_t N,
                                             int64_t B);
+
+// The sizes of a mixed convolution. A line (1-D) is a map one row high.
+typedef struct {
+    int64_t B, C, H, W;  // x (B, C, H, W)
+    int64_t O, K, G;     // bank (K, O, C / G, kernel_h, kernel_w)
+    int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+    int64_t filter_rows, channel_rows, tap_rows;  // 1: shared by the kernels; K: one row for each
+    int64_t bias_rows;                            // 1: for all samples; B: one row for each
+    int64_t threads;                              // how many threads to cut the work for; does not change the result
+} convary_conv_sizes;
+
+// y[b, o, p] = bias[b, o] + sum_c sum_t W[b, o, c, t] x[b, c, p * stride + t * dilation - pad]
+// W[b, o, c, t] = sum_k kernel[b, k] filter[b, k, o] channel[b, k, c] tap[b, k, t] bank[k, o, c, t]
+// kernel (B, K), filter (B, filter_rows, O), channel (B, channel_rows, C), tap (B, tap_rows, kernel_h * kernel_w) and
+// bias (bias_rows, O) may be NULL: 1, or no bias.
+// y (B, O, (H + 2 pad_h - dilation_h (kernel_h - 1) - 1) / stride_h + 1, likewise W). A sample's result does not depend
+// on the others, bit for bit.
+CONVARY_API int32_t convary_mixed_conv_f32(const convary_conv_sizes* sizes, const float* x, const float* bank,
+                                           const float* kernel, const float* filter, const float* channel,
+                                           const float* tap, const float* bias, float* y);
+
+// The gradient of x from that of y, bias aside; same sizes.
+CONVARY_API int32_t convary_mixed_conv_grad_x_f32(const convary_conv_sizes* sizes, const float* grad_y,
+                                                  const float* bank, const float* kernel, const float* filter,
+                                                  const float* channel, const float* tap, float* grad_x);
+
+// How many parts the sums of convary_mixed_conv_grad_bank_f32 come in: blocks[0] of part_tap, blocks[1] of part_filter,
+// blocks[2] of part_channel.
+CONVARY_API int32_t convary_mixed_conv_grad_blocks(const convary_conv_sizes* sizes, int64_t* blocks);
+
+// The gradient of the bank, and sums that the gradients of the coefficients are made of. With
+// E[b, k, o, c, t] = (gradient of W)[b, o, c, t] * bank[k, o, c, t], each summed over the parts of the first axis:
+//     part_tap (blocks[0], B, K, T)      sum over o, c of filter channel E
+//     part_filter (blocks[1], B, K, O)   sum over c, t of channel tap E; depthwise: of tap E; may be NULL
+//     part_channel (blocks[2], B, K, C)  sum over o, t of filter tap E; may be NULL, not written where depthwise
+// The kernel factor is in none of them. Depthwise is C = O = G.
+CONVARY_API int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const float* x,
+                                                     const float* grad_y, const float* bank, const float* kernel,
+                                                     const float* filter, const float* channel, const float* tap,
+                                                     float* grad_bank, float* part_tap, float* part_filter,
+                                                     float* part_channel);
 
 #ifdef __cplusplus
 }

@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include "conv.h"
+
 namespace convary {
 
 // out[b, n] for b in [b0, b1) and n in [n0, n1); the tile [n0, n1) of the K bank rows should fit the cache.
@@ -18,11 +20,17 @@ struct MixTile {
 };
 
 // X(name, return type, parameters)
-#define CONVARY_KERNELS(X) X(mix_kernels_f32, void, (const MixTile& tile, int64_t b0, int64_t b1, int64_t n0, int64_t n1))
+#define CONVARY_KERNELS(X)                                                                                     \
+    X(mix_kernels_f32, void, (const MixTile& tile, int64_t b0, int64_t b1, int64_t n0, int64_t n1))            \
+    X(mixed_conv_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))            \
+    X(mixed_conv_depthwise_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))  \
+    X(mixed_conv_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                      \
+    X(mixed_conv_depthwise_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))
 
 // One row of the dispatch table per instruction set.
 struct Kernels {
     const char* isa;
+    int64_t lanes;  // floats per vector
 #define CONVARY_FIELD(name, result, parameters) result(*name) parameters;
     CONVARY_KERNELS(CONVARY_FIELD)
 #undef CONVARY_FIELD

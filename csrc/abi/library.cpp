@@ -63,6 +63,14 @@ struct Choice {
 const Choice choice;
 std::atomic<convary_parallel_for_fn> threads{nullptr};
 
+// Released when its thread ends.
+struct Scratch {
+    float* data = nullptr;
+    int64_t floats = 0;
+    ~Scratch() { free(data); }
+};
+thread_local Scratch scratch;
+
 }  // namespace
 
 const Kernels* kernels() { return choice.picked; }
@@ -76,6 +84,16 @@ void expect_fresh(const Extent& out) {
 #else
     (void)out;
 #endif
+}
+
+float* thread_scratch(int64_t floats) {
+    if (floats > scratch.floats) {
+        free(scratch.data);
+        const size_t bytes = (static_cast<size_t>(floats) * 4 + 63) / 64 * 64;
+        scratch.data = static_cast<float*>(aligned_alloc(64, bytes));
+        scratch.floats = scratch.data == nullptr ? 0 : floats;
+    }
+    return scratch.data;
 }
 
 int32_t parallel_for(int64_t end, int64_t grain, convary_range_fn fn, void* context) {
@@ -107,6 +125,8 @@ const char* convary_error_text(int32_t code) {
         case CONVARY_OVERLAP: return "the output overlaps an input";
         case CONVARY_NO_ISA: return "CONVARY_ISA names an instruction set that this library or CPU does not have";
         case CONVARY_THREADS: return "the parallel_for that was given to the library failed";
+        case CONVARY_BAD_GEOMETRY: return "groups, kernel, stride, dilation or coefficient rows make no convolution";
+        case CONVARY_NO_MEMORY: return "there is no memory for a block of the work";
         default: return "unknown error code";
     }
 }

@@ -53,14 +53,15 @@ def test_every_strategy_and_combination_of_factors(rank, groups, strategy):
             with ops.strategy(strategy):
                 got = ops.mixed_conv(x, bank, coeffs, bias, **geometry)
         except StrategyError:
-            assert strategy == "outputs" and (presence[3] is not None or presence[2] == K)
+            refused_outputs = strategy == "outputs" and (presence[3] is not None or presence[2] == K)
+            assert refused_outputs or strategy == "native"  # float64; tests/ops/test_native_conv.py has its own
             continue
         torch.testing.assert_close(got, want)
         grads = torch.autograd.grad(got.sin().sum(), leaves, allow_unused=True)
         for g, w in zip(grads, want_grads, strict=True):
             torch.testing.assert_close(g, w)
         ran += 1
-    assert ran == (len(PRESENCE) if strategy != "outputs" else 11)
+    assert ran == {"outputs": 11, "native": 0}.get(strategy, len(PRESENCE))
 
 
 @pytest.mark.parametrize("strategy", ["grouped", "loop", "bmm"])
@@ -189,7 +190,7 @@ def test_explain_says_what_runs_and_why_not():
     told = ops.explain(ops.mixed_conv, x, bank, coeffs, bias, **geometry)
     assert [row.strategy for row in told.rows] == list(ops.strategies())
     refused = {row.strategy: row.reason for row in told.rows if row.reason}
-    assert list(refused) == ["outputs"] and "tap" in refused["outputs"]
+    assert list(refused) == ["outputs", "native"] and "tap" in refused["outputs"]
     assert told.chosen in str(told) and "fitted on" in str(told)
     y = ops.mixed_conv(x, bank, coeffs, bias, **geometry)
     convolution, assembly = bank[0].numel() * y[0, 0].numel() * B, bank.numel() * B

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Seconds per amount on an accelerator of about 10 TFLOP/s, 1 TB/s and 10 us per call; nobody measured these.
 NOMINAL = {
     "call": 3e-5, "sample": 1e-5, "macs": 2e-13, "mixed": 8e-12, "bank": 4e-12, "features": 4e-12, "result": 4e-12,
-    "columns": 8e-12, "fresh": 0.0,
+    "columns": 8e-12, "fresh": 0.0, "mixing": 2e-13,
 }  # fmt: skip
 FRESH_BYTES = 32 << 20  # glibc maps a larger buffer anew every time, and the kernel zeroes its pages
 AMOUNTS = tuple(NOMINAL)
@@ -36,10 +36,11 @@ def kind(problem: Problem) -> str:
 def amounts(problem: Problem, strategy: str) -> dict[str, float]:
     """What one call does, by the names in ``AMOUNTS``. Elements, not bytes; multiply-adds, not FLOPs."""
     B, K, P, numel = problem.B, problem.K, problem.P, problem.kernel_numel
+    stored = strategy not in ("outputs", "native")  # mixed kernels are written to memory and read back
     copies = K if strategy == "outputs" else 1
     pointwise = problem.T == 1 and all(s == 1 for s in problem.stride)
     buffers = {
-        "mixed": float(B * numel) if strategy != "outputs" else 0.0,
+        "mixed": float(B * numel) if stored else 0.0,
         "result": float(B * copies * problem.O * P),
         "columns": float(B * problem.C * problem.T * P) if strategy == "bmm" and not pointwise else 0.0,
     }
@@ -51,6 +52,7 @@ def amounts(problem: Problem, strategy: str) -> dict[str, float]:
         "features": float(B * problem.C * prod(problem.size)),
         **buffers,
         "fresh": sum(size for size in buffers.values() if size * problem.itemsize > FRESH_BYTES),
+        "mixing": float(B * K * numel) if strategy == "native" else 0.0,  # in cache: no kernel reaches memory
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convary.errors import ConfigError, nearest
-from convary.ops import cost, mixed, native, sample
+from convary.ops import cost, mixed, native, native_conv, sample
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import autocasting, check_conv, resolve
 from convary.ops.strategy import decide, describe
@@ -91,13 +91,15 @@ def explain(
     x, resolved = resolve(x, kernels.shape[3:], **arguments)
     check_conv(x, kernels, resolved, mixed_dtypes=autocasting(x))
     training = torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad)
-    batch = x.shape[0]
+    batch, obstacle = x.shape[0], None
     if coeffs is not None:
         coeffs.check(kernels, batch=batch)
+        training = mixed.needs_gradient(x, kernels, coeffs)
+        obstacle = native_conv.obstacle(x, kernels, coeffs)
     else:
         sample.check_kernels(x, kernels, bias, index)
         batch = kernels.shape[0]
-    problem = describe(name, x, kernels, resolved, batch=batch, training=training, coeffs=coeffs)
+    problem = describe(name, x, kernels, resolved, batch=batch, training=training, coeffs=coeffs, obstacle=obstacle)
     table = _TABLES[name]
     chosen = decide(table, problem)
     rows = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convary.errors import ShapeError
-from convary.ops import sample
+from convary.ops import native_conv, sample
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, Size, autocasting, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias, mix_kernels
@@ -55,17 +55,26 @@ def mixed_conv(
         coeffs = coeffs.to(bank.dtype)
     coeffs.check(bank, batch=x.shape[0])
     _check_rest(x, bank, coeffs, bias)
-    training = torch.is_grad_enabled() and (x.requires_grad or bank.requires_grad)
+    training = needs_gradient(x, bank, coeffs)
+    traced = is_traced(x)
+    obstacle = None if traced else native_conv.obstacle(x, bank, coeffs)
 
     def problem() -> Problem:
-        return describe("mixed_conv", x, bank, geometry, batch=x.shape[0], training=training, coeffs=coeffs)
+        return describe(
+            "mixed_conv", x, bank, geometry, batch=x.shape[0], training=training, coeffs=coeffs, obstacle=obstacle
+        )
 
-    if is_traced(x):
+    if traced:
         return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, bank, coeffs, bias, geometry)
     if x.shape[0] == 0:
         return sample.empty_batch(x, bank, geometry, bank.shape[1])
-    key = ("mixed_conv", x.shape, bank.shape, _signature(coeffs), geometry, training, x.device.type, x.dtype)
+    key = ("mixed_conv", x.shape, bank.shape, _signature(coeffs), geometry, training, x.device.type, x.dtype, obstacle)
     return STRATEGIES[choose(STRATEGIES, key, problem)].run(x, bank, coeffs, bias, geometry)
+
+
+def needs_gradient(x: Tensor, bank: Tensor, coeffs: Coefficients) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, bank, *coeffs.factors().values()))
 
 
 def _signature(coeffs: Coefficients) -> tuple:
@@ -168,4 +177,5 @@ STRATEGIES = {
     "loop": Strategy(sample.needs_fixed_batch, _per_sample(sample.loop)),
     "outputs": Strategy(_outputs_why_not, outputs),
     "bmm": Strategy(lambda problem: None, _per_sample(sample.bmm)),
+    "native": Strategy(native_conv.why_not, native_conv.run),
 }

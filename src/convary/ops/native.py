@@ -20,18 +20,22 @@ from torch import Tensor
 
 from convary.errors import ConvaryError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _FILES = {"linux": "libconvary.so", "darwin": "libconvary.so"}
 _TORCH_FILES = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Library:
+class Library:
     """The loaded library: its entry points and the instruction set that it picked."""
 
     isa: str
     isas: tuple[str, ...]
     mix_kernels: Callable[..., int]
+    mixed_conv: Callable[..., int]
+    mixed_conv_grad_x: Callable[..., int]
+    mixed_conv_grad_blocks: Callable[..., int]
+    mixed_conv_grad_bank: Callable[..., int]
     error_text: Callable[[int], bytes]
 
 
@@ -47,7 +51,7 @@ def isa() -> str:
     Raises:
         ConvaryError: the library is not available.
     """
-    return _loaded().isa
+    return loaded().isa
 
 
 def isas() -> tuple[str, ...]:
@@ -56,7 +60,7 @@ def isas() -> tuple[str, ...]:
     Raises:
         ConvaryError: the library is not available.
     """
-    return _loaded().isas
+    return loaded().isas
 
 
 def why_not(bank: Tensor, coeff: Tensor) -> str | None:
@@ -111,7 +115,7 @@ def mix_kernels(bank: Tensor, coeff: Tensor) -> Tensor:
     """
     if (reason := why_not(bank, coeff)) is not None:
         raise ConvaryError(f"native.mix_kernels cannot run: {reason}; use coeff @ bank")
-    library = _loaded()
+    library = loaded()
     B, K = coeff.shape
     N = bank.shape[1]
     out = torch.empty((B, N), dtype=torch.float32, device="cpu")  # whatever the defaults are
@@ -121,7 +125,12 @@ def mix_kernels(bank: Tensor, coeff: Tensor) -> Tensor:
     return out
 
 
-def _loaded() -> _Library:
+def loaded() -> Library:
+    """The library.
+
+    Raises:
+        ConvaryError: it is not available.
+    """
     library = _load()
     if isinstance(library, str):
         raise ConvaryError(f"the native kernels are not available: {library}")
@@ -129,7 +138,7 @@ def _loaded() -> _Library:
 
 
 @cache
-def _load() -> _Library | str:
+def _load() -> Library | str:
     """The library, or why there is none."""
     path = _find()
     if isinstance(path, str):
@@ -147,22 +156,30 @@ def _load() -> _Library | str:
     return _bind(handle, parallel_for)
 
 
-def _bind(handle: ctypes.CDLL, parallel_for: int) -> _Library | str:
+def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
     """Declare the C signatures (csrc/convary.h) and hand over torch's threads."""
     for name in ("convary_cpu_isa", "convary_isas", "convary_error_text"):
         getattr(handle, name).restype = ctypes.c_char_p
     handle.convary_set_parallel_for.argtypes = [ctypes.c_void_p]
     handle.convary_set_parallel_for.restype = None
     handle.convary_mix_kernels_f32.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
+    handle.convary_mixed_conv_f32.argtypes = [ctypes.c_void_p] * 9
+    handle.convary_mixed_conv_grad_x_f32.argtypes = [ctypes.c_void_p] * 8
+    handle.convary_mixed_conv_grad_blocks.argtypes = [ctypes.c_void_p] * 2
+    handle.convary_mixed_conv_grad_bank_f32.argtypes = [ctypes.c_void_p] * 12
     names = handle.convary_isas().decode()
     picked = handle.convary_cpu_isa()
     if picked is None:
         return f"CONVARY_ISA={os.environ.get('CONVARY_ISA')} cannot run here; unset it or use one of {names}"
     handle.convary_set_parallel_for(parallel_for)
-    return _Library(
+    return Library(
         isa=picked.decode(),
         isas=tuple(names.split(",")),
         mix_kernels=handle.convary_mix_kernels_f32,
+        mixed_conv=handle.convary_mixed_conv_f32,
+        mixed_conv_grad_x=handle.convary_mixed_conv_grad_x_f32,
+        mixed_conv_grad_blocks=handle.convary_mixed_conv_grad_blocks,
+        mixed_conv_grad_bank=handle.convary_mixed_conv_grad_bank_f32,
         error_text=handle.convary_error_text,
     )
 

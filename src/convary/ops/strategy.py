@@ -17,13 +17,16 @@ from convary.ops import cost
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
 
-NAMES = ("grouped", "loop", "outputs", "bmm")
+NAMES = ("grouped", "loop", "outputs", "bmm", "native")
 _forced: ContextVar[str | None] = ContextVar("convary_strategy", default=None)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a strategy needs to know about one call, in plain numbers. B counts kernels (instances with ``index``)."""
+    """What a strategy needs to know about one call, in plain numbers. B counts kernels (instances with ``index``).
+
+    ``reach`` is the padded size of each axis, ``obstacle`` why the native kernels can't take the tensors.
+    """
 
     op: str
     B: int
@@ -41,6 +44,8 @@ class Problem:
     traced: bool
     device: str
     itemsize: int
+    reach: tuple[int, ...] = ()
+    obstacle: str | None = None
 
     @property
     def T(self) -> int:
@@ -165,6 +170,7 @@ def describe(
     batch: int,
     training: bool,
     coeffs: Coefficients | None = None,
+    obstacle: str | None = None,
 ) -> Problem:
     """The problem that a call poses."""
     axes = () if coeffs is None else tuple(coeffs.factors())
@@ -185,4 +191,6 @@ def describe(
         traced=is_traced(x),
         device=x.device.type,
         itemsize=x.element_size(),
+        reach=tuple(s + 2 * p for s, p in zip(x.shape[2:], geometry.padding, strict=True)),
+        obstacle=obstacle,
     )

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a convolution is cut into work items whose parts fit the cache.
+#include "../conv.h"
+
+namespace convary {
+namespace {
+
+// Floats of the parts that are in use together; they share a level-2 cache of 512 KiB to 1 MiB.
+constexpr int64_t weight_floats = 40 << 10;
+constexpr int64_t input_floats = 48 << 10;
+constexpr int64_t bank_floats = 72 << 10;
+constexpr int64_t sum_floats = 112 << 10;
+constexpr int64_t gradient_floats = 128 << 10;
+constexpr int64_t plane_floats = 5 << 10;       // of a depthwise map: half a level-1 cache
+constexpr int64_t window_positions = 512;       // outputs of a window: mixing has become cheap by then
+constexpr int64_t window_columns = 448;         // of a row longer than a window
+constexpr int64_t most_bank_floats = 1 << 20;   // of a packed tile; with more kernels it is mixed from where it lies
+constexpr int64_t few_positions = 256;          // up to here mixing is dear, and a bank tile is worth packing
+constexpr int64_t few_samples = 4;              // from here on
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+// Parts of at most `size`, as even as can be.
+int64_t even(int64_t whole, int64_t size) { return ceil_div(whole, ceil_div(whole, most(1, least(size, whole)))); }
+
+double plane(const Conv& conv, const Blocks& blocks) {
+    const double rows = static_cast<double>(blocks.rows) + static_cast<double>(conv.h.reach());
+    const double pitch = static_cast<double>(blocks.columns) + static_cast<double>(conv.w.reach());
+    return static_cast<double>(conv.h.phases()) * static_cast<double>(conv.w.phases()) * rows * pitch;
+}
+
+// `limit` / `size`, for sizes that may be beyond any integer.
+int64_t fit(int64_t limit, double size) { return static_cast<int64_t>(static_cast<double>(limit) / size); }
+
+void cut_window(const Conv& conv, Blocks* blocks) {
+    const int64_t positions = blocks->depthwise ? plane_floats : window_positions;
+    blocks->columns = conv.w.out <= positions ? conv.w.out : even(conv.w.out, window_columns);
+    blocks->rows = even(conv.h.out, positions / blocks->columns);
+    const double limit = blocks->depthwise ? plane_floats : input_floats / least(16, conv.Cg());
+    while (blocks->rows > 1 && plane(conv, *blocks) > limit) blocks->rows = (blocks->rows + 1) / 2;
+}
+
+// Samples share a packed tile of the bank: small maps of large batches.
+bool cut_for_reuse(const Conv& conv, int64_t threads, Blocks* blocks) {
+    const int64_t T = conv.T(), panels = ceil_div(conv.Og(), blocks->panel);
+    if (conv.P() > few_positions || conv.B < few_samples || conv.K < 2) return false;
+    if (static_cast<double>(conv.K) * static_cast<double>(T * blocks->panel) > most_bank_floats) return false;
+    const int64_t per_panel = conv.K * T * blocks->panel, sums = conv.P() * blocks->panel;
+    blocks->panels = even(panels, 2);
+    while (blocks->panels > 1 && per_panel * blocks->panels > bank_floats) --blocks->panels;
+    int64_t channels = least(bank_floats / (per_panel * blocks->panels), weight_floats / (mix_samples * T * blocks->panel));
+    if (!blocks->direct) channels = least(channels, fit(input_floats, mix_samples * plane(conv, *blocks)));
+    blocks->channels = even(conv.Cg(), channels);
+    blocks->samples = even(conv.B, most(mix_samples, sum_floats / (sums * blocks->panels)));
+    const int64_t o_items = conv.G * ceil_div(panels, blocks->panels);
+    while (o_items * ceil_div(conv.B, blocks->samples) < 2 * threads && blocks->samples > 2 * mix_samples) {
+        blocks->samples = (blocks->samples + 1) / 2;
+    }
+    return true;
+}
+
+void cut_by_sample(const Conv& conv, int64_t threads, Blocks* blocks) {
+    const int64_t T = conv.T(), panels = ceil_div(conv.Og(), blocks->panel);
+    blocks->samples = 1;
+    int64_t channels = weight_floats / blocks->panel / T;
+    if (!blocks->direct) channels = least(channels, fit(input_floats, plane(conv, *blocks)));
+    blocks->channels = even(conv.Cg(), channels);
+    const bool single = blocks->channels == conv.Cg();
+    blocks->panels = even(panels, single ? panels : sum_floats / (blocks->rows * blocks->columns * blocks->panel));
+    const int64_t others = conv.B * conv.G * ceil_div(conv.h.out, blocks->rows) * ceil_div(conv.w.out, blocks->columns);
+    while (blocks->panels > 1 && others * ceil_div(panels, blocks->panels) < 4 * threads) {
+        blocks->panels = (blocks->panels + 1) / 2;
+    }
+}
+
+}  // namespace
+
+Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
+    Blocks blocks = {};
+    blocks.depthwise = conv.Cg() == 1 && conv.Og() == 1;
+    blocks.direct = !blocks.depthwise && conv.h.in == 1 && conv.h.out == 1 && conv.h.pad == 0 && conv.w.in == conv.w.out && conv.T() == 1 &&
+                    conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == 1;
+    blocks.panel = blocks.depthwise ? lanes : 2 * lanes;
+    cut_window(conv, &blocks);
+    if (blocks.depthwise) {
+        blocks.samples = blocks.panels = blocks.channels = 1;
+        blocks.o_blocks = ceil_div(conv.O, lanes);
+    } else {
+        blocks.pack_bank = cut_for_reuse(conv, threads, &blocks);
+        if (!blocks.pack_bank) cut_by_sample(conv, threads, &blocks);
+        blocks.o_blocks = ceil_div(ceil_div(conv.Og(), blocks.panel), blocks.panels);
+    }
+    blocks.b_blocks = ceil_div(conv.B, blocks.samples);
+    blocks.row_blocks = ceil_div(conv.h.out, blocks.rows);
+    blocks.column_blocks = ceil_div(conv.w.out, blocks.columns);
+    return blocks;
+}
+
+ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
+    const auto part = [this](double floats) {
+        fits = fits && floats < 1e10;
+        return fits ? (static_cast<int64_t>(floats) + 15) / 16 * 16 : 0;
+    };
+    const double together = blocks.pack_bank ? mix_samples : 1, panel = static_cast<double>(blocks.panel);
+    const double depth = static_cast<double>(blocks.channels) * static_cast<double>(conv.T());
+    const double K = static_cast<double>(conv.K), kept = static_cast<double>(blocks.samples * blocks.panels);
+    const bool single = blocks.channels == conv.Cg();
+    // A vector's rows more, where reads may end past the last one.
+    const double more = blocks.depthwise ? 8 * panel : panel * panel;
+    const double full = static_cast<double>(blocks.channels) * static_cast<double>(conv.T_bank);  // unused taps too
+    weights = part(together * (blocks.depthwise ? full : depth) * panel);
+    bank = part(blocks.pack_bank ? K * depth * panel * static_cast<double>(blocks.panels) : 0);
+    factors = part(together * K * full + panel);
+    filter = part(together * K * panel);
+    inputs = part(blocks.direct ? 0 : together * static_cast<double>(blocks.channels) * plane(conv, blocks) + more);
+    const double positions = static_cast<double>(blocks.rows) * static_cast<double>(blocks.columns);
+    sums = part(blocks.depthwise ? plane(conv, blocks) + more : (single ? 1 : kept) * positions * panel + more);
+    maps = part(conv.y_column == 1 ? 0 : positions * panel);
+    scale = part(panel);
+    offsets = part(2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T()));
+}
+
+void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
+    const Conv& conv = grad->conv;
+    grad->depthwise = conv.Cg() == 1 && conv.Og() == 1;
+    Blocks blocks = {};
+    blocks.depthwise = grad->depthwise;
+    cut_window(conv, &blocks);
+    grad->rows = blocks.rows;
+    grad->columns = blocks.columns;
+    grad->panel = grad->depthwise ? lanes : 2 * lanes;
+    grad->panels = grad->channels = grad->c_blocks = 1;
+    grad->width = lanes;
+    grad->o_blocks = ceil_div(conv.O, lanes);
+    if (grad->depthwise) return;
+    const int64_t panels = ceil_div(conv.Og(), grad->panel);
+    grad->panels = least(panels, 2);
+    // Per channel of the block: bank and gradient tiles of K kernels, and the mixed gradients of some samples.
+    const double each = static_cast<double>(conv.T() * grad->panel) * static_cast<double>(2 * conv.K + mix_samples);
+    int64_t channels = most(1, fit(gradient_floats, each * static_cast<double>(grad->panels)));
+    if (channels > lanes) channels = channels / lanes * lanes;
+    grad->channels = least(conv.Cg(), channels);
+    while (grad->channels > lanes && conv.G * ceil_div(panels, grad->panels) * ceil_div(conv.Cg(), grad->channels) < 2 * threads) {
+        grad->channels = ceil_div(grad->channels / 2, lanes) * lanes;
+    }
+    grad->width = ceil_div(grad->channels, lanes) * lanes;
+    grad->o_blocks = ceil_div(panels, grad->panels);
+    grad->c_blocks = ceil_div(conv.Cg(), grad->channels);
+}
+
+GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
+    const auto part = [this](double floats) {
+        fits = fits && floats < 1e10;
+        return fits ? (static_cast<int64_t>(floats) + 15) / 16 * 16 : 0;
+    };
+    const Conv& conv = grad.conv;
+    const double T = static_cast<double>(conv.T()), K = static_cast<double>(conv.K), S = mix_samples;
+    const double depth = static_cast<double>(grad.channels) * T, panels = static_cast<double>(grad.panels);
+    const double panel = static_cast<double>(grad.panel), vector = static_cast<double>(lanes);
+    const double positions = static_cast<double>(grad.rows) * static_cast<double>(grad.columns);
+    const double rows = static_cast<double>(grad.rows - 1) * static_cast<double>(conv.h.stride) +
+                        static_cast<double>((conv.h.taps - 1) * conv.h.dilation) + 1;
+    const double columns = static_cast<double>(grad.columns - 1) * static_cast<double>(conv.w.stride) +
+                           static_cast<double>((conv.w.taps - 1) * conv.w.dilation) + 1;
+    Blocks blocks = {};
+    blocks.rows = grad.rows, blocks.columns = grad.columns;
+    const double stencil = plane(conv, blocks) + 8 * vector;
+    bank = part(K * depth * panel * panels + panel * panel);
+    grad_bank = bank;
+    grad_weights = part(S * depth * panel * panels + T * vector * vector);
+    factors = part(S * K * depth);
+    plain = part(S * K * depth);
+    channel = part(S * K * static_cast<double>(grad.channels));
+    tap = part(S * K * T);
+    filter = part(S * K * panel);
+    inputs = part(grad.depthwise ? stencil : rows * columns * static_cast<double>(grad.width));
+    grads = part(grad.depthwise ? stencil : positions * panel);
+    ones = part((depth > positions + columns ? depth : positions + columns) + vector);
+    sums = part(S * K * (static_cast<double>(grad.channels) + 4) * vector + panel * 2);
+    offsets = part(2 * (positions + 2 * T));
+}
+
+}  // namespace convary

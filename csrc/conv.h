@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// One call of the mixed convolution: sizes and pointers that abi/ has checked, and how it is cut into blocks.
+#ifndef CONVARY_CONV_H
+#define CONVARY_CONV_H
+
+#include <stdint.h>
+
+// Kernel files include this too, compiled for instruction sets of their own: nothing here may be emitted as a function,
+// or the linker could keep the AVX-512 copy for everybody.
+#define CONVARY_INLINE __attribute__((always_inline)) inline
+
+namespace convary {
+
+// One spatial axis. Output p reads input p * stride + tap * dilation - pad.
+//
+// A strided axis is packed as `phases` runs of unit stride: run j holds the inputs whose distance to the first one is
+// residue(j) modulo the stride, so that neighbouring outputs always read neighbouring numbers. Tap i reads run
+// phase(i), shift(i) further on.
+struct Axis {
+    int64_t in, out, taps, stride, pad, dilation;
+    int64_t period;  // stride / gcd(stride, dilation): taps that far apart read the same run
+
+    CONVARY_INLINE int64_t phases() const { return taps < period ? taps : period; }
+    CONVARY_INLINE int64_t phase(int64_t tap) const { return tap % period; }
+    CONVARY_INLINE int64_t residue(int64_t phase) const { return phase * dilation % stride; }
+    CONVARY_INLINE int64_t shift(int64_t tap) const { return tap * dilation / stride; }
+    CONVARY_INLINE int64_t reach() const { return shift(taps - 1); }
+};
+
+// In numbers of the bank: a row of taps is kernel_w of them.
+struct TapRange {
+    int64_t first, step;
+};
+
+// W[b,o,c,t] = sum_k kernel[b,k] filter[b,k,o] channel[b,k,c] tap[b,k,t] bank[k,o,c,t]; a null factor counts as 1,
+// and one with a single row is shared by the kernels.
+struct Conv {
+    const float *x, *bank, *kernel, *filter, *channel, *tap, *bias;
+    float* y;
+    int64_t B, C, O, K, G;
+    int64_t filter_rows, channel_rows, tap_rows;  // 1 or K
+    int64_t bias_step;                            // from one sample's bias to the next: 0 or O
+    Axis h, w;
+
+    // The gradient of x is a convolution too: x and y, C and O, filter and channel change places, and so do the axes of
+    // the bank. A strided one falls apart into one convolution of stride 1 for each residue of x's positions, with the
+    // taps that reach them; its results lie `step` apart. Tap i of an axis is `first + i * tap_step` of the bank.
+    bool transposed;
+    TapRange h_taps, w_taps;
+    int64_t T_bank;                          // taps of the bank
+    int64_t y_map, y_row, y_column;          // from one map, row, column of y to the next
+
+    CONVARY_INLINE int64_t T() const { return h.taps * w.taps; }
+    // Tap (i, j) by its place in the bank, whose rows of taps are as long as T_bank says.
+    CONVARY_INLINE int64_t bank_tap(int64_t tap) const {
+        const int64_t i = tap / w.taps, j = tap % w.taps;
+        return h_taps.first + i * h_taps.step + w_taps.first + j * w_taps.step;
+    }
+    CONVARY_INLINE int64_t P() const { return h.out * w.out; }
+    CONVARY_INLINE int64_t Cg() const { return C / G; }
+    CONVARY_INLINE int64_t Og() const { return O / G; }
+};
+
+// How a Conv is cut. A work item is `samples` x (rows x columns) outputs x `panels` panels of output channels.
+struct Blocks {
+    bool depthwise;    // one input and one output channel per group: a stencil, `panel` channels an item
+    bool direct;       // x is read where it lies: 1x1 at stride 1 without padding
+    bool pack_bank;    // pack a tile of the K kernels once and mix it for every sample of the item
+    int64_t samples, rows, columns, panels, channels;
+    int64_t panel;     // output channels of a panel: two vectors
+    int64_t b_blocks, row_blocks, column_blocks, o_blocks;  // o_blocks within a group
+
+    CONVARY_INLINE int64_t items(const Conv& conv) const {
+        return (depthwise ? 1 : conv.G) * o_blocks * b_blocks * row_blocks * column_blocks;
+    }
+};
+
+// The cut for this call: `lanes` floats a vector, `threads` threads to keep busy. In abi/conv_plan.cpp.
+Blocks cut(const Conv& conv, int64_t lanes, int64_t threads);
+
+// Floats of each part of a work item's scratch memory, in this order, every part whole cache lines.
+struct ConvScratch {
+    int64_t weights, bank, factors, filter, inputs, sums, maps, scale, offsets;
+
+    ConvScratch(const Conv& conv, const Blocks& blocks);
+    CONVARY_INLINE int64_t total() const {
+        return weights + bank + factors + filter + inputs + sums + maps + 2 * scale + offsets;
+    }
+    bool fits;  // false where some part is beyond any memory
+};
+
+// The gradient of the bank and what the gradients of the coefficients are made of. A work item forms the gradient of
+// the mixed weights of some panels x `channels` input channels, sample by sample, in cache.
+struct ConvGrad {
+    Conv conv;
+    const float* grad_y;
+    float* grad_bank;
+    // Sums over a work item's weights of mixed gradient * bank * the other factors except kernel:
+    float* part_tap;      // (items, B, K, T), without tap
+    float* part_filter;   // (c_blocks, B, K, O), without filter (depthwise: nor channel), or null
+    float* part_channel;  // (o_blocks, B, K, C), without channel, or null; unused in a depthwise convolution
+    bool depthwise;
+    int64_t panel, panels, channels, rows, columns, o_blocks, c_blocks;  // blocks within a group
+    int64_t width;  // channels of a packed position: whole vectors
+
+    CONVARY_INLINE int64_t items() const { return (depthwise ? 1 : conv.G) * o_blocks * c_blocks; }
+};
+
+struct GradScratch {
+    int64_t bank, grad_bank, grad_weights, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets;
+
+    GradScratch(const ConvGrad& grad, int64_t lanes);  // abi/conv_plan.cpp
+    CONVARY_INLINE int64_t total() const {
+        return bank + grad_bank + grad_weights + factors + plain + channel + tap + filter + inputs + grads + ones +
+               sums + offsets;
+    }
+    bool fits;
+};
+
+void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads);
+
+constexpr int64_t mix_samples = 4;  // samples mixed together: a bank tile is then read once for all of them
+
+}  // namespace convary
+
+#endif

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// What surrounds the inner product: inputs packed with their zero padding, results turned back into maps.
+#include "conv_parts.h"
+
+namespace convary::CONVARY_VARIANT {
+namespace {
+
+// to[i] = from[first + i * stride] where that lies in [0, size), else 0.
+void pack_row(const float* from, int64_t size, int64_t first, int64_t stride, int64_t n, float* to) {
+    const int64_t begin = first < 0 ? least(n, (-first + stride - 1) / stride) : 0;
+    const int64_t end = first < size ? most(begin, least(n, (size - first + stride - 1) / stride)) : begin;
+    clear(to, begin);
+    if (stride == 1) {
+        copy(to + begin, from + first + begin, end - begin);
+    } else if (stride == 2) {  // apart, so that the compiler may use shuffles
+        for (int64_t i = begin; i < end; ++i) to[i] = from[first + i * 2];
+    } else {
+        for (int64_t i = begin; i < end; ++i) to[i] = from[first + i * stride];
+    }
+    clear(to + end, n - end);
+}
+
+// Up to a vector of positions of up to a vector of channels.
+inline void store_square(const float* acc, int64_t width, int64_t positions, int64_t count, vec scale, vec shift,
+                         float* maps, int64_t map_step) {
+    vec rows[lanes];
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < lanes; ++p) rows[p] = load(acc + p * width) * scale + shift;
+    transpose(rows);
+    if (positions == lanes && count == lanes) {
+#pragma GCC unroll 16
+        for (int64_t n = 0; n < lanes; ++n) store(maps + n * map_step, rows[n]);
+        return;
+    }
+    alignas(vector_bytes) float square[lanes * lanes];
+    for (int64_t n = 0; n < lanes; ++n) store(square + n * lanes, rows[n]);
+    for (int64_t n = 0; n < count; ++n) copy(maps + n * map_step, square + n * lanes, positions);
+}
+
+}  // namespace
+
+void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed) {
+    const Axis &h = conv.h, &w = conv.w;
+    for (int64_t i = 0; i < h.phases(); ++i) {
+        for (int64_t j = 0; j < w.phases(); ++j) {
+            const int64_t first = window.column * w.stride + w.residue(j) - w.pad;
+            for (int64_t r = 0; r < window.packed_rows; ++r, packed += window.pitch) {
+                const int64_t row = (window.row + r) * h.stride + h.residue(i) - h.pad;
+                if (row < 0 || row >= h.in) {
+                    clear(packed, window.pitch);
+                } else {
+                    pack_row(map + row * w.in, w.in, first, w.stride, window.pitch, packed);
+                }
+            }
+        }
+    }
+}
+
+void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
+                const float* shift, float* maps, int64_t map_step) {
+    for (int64_t n = 0; n < count; n += lanes) {
+        const vec scales = load(scale + n), shifts = load(shift + n);
+        const int64_t channels = least(lanes, count - n);
+        for (int64_t p = 0; p < positions; p += lanes) {
+            // The last square of a long row reaches back instead of over the edge.
+            const int64_t from = positions >= lanes ? least(p, positions - lanes) : p;
+            store_square(acc + from * width + n, width, least(lanes, positions - from), channels, scales, shifts,
+                         maps + n * map_step + from, map_step);
+        }
+    }
+}
+
+}  // namespace convary::CONVARY_VARIANT

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the convolution kernels of one instruction set share.
+#ifndef CONVARY_CONV_PARTS_H
+#define CONVARY_CONV_PARTS_H
+
+#include "../conv.h"
+#include "../vec.h"
+
+namespace convary::CONVARY_VARIANT {
+
+// Positions of a tile: two vectors of output channels times this many accumulators, and room for the operands.
+#if CONVARY_LANES == 16 || defined(__aarch64__)
+constexpr int64_t tile_positions = 14;  // of 32 registers
+#else
+constexpr int64_t tile_positions = 6;  // of 16 registers
+#endif
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// n floats; short rows are the common case, and a call of memcpy would cost more than they do.
+inline void copy(float* to, const float* from, int64_t n) {
+    typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+    if (n >= lanes) {
+        for (int64_t i = 0; i + lanes <= n; i += lanes) store(to + i, load(from + i));
+        store(to + n - lanes, load(from + n - lanes));
+    } else if (n >= 4) {
+        const four last = *reinterpret_cast<const four*>(from + n - 4);
+        for (int64_t i = 0; i + 4 <= n; i += 4) {
+            *reinterpret_cast<four*>(to + i) = *reinterpret_cast<const four*>(from + i);
+        }
+        *reinterpret_cast<four*>(to + n - 4) = last;
+    } else {
+        for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+    }
+}
+
+inline void clear(float* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = 0.0f;
+}
+
+inline vec broadcast(float value) { return value - vec{}; }
+
+// The two halves of rows a and b interleaved: a0 b0 a1 b1 ...
+#if CONVARY_LANES == 16
+inline vec zip_low(vec a, vec b) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+inline vec zip_high(vec a, vec b) {
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+#elif CONVARY_LANES == 8
+inline vec zip_low(vec a, vec b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+inline vec zip_high(vec a, vec b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+#else
+inline vec zip_low(vec a, vec b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+inline vec zip_high(vec a, vec b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+#endif
+
+// A square of lanes x lanes, rows to columns: log2(lanes) rounds of interleaving row i with row i + lanes / 2.
+inline void transpose(vec (&rows)[lanes]) {
+    vec next[lanes];
+#pragma GCC unroll 4
+    for (int64_t round = 1; round < lanes; round *= 2) {
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < lanes / 2; ++i) {
+            next[2 * i] = zip_low(rows[i], rows[i + lanes / 2]);
+            next[2 * i + 1] = zip_high(rows[i], rows[i + lanes / 2]);
+        }
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < lanes; ++i) rows[i] = next[i];
+    }
+}
+
+// A block of output positions of one sample and how its inputs are packed: [channel][phases][rows][pitch].
+struct Window {
+    int64_t row, rows, column, columns;  // outputs
+    int64_t packed_rows, pitch, plane;   // of one phase, of one row, of one channel
+
+    Window(const Conv& conv, int64_t row, int64_t rows, int64_t column, int64_t columns)
+        : row(row), rows(rows), column(column), columns(columns), packed_rows(rows + conv.h.reach()),
+          pitch(columns + conv.w.reach()), plane(conv.h.phases() * conv.w.phases() * packed_rows * pitch) {}
+
+    // Where tap (i, j) of output (0, 0) lies in a packed channel.
+    int64_t offset(const Conv& conv, int64_t i, int64_t j) const {
+        const int64_t run = conv.h.phase(i) * conv.w.phases() + conv.w.phase(j);
+        return (run * packed_rows + conv.h.shift(i)) * pitch + conv.w.shift(j);
+    }
+};
+
+// Packs the inputs of a window out of one channel's map (H, W), zeros where it reaches past the edge.
+void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed);
+
+// acc[p, n] (+)= sum_d weights[d, n] * x[offsets[d] + p] over a window's positions p (rows of `pitch` floats in x)
+// and the `width` numbers n, one or two vectors. acc is (rows * columns, width).
+void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, int64_t rows,
+              int64_t columns, int64_t width, float* acc, bool add);
+
+// factors[k * k_step + d * d_step] for d = (c, t) of the channels [c0, c0 + channels) of group g and the `T` taps of the
+// bank that `taps` lists: what multiplies the bank's weight in sample b, without the filter factor.
+void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, const int64_t* taps, int64_t T,
+                    int64_t k_step, int64_t d_step, float* factors);
+
+// K rows of `count` sources each: source r of kernel k begins at rows + k * k_step + r * row_step. Reads may go on to
+// `end`, past what is asked for.
+struct Rows {
+    const float *rows, *end;
+    int64_t K, k_step, row_step, count;
+};
+
+// out[place[d] * out_step + r] = sum_k factors[k * factor_step + d] * filter[k * width + r] * source(k, r)[d] for d in
+// [0, depth) where place[d] is not negative; place may be null: d. Zeros for r in [count, width). filter may be null.
+// Up to a vector of factors behind the last are read.
+void mix_transposed(const Rows& rows, int64_t depth, const float* factors, int64_t factor_step, const float* filter,
+                    int64_t width, const int64_t* place, float* out, int64_t out_step);
+
+// filter[k * lanes + r] = channel and filter factor of channel c + r in sample b of a depthwise convolution, 1 from count.
+void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float* filter);
+
+// out[s, d, n] = sum_k factors[s, d, k] * filter[s][k, n] * packed[d, k, n]; filter may be null, and so is filter[s]'s
+// row step then.
+void mix_packed(const float* packed, int64_t K, int64_t depth, int64_t width, const float* factors, const float* filter,
+                int64_t samples, float* out);
+
+// maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n] for p in [0, positions) and n in [0, count), written whole.
+// acc is (positions, width) of which `count` are used, and may be read up to a vector's rows further on; scale and shift have `width` numbers.
+void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
+                const float* shift, float* maps, int64_t map_step);
+
+}  // namespace convary::CONVARY_VARIANT
+
+#endif

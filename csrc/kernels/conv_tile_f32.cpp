@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// The inner product of the convolutions: a tile of accumulators, output channels in the lanes, one broadcast input per
+// position. Inputs are addressed by an offset per step of the depth, so no im2col matrix exists.
+#include "conv_parts.h"
+
+namespace convary::CONVARY_VARIANT {
+namespace {
+
+typedef void (*Tile)(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch,
+                     float* acc, int64_t acc_pitch, bool add);
+
+// `count` vectors of channels x `rows` rows of `columns` positions.
+template <int64_t count, int64_t rows, int64_t columns>
+void tile(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, float* acc,
+          int64_t acc_pitch, bool add) {
+    constexpr int64_t width = count * lanes;
+    vec sum[rows * columns][count];
+#pragma GCC unroll 14
+    for (int64_t p = 0; p < rows * columns; ++p) {
+        const float* from = acc + p / columns * acc_pitch + p % columns * width;
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < count; ++v) sum[p][v] = add ? load(from + v * lanes) : vec{};
+    }
+    for (int64_t d = 0; d < depth; ++d) {
+        const float* first = x + offsets[d];
+        vec w[count];
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < count; ++v) w[v] = load(weights + d * width + v * lanes);
+#pragma GCC unroll 14
+        for (int64_t p = 0; p < rows * columns; ++p) {
+            const float value = first[p / columns * pitch + p % columns];
+#pragma GCC unroll 2
+            for (int64_t v = 0; v < count; ++v) sum[p][v] += value * w[v];
+        }
+    }
+#pragma GCC unroll 14
+    for (int64_t p = 0; p < rows * columns; ++p) {
+        float* to = acc + p / columns * acc_pitch + p % columns * width;
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < count; ++v) store(to + v * lanes, sum[p][v]);
+    }
+}
+
+#define CONVARY_TILES(count)                                                                                       \
+    {                                                                                                              \
+        {tile<count, 1, 1>, tile<count, 1, 2>, tile<count, 1, 3>, tile<count, 1, 4>, tile<count, 1, 5>,            \
+         tile<count, 1, 6>, CONVARY_WIDE_TILES(count)},                                                            \
+        {tile<count, 2, 1>, tile<count, 2, 2>, tile<count, 2, 3>, CONVARY_WIDE_PAIRS(count)},                      \
+    }
+#if CONVARY_LANES == 16 || defined(__aarch64__)
+#define CONVARY_WIDE_TILES(count)                                                                                  \
+    tile<count, 1, 7>, tile<count, 1, 8>, tile<count, 1, 9>, tile<count, 1, 10>, tile<count, 1, 11>,               \
+        tile<count, 1, 12>, tile<count, 1, 13>, tile<count, 1, 14>
+#define CONVARY_WIDE_PAIRS(count) tile<count, 2, 4>, tile<count, 2, 5>, tile<count, 2, 6>, tile<count, 2, 7>
+#else
+#define CONVARY_WIDE_TILES(count)
+#define CONVARY_WIDE_PAIRS(count)
+#endif
+
+const Tile tiles[2][2][tile_positions] = {CONVARY_TILES(1), CONVARY_TILES(2)};
+
+}  // namespace
+
+void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, int64_t rows,
+              int64_t columns, int64_t width, float* acc, bool add) {
+    const auto& kinds = tiles[width / lanes - 1];
+    const int64_t acc_pitch = columns * width;
+    const int64_t step = ceil_div(columns, ceil_div(columns, tile_positions));  // tiles of even width
+    const bool pairs = 2 * columns <= tile_positions;
+    for (int64_t row = 0; row < rows;) {
+        const int64_t height = pairs && row + 2 <= rows ? 2 : 1;
+        for (int64_t column = 0; column < columns; column += step) {
+            const int64_t size = least(step, columns - column);
+            kinds[height - 1][size - 1](weights, offsets, depth, x + row * pitch + column, pitch,
+                                        acc + (row * columns + column) * width, acc_pitch, add);
+        }
+        row += height;
+    }
+}
+
+}  // namespace convary::CONVARY_VARIANT

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// The mixed depthwise convolution, a vector of channels of one sample per work item: their kernels are mixed together,
+// then each map is packed with its zeros and convolved as one run, edge columns included, which are dropped at the store.
+#include "../kernels.h"
+#include "conv_parts.h"
+
+namespace convary::CONVARY_VARIANT {
+namespace {
+
+constexpr int64_t unroll = 4;  // vectors of accumulators
+
+// sums[i] = start + sum_t weights[taps[t] * lanes] * inputs[offsets[t] + i] for i in [0, n), up to unroll vectors more.
+void stencil(const float* weights, const int64_t* taps, const int64_t* offsets, int64_t T, const float* inputs, float start, int64_t n,
+             float* sums) {
+    for (int64_t i = 0; i < n; i += unroll * lanes) {
+        vec sum[unroll];
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < unroll; ++v) sum[v] = broadcast(start);
+        for (int64_t t = 0; t < T; ++t) {
+            const float weight = weights[taps[t] * lanes];
+            const float* from = inputs + offsets[t] + i;
+#pragma GCC unroll 4
+            for (int64_t v = 0; v < unroll; ++v) sum[v] += weight * load(from + v * lanes);
+        }
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < unroll; ++v) store(sums + i + v * lanes, sum[v]);
+    }
+}
+
+}  // namespace
+
+// The channel and filter factors of channels [c, c + count): in a depthwise bank both belong to the same number.
+void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float* filter) {
+    for (int64_t k = 0; k < conv.K; ++k) {
+        const float* first = conv.filter + (b * conv.filter_rows + (conv.filter_rows == 1 ? 0 : k)) * conv.O + c;
+        const float* second = conv.channel + (b * conv.channel_rows + (conv.channel_rows == 1 ? 0 : k)) * conv.C + c;
+        for (int64_t r = 0; r < lanes; ++r) {
+            const bool used = r < count;
+            filter[k * lanes + r] = (used && conv.filter != nullptr ? first[r] : 1.0f) *
+                                    (used && conv.channel != nullptr ? second[r] : 1.0f);
+        }
+    }
+}
+
+void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
+    const ConvScratch size(conv, blocks);
+    float* weights = scratch;
+    float* factors = weights + size.weights + size.bank;
+    float* filter = factors + size.factors;
+    float* inputs = filter + size.filter;
+    float* sums = inputs + size.inputs;
+    int64_t* offsets = reinterpret_cast<int64_t*>(sums + size.sums + size.maps + 2 * size.scale);
+    int64_t *taps = offsets + conv.T(), *all_taps = taps + conv.T();
+
+    const int64_t column = item % blocks.column_blocks * blocks.columns;
+    const int64_t row = item / blocks.column_blocks % blocks.row_blocks * blocks.rows;
+    const Window window(conv, row, least(blocks.rows, conv.h.out - row), column,
+                        least(blocks.columns, conv.w.out - column));
+    const int64_t o_block = item / (blocks.column_blocks * blocks.row_blocks);
+    const int64_t b = o_block / blocks.o_blocks, c = o_block % blocks.o_blocks * lanes;
+    const int64_t count = least(lanes, conv.C - c), T = conv.T_bank;
+
+    for (int64_t t = 0; t < conv.T(); ++t) {
+        offsets[t] = window.offset(conv, t / conv.w.taps, t % conv.w.taps);
+        taps[t] = conv.bank_tap(t);
+    }
+    for (int64_t t = 0; t < T; ++t) all_taps[t] = t;
+    const bool filtered = conv.filter != nullptr || conv.channel != nullptr;
+    if (filtered) channel_filter(conv, b, c, count, filter);
+    Conv without = conv;
+    without.channel = nullptr;
+    mixing_factors(without, b, 0, 0, 1, all_taps, T, T, 1, factors);
+    const Rows rows = {conv.bank + c * T, conv.bank + conv.K * conv.O * T, conv.K, conv.O * T, T, count};
+    mix_transposed(rows, T, factors, T, filtered ? filter : nullptr, lanes, nullptr, weights, lanes);
+
+    const int64_t n = (window.rows - 1) * window.pitch + window.columns;
+    for (int64_t r = 0; r < count; ++r) {
+        const int64_t map = b * conv.C + c + r;
+        pack_plane(conv, window, conv.x + map * conv.h.in * conv.w.in, inputs);
+        const float start = conv.bias == nullptr ? 0.0f : conv.bias[b * conv.bias_step + c + r];
+        stencil(weights + r, taps, offsets, conv.T(), inputs, start, n, sums);
+        float* y = conv.y + map * conv.y_map + row * conv.y_row + column * conv.y_column;
+        for (int64_t i = 0; i < window.rows; ++i) {
+            const float* from = sums + i * window.pitch;
+            if (conv.y_column == 1) {
+                copy(y + i * conv.y_row, from, window.columns);
+            } else {
+                for (int64_t j = 0; j < window.columns; ++j) y[i * conv.y_row + j * conv.y_column] = from[j];
+            }
+        }
+    }
+}
+
+}  // namespace convary::CONVARY_VARIANT

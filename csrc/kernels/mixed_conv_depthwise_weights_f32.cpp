@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gradients of bank and coefficients of the mixed depthwise convolution, a vector of channels per work item. The
+// gradient of y is spread to the pitch of the packed inputs, with zeros between its rows: each tap is one long product.
+#include "../kernels.h"
+#include "conv_parts.h"
+#include "conv_sums.h"
+
+namespace convary::CONVARY_VARIANT {
+namespace {
+
+constexpr int64_t unroll = 4;
+
+// dots[t * lanes * lanes ..] += a vector of partial sums over i in [0, n) of grads[i] * inputs[offsets[t] + i].
+void correlate(const float* grads, const float* inputs, const int64_t* offsets, int64_t T, int64_t n, float* dots) {
+    for (int64_t t = 0; t < T; ++t) {
+        vec sum[unroll] = {};
+        const float* from = inputs + offsets[t];
+        for (int64_t i = 0; i < n; i += unroll * lanes) {
+#pragma GCC unroll 4
+            for (int64_t v = 0; v < unroll; ++v) sum[v] += load(grads + i + v * lanes) * load(from + i + v * lanes);
+        }
+        float* to = dots + t * lanes * lanes;
+        store(to, load(to) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
+    }
+}
+
+}  // namespace
+
+void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
+    const Conv& conv = grad.conv;
+    const GradScratch size(grad, lanes);
+    float *bank = scratch, *grad_bank = bank + size.bank, *dots = grad_bank + size.grad_bank;
+    float *factors = dots + size.grad_weights, *plain = factors + size.factors, *channel = plain + size.plain;
+    float *tap = channel + size.channel, *filter = tap + size.tap, *inputs = filter + size.filter;
+    float *grads = inputs + size.inputs, *ones = grads + size.grads, *sums = ones + size.ones;
+    int64_t *all_taps = reinterpret_cast<int64_t*>(sums + size.sums), *offsets = all_taps + conv.T();
+    const int64_t c0 = item * lanes, count = least(lanes, conv.C - c0), T = conv.T(), K = conv.K;
+    const int64_t map = conv.h.in * conv.w.in;
+    for (int64_t i = 0; i < size.ones; ++i) ones[i] = 1.0f;
+    for (int64_t t = 0; t < T; ++t) all_taps[t] = t;
+    for (int64_t k = 0; k < K; ++k) {
+        const Rows rows = {conv.bank + (k * conv.O + c0) * T, conv.bank + K * conv.O * T, 1, 0, T, count};
+        mix_transposed(rows, T, ones, 0, nullptr, lanes, nullptr, bank + k * lanes, K * lanes);
+    }
+    clear(grad_bank, T * K * lanes);
+    clear(inputs, size.inputs);  // what is read past a window meets zeros of the gradient, but must be a number
+    for (int64_t b = 0; b < conv.B; ++b) {
+        clear(dots, T * lanes * lanes);
+        for (int64_t row = 0; row < conv.h.out; row += grad.rows) {
+            for (int64_t column = 0; column < conv.w.out; column += grad.columns) {
+                const Window window(conv, row, least(grad.rows, conv.h.out - row), column,
+                                    least(grad.columns, conv.w.out - column));
+                for (int64_t t = 0; t < T; ++t) offsets[t] = window.offset(conv, t / conv.w.taps, t % conv.w.taps);
+                const int64_t n = ceil_div((window.rows - 1) * window.pitch + window.columns, unroll * lanes) * unroll * lanes;
+                clear(grads, n);
+                for (int64_t r = 0; r < count; ++r) {
+                    pack_plane(conv, window, conv.x + (b * conv.C + c0 + r) * map, inputs);
+                    const float* from = grad.grad_y + (b * conv.C + c0 + r) * conv.P() + row * conv.w.out + column;
+                    for (int64_t i = 0; i < window.rows; ++i) {
+                        copy(grads + i * window.pitch, from + i * conv.w.out, window.columns);
+                    }
+                    correlate(grads, inputs, offsets, T, n, dots + r * lanes);
+                }
+            }
+        }
+        // A channel's partial sums are a row of a square; the columns' sum has a channel in each lane.
+        for (int64_t t = 0; t < T; ++t) {
+            vec rows[lanes], sum = {};
+            for (int64_t r = 0; r < lanes; ++r) rows[r] = load(dots + (t * lanes + r) * lanes);
+            transpose(rows);
+            for (int64_t r = 0; r < lanes; ++r) sum += rows[r];
+            store(dots + t * lanes, sum);
+        }
+        Conv part = conv;
+        part.channel = nullptr;
+        mixing_factors(part, b, 0, 0, 1, all_taps, T, 1, K, factors);
+        part.kernel = nullptr;
+        mixing_factors(part, b, 0, 0, 1, all_taps, T, 1, K, plain);
+        for (int64_t k = 0; k < K; ++k) channel[k] = 1.0f;
+        const bool filtered = conv.filter != nullptr || conv.channel != nullptr;
+        if (filtered) channel_filter(conv, b, c0, count, filter);
+        const Spread call = {dots, 0, bank, grad_bank, factors, plain, channel, plain, filtered ? filter : nullptr, sums,
+                             K, T, 1, T, lanes, grad.part_tap + (item * conv.B + b) * K * T,
+                             grad.part_filter == nullptr ? nullptr : grad.part_filter + b * K * conv.O + c0, nullptr,
+                             conv.O, conv.C, count, false};
+        spread_gradient(call, 1, filtered);
+    }
+    for (int64_t k = 0; k < K; ++k) {
+        for (int64_t r = 0; r < count; ++r) {
+            for (int64_t t = 0; t < T; ++t) {
+                grad.grad_bank[(k * conv.O + c0 + r) * T + t] = grad_bank[(t * K + k) * lanes + r];
+            }
+        }
+    }
+}
+
+}  // namespace convary::CONVARY_VARIANT

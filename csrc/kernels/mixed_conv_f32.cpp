@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+// One work item of the mixed convolution: some samples x a window of positions x some panels of output channels.
+//
+// Per block of input channels: the weights of a panel are mixed into cache, from the bank's rows or from a tile of the
+// bank packed once for all samples of the item, and multiplied with the inputs at once. No mixed kernel is ever whole.
+#include "../kernels.h"
+#include "conv_parts.h"
+
+namespace convary::CONVARY_VARIANT {
+namespace {
+
+class Item {
+public:
+    Item(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch)
+        : conv(conv), blocks(blocks), window(window_of(conv, blocks, item)), positions(window.rows * window.columns),
+          single(blocks.channels >= conv.Cg()) {
+        const int64_t o_block = item / (blocks.column_blocks * blocks.row_blocks * blocks.b_blocks);
+        g = o_block / blocks.o_blocks;
+        o0 = o_block % blocks.o_blocks * blocks.panels * blocks.panel;
+        o1 = least(conv.Og(), o0 + blocks.panels * blocks.panel);
+        b0 = item / (blocks.column_blocks * blocks.row_blocks) % blocks.b_blocks * blocks.samples;
+        b1 = least(conv.B, b0 + blocks.samples);
+        lay_out(scratch);
+    }
+
+    void run() {
+        const int64_t together = blocks.pack_bank ? mix_samples : 1;
+        for (c0 = 0; c0 < conv.Cg(); c0 += blocks.channels) {
+            channels = least(blocks.channels, conv.Cg() - c0);
+            depth = channels * conv.T();
+            find_offsets();
+            if (blocks.pack_bank) pack_bank();
+            for (int64_t b = b0; b < b1; b += together) serve(b, least(together, b1 - b));
+        }
+    }
+
+private:
+    const Conv& conv;
+    const Blocks& blocks;
+    const Window window;
+    const int64_t positions;
+    const bool single;  // all input channels in one block: sums need not be kept
+    int64_t g, o0, o1, b0, b1, c0, channels, depth;
+    float *weights, *bank, *factors, *filter, *inputs, *sums, *maps, *scale, *shift;
+    int64_t *offsets, *taps, *places, *all_taps;  // of the depth; of the bank, in use; where each tap of the bank goes, or -1
+
+    static Window window_of(const Conv& conv, const Blocks& blocks, int64_t item) {
+        const int64_t column = item % blocks.column_blocks * blocks.columns;
+        const int64_t row = item / blocks.column_blocks % blocks.row_blocks * blocks.rows;
+        return Window(conv, row, least(blocks.rows, conv.h.out - row), column,
+                      least(blocks.columns, conv.w.out - column));
+    }
+
+    // Every part starts on a vector; mixed_conv_scratch counts the same parts.
+    void lay_out(float* scratch) {
+        const ConvScratch size(conv, blocks);
+        weights = scratch;
+        bank = weights + size.weights;
+        factors = bank + size.bank;
+        filter = factors + size.factors;
+        inputs = filter + size.filter;
+        sums = inputs + size.inputs;
+        maps = sums + size.sums;
+        scale = maps + size.maps;
+        shift = scale + size.scale;
+        offsets = reinterpret_cast<int64_t*>(shift + size.scale);
+        taps = offsets + blocks.channels * conv.T();
+        places = taps + conv.T();
+        all_taps = places + conv.T_bank;
+        for (int64_t t = 0; t < conv.T_bank; ++t) places[t] = -1;
+        for (int64_t t = 0; t < conv.T(); ++t) {
+            taps[t] = conv.bank_tap(t);
+            places[taps[t]] = t;
+        }
+        for (int64_t t = 0; t < conv.T_bank; ++t) all_taps[t] = t;
+    }
+
+    int64_t panel_begin(int64_t panel) const { return o0 + panel * blocks.panel; }
+    int64_t panels() const { return ceil_div(o1 - o0, blocks.panel); }
+    int64_t count(int64_t panel) const { return least(blocks.panel, o1 - panel_begin(panel)); }
+    int64_t width(int64_t panel) const { return ceil_div(count(panel), lanes) * lanes; }
+
+    void find_offsets() {
+        for (int64_t c = 0, d = 0; c < channels; ++c) {
+            for (int64_t i = 0; i < conv.h.taps; ++i) {
+                for (int64_t j = 0; j < conv.w.taps; ++j, ++d) {
+                    offsets[d] = blocks.direct ? c * conv.w.in : c * window.plane + window.offset(conv, i, j);
+                }
+            }
+        }
+    }
+
+    int64_t kernel_step() const { return conv.O * conv.Cg() * conv.T_bank; }
+
+    // The weights of a panel and the block of channels mixed, depth by width. In the bank a panel's output channels are
+    // rows of the whole depth, or, transposed, neighbours of which each input channel of the depth has its own rows.
+    void mix_bank(int64_t panel, int64_t first, int64_t K, const float* factors, int64_t factor_step,
+                  const float* filter, float* out, int64_t out_step) const {
+        const int64_t begin = panel_begin(panel), T = conv.T_bank;
+        Rows rows = {nullptr, conv.bank + conv.K * kernel_step(), K, kernel_step(), 0, count(panel)};
+        if (!conv.transposed) {
+            rows.rows = conv.bank + first * kernel_step() + ((g * conv.Og() + begin) * conv.Cg() + c0) * T;
+            rows.row_step = conv.Cg() * T;
+            mix_transposed(rows, depth, factors, factor_step, filter, width(panel), nullptr, out, out_step);
+            return;
+        }
+        rows.row_step = T;
+        for (int64_t c = 0; c < channels; ++c) {
+            rows.rows = conv.bank + first * kernel_step() + ((g * conv.Cg() + c0 + c) * conv.Og() + begin) * T;
+            mix_transposed(rows, T, factors + c * T, factor_step, filter, width(panel), places,
+                           out + c * conv.T() * out_step, out_step);
+        }
+    }
+
+    void pack_bank() {
+        const int64_t full = channels * conv.T_bank;
+        for (int64_t d = 0; d < full; ++d) factors[d] = 1.0f;
+        for (int64_t panel = 0; panel < panels(); ++panel) {
+            const int64_t n = width(panel);
+            for (int64_t k = 0; k < conv.K; ++k) {
+                mix_bank(panel, k, 1, factors, 0, nullptr, bank_tile(panel) + k * n, conv.K * n);
+            }
+        }
+    }
+    float* bank_tile(int64_t panel) const { return bank + panel * blocks.panel * conv.K * blocks.channels * conv.T(); }
+
+    // Samples [b, b + samples): pack their inputs, then panel by panel mix, multiply and, after the last block, store.
+    void serve(int64_t b, int64_t samples) {
+        for (int64_t s = 0; s < samples; ++s) {
+            if (!blocks.direct) pack_inputs(b + s, inputs + s * blocks.channels * window.plane);
+            float* to = factors + s * conv.K * depth;
+            if (blocks.pack_bank) {
+                mixing_factors(conv, b + s, g, c0, channels, taps, conv.T(), 1, conv.K, to);
+            } else {
+                mixing_factors(conv, b, g, c0, channels, all_taps, conv.T_bank, channels * conv.T_bank, 1, to);
+            }
+        }
+        for (int64_t panel = 0; panel < panels(); ++panel) {
+            mix(b, samples, panel);
+            for (int64_t s = 0; s < samples; ++s) {
+                const int64_t kept = single ? 0 : (b + s - b0) * blocks.panels + panel;
+                float* acc = sums + kept * blocks.rows * blocks.columns * blocks.panel;
+                const float* x = blocks.direct ? map(b + s) + window.column
+                                               : inputs + s * blocks.channels * window.plane;
+                multiply(weights + s * depth * width(panel), offsets, depth, x, window.pitch, window.rows,
+                         window.columns, width(panel), acc, c0 > 0);
+                if (c0 + channels == conv.Cg()) finish(b + s, panel, acc);
+            }
+        }
+    }
+
+    const float* map(int64_t b) const { return conv.x + (b * conv.C + g * conv.Cg() + c0) * conv.h.in * conv.w.in; }
+
+    void pack_inputs(int64_t b, float* to) const {
+        for (int64_t c = 0; c < channels; ++c) {
+            pack_plane(conv, window, map(b) + c * conv.h.in * conv.w.in, to + c * window.plane);
+        }
+    }
+
+    // The filter factor is part of the weights where it differs between kernels; a shared one waits for the store.
+    bool filtered() const { return conv.filter != nullptr && conv.filter_rows > 1; }
+
+    void mix(int64_t b, int64_t samples, int64_t panel) {
+        const int64_t n = width(panel), used = count(panel);
+        if (filtered()) {
+            for (int64_t row = 0; row < samples * conv.K; ++row) {
+                copy(filter + row * n, conv.filter + (b * conv.K + row) * conv.O + g * conv.Og() + panel_begin(panel),
+                     used);
+                clear(filter + row * n + used, n - used);
+            }
+        }
+        const float* filters = filtered() ? filter : nullptr;
+        if (blocks.pack_bank) {
+            mix_packed(bank_tile(panel), conv.K, depth, n, factors, filters, samples, weights);
+        } else {
+            mix_bank(panel, 0, conv.K, factors, channels * conv.T_bank, filters, weights, n);
+        }
+    }
+
+    void finish(int64_t b, int64_t panel, const float* acc) {
+        const int64_t first = g * conv.Og() + panel_begin(panel), used = count(panel);
+        for (int64_t n = 0; n < used; ++n) {
+            scale[n] = conv.filter != nullptr && !filtered() ? conv.filter[b * conv.O + first + n] : 1.0f;
+            shift[n] = conv.bias != nullptr ? conv.bias[b * conv.bias_step + first + n] : 0.0f;
+        }
+        float* y = conv.y + (b * conv.O + first) * conv.y_map + window.row * conv.y_row + window.column * conv.y_column;
+        const int64_t n = width(panel);
+        if (conv.y_column != 1) {
+            store_maps(acc, n, positions, used, scale, shift, maps, positions);
+            scatter(used, y);
+        } else if (window.columns == conv.y_row) {  // whole rows follow each other
+            store_maps(acc, n, positions, used, scale, shift, y, conv.y_map);
+        } else {
+            for (int64_t r = 0; r < window.rows; ++r) {
+                store_maps(acc + r * window.columns * n, n, window.columns, used, scale, shift, y + r * conv.y_row,
+                           conv.y_map);
+            }
+        }
+    }
+
+    void scatter(int64_t count, float* y) const {
+        const float* from = maps;
+        for (int64_t n = 0; n < count; ++n) {
+            for (int64_t r = 0; r < window.rows; ++r) {
+                float* to = y + n * conv.y_map + r * conv.y_row;
+                for (int64_t i = 0; i < window.columns; ++i) to[i * conv.y_column] = *from++;
+            }
+        }
+    }
+};
+
+}  // namespace
+
+void mixed_conv_f32(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
+    Item(conv, blocks, item, scratch).run();
+}
+
+}  // namespace convary::CONVARY_VARIANT

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gradients of bank and coefficients: per sample the gradient of the mixed weights of some panels and channels is
+// formed in cache, added to the K kernels' gradients and multiplied with the K kernels. It is never stored whole, and
+// every number is written by one work item, so the result does not depend on the threads.
+#include "../kernels.h"
+#include "conv_parts.h"
+#include "conv_sums.h"
+
+namespace convary::CONVARY_VARIANT {
+namespace {
+
+class WeightItem {
+public:
+    WeightItem(const ConvGrad& grad, int64_t item, float* scratch) : grad(grad), conv(grad.conv), item(item) {
+        cb = item % grad.c_blocks;
+        ob = item / grad.c_blocks % grad.o_blocks;
+        g = item / (grad.c_blocks * grad.o_blocks);
+        c0 = cb * grad.channels;
+        channels = least(grad.channels, conv.Cg() - c0);
+        depth = channels * conv.T();
+        o0 = ob * grad.panels * grad.panel;
+        o1 = least(conv.Og(), o0 + grad.panels * grad.panel);
+        pitch = (grad.columns - 1) * conv.w.stride + (conv.w.taps - 1) * conv.w.dilation + 1;
+        const GradScratch size(grad, lanes);
+        bank = scratch;
+        grad_bank = bank + size.bank;
+        weights = grad_bank + size.grad_bank;
+        factors = weights + size.grad_weights;
+        plain = factors + size.factors;
+        channel = plain + size.plain;
+        tap = channel + size.channel;
+        filter = tap + size.tap;
+        inputs = filter + size.filter;
+        grads = inputs + size.inputs;
+        ones = grads + size.grads;
+        sums = ones + size.ones;
+        all_taps = reinterpret_cast<int64_t*>(sums + size.sums);
+        offsets = all_taps + conv.T();
+        for (int64_t i = 0; i < size.ones; ++i) ones[i] = 1.0f;
+        for (int64_t t = 0; t < conv.T(); ++t) all_taps[t] = t;
+    }
+
+    void run() {
+        for (int64_t panel = 0; panel < panels(); ++panel) {
+            const int64_t n = width(panel);
+            for (int64_t k = 0; k < conv.K; ++k) {
+                Rows rows = {bank_row(panel, k), conv.bank + conv.K * kernel_step(), 1, 0, row_step(), count(panel)};
+                mix_transposed(rows, depth, ones, 0, nullptr, n, nullptr, tile(bank, panel) + k * n, conv.K * n);
+            }
+            clear(tile(grad_bank, panel), depth * conv.K * n);
+        }
+        for (int64_t b = 0; b < conv.B; b += mix_samples) serve(b, least(mix_samples, conv.B - b));
+        finish();
+    }
+
+private:
+    const ConvGrad& grad;
+    const Conv& conv;
+    const int64_t item;
+    int64_t g, ob, cb, o0, o1, c0, channels, depth, pitch;
+    float *bank, *grad_bank, *weights, *factors, *plain, *channel, *tap, *filter, *inputs, *grads, *ones, *sums;
+    int64_t *offsets, *all_taps;
+
+    int64_t panels() const { return ceil_div(o1 - o0, grad.panel); }
+    int64_t first(int64_t panel) const { return g * conv.Og() + o0 + panel * grad.panel; }
+    int64_t count(int64_t panel) const { return least(grad.panel, o1 - o0 - panel * grad.panel); }
+    int64_t width(int64_t panel) const { return ceil_div(count(panel), lanes) * lanes; }
+    int64_t row_step() const { return conv.Cg() * conv.T(); }
+    int64_t kernel_step() const { return conv.O * row_step(); }
+    const float* bank_row(int64_t panel, int64_t k) const {
+        return conv.bank + k * kernel_step() + first(panel) * row_step() + c0 * conv.T();
+    }
+    float* tile(float* tiles, int64_t panel) const { return tiles + panel * depth * conv.K * grad.panel; }
+    // Gradient of the mixed weights of one sample of those served together: (T, channels, width).
+    float* mixed(int64_t panel, int64_t s) const { return weights + (panel * mix_samples + s) * depth * grad.panel; }
+
+    void serve(int64_t b, int64_t samples) {
+        for (int64_t s = 0; s < samples; ++s) {
+            for (int64_t row = 0; row < conv.h.out; row += grad.rows) {
+                for (int64_t column = 0; column < conv.w.out; column += grad.columns) {
+                    add_window(b + s, s, row, least(grad.rows, conv.h.out - row), column,
+                               least(grad.columns, conv.w.out - column));
+                }
+            }
+            Conv part = conv;
+            mixing_factors(part, b + s, g, c0, channels, all_taps, conv.T(), 1, conv.K, factors + s * depth * conv.K);
+            part.kernel = nullptr;
+            mixing_factors(part, b + s, g, c0, channels, all_taps, conv.T(), 1, conv.K, plain + s * depth * conv.K);
+            part.tap = nullptr;
+            mixing_factors(part, b + s, g, c0, channels, all_taps, 1, 1, conv.K, channel + s * channels * conv.K);
+            part.tap = conv.tap, part.channel = nullptr;
+            mixing_factors(part, b + s, g, 0, 1, all_taps, conv.T(), 1, conv.K, tap + s * conv.T() * conv.K);
+        }
+        for (int64_t panel = 0; panel < panels(); ++panel) spread(b, samples, panel);
+    }
+
+    // The window's share of the mixed gradient of every panel.
+    void add_window(int64_t b, int64_t s, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+        pack_inputs(b, row, rows, column, columns);
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t i = 0; i < columns; ++i) {
+                offsets[r * columns + i] = (r * conv.h.stride * pitch + i * conv.w.stride) * grad.width;
+            }
+        }
+        for (int64_t panel = 0; panel < panels(); ++panel) {
+            const int64_t n = width(panel);
+            const float* maps = grad.grad_y + (b * conv.O + first(panel)) * conv.P() + row * conv.w.out + column;
+            const float* end = grad.grad_y + conv.B * conv.O * conv.P();
+            const bool whole = columns == conv.w.out;
+            for (int64_t r = 0; r < (whole ? 1 : rows); ++r) {
+                const Rows from = {maps + r * conv.w.out, end, 1, 0, conv.P(), count(panel)};
+                mix_transposed(from, whole ? rows * columns : columns, ones, 0, nullptr, n, nullptr,
+                               grads + r * columns * n, n);
+            }
+            for (int64_t t = 0; t < conv.T(); ++t) {
+                const int64_t i = t / conv.w.taps * conv.h.dilation, j = t % conv.w.taps * conv.w.dilation;
+                multiply(grads, offsets, rows * columns, inputs + (i * pitch + j) * grad.width, 0, 1, channels, n,
+                         mixed(panel, s) + t * channels * n, row + column > 0);
+            }
+        }
+    }
+
+    // inputs[row, column, channel] with the window's zero padding.
+    void pack_inputs(int64_t b, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+        const int64_t map = conv.h.in * conv.w.in;
+        const float* maps = conv.x + (b * conv.C + g * conv.Cg() + c0) * map;
+        const float* end = conv.x + conv.B * conv.C * map;
+        const int64_t height = (rows - 1) * conv.h.stride + (conv.h.taps - 1) * conv.h.dilation + 1;
+        const int64_t needed = (columns - 1) * conv.w.stride + (conv.w.taps - 1) * conv.w.dilation + 1;
+        const int64_t top = row * conv.h.stride - conv.h.pad, left = column * conv.w.stride - conv.w.pad;
+        const int64_t j0 = least(needed, most(0, -left)), j1 = most(j0, least(needed, conv.w.in - left));
+        for (int64_t i = 0; i < height; ++i) {
+            float* to = inputs + i * pitch * grad.width;
+            if (top + i < 0 || top + i >= conv.h.in) {
+                clear(to, needed * grad.width);
+                continue;
+            }
+            clear(to, j0 * grad.width);
+            const Rows from = {maps + (top + i) * conv.w.in + left + j0, end, 1, 0, map, channels};
+            mix_transposed(from, j1 - j0, ones, 0, nullptr, ceil_div(channels, lanes) * lanes, nullptr,
+                           to + j0 * grad.width, grad.width);
+            clear(to + j1 * grad.width, (needed - j1) * grad.width);
+        }
+    }
+
+    void spread(int64_t b, int64_t samples, int64_t panel) {
+        const int64_t n = width(panel), used = count(panel);
+        if (conv.filter != nullptr) {
+            for (int64_t s = 0; s < samples; ++s) {
+                for (int64_t k = 0; k < conv.K; ++k) {
+                    const int64_t row = (b + s) * conv.filter_rows + (conv.filter_rows == 1 ? 0 : k);
+                    float* to = filter + (s * conv.K + k) * n;
+                    copy(to, conv.filter + row * conv.O + first(panel), used);
+                    clear(to + used, n - used);
+                }
+            }
+        }
+        const Spread call = {mixed(panel, 0), depth * grad.panel, tile(bank, panel), tile(grad_bank, panel), factors,
+                             plain, channel, tap, conv.filter == nullptr ? nullptr : filter, sums, conv.K, conv.T(),
+                             channels, depth, n,
+                             grad.part_tap + (item * conv.B + b) * conv.K * conv.T(),
+                             grad.part_filter == nullptr ? nullptr
+                                 : grad.part_filter + (cb * conv.B + b) * conv.K * conv.O + first(panel),
+                             grad.part_channel == nullptr ? nullptr
+                                 : grad.part_channel + (ob * conv.B + b) * conv.K * conv.C + g * conv.Cg() + c0,
+                             conv.O, conv.C, used, panel > 0};
+        spread_gradient(call, samples, conv.filter != nullptr || conv.channel != nullptr);
+    }
+
+    void finish() {
+        float* scale = sums;
+        float* shift = sums + grad.panel;
+        for (int64_t i = 0; i < grad.panel; ++i) scale[i] = 1.0f, shift[i] = 0.0f;
+        for (int64_t panel = 0; panel < panels(); ++panel) {
+            const int64_t n = width(panel);
+            for (int64_t k = 0; k < conv.K; ++k) {
+                float* to = grad.grad_bank + (bank_row(panel, k) - conv.bank);
+                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to, row_step());
+            }
+        }
+    }
+};
+
+}  // namespace
+
+void mixed_conv_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
+    WeightItem(grad, item, scratch).run();
+}
+
+}  // namespace convary::CONVARY_VARIANT

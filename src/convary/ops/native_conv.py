@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strategy ``native`` of ``mixed_conv``: kernels of the native library that mix weights in cache, just before use."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from convary.errors import ConvaryError
+from convary.ops import native, reference
+from convary.ops.coefficients import Coefficients
+from convary.ops.geometry import Geometry
+from convary.ops.mix import mix_bias
+from convary.ops.strategy import Problem, inside_functorch
+
+
+def obstacle(x: Tensor, bank: Tensor, coeffs: Coefficients) -> str | None:
+    """Why the native kernels can't take these tensors, or None. Asked on every call, so the order is by price."""
+    if (absent := native.available()) is not None:
+        return absent
+    for tensor in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap):
+        if tensor is not None and (reason := _refusal(tensor)) is not None:
+            return reason
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast wants torch's own operations, whose dtype it chooses"
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode (a tracer, a counter) is watching and would not see it"
+    if inside_functorch():
+        return "torch.func transforms see through torch's own operations only"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation sees through torch's own operations only"
+    return None
+
+
+def _refusal(tensor: Tensor) -> str | None:
+    if not tensor.is_cpu:
+        return f"a tensor is on {tensor.device}, the native kernels run on the CPU"
+    if tensor.dtype is not torch.float32:
+        return f"a tensor is {tensor.dtype}, the native kernels take torch.float32"
+    if tensor.layout is not torch.strided:
+        return f"a tensor has the layout {tensor.layout}, the native kernels take strided ones"
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"a tensor is a {type(tensor).__name__}, whose memory may not be its own"
+    return None
+
+
+def why_not(problem: Problem) -> str | None:
+    """Why the strategy can't run a problem, or None."""
+    if problem.traced:
+        return "a recorded graph keeps to torch's own operations"
+    if len(problem.kernel_size) == 3:
+        return "it takes one or two spatial axes"
+    if problem.obstacle is not None:
+        return problem.obstacle
+    if min(problem.C, problem.O, problem.K, problem.P) == 0:
+        return "a tensor is empty"
+    if max(problem.B, problem.C, problem.O, problem.K, *problem.size, *problem.reach) >= 2**31:
+        return "a size is beyond 32 bits"
+    return None
+
+
+SIZES = (
+    "B", "C", "H", "W", "O", "K", "G", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h",
+    "dilation_w", "filter_rows", "channel_rows", "tap_rows", "bias_rows", "threads",
+)  # fmt: skip
+
+
+class _Sizes(ctypes.Structure):
+    """``convary_conv_sizes`` of csrc/convary.h."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in SIZES)
+
+
+@lru_cache(maxsize=1024)
+def _sizes(
+    x: torch.Size, bank: torch.Size, geometry: Geometry, rows: tuple[int, int, int, int], threads: int
+) -> tuple[_Sizes, int, tuple[int, ...]]:
+    """The C structure, its address and the shape of y, for shapes of one call."""
+    line = (1,) * (4 - len(x))  # one spatial axis is a map one row high
+    B, C, *size = x
+    K, O, _, *kernel_size = bank
+    axes = [
+        (*line, *size), (*line, *kernel_size), (*line, *geometry.stride), (*(0,) * len(line), *geometry.padding),
+        (*line, *geometry.dilation),
+    ]  # fmt: skip
+    sizes = _Sizes(B, C, *axes[0], O, K, geometry.groups, *(n for axis in axes[1:] for n in axis), *rows, threads)
+    return sizes, ctypes.addressof(sizes), (B, O, *geometry.out_size(size, kernel_size))
+
+
+def _rows(factor: Tensor | None) -> int:
+    return 1 if factor is None else factor.shape[1]
+
+
+def _structure(
+    x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, geometry: Geometry
+) -> tuple[_Sizes, int, tuple[int, ...]]:
+    bias_rows = row.shape[0] if row is not None and row.ndim == 2 else 1
+    rows = (_rows(coeffs.filter), _rows(coeffs.channel), _rows(coeffs.tap), bias_rows)
+    return _sizes(x.shape, bank.shape, geometry, rows, torch.get_num_threads())
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    """The numbers as the kernels read them: row-major, no lazy sign."""
+    if tensor is None or (tensor.is_contiguous() and not tensor.is_neg()):
+        return tensor
+    return tensor.resolve_neg().contiguous()
+
+
+def _call(function: Callable[..., int], sizes: _Sizes, address: int, *tensors: Tensor | None) -> None:
+    code = function(address, *(None if t is None else t.data_ptr() for t in tensors))
+    if code:
+        listed = ", ".join(f"{name}={getattr(sizes, name)}" for name in SIZES)
+        text = native.loaded().error_text(code).decode()
+        raise ConvaryError(f"the native mixed convolution failed: {text}; got {listed}")
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
+
+
+def forward(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, geometry: Geometry) -> Tensor:
+    """The convolution by the native kernel, without a gradient.
+
+    Args:
+        x: (B, C, *S), one or two spatial axes.
+        bank: (K, O, C/G, *k).
+        coeffs: factors for B samples.
+        row: the bias of all samples (O,) or of each (B, O).
+        geometry: stride, padding, dilation, groups.
+
+    Returns:
+        (B, O, *S_out), contiguous.
+
+    Raises:
+        ConvaryError: the library refuses; the sizes are named.
+    """
+    sizes, address, shape = _structure(x, bank, coeffs, row, geometry)
+    # Named, because a copy made here must live until the call is over.
+    tensors = [_dense(t) for t in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)]
+    y = _empty(*shape)
+    _call(native.loaded().mixed_conv, sizes, address, *tensors, y)
+    return y
+
+
+def gradient_of_x(grad: Tensor, x: Tensor, bank: Tensor, coeffs: Coefficients, geometry: Geometry) -> Tensor:
+    """The gradient of x (B, C, *S) from that of y; of x only the shape is used."""
+    sizes, address, _ = _structure(x, bank, coeffs, None, geometry)
+    tensors = [_dense(t) for t in (grad, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
+    grad_x = _empty(*x.shape)
+    _call(native.loaded().mixed_conv_grad_x, sizes, address, *tensors, grad_x)
+    return grad_x
+
+
+def gradient_of_bank(
+    grad: Tensor, x: Tensor, bank: Tensor, coeffs: Coefficients, geometry: Geometry
+) -> tuple[Tensor, Coefficients]:
+    """The gradients of the bank and of every coefficient that is there.
+
+    The library sums E = (gradient of the mixed weights) * bank over all axes but one; see csrc/convary.h.
+    """
+    sizes, address, _ = _structure(x, bank, coeffs, None, geometry)
+    tensors = [_dense(t) for t in (x, grad, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
+    blocks = (ctypes.c_int64 * 3)()
+    _call_blocks(sizes, address, blocks)
+    B, C = x.shape[:2]
+    K, O = bank.shape[:2]
+    depthwise = geometry.groups == C == O
+    by_tap = _empty(blocks[0], B, K, bank[0, 0, 0].numel())
+    both = coeffs.channel is not None and depthwise
+    by_filter = _empty(blocks[1], B, K, O) if coeffs.filter is not None or both else None
+    by_channel = _empty(blocks[2], B, K, C) if coeffs.channel is not None and not depthwise else None
+    grad_bank = _empty(*bank.shape)
+    _call(native.loaded().mixed_conv_grad_bank, sizes, address, *tensors, grad_bank, by_tap, by_filter, by_channel)
+    sums = [None if part is None else part.sum(0) for part in (by_tap, by_filter, by_channel)]
+    return grad_bank, _gradients(coeffs, sums[0], sums[1], sums[2], depthwise=depthwise)
+
+
+def _call_blocks(sizes: _Sizes, address: int, blocks: ctypes.Array) -> None:
+    code = native.loaded().mixed_conv_grad_blocks(address, ctypes.addressof(blocks))
+    if code:
+        raise ConvaryError(f"the native gradient failed: {native.loaded().error_text(code).decode()}; got B={sizes.B}")
+
+
+def _gradients(
+    coeffs: Coefficients, by_tap: Tensor | None, by_filter: Tensor | None, by_channel: Tensor | None, *, depthwise: bool
+) -> Coefficients:
+    """Put the factors into the sums that they were left out of: by_tap (B, K, T), by_filter (B, K, O), by_channel."""
+    kernel, filter, channel, tap = coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap
+
+    def finish(sums: Tensor, factor: Tensor) -> Tensor:
+        if kernel is not None:
+            sums = sums * kernel[:, :, None]
+        return sums.sum(1, keepdim=True) if factor.shape[1] == 1 else sums
+
+    gradients = {}
+    if kernel is not None and by_tap is not None:
+        gradients["kernel"] = (by_tap if tap is None else by_tap * tap).sum(2)
+    if tap is not None and by_tap is not None:
+        gradients["tap"] = finish(by_tap, tap)
+    if filter is not None and by_filter is not None:
+        gradients["filter"] = finish(by_filter * channel if depthwise and channel is not None else by_filter, filter)
+    if channel is not None:
+        if depthwise:
+            by_channel = by_filter if filter is None or by_filter is None else by_filter * filter
+        assert by_channel is not None
+        gradients["channel"] = finish(by_channel, channel)
+    return Coefficients(**gradients)
+
+
+class _NativeConv(torch.autograd.Function):
+    """Forward and backward by the native kernels; keeps x, the bank and the coefficients, no mixed kernels."""
+
+    @staticmethod
+    def forward(
+        ctx, geometry: Geometry, x: Tensor, bank: Tensor, row: Tensor | None, *factors: Tensor | None
+    ) -> Tensor:
+        ctx.geometry = geometry
+        ctx.row_shape = None if row is None else row.shape
+        ctx.save_for_backward(x, bank, *factors)
+        return forward(x, bank, _coefficients(factors), row, geometry)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, grad)
+        x, bank, *factors = ctx.saved_tensors
+        coeffs = _coefficients(factors)
+        needs_x, needs_bank, needs_row, *needs_factors = ctx.needs_input_grad[1:]
+        grad_x = gradient_of_x(grad, x, bank, coeffs, ctx.geometry) if needs_x else None
+        grad_row = _gradient_of_row(grad, ctx.row_shape) if needs_row else None
+        grad_bank, grads = None, Coefficients()
+        if needs_bank or any(needs_factors):
+            grad_bank, grads = gradient_of_bank(grad, x, bank, coeffs, ctx.geometry)
+        return None, grad_x, grad_bank, grad_row, grads.kernel, grads.filter, grads.channel, grads.tap
+
+
+def _gradient_of_row(grad: Tensor, shape: torch.Size) -> Tensor:
+    by_sample = grad.flatten(2).sum(2)
+    return by_sample if len(shape) == 2 else by_sample.sum(0)
+
+
+def _differentiable_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """For ``create_graph=True``: the same gradients by the reference, whose operations can be differentiated again."""
+    x, bank, *factors = ctx.saved_tensors
+    geometry = {name: getattr(ctx.geometry, name) for name in ("stride", "padding", "dilation", "groups")}
+    y = reference.mixed_conv(x, bank, _coefficients(factors), None, **geometry)
+    needs_x, needs_bank, needs_row, *needs_factors = ctx.needs_input_grad[1:]
+    inputs, needed = (x, bank, *factors), (needs_x, needs_bank, *needs_factors)
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
+    grad_x, grad_bank, *grad_factors = [next(found) if need else None for need in needed]
+    return None, grad_x, grad_bank, _gradient_of_row(grad, ctx.row_shape) if needs_row else None, *grad_factors
+
+
+def _coefficients(factors: Sequence[Tensor | None]) -> Coefficients:
+    kernel, filter, channel, tap = factors
+    return Coefficients(kernel=kernel, filter=filter, channel=channel, tap=tap)
+
+
+def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The strategy: ``mixed_conv`` after its checks."""
+    row = mix_bias(bias, coeffs) if bias is not None and bias.ndim == 2 else bias
+    if row is not None:
+        row = row.to(torch.float32)
+    factors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bank, row, *factors)):
+        y: Tensor = _NativeConv.apply(geometry, x, bank, row, *factors)  # pyright: ignore[reportAssignmentType]
+    else:
+        y = forward(x, bank, coeffs, row, geometry)
+    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return y.contiguous(memory_format=torch.channels_last)  # as torch's convolutions answer
+    return y
