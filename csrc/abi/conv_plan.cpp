@@ -84,7 +84,8 @@ Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     blocks.panel = blocks.depthwise ? lanes : 2 * lanes;
     cut_window(conv, &blocks);
     if (blocks.depthwise) {
-        blocks.samples = blocks.panels = blocks.channels = 1;
+        blocks.samples = blocks.channels = 1;
+        blocks.panels = most(1, least(lanes, fit(plane_floats, plane(conv, blocks))));  // maps that go step by step
         blocks.o_blocks = ceil_div(conv.O, lanes);
     } else {
         blocks.pack_bank = cut_for_reuse(conv, threads, &blocks);
@@ -113,9 +114,11 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
     bank = part(blocks.pack_bank ? K * depth * panel * static_cast<double>(blocks.panels) : 0);
     factors = part(together * K * full + panel);
     filter = part(together * K * panel);
-    inputs = part(blocks.direct ? 0 : together * static_cast<double>(blocks.channels) * plane(conv, blocks) + more);
+    const double maps_together = blocks.depthwise ? static_cast<double>(blocks.panels)
+                                                  : together * static_cast<double>(blocks.channels);
+    inputs = part(blocks.direct ? 0 : maps_together * plane(conv, blocks) + more);
     const double positions = static_cast<double>(blocks.rows) * static_cast<double>(blocks.columns);
-    sums = part(blocks.depthwise ? plane(conv, blocks) + more : (single ? 1 : kept) * positions * panel + more);
+    sums = part(blocks.depthwise ? maps_together * (plane(conv, blocks) + more) : (single ? 1 : kept) * positions * panel + more);
     maps = part(conv.y_column == 1 ? 0 : positions * panel);
     scale = part(panel);
     offsets = part(2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T()));

@@ -7,12 +7,17 @@ namespace {
 
 // to[i] = from[first + i * stride] where that lies in [0, size), else 0.
 void pack_row(const float* from, int64_t size, int64_t first, int64_t stride, int64_t n, float* to) {
+    if (stride == 1) {  // without the divisions below: rows may be a few numbers long
+        const int64_t begin = least(n, most(0, -first)), end = most(begin, least(n, size - first));
+        clear(to, begin);
+        copy(to + begin, from + first + begin, end - begin);
+        clear(to + end, n - end);
+        return;
+    }
     const int64_t begin = first < 0 ? least(n, (-first + stride - 1) / stride) : 0;
     const int64_t end = first < size ? most(begin, least(n, (size - first + stride - 1) / stride)) : begin;
     clear(to, begin);
-    if (stride == 1) {
-        copy(to + begin, from + first + begin, end - begin);
-    } else if (stride == 2) {  // apart, so that the compiler may use shuffles
+    if (stride == 2) {  // apart, so that the compiler may use shuffles
         for (int64_t i = begin; i < end; ++i) to[i] = from[first + i * 2];
     } else {
         for (int64_t i = begin; i < end; ++i) to[i] = from[first + i * stride];

@@ -27,6 +27,17 @@ void stencil(const float* weights, const int64_t* taps, const int64_t* offsets, 
     }
 }
 
+// The window's rows without what lies between them.
+void put_rows(const Conv& conv, const Window& window, const float* sums, float* y) {
+    for (int64_t i = 0; i < window.rows; ++i, sums += window.pitch, y += conv.y_row) {
+        if (conv.y_column == 1) {
+            copy(y, sums, window.columns);
+        } else {
+            for (int64_t j = 0; j < window.columns; ++j) y[j * conv.y_column] = sums[j];
+        }
+    }
+}
+
 }  // namespace
 
 // The channel and filter factors of channels [c, c + count): in a depthwise bank both belong to the same number.
@@ -74,19 +85,20 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
     mix_transposed(rows, T, factors, T, filtered ? filter : nullptr, lanes, nullptr, weights, lanes);
 
     const int64_t n = (window.rows - 1) * window.pitch + window.columns;
-    for (int64_t r = 0; r < count; ++r) {
-        const int64_t map = b * conv.C + c + r;
-        pack_plane(conv, window, conv.x + map * conv.h.in * conv.w.in, inputs);
-        const float start = conv.bias == nullptr ? 0.0f : conv.bias[b * conv.bias_step + c + r];
-        stencil(weights + r, taps, offsets, conv.T(), inputs, start, n, sums);
-        float* y = conv.y + map * conv.y_map + row * conv.y_row + column * conv.y_column;
-        for (int64_t i = 0; i < window.rows; ++i) {
-            const float* from = sums + i * window.pitch;
-            if (conv.y_column == 1) {
-                copy(y + i * conv.y_row, from, window.columns);
-            } else {
-                for (int64_t j = 0; j < window.columns; ++j) y[i * conv.y_row + j * conv.y_column] = from[j];
-            }
+    // A few maps step by step together: reading what was only just written, in other pieces, would stall.
+    const int64_t room = window.plane + unroll * lanes;
+    for (int64_t r0 = 0; r0 < count; r0 += blocks.panels) {
+        const int64_t maps = least(blocks.panels, count - r0), first = b * conv.C + c + r0;
+        for (int64_t r = 0; r < maps; ++r) {
+            pack_plane(conv, window, conv.x + (first + r) * conv.h.in * conv.w.in, inputs + r * window.plane);
+        }
+        for (int64_t r = 0; r < maps; ++r) {
+            const float start = conv.bias == nullptr ? 0.0f : conv.bias[b * conv.bias_step + c + r0 + r];
+            stencil(weights + r0 + r, taps, offsets, conv.T(), inputs + r * window.plane, start, n, sums + r * room);
+        }
+        for (int64_t r = 0; r < maps; ++r) {
+            float* y = conv.y + (first + r) * conv.y_map + row * conv.y_row + column * conv.y_column;
+            put_rows(conv, window, sums + r * room, y);
         }
     }
 }
