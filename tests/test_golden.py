@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +16,6 @@ from convary.nn import routed_layers
 from tests.golden import fill
 
 GOLDEN = Path(__file__).parent / "golden"
-LAYERS = {1: "1d", 2: "2d", 3: "3d"}
 
 
 def cases(pattern: str) -> list[str]:
@@ -41,14 +41,15 @@ class Case:
         limit = (1e-6 + 1000 * noise) * want.abs().max() + 1e-9
         assert got.reshape(want.shape).sub(want).abs().max() <= limit, name
 
-    def check_gradients(self, out: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
-        """``tensors``: what the vector calls grad.NAME -> our leaf (or a function of its gradient)."""
+    def backward(self, out: torch.Tensor) -> None:
+        """Gradients of ``sum(out * probe)``, the probe that the vectors were made with."""
         probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=self.meta["waveform"]))
         (out * probe).sum().backward()
-        names = [k.removeprefix("grad.") for k in self.expected if k.startswith("grad.")]
-        assert names
-        for name in names:
-            self.close(f"grad.{name}", tensors[name])
+
+    def check_gradients(self, grads: dict[str, torch.Tensor]) -> None:
+        """Compare every gradient that the vector has; ``grads`` is by the vector's names."""
+        for key in (k for k in self.expected if k.startswith("grad.")):
+            self.close(key, grads[key.removeprefix("grad.")])
 
 
 def odconv_gradients(layer: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -94,11 +95,9 @@ def test_odconv(name, strategy):
         case.close("kernel.aggregated", cv.ops.mix_kernels(layer.weight, inner).flatten(0, 1))
     grads_wanted = any(k.startswith("grad.") for k in case.expected)
     if grads_wanted:
-        probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=case.meta["waveform"]))
-        (out * probe).sum().backward()
+        case.backward(out)
         grads = odconv_gradients(layer, x)
-        for key in (k for k in case.expected if k.startswith("grad.")):
-            case.close(key, grads[key.removeprefix("grad.")])
+        case.check_gradients(grads)
     for key in (k for k in case.expected if k.startswith("post.")):
         case.close(key, getattr(layer.router.norm, key.rpartition(".")[2]))
 
@@ -156,15 +155,13 @@ def test_dyconv(name):
     case.close("bias.aggregated", cv.ops.mix_bias(layer.bias, coeffs))
     out = layer(x)
     case.close("out", out)
-    probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=case.meta["waveform"]))
-    (out * probe).sum().backward()
+    case.backward(out)
     router = layer.router
     grads = {"x": x.grad, names["weight"]: layer.weight.grad, names["bias"]: layer.bias.grad}
     for prefix, module in ((squeeze, router.squeeze), (linear, router.linear)):
         grads[f"{prefix}.weight"] = module.weight.grad
         grads[f"{prefix}.bias"] = None if module.bias is None else module.bias.grad
-    for key in (k for k in case.expected if k.startswith("grad.")):
-        case.close(key, grads[key.removeprefix("grad.")])
+    case.check_gradients(grads)
 
 
 @pytest.mark.parametrize("name", ["condconv_dw3_E4_s2_same", "condconv_k1_E4", "condconv_k3_E4_bias"])
@@ -191,12 +188,10 @@ def test_timm_condconv_layer(name):
         case.close("bias.aggregated", cv.ops.mix_bias(layer.bias, coeffs))
     out = layer(features, coeffs)
     case.close("out", out)
-    probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=case.meta["waveform"]))
-    (out * probe).sum().backward()
+    case.backward(out)
     grads = {"x": x.grad, "routing_weights": routing.grad, "weight": layer.weight.grad}
     grads["bias"] = None if layer.bias is None else layer.bias.grad
-    for key in (k for k in case.expected if k.startswith("grad.")):
-        case.close(key, grads[key.removeprefix("grad.")])
+    case.check_gradients(grads)
 
 
 def test_dli14_condconv():
@@ -207,8 +202,7 @@ def test_dli14_condconv():
     case.close("attention.kernel", layer.coefficients(x).kernel)
     out = layer(x)
     case.close("out", out)
-    probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=case.meta["waveform"]))
-    (out * probe).sum().backward()
+    case.backward(out)
     case.close("grad.x", x.grad)
     case.close("grad.conv.weight", layer.weight.grad)
     case.close("grad.conv.bias", layer.bias.grad)
@@ -236,13 +230,11 @@ def test_condconv_residual_block(name):
     case.close("attention.kernel", block.router(x).kernel)
     out = model(x)
     case.close("out", out)
-    probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=case.meta["waveform"]))
-    (out * probe).sum().backward()
+    case.backward(out)
     grads = {"x": x.grad, "routing_fn.weight": block.router.linear.weight.grad}
     grads["routing_fn.bias"] = block.router.linear.bias.grad
     grads |= {f"{n}.weight": getattr(block, n).weight.grad for n in ("conv_pw", "conv_dw", "conv_pwl")}
-    for key in (k for k in case.expected if k.startswith("grad.")):
-        case.close(key, grads[key.removeprefix("grad.")])
+    case.check_gradients(grads)
     for key in (k for k in case.expected if k.startswith("post.")):
         case.close(key, block.get_buffer(key.removeprefix("post.")))
 
@@ -263,7 +255,6 @@ def test_odconv_mobilenetv2(name):
 
 @pytest.mark.parametrize("name", cases("efficientnet_cc_*"))
 def test_condconv_efficientnet(name):
-    timm = pytest.importorskip("timm")
     case = Case(name)
     static = timm.create_model("efficientnet_b0", drop_rate=0.0, drop_path_rate=0.0)
     config = cv.CondConv(experts=4, router="block")

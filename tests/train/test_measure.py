@@ -20,7 +20,7 @@ def test_ratio_of_interleaved_calls():
 def test_calls_alternate_who_is_first():
     calls = []
     interleave(lambda: calls.append("ours"), lambda: calls.append("static"), seconds=0)
-    assert calls[6:] == ["ours", "static", "static", "ours"] * 2 + ["ours", "static"]
+    assert calls[6:] == ["ours", "static", "static", "ours"] * 4 + ["ours", "static"]
 
 
 def test_bands_of_correlation():

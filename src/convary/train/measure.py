@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convary.train.config import CompareConfig
 from convary.train.loop import make_optimizer
 
-WARM_UP, LEAST, MOST = 3, 5, 500
+WARM_UP, LEAST, MOST = 3, 9, 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Timing:
 
 
 def interleave(ours: Callable[[], object], static: Callable[[], object], seconds: float) -> Timing:
-    """Call both in turns for about ``seconds``, at least five pairs after the warm-up."""
+    """Call both in turns for about ``seconds``, at least nine pairs after the warm-up."""
     for _ in range(WARM_UP):
         _timed(ours)
         _timed(static)
