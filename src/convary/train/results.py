@@ -130,31 +130,3 @@ def describe(dataset: DataSet) -> dict[str, Any]:
         "license": dataset.license,
         "source": dataset.source,
     }
-
-
-def machine() -> dict[str, Any]:
-    """The entry ``machine``."""
-    try:
-        own = version("convary")
-    except PackageNotFoundError:
-        own = "not installed"
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(pages / 2**30, 1),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "os": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "convary": own,
-    }
-
-
-def _cpu() -> str:
-    """The processor's name, from where Linux keeps it or what Python knows."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

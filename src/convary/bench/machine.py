@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a figure was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from convary.ops import native
+
+
+def machine() -> dict[str, object]:
+    """The machine and the versions, as plain JSON values."""
+    try:
+        own = metadata.version("convary")
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(pages / 2**30, 1),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "convary": own,
+        "native": native.available() or native.isa(),
+    }
+
+
+def load() -> float:
+    """Processes that wanted to run in the last minute, ours included: above the threads in use, figures are noise."""
+    return round(os.getloadavg()[0], 1)
+
+
+def _cpu() -> str:
+    """The processor's name, from where Linux keeps it or what Python knows."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

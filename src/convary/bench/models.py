@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole networks: dynamic against static, or against what released code does."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convary import ops
+from convary.bench.machine import load
+from convary.bench.timing import interleave
+from convary.convert import convert
+from convary.errors import ConvaryError
+from convary.methods import method
+from convary.models import build
+from convary.nn import Router
+
+CLASSES = 1000
+CHECKED = 2  # images compared with the reference in float64
+TOLERANCE = {"inference": 1e-4, "training": 1e-2}  # a ReLU that falls the other way in float32 turns a gradient off
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """What to measure.
+
+    Attributes:
+        models: Names that ``convary.models.build`` knows.
+        methods: Names of methods, with their published defaults.
+        batches: Batch sizes.
+        modes: "inference" is the forward pass in eval mode, "training" forward and backward in training mode.
+        threads: Numbers of threads, one after the other.
+        image_size: Height and width of the images.
+        against: "static" is the network as it was; "grouped" is the dynamic one run as released code runs it.
+        memory: Whether to measure the peak memory of training at the largest batch, in processes of their own.
+        seconds: Per line.
+    """
+
+    models: tuple[str, ...] = ("torchvision:mobilenet_v2", "torchvision:resnet18")
+    methods: tuple[str, ...] = ("condconv", "dyconv", "odconv")
+    batches: tuple[int, ...] = (1, 16)
+    modes: tuple[str, ...] = ("inference", "training")
+    threads: tuple[int, ...] = (1, 2)
+    image_size: int = 224
+    against: str = "static"
+    memory: bool = True
+    seconds: float = 6.0
+
+
+def networks(name: str, method_name: str, image_size: int) -> tuple[nn.Module, nn.Module]:
+    """The static network and its dynamic twin: upcycled, so that it is as well conditioned, with routers that route."""
+    static = build(name, CLASSES, 3, (image_size, image_size))
+    if method_name == "static":
+        return static, static
+    config = method(method_name)
+    if method_name == "condconv":  # its paper has eight; all are compared with four
+        config = type(config)(experts=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dynamic = convert(copy.deepcopy(static), config)
+        for module in dynamic.modules():
+            if isinstance(module, Router):
+                for linear in module.modules():
+                    if isinstance(linear, nn.Linear):
+                        nn.init.xavier_normal_(linear.weight)
+        return static, dynamic
+
+
+def step(model: nn.Module, x: Tensor, mode: str) -> Callable[[], object]:
+    """What is timed: a forward pass, or forward and backward of a simple loss."""
+
+    def infer() -> Tensor:
+        with torch.inference_mode():
+            return model(x)
+
+    def train() -> None:
+        model.zero_grad()
+        model(x).square().mean().backward()
+
+    return infer if mode == "inference" else train
+
+
+def error(model: nn.Module, image_size: int) -> dict[str, float]:
+    """Errors against the plain strategy ``bmm`` in float64: of the outputs, and of all gradients taken as one vector.
+
+    In eval mode, with the statistics of a few images: a batch of two in training mode is badly conditioned.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 0.5
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _ in range(4):
+            model.train()(torch.randn(4, 3, image_size, image_size, generator=generator))
+    x = torch.randn(CHECKED, 3, image_size, image_size, generator=generator)
+    exact = copy.deepcopy(model.eval()).double()
+    with torch.inference_mode():
+        inferred = model(x)
+    y = model(x)
+    y.square().mean().backward()
+    with ops.strategy("bmm"):
+        want = exact(x.double())
+        want.square().mean().backward()
+    grads, truth = (
+        torch.cat([p.grad.flatten().double() for p in m.parameters() if p.grad is not None]) for m in (model, exact)
+    )
+    want = want.detach()
+    largest = want.abs().max()
+    outputs = max(float((got - want).abs().max() / largest) for got in (inferred, y.detach()))
+    return {"inference": outputs, "training": max(outputs, float((grads - truth).norm() / truth.norm()))}
+
+
+def measure(config: ModelsConfig) -> Iterator[dict[str, Any]]:
+    """One line per network, method, batch, mode and number of threads.
+
+    Yields:
+        The line as plain JSON values: what was measured, the error and the fields of ``Timing``; a line whose error is
+        above 1e-3 has no times.
+    """
+    before = torch.get_num_threads()
+    try:
+        for name in config.models:
+            for method_name in config.methods:
+                static, dynamic = networks(name, method_name, config.image_size)
+                errors = error(dynamic, config.image_size)
+                for threads in config.threads:
+                    torch.set_num_threads(threads)
+                    for batch in config.batches:
+                        for mode in config.modes:
+                            what = {
+                                "model": name, "method": method_name, "batch": batch, "mode": mode, "threads": threads,
+                                "error": errors[mode],
+                            }  # fmt: skip
+                            if errors[mode] < TOLERANCE[mode]:
+                                what |= _timed(static, dynamic, batch, mode, config)
+                            yield what
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed(static: nn.Module, dynamic: nn.Module, batch: int, mode: str, config: ModelsConfig) -> dict[str, Any]:
+    x = torch.randn(batch, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
+    for model in (static, dynamic):
+        model.train(mode == "training")
+    ours = step(dynamic, x, mode)
+    if config.against == "static":
+        base = step(static, x, mode)
+    else:
+        plain = step(dynamic, x, mode)
+
+        def base() -> object:
+            with ops.strategy("grouped"):
+                return plain()
+
+    return {**vars(interleave(ours, base, config.seconds)), "load": load()}
+
+
+def measure_memory(config: ModelsConfig) -> Iterator[dict[str, Any]]:
+    """Peak memory of training, one line per network and method, at the largest batch and number of threads.
+
+    Yields:
+        Bytes as plain JSON values: ``static`` and ``dynamic`` peaks above an idle process with torch loaded, and
+        ``extra_parameters``, the bytes of parameters that the dynamic network has more, whose gradients take as much.
+    """
+    batch, threads = max(config.batches), max(config.threads)
+    for name in config.models:
+        base = _peak(name, "static", batch, config.image_size, threads)
+        for method_name in config.methods:
+            ours = _peak(name, method_name, batch, config.image_size, threads)
+            yield {
+                "model": name, "method": method_name, "batch": batch, "threads": threads, "static": base["peak"],
+                "dynamic": ours["peak"], "extra_parameters": ours["parameters"] - base["parameters"],
+            }  # fmt: skip
+
+
+def _peak(name: str, method_name: str, batch: int, image_size: int, threads: int) -> dict[str, int]:
+    """In a process of its own, whose heap has no past."""
+    arguments = [name, method_name, str(batch), str(image_size), str(threads)]
+    done = subprocess.run(
+        [sys.executable, "-m", "convary.bench.memory", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ConvaryError(f"the peak memory of {name} with {method_name} was not measured: {done.stderr[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])

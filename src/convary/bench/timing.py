@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times of one call against another, interleaved in one process: A B, B A, A B, ...
+
+Machines drift; the ratio of two calls that follow each other does not. So the figure is the median of the pairwise
+ratios, with its 10th and 90th percentiles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+WARM_UP, LEAST, MOST = 3, 9, 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Times of one thing to do.
+
+    Attributes:
+        ms: Median, milliseconds.
+        base_ms: Median of what it is compared with.
+        ratio: Median of the pairwise ratios.
+        low: 10th percentile of the ratios.
+        high: 90th percentile.
+        pairs: How many there were.
+    """
+
+    ms: float
+    base_ms: float
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+
+def interleave(ours: Callable[[], object], base: Callable[[], object], seconds: float) -> Timing:
+    """Call both in turns for about ``seconds``, at least nine pairs after the warm-up."""
+    for _ in range(WARM_UP):
+        _timed(ours)
+        _timed(base)
+    pairs: list[tuple[float, float]] = []
+    until = time.perf_counter() + seconds
+    while len(pairs) < LEAST or (time.perf_counter() < until and len(pairs) < MOST):
+        if len(pairs) % 2:
+            time_base = _timed(base)
+            pairs.append((_timed(ours), time_base))
+        else:
+            time_ours = _timed(ours)
+            pairs.append((time_ours, _timed(base)))
+    times = torch.tensor(pairs, dtype=torch.float64)
+    low, middle, high = (times[:, 0] / times[:, 1]).quantile(times.new_tensor([0.1, 0.5, 0.9])).tolist()
+    ms, base_ms = (1e3 * times.median(0).values).tolist()
+    return Timing(ms=ms, base_ms=base_ms, ratio=middle, low=low, high=high, pairs=len(pairs))
+
+
+def _timed(call: Callable[[], object]) -> float:
+    """Seconds of one call; waits for an accelerator to finish."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
