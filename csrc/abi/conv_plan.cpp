@@ -66,7 +66,7 @@ void cut_by_sample(const Conv& conv, int64_t threads, Blocks* blocks) {
     int64_t channels = weight_floats / blocks->panel / T;
     if (!blocks->direct) channels = least(channels, fit(input_floats, plane(conv, *blocks)));
     blocks->channels = even(conv.Cg(), channels);
-    const bool single = blocks->channels == conv.Cg();
+    const bool single = conv.at_once(blocks->channels);
     blocks->panels = even(panels, single ? panels : sum_floats / (blocks->rows * blocks->columns * blocks->panel));
     const int64_t others = conv.B * conv.G * ceil_div(conv.h.out, blocks->rows) * ceil_div(conv.w.out, blocks->columns);
     while (blocks->panels > 1 && others * ceil_div(panels, blocks->panels) < 4 * threads) {
@@ -106,7 +106,7 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
     const double together = blocks.pack_bank ? mix_samples : 1, panel = static_cast<double>(blocks.panel);
     const double depth = static_cast<double>(blocks.channels) * static_cast<double>(conv.T());
     const double K = static_cast<double>(conv.K), kept = static_cast<double>(blocks.samples * blocks.panels);
-    const bool single = blocks.channels == conv.Cg();
+    const bool single = conv.at_once(blocks.channels);
     // A vector's rows more, where reads may end past the last one.
     const double more = blocks.depthwise ? 8 * panel : panel * panel;
     const double full = static_cast<double>(blocks.channels) * static_cast<double>(conv.T_bank);  // unused taps too
@@ -144,7 +144,8 @@ void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
     int64_t channels = most(1, fit(gradient_floats, each * static_cast<double>(grad->panels)));
     if (channels > lanes) channels = channels / lanes * lanes;
     grad->channels = least(conv.Cg(), channels);
-    while (grad->channels > lanes && conv.G * ceil_div(panels, grad->panels) * ceil_div(conv.Cg(), grad->channels) < 2 * threads) {
+    const int64_t others = conv.bank_step == 0 ? conv.G : conv.G * conv.B;
+    while (grad->channels > lanes && others * ceil_div(panels, grad->panels) * ceil_div(conv.Cg(), grad->channels) < 2 * threads) {
         grad->channels = ceil_div(grad->channels / 2, lanes) * lanes;
     }
     grad->width = ceil_div(grad->channels, lanes) * lanes;
