@@ -78,6 +78,7 @@ struct Conv {
 struct Blocks {
     bool depthwise;    // one input and one output channel per group: a stencil, `panel` channels an item
     bool direct;       // x is read where it lies: 1x1 at stride 1 without padding
+    bool thin;         // 1x1 kernels of few channels, given per sample: positions in the lanes
     bool pack_bank;    // pack a tile of the K kernels once and mix it for every sample of the item
     int64_t samples, rows, columns, panels, channels;
     int64_t panel;     // output channels of a panel: two vectors
@@ -113,7 +114,7 @@ struct ConvGrad {
     float* part_tap;      // (items, B, K, T), without tap
     float* part_filter;   // (c_blocks, B, K, O), without filter (depthwise: nor channel), or null
     float* part_channel;  // (o_blocks, B, K, C), without channel, or null; unused in a depthwise convolution
-    bool depthwise;
+    bool depthwise, thin;
     int64_t panel, panels, channels, rows, columns, o_blocks, c_blocks;  // blocks within a group
     int64_t width;  // channels of a packed position: whole vectors
 

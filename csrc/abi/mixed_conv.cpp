@@ -31,7 +31,9 @@ void run(int64_t begin, int64_t end, void* context) {
         work.no_memory.store(true, std::memory_order_relaxed);
         return;
     }
-    const auto kernel = work.blocks.depthwise ? work.kernels->mixed_conv_depthwise_f32 : work.kernels->mixed_conv_f32;
+    const auto kernel = work.blocks.depthwise ? work.kernels->mixed_conv_depthwise_f32
+                        : work.blocks.thin    ? work.kernels->sample_conv_thin_f32
+                                              : work.kernels->mixed_conv_f32;
     for (int64_t i = begin; i < end; ++i) kernel(work.conv, work.blocks, i, scratch);
 }
 
@@ -209,6 +211,7 @@ void run_grad(int64_t begin, int64_t end, void* context) {
         return;
     }
     const auto kernel = work.grad.depthwise ? work.kernels->mixed_conv_depthwise_weights_f32
+                        : work.grad.thin    ? work.kernels->sample_conv_thin_weights_f32
                                             : work.kernels->mixed_conv_weights_f32;
     for (int64_t i = begin; i < end; ++i) kernel(work.grad, i, scratch);
 }
