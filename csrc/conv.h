@@ -33,14 +33,21 @@ struct TapRange {
 };
 
 // W[b,o,c,t] = sum_k kernel[b,k] filter[b,k,o] channel[b,k,c] tap[b,k,t] bank[k,o,c,t]; a null factor counts as 1,
-// and one with a single row is shared by the kernels.
+// and one with a single row is shared by the kernels. Where each sample has kernels of its own, K is 1.
 struct Conv {
     const float *x, *bank, *kernel, *filter, *channel, *tap, *bias;
     float* y;
     int64_t B, C, O, K, G;
     int64_t filter_rows, channel_rows, tap_rows;  // 1 or K
     int64_t bias_step;                            // from one sample's bias to the next: 0 or O
+    int64_t bank_step;                            // from one sample's bank to the next: 0 where they share one
+    int64_t images;                               // samples of x
+    const float *x_end, *bank_end;
     Axis h, w;
+
+    // Sample b of y is made from the kernels and the input of sample b. `image` says whose input that is; `members`, in
+    // the gradient of x, lists the samples [first[b], first[b + 1]) whose results add up. Either may be null.
+    const int64_t *image, *members, *first;
 
     // The gradient of x is a convolution too: x and y, C and O, filter and channel change places, and so do the axes of
     // the bank. A strided one falls apart into one convolution of stride 1 for each residue of x's positions, with the
@@ -49,6 +56,12 @@ struct Conv {
     TapRange h_taps, w_taps;
     int64_t T_bank;                          // taps of the bank
     int64_t y_map, y_row, y_column;          // from one map, row, column of y to the next
+
+    CONVARY_INLINE int64_t terms(int64_t b) const { return first == nullptr ? 1 : first[b + 1] - first[b]; }
+    CONVARY_INLINE int64_t term(int64_t b, int64_t i) const { return first == nullptr ? b : members[first[b] + i]; }
+    CONVARY_INLINE int64_t source(int64_t sample) const { return image == nullptr ? sample : image[sample]; }
+    // Whether a result is complete after one block of input channels, so that sums need not be kept.
+    CONVARY_INLINE bool at_once(int64_t channels) const { return channels >= Cg() && first == nullptr; }
 
     CONVARY_INLINE int64_t T() const { return h.taps * w.taps; }
     // Tap (i, j) by its place in the bank, whose rows of taps are as long as T_bank says.
@@ -65,6 +78,7 @@ struct Conv {
 struct Blocks {
     bool depthwise;    // one input and one output channel per group: a stencil, `panel` channels an item
     bool direct;       // x is read where it lies: 1x1 at stride 1 without padding
+    bool thin;         // 1x1 kernels of few channels, given per sample: positions in the lanes
     bool pack_bank;    // pack a tile of the K kernels once and mix it for every sample of the item
     int64_t samples, rows, columns, panels, channels;
     int64_t panel;     // output channels of a panel: two vectors
@@ -90,7 +104,8 @@ struct ConvScratch {
 };
 
 // The gradient of the bank and what the gradients of the coefficients are made of. A work item forms the gradient of
-// the mixed weights of some panels x `channels` input channels, sample by sample, in cache.
+// the mixed weights of some panels x `channels` input channels, sample by sample, in cache; where each sample has a bank
+// of its own, that is the result, and each sample has its own items.
 struct ConvGrad {
     Conv conv;
     const float* grad_y;
@@ -99,11 +114,13 @@ struct ConvGrad {
     float* part_tap;      // (items, B, K, T), without tap
     float* part_filter;   // (c_blocks, B, K, O), without filter (depthwise: nor channel), or null
     float* part_channel;  // (o_blocks, B, K, C), without channel, or null; unused in a depthwise convolution
-    bool depthwise;
+    bool depthwise, thin;
     int64_t panel, panels, channels, rows, columns, o_blocks, c_blocks;  // blocks within a group
     int64_t width;  // channels of a packed position: whole vectors
 
-    CONVARY_INLINE int64_t items() const { return (depthwise ? 1 : conv.G) * o_blocks * c_blocks; }
+    CONVARY_INLINE int64_t items() const {
+        return (depthwise ? 1 : conv.G) * o_blocks * c_blocks * (conv.bank_step == 0 ? 1 : conv.B);
+    }
 };
 
 struct GradScratch {

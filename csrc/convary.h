@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 // Raised with every change of a signature or of a meaning below; convary.ops.native refuses any other number.
-#define CONVARY_ABI_VERSION 2
+#define CONVARY_ABI_VERSION 3
 
 #define CONVARY_API __attribute__((visibility("default")))
 
@@ -27,7 +27,8 @@ enum {
     CONVARY_NO_ISA = 6,         // CONVARY_ISA names something that this library or CPU does not have
     CONVARY_THREADS = 7,        // the caller's parallel_for failed
     CONVARY_BAD_GEOMETRY = 8,   // groups, kernel, stride, dilation or coefficient rows make no convolution
-    CONVARY_NO_MEMORY = 9       // there is no memory for a block of the work
+    CONVARY_NO_MEMORY = 9,      // there is no memory for a block of the work
+    CONVARY_BAD_INDEX = 10      // an index names an image that x does not have
 };
 
 // Runs [begin, end) of the work; called from several threads with ranges that do not overlap.
@@ -54,7 +55,7 @@ CONVARY_API void convary_set_parallel_for(convary_parallel_for_fn fn);
 CONVARY_API int32_t convary_mix_kernels_f32(const float* bank, const float* coeff, float* out, int64_t K, int64_t N,
                                             int64_t B);
 
-// The sizes of a mixed convolution. A line (1-D) is a map one row high.
+// The sizes of a convolution. A line (1-D) is a map one row high.
 typedef struct {
     int64_t B, C, H, W;  // x (B, C, H, W)
     int64_t O, K, G;     // bank (K, O, C / G, kernel_h, kernel_w)
@@ -94,6 +95,21 @@ CONVARY_API int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* s
                                                      const float* filter, const float* channel, const float* tap,
                                                      float* grad_bank, float* part_tap, float* part_filter,
                                                      float* part_channel);
+
+// A convolution with kernels given per sample. In the sizes K counts the kernels, weight (K, O, C / G, kernel_h,
+// kernel_w), and so the samples of y; the rows of factors are 1, those of the bias 1 or K.
+// y[n, o, p] = bias[n, o] + sum_c sum_t weight[n, o, c, t] x[index[n], c, p * stride + t * dilation - pad]
+// y (K, O, ...) as above. index (K,) may be NULL: n, and K is B then. Else every number is in [0, B).
+CONVARY_API int32_t convary_sample_conv_f32(const convary_conv_sizes* sizes, const float* x, const float* weight,
+                                            const float* bias, const int64_t* index, float* y);
+
+// The gradient of x (B, C, H, W): of the samples of one image, added up in their order; 0 where an image has none.
+CONVARY_API int32_t convary_sample_conv_grad_x_f32(const convary_conv_sizes* sizes, const float* grad_y,
+                                                   const float* weight, const int64_t* index, float* grad_x);
+
+// The gradient of weight (K, O, C / G, kernel_h, kernel_w).
+CONVARY_API int32_t convary_sample_conv_grad_weight_f32(const convary_conv_sizes* sizes, const float* x,
+                                                        const float* grad_y, const int64_t* index, float* grad_weight);
 
 #ifdef __cplusplus
 }

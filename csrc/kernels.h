@@ -25,7 +25,9 @@ struct MixTile {
     X(mixed_conv_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))            \
     X(mixed_conv_depthwise_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))  \
     X(mixed_conv_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                      \
-    X(mixed_conv_depthwise_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))
+    X(mixed_conv_depthwise_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))            \
+    X(sample_conv_thin_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))      \
+    X(sample_conv_thin_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))
 
 // One row of the dispatch table per instruction set.
 struct Kernels {

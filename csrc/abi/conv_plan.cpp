@@ -17,6 +17,8 @@ constexpr int64_t window_columns = 448;         // of a row longer than a window
 constexpr int64_t most_bank_floats = 1 << 20;   // of a packed tile; with more kernels it is mixed from where it lies
 constexpr int64_t few_positions = 256;          // up to here mixing is dear, and a bank tile is worth packing
 constexpr int64_t few_samples = 4;              // from here on
+constexpr int64_t thin_channels = 32;           // up to here, in and out, 1x1 kernels are broadcast rather than packed
+constexpr int64_t thin_floats = 6 << 10;        // of a window's inputs and results: most of a level-1 cache
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -60,13 +62,25 @@ bool cut_for_reuse(const Conv& conv, int64_t threads, Blocks* blocks) {
     return true;
 }
 
+// 1x1 at stride 1 without padding, of a map that is one row: the inputs can be read where they lie.
+bool in_place(const Conv& conv) {
+    return conv.h.in == 1 && conv.h.out == 1 && conv.h.pad == 0 && conv.w.in == conv.w.out && conv.T() == 1 &&
+           conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == 1;
+}
+
+// Positions of a window, whole vectors; 0 where the convolution is not thin.
+int64_t thin_columns(const Conv& conv, int64_t lanes) {
+    if (!in_place(conv) || conv.bank_step == 0 || conv.Cg() > thin_channels || conv.Og() > thin_channels) return 0;
+    return ceil_div(even(conv.w.out, thin_floats / (conv.Cg() + conv.Og())), lanes) * lanes;
+}
+
 void cut_by_sample(const Conv& conv, int64_t threads, Blocks* blocks) {
     const int64_t T = conv.T(), panels = ceil_div(conv.Og(), blocks->panel);
     blocks->samples = 1;
     int64_t channels = weight_floats / blocks->panel / T;
     if (!blocks->direct) channels = least(channels, fit(input_floats, plane(conv, *blocks)));
     blocks->channels = even(conv.Cg(), channels);
-    const bool single = blocks->channels == conv.Cg();
+    const bool single = conv.at_once(blocks->channels);
     blocks->panels = even(panels, single ? panels : sum_floats / (blocks->rows * blocks->columns * blocks->panel));
     const int64_t others = conv.B * conv.G * ceil_div(conv.h.out, blocks->rows) * ceil_div(conv.w.out, blocks->columns);
     while (blocks->panels > 1 && others * ceil_div(panels, blocks->panels) < 4 * threads) {
@@ -79,14 +93,18 @@ void cut_by_sample(const Conv& conv, int64_t threads, Blocks* blocks) {
 Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     Blocks blocks = {};
     blocks.depthwise = conv.Cg() == 1 && conv.Og() == 1;
-    blocks.direct = !blocks.depthwise && conv.h.in == 1 && conv.h.out == 1 && conv.h.pad == 0 && conv.w.in == conv.w.out && conv.T() == 1 &&
-                    conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == 1;
+    blocks.direct = !blocks.depthwise && in_place(conv);
     blocks.panel = blocks.depthwise ? lanes : 2 * lanes;
     cut_window(conv, &blocks);
     if (blocks.depthwise) {
         blocks.samples = blocks.channels = 1;
         blocks.panels = most(1, least(lanes, fit(plane_floats, plane(conv, blocks))));  // maps that go step by step
         blocks.o_blocks = ceil_div(conv.O, lanes);
+    } else if (const int64_t columns = thin_columns(conv, lanes); columns > 0) {
+        blocks.thin = true;
+        blocks.columns = columns;
+        blocks.samples = blocks.panels = blocks.o_blocks = 1;
+        blocks.channels = conv.Cg();
     } else {
         blocks.pack_bank = cut_for_reuse(conv, threads, &blocks);
         if (!blocks.pack_bank) cut_by_sample(conv, threads, &blocks);
@@ -105,8 +123,14 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
     };
     const double together = blocks.pack_bank ? mix_samples : 1, panel = static_cast<double>(blocks.panel);
     const double depth = static_cast<double>(blocks.channels) * static_cast<double>(conv.T());
+    if (blocks.thin) {  // the last vector of the inputs, and the results
+        weights = bank = factors = filter = maps = scale = offsets = 0;
+        inputs = part(depth * panel);
+        sums = part(static_cast<double>(conv.Og() * blocks.columns));
+        return;
+    }
     const double K = static_cast<double>(conv.K), kept = static_cast<double>(blocks.samples * blocks.panels);
-    const bool single = blocks.channels == conv.Cg();
+    const bool single = conv.at_once(blocks.channels);
     // A vector's rows more, where reads may end past the last one.
     const double more = blocks.depthwise ? 8 * panel : panel * panel;
     const double full = static_cast<double>(blocks.channels) * static_cast<double>(conv.T_bank);  // unused taps too
@@ -137,6 +161,12 @@ void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
     grad->width = lanes;
     grad->o_blocks = ceil_div(conv.O, lanes);
     if (grad->depthwise) return;
+    if (const int64_t thin = thin_columns(conv, lanes); thin > 0) {
+        grad->thin = true;
+        grad->columns = thin;
+        grad->o_blocks = 1;
+        return;
+    }
     const int64_t panels = ceil_div(conv.Og(), grad->panel);
     grad->panels = least(panels, 2);
     // Per channel of the block: bank and gradient tiles of K kernels, and the mixed gradients of some samples.
@@ -144,7 +174,8 @@ void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
     int64_t channels = most(1, fit(gradient_floats, each * static_cast<double>(grad->panels)));
     if (channels > lanes) channels = channels / lanes * lanes;
     grad->channels = least(conv.Cg(), channels);
-    while (grad->channels > lanes && conv.G * ceil_div(panels, grad->panels) * ceil_div(conv.Cg(), grad->channels) < 2 * threads) {
+    const int64_t others = conv.bank_step == 0 ? conv.G : conv.G * conv.B;
+    while (grad->channels > lanes && others * ceil_div(panels, grad->panels) * ceil_div(conv.Cg(), grad->channels) < 2 * threads) {
         grad->channels = ceil_div(grad->channels / 2, lanes) * lanes;
     }
     grad->width = ceil_div(grad->channels, lanes) * lanes;
@@ -166,6 +197,11 @@ GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
                         static_cast<double>((conv.h.taps - 1) * conv.h.dilation) + 1;
     const double columns = static_cast<double>(grad.columns - 1) * static_cast<double>(conv.w.stride) +
                            static_cast<double>((conv.w.taps - 1) * conv.w.dilation) + 1;
+    if (grad.thin) {  // partial sums of each weight, and the last vector of inputs and gradients
+        bank = grad_bank = grad_weights = factors = plain = channel = tap = filter = inputs = grads = ones = offsets = 0;
+        sums = part(static_cast<double>(conv.Cg() * conv.Og() + conv.Cg() + conv.Og()) * vector);
+        return;
+    }
     Blocks blocks = {};
     blocks.rows = grad.rows, blocks.columns = grad.columns;
     const double stencil = plane(conv, blocks) + 8 * vector;

@@ -127,6 +127,7 @@ const char* convary_error_text(int32_t code) {
         case CONVARY_THREADS: return "the parallel_for that was given to the library failed";
         case CONVARY_BAD_GEOMETRY: return "groups, kernel, stride, dilation or coefficient rows make no convolution";
         case CONVARY_NO_MEMORY: return "there is no memory for a block of the work";
+        case CONVARY_BAD_INDEX: return "an index names an image that x does not have";
         default: return "unknown error code";
     }
 }

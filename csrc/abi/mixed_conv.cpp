@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// convary_mixed_conv_f32: checks, cuts the work into items, runs them on the caller's threads.
+// The mixed convolution and its gradients: checks, cuts the work into items, runs them on the caller's threads.
 #include <string.h>
 
 #include <atomic>
@@ -8,6 +8,7 @@
 #include "../conv.h"
 #include "../convary.h"
 #include "../kernels.h"
+#include "conv_call.h"
 
 namespace convary {
 namespace {
@@ -30,7 +31,9 @@ void run(int64_t begin, int64_t end, void* context) {
         work.no_memory.store(true, std::memory_order_relaxed);
         return;
     }
-    const auto kernel = work.blocks.depthwise ? work.kernels->mixed_conv_depthwise_f32 : work.kernels->mixed_conv_f32;
+    const auto kernel = work.blocks.depthwise ? work.kernels->mixed_conv_depthwise_f32
+                        : work.blocks.thin    ? work.kernels->sample_conv_thin_f32
+                                              : work.kernels->mixed_conv_f32;
     for (int64_t i = begin; i < end; ++i) kernel(work.conv, work.blocks, i, scratch);
 }
 
@@ -46,6 +49,8 @@ int32_t check_axis(Axis* axis) {
     return CONVARY_OK;
 }
 
+}  // namespace
+
 int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv) {
     const int64_t all[] = {sizes.B, sizes.C, sizes.H, sizes.W, sizes.O, sizes.K, sizes.G, sizes.kernel_h, sizes.kernel_w,
                            sizes.stride_h, sizes.stride_w, sizes.pad_h, sizes.pad_w, sizes.dilation_h, sizes.dilation_w,
@@ -59,7 +64,7 @@ int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv) {
         !rows(sizes.channel_rows) || !rows(sizes.tap_rows) || (sizes.bias_rows != 1 && sizes.bias_rows != sizes.B)) {
         return CONVARY_BAD_GEOMETRY;
     }
-    conv->B = sizes.B, conv->C = sizes.C, conv->O = sizes.O, conv->K = sizes.K, conv->G = sizes.G;
+    conv->B = conv->images = sizes.B, conv->C = sizes.C, conv->O = sizes.O, conv->K = sizes.K, conv->G = sizes.G;
     conv->filter_rows = sizes.filter_rows, conv->channel_rows = sizes.channel_rows, conv->tap_rows = sizes.tap_rows;
     conv->bias_step = sizes.bias_rows == 1 ? 0 : sizes.O;
     conv->h = {sizes.H, 0, sizes.kernel_h, sizes.stride_h, sizes.pad_h, sizes.dilation_h, 1};
@@ -72,6 +77,8 @@ int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv) {
     return check_axis(&conv->w);
 }
 
+namespace {
+
 // (a, b, c, d) elements; a null pointer means none where the tensor is optional.
 int32_t check_tensor(const void* data, bool optional, int64_t a, int64_t b, int64_t c, int64_t d, Extent* result) {
     if (optional && data == nullptr) {
@@ -81,16 +88,19 @@ int32_t check_tensor(const void* data, bool optional, int64_t a, int64_t b, int6
     return extent(data, a * b, c * d, result);  // each size is below 2^31
 }
 
-// With `transposed` x and y hold the gradient of y and x: their shapes change places.
-int32_t check_tensors(const Conv& conv, bool transposed, int64_t bias_rows, Extent* y) {
+}  // namespace
+
+int32_t check_tensors(Conv* call, bool transposed, int64_t bias_rows, Extent* y) {
+    const Conv& conv = *call;
     const int64_t Cg = conv.Cg();
     int64_t in = conv.h.in * conv.w.in, out = 0, kernel = 0;
     if (__builtin_mul_overflow(Cg, conv.T(), &kernel)) return CONVARY_SIZE_OVERFLOW;
     if (__builtin_mul_overflow(conv.h.out, conv.w.out, &out)) return CONVARY_SIZE_OVERFLOW;
-    const int64_t features = conv.B * conv.C, results = conv.B * conv.O;
+    const int64_t banks = conv.bank_step == 0 ? 1 : conv.B;  // K is 1 where there are several
+    const int64_t features = conv.images * conv.C, results = conv.B * conv.O;
     Extent inputs[7] = {};
     int32_t code = extent(conv.x, transposed ? results : features, transposed ? out : in, &inputs[0]);
-    if (code == CONVARY_OK) code = extent(conv.bank, conv.K * conv.O, kernel, &inputs[1]);
+    if (code == CONVARY_OK) code = extent(conv.bank, banks * conv.K * conv.O, kernel, &inputs[1]);
     if (code == CONVARY_OK) code = check_tensor(conv.kernel, true, conv.B, conv.K, 1, 1, &inputs[2]);
     if (code == CONVARY_OK) code = check_tensor(conv.filter, true, conv.B, conv.filter_rows, 1, conv.O, &inputs[3]);
     if (code == CONVARY_OK) code = check_tensor(conv.channel, true, conv.B, conv.channel_rows, 1, conv.C, &inputs[4]);
@@ -103,10 +113,13 @@ int32_t check_tensors(const Conv& conv, bool transposed, int64_t bias_rows, Exte
         if (code == CONVARY_OK && overlap(*y, input)) code = CONVARY_OVERLAP;
     }
     if (code == CONVARY_OK && kernels() == nullptr) code = CONVARY_NO_ISA;
+    if (code == CONVARY_OK) call->bank_end = conv.bank + inputs[1].count;
     // Without channels (or kernels) there is nothing to sum; nobody asks for that.
     if (code == CONVARY_OK && (conv.C == 0 || conv.K == 0 || conv.O == 0) && y->count > 0) code = CONVARY_BAD_GEOMETRY;
     return code;
 }
+
+namespace {
 
 // A 1x1 convolution that touches every input once sees a map as one row.
 void flatten(Conv* conv) {
@@ -116,6 +129,8 @@ void flatten(Conv* conv) {
     conv->h.in = conv->h.out = 1;
     conv->y_row = conv->w.in;
 }
+
+}  // namespace
 
 int32_t execute(Conv conv, int64_t threads) {
     flatten(&conv);
@@ -127,12 +142,15 @@ int32_t execute(Conv conv, int64_t threads) {
     if (!scratch.fits) return CONVARY_NO_MEMORY;
     work.scratch = scratch.total();
     const int64_t items = work.blocks.items(conv);
-    const double outputs = static_cast<double>(conv.B * conv.O) * static_cast<double>(conv.P());
+    const int64_t samples = conv.first == nullptr ? conv.B : conv.first[conv.B];
+    const double outputs = static_cast<double>(samples * conv.O) * static_cast<double>(conv.P());
     const double products = outputs * static_cast<double>(conv.Cg() * conv.T());
     const double grain = grain_products * static_cast<double>(items) / products;
     const int32_t code = parallel_for(items, grain <= 1.0 ? 1 : static_cast<int64_t>(grain) + 1, run, &work);
     return code == CONVARY_OK && work.no_memory.load() ? CONVARY_NO_MEMORY : code;
 }
+
+namespace {
 
 // The axis of the transposed convolution that makes the positions congruent to `residue` modulo the stride. False
 // where no tap reaches them: their gradient is 0.
@@ -151,6 +169,8 @@ bool transpose_axis(const Axis& axis, int64_t residue, int64_t tap_step, Axis* r
     *taps = {(first + (count - 1) * axis.period) * tap_step, -axis.period * tap_step};
     return true;
 }
+
+}  // namespace
 
 int32_t execute_grad_x(const Conv& conv, int64_t threads) {
     Conv back = conv;
@@ -174,6 +194,8 @@ int32_t execute_grad_x(const Conv& conv, int64_t threads) {
     return CONVARY_OK;
 }
 
+namespace {
+
 struct GradWork {
     ConvGrad grad;
     const Kernels* kernels;
@@ -189,9 +211,32 @@ void run_grad(int64_t begin, int64_t end, void* context) {
         return;
     }
     const auto kernel = work.grad.depthwise ? work.kernels->mixed_conv_depthwise_weights_f32
+                        : work.grad.thin    ? work.kernels->sample_conv_thin_weights_f32
                                             : work.kernels->mixed_conv_weights_f32;
     for (int64_t i = begin; i < end; ++i) kernel(work.grad, i, scratch);
 }
+
+}  // namespace
+
+int32_t execute_weights(const ConvGrad& grad) {
+    GradWork work = {};
+    work.grad = grad;
+    work.kernels = kernels();
+    const GradScratch scratch(grad, work.kernels->lanes);
+    if (!scratch.fits) return CONVARY_NO_MEMORY;
+    work.scratch = scratch.total();
+    const int32_t code = parallel_for(grad.items(), 1, run_grad, &work);
+    return code == CONVARY_OK && work.no_memory.load() ? CONVARY_NO_MEMORY : code;
+}
+
+void plan_weights(ConvGrad* grad, int64_t threads) {
+    Conv& conv = grad->conv;
+    conv.y_map = conv.P(), conv.y_row = conv.w.out, conv.y_column = 1;
+    flatten(&conv);
+    cut_weights(grad, kernels()->lanes, threads < 1 ? 1 : threads);
+}
+
+namespace {
 
 // A plan that both entries below make alike: threads and sizes decide it.
 int32_t plan_grad(const convary_conv_sizes& sizes, ConvGrad* grad) {
@@ -202,10 +247,7 @@ int32_t plan_grad(const convary_conv_sizes& sizes, ConvGrad* grad) {
     int64_t kernel = 0, out = 0;
     if (__builtin_mul_overflow(grad->conv.Cg(), grad->conv.T(), &kernel)) return CONVARY_SIZE_OVERFLOW;
     if (__builtin_mul_overflow(grad->conv.h.out, grad->conv.w.out, &out)) return CONVARY_SIZE_OVERFLOW;
-    Conv& conv = grad->conv;
-    conv.y_map = conv.P(), conv.y_row = conv.w.out, conv.y_column = 1;
-    flatten(&conv);
-    cut_weights(grad, kernels()->lanes, sizes.threads < 1 ? 1 : sizes.threads);
+    plan_weights(grad, sizes.threads);
     return CONVARY_OK;
 }
 
@@ -251,7 +293,7 @@ int32_t convary_mixed_conv_f32(const convary_conv_sizes* sizes, const float* x, 
     conv.bias = bias, conv.y = y;
     Extent out = {};
     int32_t code = check_sizes(*sizes, &conv);
-    if (code == CONVARY_OK) code = check_tensors(conv, false, sizes->bias_rows, &out);
+    if (code == CONVARY_OK) code = check_tensors(&conv, false, sizes->bias_rows, &out);
     if (code != CONVARY_OK || out.count == 0) return code;
     expect_fresh(out);
     conv.y_map = conv.P(), conv.y_row = conv.w.out, conv.y_column = 1;
@@ -268,7 +310,7 @@ int32_t convary_mixed_conv_grad_x_f32(const convary_conv_sizes* sizes, const flo
     conv.y = grad_x;
     Extent out = {};
     int32_t code = check_sizes(*sizes, &conv);
-    if (code == CONVARY_OK) code = check_tensors(conv, true, sizes->bias_rows, &out);
+    if (code == CONVARY_OK) code = check_tensors(&conv, true, sizes->bias_rows, &out);
     if (code != CONVARY_OK || out.count == 0) return code;
     expect_fresh(out);
     return execute_grad_x(conv, sizes->threads);
@@ -290,8 +332,7 @@ int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const 
                                          float* part_filter, float* part_channel) {
     using namespace convary;
     if (sizes == nullptr) return CONVARY_NULL_POINTER;
-    GradWork work = {};
-    ConvGrad& grad = work.grad;
+    ConvGrad grad = {};
     int32_t code = plan_grad(*sizes, &grad);
     if (code != CONVARY_OK) return code;
     Conv& conv = grad.conv;
@@ -300,10 +341,7 @@ int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const 
     grad.part_tap = part_tap, grad.part_filter = part_filter, grad.part_channel = part_channel;
     code = check_grads(grad);
     if (code != CONVARY_OK) return code;
-    work.kernels = kernels();
-    const GradScratch scratch(grad, work.kernels->lanes);
-    if (!scratch.fits) return CONVARY_NO_MEMORY;
-    work.scratch = scratch.total();
-    code = parallel_for(grad.items(), 1, run_grad, &work);
-    return code == CONVARY_OK && work.no_memory.load() ? CONVARY_NO_MEMORY : code;
+    conv.x_end = x + conv.B * conv.C * conv.h.in * conv.w.in;
+    conv.bank_end = bank + conv.K * conv.O * conv.Cg() * conv.T();
+    return execute_weights(grad);
 }

@@ -9,13 +9,14 @@ namespace {
 
 constexpr int64_t unroll = 4;  // vectors of accumulators
 
-// sums[i] = start + sum_t weights[taps[t] * lanes] * inputs[offsets[t] + i] for i in [0, n), up to unroll vectors more.
+// sums[i] = start + sum_t weights[taps[t] * lanes] * inputs[offsets[t] + i] for i in [0, n), up to unroll vectors more;
+// with `add` what is there is the start.
 void stencil(const float* weights, const int64_t* taps, const int64_t* offsets, int64_t T, const float* inputs, float start, int64_t n,
-             float* sums) {
+             float* sums, bool add) {
     for (int64_t i = 0; i < n; i += unroll * lanes) {
         vec sum[unroll];
 #pragma GCC unroll 4
-        for (int64_t v = 0; v < unroll; ++v) sum[v] = broadcast(start);
+        for (int64_t v = 0; v < unroll; ++v) sum[v] = add ? load(sums + i + v * lanes) : broadcast(start);
         for (int64_t t = 0; t < T; ++t) {
             const float weight = weights[taps[t] * lanes];
             const float* from = inputs + offsets[t] + i;
@@ -81,22 +82,32 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
     Conv without = conv;
     without.channel = nullptr;
     mixing_factors(without, b, 0, 0, 1, all_taps, T, T, 1, factors);
-    const Rows rows = {conv.bank + c * T, conv.bank + conv.K * conv.O * T, conv.K, conv.O * T, T, count};
-    mix_transposed(rows, T, factors, T, filtered ? filter : nullptr, lanes, nullptr, weights, lanes);
+    const auto mix = [&](int64_t sample) {
+        const Rows rows = {conv.bank + sample * conv.bank_step + c * T, conv.bank_end, conv.K, conv.O * T, T, count};
+        mix_transposed(rows, T, factors, T, filtered ? filter : nullptr, lanes, nullptr, weights, lanes);
+    };
+    const int64_t terms = conv.terms(b);
+    if (terms == 1) mix(conv.term(b, 0));
 
     const int64_t n = (window.rows - 1) * window.pitch + window.columns;
     // A few maps step by step together: reading what was only just written, in other pieces, would stall.
     const int64_t room = window.plane + unroll * lanes;
     for (int64_t r0 = 0; r0 < count; r0 += blocks.panels) {
         const int64_t maps = least(blocks.panels, count - r0), first = b * conv.C + c + r0;
-        for (int64_t r = 0; r < maps; ++r) {
-            pack_plane(conv, window, conv.x + (first + r) * conv.h.in * conv.w.in, inputs + r * window.plane);
+        for (int64_t term = 0; term < terms; ++term) {
+            const int64_t sample = conv.term(b, term);
+            const float* x = conv.x + (conv.source(sample) * conv.C + c + r0) * conv.h.in * conv.w.in;
+            if (terms > 1) mix(sample);
+            for (int64_t r = 0; r < maps; ++r) {
+                pack_plane(conv, window, x + r * conv.h.in * conv.w.in, inputs + r * window.plane);
+            }
+            for (int64_t r = 0; r < maps; ++r) {
+                const float start = conv.bias == nullptr ? 0.0f : conv.bias[b * conv.bias_step + c + r0 + r];
+                stencil(weights + r0 + r, taps, offsets, conv.T(), inputs + r * window.plane, start, n, sums + r * room,
+                        term > 0);
+            }
         }
-        for (int64_t r = 0; r < maps; ++r) {
-            const float start = conv.bias == nullptr ? 0.0f : conv.bias[b * conv.bias_step + c + r0 + r];
-            stencil(weights + r0 + r, taps, offsets, conv.T(), inputs + r * window.plane, start, n, sums + r * room);
-        }
-        for (int64_t r = 0; r < maps; ++r) {
+        for (int64_t r = 0; r < maps && terms > 0; ++r) {
             float* y = conv.y + (first + r) * conv.y_map + row * conv.y_row + column * conv.y_column;
             put_rows(conv, window, sums + r * room, y);
         }

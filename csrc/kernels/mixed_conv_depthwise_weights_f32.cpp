@@ -24,6 +24,13 @@ void correlate(const float* grads, const float* inputs, const int64_t* offsets, 
     }
 }
 
+// to[r, t] = from[t * step + r]
+void put_columns(const float* from, int64_t step, int64_t T, int64_t count, float* to) {
+    for (int64_t r = 0; r < count; ++r) {
+        for (int64_t t = 0; t < T; ++t) to[r * T + t] = from[t * step + r];
+    }
+}
+
 }  // namespace
 
 void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
@@ -34,17 +41,19 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
     float *tap = channel + size.channel, *filter = tap + size.tap, *inputs = filter + size.filter;
     float *grads = inputs + size.inputs, *ones = grads + size.grads, *sums = ones + size.ones;
     int64_t *all_taps = reinterpret_cast<int64_t*>(sums + size.sums), *offsets = all_taps + conv.T();
-    const int64_t c0 = item * lanes, count = least(lanes, conv.C - c0), T = conv.T(), K = conv.K;
+    const bool own = conv.bank_step != 0;  // the sample's own bank, whose gradient is that of the weights
+    const int64_t c0 = item % grad.o_blocks * lanes, count = least(lanes, conv.C - c0), T = conv.T(), K = conv.K;
+    const int64_t b0 = own ? item / grad.o_blocks : 0, b1 = own ? b0 + 1 : conv.B;
     const int64_t map = conv.h.in * conv.w.in;
     for (int64_t i = 0; i < size.ones; ++i) ones[i] = 1.0f;
     for (int64_t t = 0; t < T; ++t) all_taps[t] = t;
-    for (int64_t k = 0; k < K; ++k) {
-        const Rows rows = {conv.bank + (k * conv.O + c0) * T, conv.bank + K * conv.O * T, 1, 0, T, count};
+    for (int64_t k = 0; k < K && !own; ++k) {
+        const Rows rows = {conv.bank + (k * conv.O + c0) * T, conv.bank_end, 1, 0, T, count};
         mix_transposed(rows, T, ones, 0, nullptr, lanes, nullptr, bank + k * lanes, K * lanes);
     }
     clear(grad_bank, T * K * lanes);
     clear(inputs, size.inputs);  // what is read past a window meets zeros of the gradient, but must be a number
-    for (int64_t b = 0; b < conv.B; ++b) {
+    for (int64_t b = b0; b < b1; ++b) {
         clear(dots, T * lanes * lanes);
         for (int64_t row = 0; row < conv.h.out; row += grad.rows) {
             for (int64_t column = 0; column < conv.w.out; column += grad.columns) {
@@ -54,7 +63,7 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
                 const int64_t n = ceil_div((window.rows - 1) * window.pitch + window.columns, unroll * lanes) * unroll * lanes;
                 clear(grads, n);
                 for (int64_t r = 0; r < count; ++r) {
-                    pack_plane(conv, window, conv.x + (b * conv.C + c0 + r) * map, inputs);
+                    pack_plane(conv, window, conv.x + (conv.source(b) * conv.C + c0 + r) * map, inputs);
                     const float* from = grad.grad_y + (b * conv.C + c0 + r) * conv.P() + row * conv.w.out + column;
                     for (int64_t i = 0; i < window.rows; ++i) {
                         copy(grads + i * window.pitch, from + i * conv.w.out, window.columns);
@@ -71,6 +80,10 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
             for (int64_t r = 0; r < lanes; ++r) sum += rows[r];
             store(dots + t * lanes, sum);
         }
+        if (own) {
+            put_columns(dots, lanes, T, count, grad.grad_bank + (b * conv.O + c0) * T);
+            return;
+        }
         Conv part = conv;
         part.channel = nullptr;
         mixing_factors(part, b, 0, 0, 1, all_taps, T, 1, K, factors);
@@ -86,11 +99,7 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
         spread_gradient(call, 1, filtered);
     }
     for (int64_t k = 0; k < K; ++k) {
-        for (int64_t r = 0; r < count; ++r) {
-            for (int64_t t = 0; t < T; ++t) {
-                grad.grad_bank[(k * conv.O + c0 + r) * T + t] = grad_bank[(t * K + k) * lanes + r];
-            }
-        }
+        put_columns(grad_bank + k * lanes, K * lanes, T, count, grad.grad_bank + (k * conv.O + c0) * T);
     }
 }
 

@@ -3,6 +3,7 @@
 //
 // Per block of input channels: the weights of a panel are mixed into cache, from the bank's rows or from a tile of the
 // bank packed once for all samples of the item, and multiplied with the inputs at once. No mixed kernel is ever whole.
+// Kernels given per sample are banks of one kernel.
 #include "../kernels.h"
 #include "conv_parts.h"
 
@@ -13,7 +14,7 @@ class Item {
 public:
     Item(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch)
         : conv(conv), blocks(blocks), window(window_of(conv, blocks, item)), positions(window.rows * window.columns),
-          single(blocks.channels >= conv.Cg()) {
+          single(conv.at_once(blocks.channels)), own(conv.bank) {
         const int64_t o_block = item / (blocks.column_blocks * blocks.row_blocks * blocks.b_blocks);
         g = o_block / blocks.o_blocks;
         o0 = o_block % blocks.o_blocks * blocks.panels * blocks.panel;
@@ -25,12 +26,16 @@ public:
 
     void run() {
         const int64_t together = blocks.pack_bank ? mix_samples : 1;
-        for (c0 = 0; c0 < conv.Cg(); c0 += blocks.channels) {
-            channels = least(blocks.channels, conv.Cg() - c0);
-            depth = channels * conv.T();
-            find_offsets();
-            if (blocks.pack_bank) pack_bank();
-            for (int64_t b = b0; b < b1; b += together) serve(b, least(together, b1 - b));
+        const int64_t terms = conv.terms(b0);  // where there are several, an item has one sample
+        for (term = 0; term < terms; ++term) {
+            for (c0 = 0; c0 < conv.Cg(); c0 += blocks.channels) {
+                channels = least(blocks.channels, conv.Cg() - c0);
+                depth = channels * conv.T();
+                last = term + 1 == terms && c0 + channels == conv.Cg();
+                find_offsets();
+                if (blocks.pack_bank) pack_bank();
+                for (int64_t b = b0; b < b1; b += together) serve(b, least(together, b1 - b));
+            }
         }
     }
 
@@ -39,8 +44,10 @@ private:
     const Blocks& blocks;
     const Window window;
     const int64_t positions;
-    const bool single;  // all input channels in one block: sums need not be kept
-    int64_t g, o0, o1, b0, b1, c0, channels, depth;
+    const bool single;  // one block makes the whole result: sums need not be kept
+    const float* own;   // the bank of the sample in work
+    int64_t g, o0, o1, b0, b1, c0, channels, depth, term;
+    bool last;
     float *weights, *bank, *factors, *filter, *inputs, *sums, *maps, *scale, *shift;
     int64_t *offsets, *taps, *places, *all_taps;  // of the depth; of the bank, in use; where each tap of the bank goes, or -1
 
@@ -97,16 +104,16 @@ private:
     void mix_bank(int64_t panel, int64_t first, int64_t K, const float* factors, int64_t factor_step,
                   const float* filter, float* out, int64_t out_step) const {
         const int64_t begin = panel_begin(panel), T = conv.T_bank;
-        Rows rows = {nullptr, conv.bank + conv.K * kernel_step(), K, kernel_step(), 0, count(panel)};
+        Rows rows = {nullptr, conv.bank_end, K, kernel_step(), 0, count(panel)};
         if (!conv.transposed) {
-            rows.rows = conv.bank + first * kernel_step() + ((g * conv.Og() + begin) * conv.Cg() + c0) * T;
+            rows.rows = own + first * kernel_step() + ((g * conv.Og() + begin) * conv.Cg() + c0) * T;
             rows.row_step = conv.Cg() * T;
             mix_transposed(rows, depth, factors, factor_step, filter, width(panel), nullptr, out, out_step);
             return;
         }
         rows.row_step = T;
         for (int64_t c = 0; c < channels; ++c) {
-            rows.rows = conv.bank + first * kernel_step() + ((g * conv.Cg() + c0 + c) * conv.Og() + begin) * T;
+            rows.rows = own + first * kernel_step() + ((g * conv.Cg() + c0 + c) * conv.Og() + begin) * T;
             mix_transposed(rows, T, factors + c * T, factor_step, filter, width(panel), places,
                            out + c * conv.T() * out_step, out_step);
         }
@@ -126,6 +133,7 @@ private:
 
     // Samples [b, b + samples): pack their inputs, then panel by panel mix, multiply and, after the last block, store.
     void serve(int64_t b, int64_t samples) {
+        own = conv.bank + conv.term(b, term) * conv.bank_step;
         for (int64_t s = 0; s < samples; ++s) {
             if (!blocks.direct) pack_inputs(b + s, inputs + s * blocks.channels * window.plane);
             float* to = factors + s * conv.K * depth;
@@ -143,13 +151,16 @@ private:
                 const float* x = blocks.direct ? map(b + s) + window.column
                                                : inputs + s * blocks.channels * window.plane;
                 multiply(weights + s * depth * width(panel), offsets, depth, x, window.pitch, window.rows,
-                         window.columns, width(panel), acc, c0 > 0);
-                if (c0 + channels == conv.Cg()) finish(b + s, panel, acc);
+                         window.columns, width(panel), acc, term + c0 > 0);
+                if (last) finish(b + s, panel, acc);
             }
         }
     }
 
-    const float* map(int64_t b) const { return conv.x + (b * conv.C + g * conv.Cg() + c0) * conv.h.in * conv.w.in; }
+    const float* map(int64_t b) const {
+        const int64_t channel = conv.source(conv.term(b, term)) * conv.C + g * conv.Cg() + c0;
+        return conv.x + channel * conv.h.in * conv.w.in;
+    }
 
     void pack_inputs(int64_t b, float* to) const {
         for (int64_t c = 0; c < channels; ++c) {

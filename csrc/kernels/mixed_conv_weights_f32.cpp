@@ -14,7 +14,7 @@ public:
     WeightItem(const ConvGrad& grad, int64_t item, float* scratch) : grad(grad), conv(grad.conv), item(item) {
         cb = item % grad.c_blocks;
         ob = item / grad.c_blocks % grad.o_blocks;
-        g = item / (grad.c_blocks * grad.o_blocks);
+        g = item / (grad.c_blocks * grad.o_blocks) % conv.G;
         c0 = cb * grad.channels;
         channels = least(grad.channels, conv.Cg() - c0);
         depth = channels * conv.T();
@@ -41,10 +41,11 @@ public:
     }
 
     void run() {
+        if (conv.bank_step != 0) return run_own(item / (grad.c_blocks * grad.o_blocks * conv.G));
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
             for (int64_t k = 0; k < conv.K; ++k) {
-                Rows rows = {bank_row(panel, k), conv.bank + conv.K * kernel_step(), 1, 0, row_step(), count(panel)};
+                Rows rows = {bank_row(panel, k), conv.bank_end, 1, 0, row_step(), count(panel)};
                 mix_transposed(rows, depth, ones, 0, nullptr, n, nullptr, tile(bank, panel) + k * n, conv.K * n);
             }
             clear(tile(grad_bank, panel), depth * conv.K * n);
@@ -74,14 +75,32 @@ private:
     // Gradient of the mixed weights of one sample of those served together: (T, channels, width).
     float* mixed(int64_t panel, int64_t s) const { return weights + (panel * mix_samples + s) * depth * grad.panel; }
 
+    // The gradient of the kernels of sample b alone.
+    void run_own(int64_t b) {
+        correlate(b, 0);
+        for (int64_t i = 0; i < grad.panel; ++i) sums[i] = 1.0f, sums[grad.panel + i] = 0.0f;
+        for (int64_t panel = 0; panel < panels(); ++panel) {
+            const int64_t n = width(panel), T = conv.T();
+            for (int64_t d = 0; d < depth; ++d) {  // (T, channels) to (channels, T)
+                copy(bank + d * n, mixed(panel, 0) + (d % T * channels + d / T) * n, n);
+            }
+            float* to = grad.grad_bank + b * conv.bank_step + first(panel) * row_step() + c0 * T;
+            store_maps(bank, n, depth, count(panel), sums, sums + grad.panel, to, row_step());
+        }
+    }
+
+    void correlate(int64_t b, int64_t s) {
+        for (int64_t row = 0; row < conv.h.out; row += grad.rows) {
+            for (int64_t column = 0; column < conv.w.out; column += grad.columns) {
+                add_window(b, s, row, least(grad.rows, conv.h.out - row), column,
+                           least(grad.columns, conv.w.out - column));
+            }
+        }
+    }
+
     void serve(int64_t b, int64_t samples) {
         for (int64_t s = 0; s < samples; ++s) {
-            for (int64_t row = 0; row < conv.h.out; row += grad.rows) {
-                for (int64_t column = 0; column < conv.w.out; column += grad.columns) {
-                    add_window(b + s, s, row, least(grad.rows, conv.h.out - row), column,
-                               least(grad.columns, conv.w.out - column));
-                }
-            }
+            correlate(b + s, s);
             Conv part = conv;
             mixing_factors(part, b + s, g, c0, channels, all_taps, conv.T(), 1, conv.K, factors + s * depth * conv.K);
             part.kernel = nullptr;
@@ -123,8 +142,8 @@ private:
     // inputs[row, column, channel] with the window's zero padding.
     void pack_inputs(int64_t b, int64_t row, int64_t rows, int64_t column, int64_t columns) {
         const int64_t map = conv.h.in * conv.w.in;
-        const float* maps = conv.x + (b * conv.C + g * conv.Cg() + c0) * map;
-        const float* end = conv.x + conv.B * conv.C * map;
+        const float* maps = conv.x + (conv.source(b) * conv.C + g * conv.Cg() + c0) * map;
+        const float* end = conv.x_end;
         const int64_t height = (rows - 1) * conv.h.stride + (conv.h.taps - 1) * conv.h.dilation + 1;
         const int64_t needed = (columns - 1) * conv.w.stride + (conv.w.taps - 1) * conv.w.dilation + 1;
         const int64_t top = row * conv.h.stride - conv.h.pad, left = column * conv.w.stride - conv.w.pad;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convary.errors import ConfigError, nearest
-from convary.ops import cost, mixed, native, native_conv, sample
+from convary.ops import cost, mixed, native, native_conv, native_sample, sample
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import autocasting, check_conv, resolve
 from convary.ops.strategy import decide, describe
@@ -98,7 +98,7 @@ def explain(
         obstacle = native_conv.obstacle(x, kernels, coeffs)
     else:
         sample.check_kernels(x, kernels, bias, index)
-        batch = kernels.shape[0]
+        batch, obstacle = kernels.shape[0], native_sample.obstacle(x, kernels)
     problem = describe(name, x, kernels, resolved, batch=batch, training=training, coeffs=coeffs, obstacle=obstacle)
     table = _TABLES[name]
     chosen = decide(table, problem)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from convary.errors import ConvaryError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 _FILES = {"linux": "libconvary.so", "darwin": "libconvary.so"}
 _TORCH_FILES = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib"}
 
@@ -36,6 +36,9 @@ class Library:
     mixed_conv_grad_x: Callable[..., int]
     mixed_conv_grad_blocks: Callable[..., int]
     mixed_conv_grad_bank: Callable[..., int]
+    sample_conv: Callable[..., int]
+    sample_conv_grad_x: Callable[..., int]
+    sample_conv_grad_weight: Callable[..., int]
     error_text: Callable[[int], bytes]
 
 
@@ -167,6 +170,9 @@ def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
     handle.convary_mixed_conv_grad_x_f32.argtypes = [ctypes.c_void_p] * 8
     handle.convary_mixed_conv_grad_blocks.argtypes = [ctypes.c_void_p] * 2
     handle.convary_mixed_conv_grad_bank_f32.argtypes = [ctypes.c_void_p] * 12
+    handle.convary_sample_conv_f32.argtypes = [ctypes.c_void_p] * 6
+    handle.convary_sample_conv_grad_x_f32.argtypes = [ctypes.c_void_p] * 5
+    handle.convary_sample_conv_grad_weight_f32.argtypes = [ctypes.c_void_p] * 5
     names = handle.convary_isas().decode()
     picked = handle.convary_cpu_isa()
     if picked is None:
@@ -180,6 +186,9 @@ def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
         mixed_conv_grad_x=handle.convary_mixed_conv_grad_x_f32,
         mixed_conv_grad_blocks=handle.convary_mixed_conv_grad_blocks,
         mixed_conv_grad_bank=handle.convary_mixed_conv_grad_bank_f32,
+        sample_conv=handle.convary_sample_conv_f32,
+        sample_conv_grad_x=handle.convary_sample_conv_grad_x_f32,
+        sample_conv_grad_weight=handle.convary_sample_conv_grad_weight_f32,
         error_text=handle.convary_error_text,
     )
 

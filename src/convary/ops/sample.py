@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convary.errors import DeviceError, DtypeError, ShapeError
+from convary.ops import native_conv, native_sample
 from convary.ops.geometry import Geometry, Size, autocasting, check_bias, check_conv, resolve
 from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, inside_functorch, is_traced
 
@@ -56,15 +57,19 @@ def sample_conv(
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
     """``sample_conv`` after its checks."""
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    traced = is_traced(x, weight)
+    obstacle = None if traced else native_sample.obstacle(x, weight)
 
     def problem() -> Problem:
-        return describe("sample_conv", x, weight, geometry, batch=weight.shape[0], training=training)
+        return describe(
+            "sample_conv", x, weight, geometry, batch=weight.shape[0], training=training, obstacle=obstacle
+        )
 
-    if is_traced(x, weight):
+    if traced:
         return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, weight, bias, geometry, index)
     if weight.shape[0] == 0:
         return empty_batch(x, weight, geometry, weight.shape[1])
-    key = ("sample_conv", x.shape, weight.shape, geometry, training, x.device.type, x.dtype)
+    key = ("sample_conv", x.shape, weight.shape, geometry, training, x.device.type, x.dtype, obstacle)
     return STRATEGIES[choose(STRATEGIES, key, problem)].run(x, weight, bias, geometry, index)
 
 
@@ -195,4 +200,5 @@ STRATEGIES = {
     "grouped": Strategy(needs_fixed_batch, grouped),
     "loop": Strategy(needs_fixed_batch, loop),
     "bmm": Strategy(lambda problem: None, bmm),
+    "native": Strategy(native_conv.why_not, native_sample.run),
 }
