@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 # One torch thread per pytest worker; tests of threading ask for more themselves.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test slow lint format types arch check docs clean
+.PHONY: demo test slow lint format types arch check docs benchmarks clean
 
 demo: $(STAMP)
 	$(BIN)/convary compare --data fashion-mnist-mini --model mobilenet_v2_tiny \
@@ -39,6 +39,14 @@ check: lint types arch
 
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# About half an hour on an otherwise idle machine; docs/benchmarks.md then holds what was measured.
+benchmarks: $(STAMP)
+	$(BIN)/convary bench models --out benchmarks/results
+	$(BIN)/convary bench layers --out benchmarks/results
+	$(BIN)/convary bench models --against grouped --threads 2 --out benchmarks/results
+	$(BIN)/convary bench layers --against grouped --threads 2 --out benchmarks/results
+	$(BIN)/convary bench page --results benchmarks/results --out docs/benchmarks.md
 
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(VENV)

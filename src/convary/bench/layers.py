@@ -106,12 +106,12 @@ class Case:
         return torch.autograd.grad(y, leaves, grad) if self.training else ()
 
     def static(self) -> Grads:
-        """y of the ordinary convolution; its gradients in training."""
+        """The ordinary convolution, and its gradients in training."""
         y = F.conv2d(self.x, self.weight, **self.geometry)
         return y, *self._gradients(y, self.grad, (self.x, self.weight))
 
     def dynamic(self, strategy: str | None = None, samples: int | None = None) -> Grads:
-        """y of the dynamic one, for the first samples or all; the gradients of x, bank and factors in training."""
+        """The dynamic one for the first samples, or all; the gradients of x, bank and factors in training."""
         x, grad = self.x[:samples], self.grad[:samples]
         factors = {name: factor[:samples] for name, factor in self.factors.items()}
         with ops.strategy(strategy or self.strategy):

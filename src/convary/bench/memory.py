@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of a few training steps of one network: ``python -m convary.bench.memory MODEL METHOD BATCH SIZE THREADS``.
+"""Peak memory of training one network: ``python -m convary.bench.memory MODEL METHOD BATCH SIZE THREADS``.
 
 Resident memory, as the operating system counts it: torch's tensors, buffers inside its libraries and ours alike.
 """

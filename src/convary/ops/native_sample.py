@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategy ``native`` of ``sample_conv``: a kernel per sample or instance, features never copied, not even with index."""
+"""Strategy ``native`` of ``sample_conv``: a kernel per sample or instance; features are not copied, even with index."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ def obstacle(x: Tensor, weight: Tensor) -> str | None:
     return native_conv.obstacle(x, weight, _NONE)
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The convolution by the native kernel, without a gradient.
 
     Args:
@@ -44,9 +42,7 @@ def forward(
     return y
 
 
-def gradient_of_x(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None
-) -> Tensor:
+def gradient_of_x(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The gradient of x (B, C, *S) from that of y; of x only the shape is used."""
     sizes, address, _ = _structure(x, weight, _NONE, None, geometry)
     tensors = [_dense(t) for t in (grad, weight)]
@@ -55,9 +51,7 @@ def gradient_of_x(
     return grad_x
 
 
-def gradient_of_weight(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None
-) -> Tensor:
+def gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The gradient of weight (N, O, C/G, *k); of weight only the shape is used."""
     sizes, address, _ = _structure(x, weight, _NONE, None, geometry)
     tensors = [_dense(t) for t in (x, grad)]

@@ -61,9 +61,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inde
     obstacle = None if traced else native_sample.obstacle(x, weight)
 
     def problem() -> Problem:
-        return describe(
-            "sample_conv", x, weight, geometry, batch=weight.shape[0], training=training, obstacle=obstacle
-        )
+        return describe("sample_conv", x, weight, geometry, batch=weight.shape[0], training=training, obstacle=obstacle)
 
     if traced:
         return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, weight, bias, geometry, index)

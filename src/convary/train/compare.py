@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from convary.bench.machine import machine
 from convary.data import DataSet, load
 from convary.errors import ConvaryError
 from convary.train.checkpoint import Architecture, load_model
@@ -19,7 +20,7 @@ from convary.train.config import CompareConfig
 from convary.train.files import claim_folder, write_json
 from convary.train.loop import Training
 from convary.train.progress import Progress
-from convary.train.results import Bench, Curve, checkpoint_path, describe, machine
+from convary.train.results import Bench, Curve, checkpoint_path, describe
 
 RESULTS = "results.json"
 SCHEMA = 1

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``convary bench``: what dynamic convolutions cost against static ones, layer by layer and in whole networks."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from convary._cli.parse import parse
+from convary.errors import ConfigError, ConvaryError, nearest
+
+if TYPE_CHECKING:
+    from convary.bench.tables import Record
+
+Mode = Literal["inference", "training"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Time single dynamic convolutions of the shapes of ResNet and MobileNetV2; every line is checked first."""
+
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of threads, one after the other."""
+    modes: tuple[Mode, ...] = ("inference", "training")
+    """inference is the forward pass, training forward and backward."""
+    factors: tuple[Literal["kernel", "all"], ...] = ("kernel", "all")
+    """kernel: one coefficient per kernel, as in CondConv and DyConv. all: the four of ODConv."""
+    layouts: tuple[Literal["contiguous", "channels_last"], ...] = ("contiguous",)
+    """Memory format of features and static weights."""
+    against: Literal["static", "grouped"] = "static"
+    """static: the ordinary convolution of that size. grouped: the same dynamic one as released code runs it."""
+    strategy: str | None = None
+    """Force a strategy; None is the automatic choice."""
+    seconds: float = 1.0
+    """Time for each line; at least nine pairs are taken."""
+    out: Path | None = None
+    """Folder to save the table to, as layers.json or layers-grouped.json; None only prints it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Time whole networks, dynamic against static, and take the peak memory of training; every line is checked first."""
+
+    models: tuple[str, ...] = ("torchvision:mobilenet_v2", "torchvision:resnet18")
+    """mobilenet_v2_tiny, resnet20, torchvision:NAME or timm:NAME."""
+    methods: tuple[str, ...] = ("condconv", "dyconv", "odconv")
+    """Names of methods; four kernels each."""
+    batches: tuple[int, ...] = (1, 16)
+    """Batch sizes."""
+    modes: tuple[Mode, ...] = ("inference", "training")
+    """inference is the forward pass in eval mode, training forward and backward in training mode."""
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of threads, one after the other."""
+    image_size: int = 224
+    """Height and width of the images."""
+    against: Literal["static", "grouped"] = "static"
+    """static: the network as it was. grouped: the same dynamic one as released code runs it."""
+    memory: bool = True
+    """Also measure the peak memory of training at the largest batch."""
+    seconds: float = 6.0
+    """Time for each line; at least nine pairs are taken."""
+    out: Path | None = None
+    """Folder to save the table to, as models.json or models-grouped.json; None only prints it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Write docs/benchmarks.md from saved tables."""
+
+    results: Path = Path("benchmarks/results")
+    """Folder that layers and models saved to."""
+    out: Path = Path("docs/benchmarks.md")
+    """The page."""
+
+
+KINDS = {"layers": Layers, "models": Models, "page": Page}
+HELP = """usage: convary bench {layers,models,page} [FLAGS]
+
+What dynamic convolutions cost, in ratios of interleaved calls with their spread.
+
+  layers  single convolutions against the static one, or against what released code does
+  models  whole networks: time of inference and training, peak memory
+  page    the tables as docs/benchmarks.md
+
+convary bench layers --help shows the flags and their defaults."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, measure, print and save."""
+    kind, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if kind in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if kind not in KINDS:
+        raise ConfigError(f"convary bench knows {', '.join(KINDS)}; got {kind!r}{nearest(kind, KINDS)}")
+    flags = parse(KINDS[kind], rest, f"convary bench {kind}")
+    if isinstance(flags, Page):
+        return _page(flags)
+    _check(flags)
+    return _measure(kind, flags)
+
+
+def _check(flags: Layers | Models) -> None:
+    from convary.ops import strategies
+
+    numbers: dict[str, Iterable[float]] = {"threads": flags.threads, "seconds": (flags.seconds,)}
+    if isinstance(flags, Models):
+        numbers |= {"batches": flags.batches, "image-size": (flags.image_size,)}
+    for name, values in numbers.items():
+        for value in values:
+            if not value > 0:
+                raise ConfigError(f"--{name} must be above 0; got {value:g}")
+    if isinstance(flags, Layers) and flags.strategy is not None and flags.strategy not in strategies():
+        hint = nearest(flags.strategy, strategies())
+        raise ConfigError(f"no strategy {flags.strategy!r}; choose from {', '.join(strategies())}{hint}")
+    if flags.out is not None and flags.out.exists() and not flags.out.is_dir():
+        raise ConfigError(f"{flags.out} is a file; choose a folder with --out")
+
+
+def _page(flags: Page) -> int:
+    from convary.bench.page import page
+    from convary.train.files import write_whole
+
+    write_whole(flags.out, page(flags.results).encode())
+    print(f"wrote {flags.out}")
+    return 0
+
+
+def _measure(kind: str, flags: Layers | Models) -> int:
+    from convary.bench import layers, models
+    from convary.bench.machine import load, machine
+    from convary.bench.tables import head, line
+    from convary.train.files import write_json
+
+    options = {name: value for name, value in asdict(flags).items() if name != "out"}
+    facts = machine()
+    print(f"{facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}, native {facts['native']}, load {load()}")
+    print(f"ratio of the dynamic one to {flags.against}; p10 and p90 of the pairwise ratios\n")
+    print(head(kind), flush=True)
+    content: dict[str, Any] = {
+        "schema": 1, "kind": kind, "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": facts, "options": {name: value for name, value in options.items()}, "rows": [],
+    }  # fmt: skip
+
+    def save() -> None:
+        if flags.out is not None:
+            suffix = "" if flags.against == "static" else f"-{flags.against}"
+            write_json(flags.out / f"{kind}{suffix}.json", content)
+
+    def add(rows: Iterable[Record], table: str, to: list[Record]) -> None:
+        for row in rows:
+            print(line(table, row), flush=True)
+            to.append(row)
+            save()
+
+    if isinstance(flags, Layers):
+        add(layers.measure(layers.LayersConfig(**options)), kind, content["rows"])
+    else:
+        config = models.ModelsConfig(**options)
+        add(models.measure(config), kind, content["rows"])
+        if flags.memory and flags.against == "static":
+            print(f"\n{head('memory')}", flush=True)
+            content["memory"] = []
+            add(models.measure_memory(config), "memory", content["memory"])
+    wrong = [row for row in content["rows"] if "ratio" not in row]
+    if wrong:
+        raise ConvaryError(f"{len(wrong)} of {len(content['rows'])} lines disagree with the reference; see the table")
+    return 0

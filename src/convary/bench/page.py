@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/benchmarks.md out of the saved measurements."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from convary.bench.tables import MEMORY_TARGET, Record, markdown, memory_numbers, target, verdict
+from convary.errors import ConfigError
+
+FILES = {
+    "models": "models.json", "layers": "layers.json", "models-grouped": "models-grouped.json",
+    "layers-grouped": "layers-grouped.json",
+}  # fmt: skip
+NOTES = "notes.md"
+INTRODUCTION = """# Benchmarks
+
+What a dynamic convolution costs, against the ordinary one of its size and against what released code does. This page is
+made by `make benchmarks` from measurements that `convary bench` saved; nothing here was typed by hand but the notes.
+
+Every ratio is the median of pairwise ratios of calls that follow each other in one process (A B, B A, ...), with the
+10th and 90th percentile beside it, in float32 and eager mode. A line is timed only after its result agreed with the
+reference, computed in float64, in the same run: layers within 1e-4 of the largest value, gradients included; networks
+within 1e-4 in the outputs and 1e-2 in the norm of all gradients (a ReLU near zero falls either way in float32). K is 4
+everywhere. *must* and *aim* are the targets at two threads; a line that misses its *must* says so.
+"""
+
+
+def page(results: Path) -> str:
+    """The page.
+
+    Args:
+        results: The folder that ``convary bench layers`` and ``convary bench models`` wrote to, with ``--out``.
+
+    Raises:
+        ConfigError: a file is missing or is not what they write.
+    """
+    found = {name: _read(results / file) for name, file in FILES.items() if (results / file).exists()}
+    for name in ("models", "layers"):
+        if name not in found:
+            raise ConfigError(f"{results / FILES[name]} is missing; run convary bench {name} --out {results}")
+    parts = [INTRODUCTION, _machine(found["models"]["machine"]), _losses(found)]
+    notes = results / NOTES
+    if notes.exists():
+        parts.append(notes.read_text(encoding="utf-8"))
+    parts += ["## Networks\n", _models(found["models"], "static"), _memory(found["models"])]
+    parts += ["## Layers\n", _layers(found["layers"], "static")]
+    if "models-grouped" in found:
+        parts += ["## Against released code\n", GROUPED, _models(found["models-grouped"], "grouped")]
+    if "layers-grouped" in found:
+        parts.append(_layers(found["layers-grouped"], "grouped"))
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+GROUPED = """The same networks and kernels, run as the released code of the methods runs them: the mixed kernels of all
+samples are written to memory and convolved with B groups. A ratio of 0.5 is twice as fast.
+"""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != 1 or not isinstance(content["rows"], list):
+            raise ValueError("another schema")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a result of convary bench ({error}); measure again") from error
+    return content
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    return (
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:g} GB, {machine['os']}; "
+        f"torch {machine['torch']}, convary {machine['convary']}, native kernels {machine['native']}.\n"
+    )
+
+
+def _what(row: Record) -> str:
+    if "model" in row:
+        return f"{_short(row['model'])}, {row['method']}, batch {row['batch']}, {row['mode']}"
+    factors = "all four factors" if row["factors"] == "all" else "kernel factor"
+    return f"layer {row['layer']}, {row['mode']}, {factors}"
+
+
+def _short(model: str) -> str:
+    return model.rpartition(":")[2]
+
+
+def _losses(found: dict[str, dict[str, Any]]) -> str:
+    """Where a target is missed, where we are slower than static at all, and where we are faster."""
+    rows = [(kind, row) for kind in ("models", "layers") for row in found[kind]["rows"] if "ratio" in row]
+    promised = [(kind, row) for kind, row in rows if target(kind, row) is not None]
+    missed = [row for kind, row in promised if verdict(kind, row) == "**missed**"]
+    aimed = sum(verdict(kind, row) == "aim" for kind, row in promised)
+    lines = [
+        "## Where we lose\n",
+        f"Of {len(promised)} lines with a target, {len(promised) - len(missed)} reach their *must*, "
+        f"{aimed} also their *aim*.",
+    ]
+    if missed:
+        lines.append("Missed:\n")
+        lines += [f"- {_what(row)}: {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in missed]
+    slow = sorted((row for _, row in promised if row["low"] > 1), key=lambda row: -row["ratio"])[:8]
+    lines.append("\nThe lines at two threads that are slowest against static, beyond their spread:\n")
+    lines += [f"- {_what(row)}: {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in slow]
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(row: Record) -> list[str]:
+    if "ratio" not in row:
+        return ["wrong", f"error {row['error']:.0e}", "", ""]
+    return [f"{row['ratio']:.2f}", f"{row['low']:.2f}-{row['high']:.2f}", f"{row['ms']:.2f}", f"{row['base_ms']:.2f}"]
+
+
+def _models(content: dict[str, Any], base: str) -> str:
+    header = ["network", "method", "batch", "mode", "threads", "ratio", "p10-p90", "ms", f"{base} ms"]
+    promises = base == "static"
+    rows = []
+    for row in content["rows"]:
+        cells = [_short(row["model"]), row["method"], str(row["batch"]), row["mode"], str(row["threads"]), *_ratio(row)]
+        rows.append([*cells, verdict("models", row)] if promises else cells)
+    return markdown([*header, "reaches"] if promises else header, rows) + "\n"
+
+
+def _memory(content: dict[str, Any]) -> str:
+    rows = []
+    for row in content.get("memory", ()):
+        static, dynamic, parameters, rest = memory_numbers(row)
+        must, aim = MEMORY_TARGET
+        reached = "aim" if rest <= aim else "must" if rest <= must else "**missed**"
+        peaks = [f"{static:.0f}", f"{dynamic:.0f}", f"{parameters:.0f}", f"{rest:.1%}"]
+        rows.append([_short(row["model"]), row["method"], *peaks, reached])
+    if not rows:
+        return ""
+    header = ["network", "method", "static MB", "dynamic MB", "more parameters, their gradients MB", "rest", "reaches"]
+    told = (
+        f"Peak resident memory of training at batch {content['memory'][0]['batch']}, above an idle process with torch "
+        "loaded, each in a process of its own. *rest* is what the dynamic network needs beyond its parameters and their "
+        f"gradients, over the static peak; it must stay below {MEMORY_TARGET[0]:.0%}, aim {MEMORY_TARGET[1]:.0%}.\n\n"
+    )
+    return told + markdown(header, rows) + "\n"
+
+
+def _layers(content: dict[str, Any], base: str) -> str:
+    header = ["layer (B, C->O, size, k)", "mode", "factors", "layout", "threads", "strategy", "ratio", "p10-p90", "ms"]
+    header.append(f"{base} ms")
+    promises = base == "static"
+    rows = []
+    for row in content["rows"]:
+        cells = [row[name] for name in ("layer", "mode", "factors", "layout")]
+        cells += [str(row["threads"]), row["strategy"], *_ratio(row)]
+        rows.append([*cells, verdict("layers", row)] if promises else cells)
+    return markdown([*header, "reaches"] if promises else header, rows) + "\n"
