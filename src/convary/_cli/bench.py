@@ -42,7 +42,7 @@ class Layers:
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Time whole networks, dynamic against static, and take the peak memory of training; every line is checked first."""
+    """Time whole networks, dynamic against static, and take the peak memory of training; every line checked first."""
 
     models: tuple[str, ...] = ("torchvision:mobilenet_v2", "torchvision:resnet18")
     """mobilenet_v2_tiny, resnet20, torchvision:NAME or timm:NAME."""

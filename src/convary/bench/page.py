@@ -136,7 +136,7 @@ def _memory(content: dict[str, Any]) -> str:
     header = ["network", "method", "static MB", "dynamic MB", "more parameters, their gradients MB", "rest", "reaches"]
     told = (
         f"Peak resident memory of training at batch {content['memory'][0]['batch']}, above an idle process with torch "
-        "loaded, each in a process of its own. *rest* is what the dynamic network needs beyond its parameters and their "
+        "loaded, each in its own process. *rest* is what the dynamic network needs beyond its parameters and their "
         f"gradients, over the static peak; it must stay below {MEMORY_TARGET[0]:.0%}, aim {MEMORY_TARGET[1]:.0%}.\n\n"
     )
     return told + markdown(header, rows) + "\n"

@@ -82,6 +82,4 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     numbers = ("ratio", "p10-p90", "batch", "rest")
     rule = ["---:" if name in numbers or name.endswith(("ms", "MB")) else "---" for name in header]
-        "---:" if name in ("ratio", "p10-p90", "ms", "static ms", "must", "aim", "batch") else "---" for name in header
-    ]
     return "\n".join([row(header), row(rule), *map(row, rows)])
