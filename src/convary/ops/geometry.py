@@ -39,6 +39,8 @@ def per_axis(value: Size, rank: int, name: str, *, least: int = 1) -> tuple[int,
     Raises:
         ConfigError: not an int or ``rank`` ints, or below ``least``.
     """
+    if type(value) is int and value >= least:  # the usual case, asked on every call
+        return (value,) * rank
     try:
         given = value if isinstance(value, Sequence) else (value,) * rank
         values = tuple(operator.index(v) for v in given)  # numpy's integers too
