@@ -95,9 +95,9 @@ class Coefficients:
                     f"want ({batch}, {K})"
                 )
             return
-        size = "C" if last is None else str(last)
         fits = value.ndim == 3 and value.shape[0] == batch and value.shape[1] in (1, K)
         if not fits or (last is not None and value.shape[2] != last):
+            size = "C" if last is None else str(last)
             raise ShapeError(
                 f"{axis} coefficients are {tuple(value.shape)}; a batch of {batch} and a bank of {K} kernels "
                 f"want ({batch}, 1 or {K}, {size})"

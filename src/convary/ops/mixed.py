@@ -72,7 +72,10 @@ def mixed_conv(
 
 def needs_gradient(x: Tensor, bank: Tensor, coeffs: Coefficients) -> bool:
     """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, bank, *coeffs.factors().values()))
+    if not torch.is_grad_enabled():
+        return False
+    tensors = (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
+    return any([t is not None and t.requires_grad for t in tensors])
 
 
 def _signature(coeffs: Coefficients, bias: Tensor | None) -> tuple:

@@ -19,7 +19,7 @@ from convary.ops.geometry import Geometry
 from convary.ops.strategy import Problem, inside_functorch, is_traced
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_RECORDED = (*_PLAIN, FakeTensor, FunctionalTensor)  # what torch traces with
+_RECORDED = (FakeTensor, FunctionalTensor)  # what torch traces with
 
 
 def is_watched(x: Tensor) -> bool:
@@ -31,9 +31,8 @@ def obstacle(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None)
     """Why the native kernels can't take these tensors, or None. Asked on every call, so the order is by price."""
     if (absent := native.available()) is not None:
         return absent
-    types = _RECORDED if is_watched(x) else _PLAIN
     for tensor in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias):
-        if tensor is not None and (reason := _refusal(tensor, types)) is not None:
+        if tensor is not None and (reason := _refusal(tensor)) is not None:
             return reason
     if torch.is_autocast_enabled("cpu"):
         return "autocast wants torch's own operations, whose dtype it chooses"
@@ -44,14 +43,14 @@ def obstacle(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None)
     return None
 
 
-def _refusal(tensor: Tensor, types: tuple[type, ...]) -> str | None:
+def _refusal(tensor: Tensor) -> str | None:
     if not tensor.is_cpu:
         return f"a tensor is on {tensor.device}, the native kernels run on the CPU"
     if tensor.dtype is not torch.float32:
         return f"a tensor is {tensor.dtype}, the native kernels take torch.float32"
     if tensor.layout is not torch.strided:
         return f"a tensor has the layout {tensor.layout}, the native kernels take strided ones"
-    if type(tensor) not in types:
+    if type(tensor) not in _PLAIN and not (type(tensor) in _RECORDED and is_watched(tensor)):
         return f"a tensor is a {type(tensor).__name__}, whose memory may not be its own"
     return None
 
@@ -117,15 +116,11 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
 
 
 def _call(function: Callable[..., int], sizes: _Sizes, address: int, *tensors: Tensor | None) -> None:
-    code = function(address, *(None if t is None else t.data_ptr() for t in tensors))
+    code = function(address, *[None if t is None else t.data_ptr() for t in tensors])
     if code:
         listed = ", ".join(f"{name}={getattr(sizes, name)}" for name in SIZES)
         text = native.loaded().error_text(code).decode()
         raise ConvaryError(f"the native mixed convolution failed: {text}; got {listed}")
-
-
-def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
 
 
 def forward(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, geometry: Geometry) -> Tensor:
@@ -147,7 +142,7 @@ def forward(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, g
     sizes, address, shape = _structure(x.shape, bank, coeffs, row, geometry)
     # Named, because a copy made here must live until the call is over.
     tensors = [_dense(t) for t in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)]
-    y = _empty(*shape)
+    y = x.new_empty(shape)
     _call(native.loaded().mixed_conv, sizes, address, *tensors, y)
     return y
 
@@ -156,7 +151,7 @@ def gradient_of_x(grad: Tensor, size: torch.Size, bank: Tensor, coeffs: Coeffici
     """The gradient of x, whose size is (B, C, *S), from that of y."""
     sizes, address, _ = _structure(size, bank, coeffs, None, geometry)
     tensors = [_dense(t) for t in (grad, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
-    grad_x = _empty(*size)
+    grad_x = grad.new_empty(size)
     _call(native.loaded().mixed_conv_grad_x, sizes, address, *tensors, grad_x)
     return grad_x
 
@@ -175,11 +170,11 @@ def gradient_of_bank(
     B, C = x.shape[:2]
     K, O = bank.shape[:2]
     depthwise = geometry.groups == C == O
-    by_tap = _empty(blocks[0], B, K, bank[0, 0, 0].numel())
+    by_tap = x.new_empty(blocks[0], B, K, bank[0, 0, 0].numel())
     both = coeffs.channel is not None and depthwise
-    by_filter = _empty(blocks[1], B, K, O) if coeffs.filter is not None or both else None
-    by_channel = _empty(blocks[2], B, K, C) if coeffs.channel is not None and not depthwise else None
-    grad_bank = _empty(*bank.shape)
+    by_filter = x.new_empty(blocks[1], B, K, O) if coeffs.filter is not None or both else None
+    by_channel = x.new_empty(blocks[2], B, K, C) if coeffs.channel is not None and not depthwise else None
+    grad_bank = bank.new_empty(bank.shape)
     _call(native.loaded().mixed_conv_grad_bank, sizes, address, *tensors, grad_bank, by_tap, by_filter, by_channel)
     sums = [None if part is None else part.sum(0) for part in (by_tap, by_filter, by_channel)]
     return grad_bank, _gradients(coeffs, sums[0], sums[1], sums[2], depthwise=depthwise)
@@ -268,8 +263,7 @@ def _gradient_of_row(grad: Tensor, ndim: int) -> Tensor:
 def _differentiable_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     """For ``create_graph=True``: the same gradients by the reference, whose operations can be differentiated again."""
     x, bank, *factors = ctx.saved_tensors
-    geometry = {name: getattr(ctx.geometry, name) for name in ("stride", "padding", "dilation", "groups")}
-    y = reference.mixed_conv(x, bank, _coefficients(factors), None, **geometry)
+    y = reference.mixed_conv(x, bank, _coefficients(factors), None, **ctx.geometry._asdict())
     *needed, needs_row = ctx.needs_input_grad[:7]
     wanted = [t for t, need in zip((x, bank, *factors), needed, strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())

@@ -34,7 +34,7 @@ def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geom
     """Strategy ``native``: ``mixed_conv`` after its checks."""
     row = mix_bias(bias, coeffs) if bias is not None and bias.ndim == 2 else bias
     if native_conv.is_watched(x):
-        y = torch.ops.convary.mixed_conv.default(x, *_weight(bank, coeffs), row, *_numbers(geometry))
+        y = torch.ops.convary.mixed_conv.default(x, *_weight(bank, coeffs), row, *geometry)
     else:
         y = native_conv.run(x, bank, coeffs, row, geometry)
     if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
@@ -44,10 +44,6 @@ def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geom
 
 def _weight(bank: Tensor, coeffs: Coefficients) -> tuple[Tensor | None, ...]:
     return bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap
-
-
-def _numbers(geometry: Geometry) -> tuple:
-    return geometry.stride, geometry.padding, geometry.dilation, geometry.groups
 
 
 def _named(x: Tensor, bank: Tensor, factors: Sequence[Tensor | None], geometry: tuple) -> tuple[Coefficients, Geometry]:
@@ -139,13 +135,13 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _of_x(grad: Tensor, size: torch.Size, bank: Tensor, coeffs: Coefficients, geometry: Geometry) -> Tensor:
-    return torch.ops.convary.mixed_conv_grad_x.default(grad, size, *_weight(bank, coeffs), *_numbers(geometry))
+    return torch.ops.convary.mixed_conv_grad_x.default(grad, size, *_weight(bank, coeffs), *geometry)
 
 
 def _of_bank(
     grad: Tensor, x: Tensor, bank: Tensor, coeffs: Coefficients, geometry: Geometry
 ) -> tuple[Tensor, Coefficients]:
-    found = torch.ops.convary.mixed_conv_grad_bank.default(grad, x, *_weight(bank, coeffs), *_numbers(geometry))
+    found = torch.ops.convary.mixed_conv_grad_bank.default(grad, x, *_weight(bank, coeffs), *geometry)
     return found[0], Coefficients(**dict(zip(coeffs.factors(), found[1:], strict=True)))
 
 
