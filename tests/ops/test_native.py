@@ -290,10 +290,8 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.fixture
 def fresh(monkeypatch):
     """The library is looked for again in the test, and again after it."""
-    native._load.cache_clear()
-    yield monkeypatch
-    monkeypatch.undo()
-    native._load.cache_clear()
+    monkeypatch.setattr(native, "_library", None)
+    return monkeypatch
 
 
 class TestAbsent:

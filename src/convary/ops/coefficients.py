@@ -52,8 +52,8 @@ class Coefficients:
         """The same factors in another dtype."""
         return Coefficients(**{axis: value.to(dtype) for axis, value in self.factors().items()})
 
-    def check(self, bank: Tensor, batch: int | None = None) -> None:
-        """Raise unless the factors fit ``bank`` (K, O, C/G, *k) and each other.
+    def check(self, bank: Tensor, batch: int | None = None, channels: int | None = None) -> None:
+        """Raise unless the factors fit ``bank`` (K, O, C/G, *k), each other and, where given, B and C of x.
 
         Raises:
             ShapeError: a factor has another shape than the class docstring gives.
@@ -83,6 +83,8 @@ class Coefficients:
                 f"channel coefficients have {self.channel.shape[2]} channels, which is not a multiple of the "
                 f"{bank.shape[2]} input channels per group of the bank {tuple(bank.shape)}; pass (B, 1 or K, C)"
             )
+        if self.channel is not None and channels is not None and self.channel.shape[2] != channels:
+            raise ShapeError(f"channel coefficients have {self.channel.shape[2]} channels but x has {channels}")
 
     @staticmethod
     def _check_factor(axis: str, value: Tensor, batch: int, K: int, last: int | None) -> None:
@@ -93,9 +95,9 @@ class Coefficients:
                     f"want ({batch}, {K})"
                 )
             return
-        size = "C" if last is None else str(last)
         fits = value.ndim == 3 and value.shape[0] == batch and value.shape[1] in (1, K)
         if not fits or (last is not None and value.shape[2] != last):
+            size = "C" if last is None else str(last)
             raise ShapeError(
                 f"{axis} coefficients are {tuple(value.shape)}; a batch of {batch} and a bank of {K} kernels "
                 f"want ({batch}, 1 or {K}, {size})"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from convary.errors import ConfigError, nearest
 from convary.ops import cost, mixed, native, native_conv, native_sample, sample
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import autocasting, check_conv, resolve
-from convary.ops.strategy import decide, describe
+from convary.ops.strategy import decide, describe, recorded
 
 _TABLES = {"sample_conv": sample.STRATEGIES, "mixed_conv": mixed.STRATEGIES}
 
@@ -32,11 +32,12 @@ class StrategyRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ``explain`` found; print it."""
+    """What ``explain`` found; print it. ``compiled`` is the strategy that ``torch.compile`` would record."""
 
     op: str
     problem: str
     rows: tuple[StrategyRow, ...]
+    compiled: str
     source: str
 
     @property
@@ -54,6 +55,7 @@ class Explanation:
             note = "chosen" if row.chosen else row.reason or ""
             time = "-" if row.reason else f"{row.milliseconds:.3f}"
             lines.append(f"{mark}{row.strategy:<10}{time:>10}{row.macs / 1e6:>12.2f}{row.bytes / 1e6:>11.2f}  {note}")
+        lines.append(f"  recorded by torch.compile: {self.compiled}; by torch.export and torch.jit.trace: bmm")
         return "\n".join([*lines, f"  estimates: {self.source}"])
 
 
@@ -95,7 +97,7 @@ def explain(
     if coeffs is not None:
         coeffs.check(kernels, batch=batch)
         training = mixed.needs_gradient(x, kernels, coeffs)
-        obstacle = native_conv.obstacle(x, kernels, coeffs)
+        obstacle = native_conv.obstacle(x, kernels, coeffs, bias)
     else:
         sample.check_kernels(x, kernels, bias, index)
         batch, obstacle = kernels.shape[0], native_sample.obstacle(x, kernels)
@@ -113,11 +115,12 @@ def explain(
         )
         for strategy, entry in table.items()
     ]
+    compiled = recorded(table, replace(problem, traced=True))
     sizes = (
         f"B={batch} C={problem.C} O={problem.O} G={problem.G} K={problem.K} k={problem.kernel_size} S={problem.size}"
     )
     what = "forward and backward" if training else "forward"
-    return Explanation(name, f"{sizes}, {what}, {problem.device}", tuple(rows), _source(x))
+    return Explanation(name, f"{sizes}, {what}, {problem.device}", tuple(rows), compiled, _source(x))
 
 
 def _source(x: Tensor) -> str:

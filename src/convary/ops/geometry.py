@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,7 @@ from convary.errors import ConfigError, DeviceError, DtypeError, ShapeError
 Size = int | Sequence[int]
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """Stride, zero padding (both sides) and dilation per spatial axis, and the number of groups."""
 
     stride: tuple[int, ...]
@@ -39,6 +38,14 @@ def per_axis(value: Size, rank: int, name: str, *, least: int = 1) -> tuple[int,
     Raises:
         ConfigError: not an int or ``rank`` ints, or below ``least``.
     """
+    if type(value) is int:
+        value = (value,) * rank
+    if type(value) is tuple and len(value) == rank:  # the usual case, and this is asked on every call
+        for v in value:
+            if type(v) is not int or v < least:
+                break
+        else:
+            return value
     try:
         given = value if isinstance(value, Sequence) else (value,) * rank
         values = tuple(operator.index(v) for v in given)  # numpy's integers too

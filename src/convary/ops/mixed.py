@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from convary.errors import ShapeError
-from convary.ops import native_conv, sample
+from convary.ops import native_conv, registered, sample
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, Size, autocasting, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias, mix_kernels
-from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_traced
+from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_remembered, is_traced
 
 
 def mixed_conv(
@@ -49,47 +49,53 @@ def mixed_conv(
         StrategyError: the forced strategy can't run.
     """
     x, geometry = resolve(x, bank.shape[3:], stride, padding, dilation, groups)
-    mixed_dtypes = autocasting(x)
-    check_conv(x, bank, geometry, mixed_dtypes=mixed_dtypes)
-    if mixed_dtypes:
-        coeffs = coeffs.to(bank.dtype)
-    coeffs.check(bank, batch=x.shape[0])
-    _check_rest(x, bank, coeffs, bias)
     training = needs_gradient(x, bank, coeffs)
-    traced = is_traced(x)
-    obstacle = None if traced else native_conv.obstacle(x, bank, coeffs)
+    obstacle = native_conv.obstacle(x, bank, coeffs, bias)
 
     def problem() -> Problem:
         return describe(
             "mixed_conv", x, bank, geometry, batch=x.shape[0], training=training, coeffs=coeffs, obstacle=obstacle
         )
 
-    if traced:
+    if is_traced(x):
+        coeffs = _check(x, bank, coeffs, bias, geometry)
         return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, bank, coeffs, bias, geometry)
+    key = (
+        "mixed_conv", x.shape, bank.shape, _signature(coeffs, bias), geometry, training, x.device.type, x.dtype, obstacle
+    )  # fmt: skip
+    if obstacle is not None or not is_remembered(key):  # else all tensors are float32 on the CPU, of shapes that fit
+        coeffs = _check(x, bank, coeffs, bias, geometry)
     if x.shape[0] == 0:
         return sample.empty_batch(x, bank, geometry, bank.shape[1])
-    key = ("mixed_conv", x.shape, bank.shape, _signature(coeffs), geometry, training, x.device.type, x.dtype, obstacle)
     return STRATEGIES[choose(STRATEGIES, key, problem)].run(x, bank, coeffs, bias, geometry)
 
 
 def needs_gradient(x: Tensor, bank: Tensor, coeffs: Coefficients) -> bool:
     """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, bank, *coeffs.factors().values()))
+    if not torch.is_grad_enabled():
+        return False
+    tensors = (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
+    return any([t is not None and t.requires_grad for t in tensors])
 
 
-def _signature(coeffs: Coefficients) -> tuple:
-    return tuple(None if f is None else f.shape for f in (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap))
+def _signature(coeffs: Coefficients, bias: Tensor | None) -> tuple:
+    tensors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias)
+    return tuple([None if t is None else t.shape for t in tensors])
 
 
-def _check_rest(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None) -> None:
-    K, O = bank.shape[:2]
-    if coeffs.channel is not None and coeffs.channel.shape[2] != x.shape[1]:
-        raise ShapeError(f"channel coefficients have {coeffs.channel.shape[2]} channels but x has {x.shape[1]}")
-    if bias is None:
-        return
-    if tuple(bias.shape) not in ((O,), (K, O)):
-        raise ShapeError(f"bias is {tuple(bias.shape)}; a bank of {K} kernels wants ({O},) or ({K}, {O})")
-    check_bias(bias, bank, mixed_dtypes=autocasting(x))
+def _check(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Coefficients:
+    """Raise unless the tensors fit together; the coefficients, in the bank's dtype where autocast is on."""
+    mixed_dtypes = autocasting(x)
+    check_conv(x, bank, geometry, mixed_dtypes=mixed_dtypes)
+    if mixed_dtypes:
+        coeffs = coeffs.to(bank.dtype)
+    coeffs.check(bank, batch=x.shape[0], channels=x.shape[1])
+    if bias is not None:
+        K, O = bank.shape[:2]
+        if tuple(bias.shape) not in ((O,), (K, O)):
+            raise ShapeError(f"bias is {tuple(bias.shape)}; a bank of {K} kernels wants ({O},) or ({K}, {O})")
+        check_bias(bias, bank, mixed_dtypes=mixed_dtypes)
+    return coeffs
 
 
 def _row(bias: Tensor | None, coeffs: Coefficients) -> Tensor | None:
@@ -177,5 +183,5 @@ STRATEGIES = {
     "loop": Strategy(sample.needs_fixed_batch, _per_sample(sample.loop)),
     "outputs": Strategy(_outputs_why_not, outputs),
     "bmm": Strategy(lambda problem: None, _per_sample(sample.bmm)),
-    "native": Strategy(native_conv.why_not, native_conv.run),
+    "native": Strategy(native_conv.why_not, registered.run),
 }

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -140,9 +139,18 @@ def loaded() -> Library:
     return library
 
 
-@cache
+_library: Library | str | None = None
+
+
 def _load() -> Library | str:
-    """The library, or why there is none."""
+    """The library, or why there is none; asked for once. torch.compile reads the variable, so it is no cached function."""
+    global _library
+    if _library is None:
+        _library = _open()
+    return _library
+
+
+def _open() -> Library | str:
     path = _find()
     if isinstance(path, str):
         return path

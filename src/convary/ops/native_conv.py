@@ -9,26 +9,33 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from convary.errors import ConvaryError
 from convary.ops import native, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
-from convary.ops.mix import mix_bias
-from convary.ops.strategy import Problem, inside_functorch
+from convary.ops.strategy import Problem, inside_functorch, is_traced
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_RECORDED = (FakeTensor, FunctionalTensor)  # what torch traces with
 
 
-def obstacle(x: Tensor, bank: Tensor, coeffs: Coefficients) -> str | None:
+def is_watched(x: Tensor) -> bool:
+    """Whether someone is to see the operation itself: a tracer, or a dispatch mode such as a counter."""
+    return is_traced(x) or torch._C._len_torch_dispatch_stack() > 0
+
+
+def obstacle(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None) -> str | None:
     """Why the native kernels can't take these tensors, or None. Asked on every call, so the order is by price."""
     if (absent := native.available()) is not None:
         return absent
-    for tensor in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap):
+    for tensor in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias):
         if tensor is not None and (reason := _refusal(tensor)) is not None:
             return reason
     if torch.is_autocast_enabled("cpu"):
         return "autocast wants torch's own operations, whose dtype it chooses"
-    if torch._C._len_torch_dispatch_stack():
-        return "a dispatch mode (a tracer, a counter) is watching and would not see it"
     if inside_functorch():
         return "torch.func transforms see through torch's own operations only"
     if torch.autograd.forward_ad._current_level >= 0:
@@ -43,18 +50,16 @@ def _refusal(tensor: Tensor) -> str | None:
         return f"a tensor is {tensor.dtype}, the native kernels take torch.float32"
     if tensor.layout is not torch.strided:
         return f"a tensor has the layout {tensor.layout}, the native kernels take strided ones"
-    if type(tensor) not in (Tensor, torch.nn.Parameter):
+    if type(tensor) not in _PLAIN and not (type(tensor) in _RECORDED and is_watched(tensor)):
         return f"a tensor is a {type(tensor).__name__}, whose memory may not be its own"
     return None
 
 
 def why_not(problem: Problem) -> str | None:
     """Why the strategy can't run a problem, or None."""
-    if problem.traced:
-        return "a recorded graph keeps to torch's own operations"
     if len(problem.kernel_size) == 3:
         return "it takes one or two spatial axes"
-    if problem.obstacle is not None:
+    if problem.obstacle is not None or problem.traced:  # the sizes of a recorded graph are known when it runs
         return problem.obstacle
     if min(problem.C, problem.O, problem.K, problem.P) == 0:
         return "a tensor is empty"
@@ -96,11 +101,11 @@ def _rows(factor: Tensor | None) -> int:
 
 
 def _structure(
-    x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, geometry: Geometry
+    size: torch.Size, bank: Tensor, coeffs: Coefficients, row: Tensor | None, geometry: Geometry
 ) -> tuple[_Sizes, int, tuple[int, ...]]:
     bias_rows = row.shape[0] if row is not None and row.ndim == 2 else 1
     rows = (_rows(coeffs.filter), _rows(coeffs.channel), _rows(coeffs.tap), bias_rows)
-    return _sizes(x.shape, bank.shape, geometry, rows, torch.get_num_threads())
+    return _sizes(size, bank.shape, geometry, rows, torch.get_num_threads())
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
@@ -111,15 +116,11 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
 
 
 def _call(function: Callable[..., int], sizes: _Sizes, address: int, *tensors: Tensor | None) -> None:
-    code = function(address, *(None if t is None else t.data_ptr() for t in tensors))
+    code = function(address, *[None if t is None else t.data_ptr() for t in tensors])
     if code:
         listed = ", ".join(f"{name}={getattr(sizes, name)}" for name in SIZES)
         text = native.loaded().error_text(code).decode()
         raise ConvaryError(f"the native mixed convolution failed: {text}; got {listed}")
-
-
-def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
 
 
 def forward(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, geometry: Geometry) -> Tensor:
@@ -138,19 +139,19 @@ def forward(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, g
     Raises:
         ConvaryError: the library refuses; the sizes are named.
     """
-    sizes, address, shape = _structure(x, bank, coeffs, row, geometry)
+    sizes, address, shape = _structure(x.shape, bank, coeffs, row, geometry)
     # Named, because a copy made here must live until the call is over.
     tensors = [_dense(t) for t in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)]
-    y = _empty(*shape)
+    y = x.new_empty(shape)
     _call(native.loaded().mixed_conv, sizes, address, *tensors, y)
     return y
 
 
-def gradient_of_x(grad: Tensor, x: Tensor, bank: Tensor, coeffs: Coefficients, geometry: Geometry) -> Tensor:
-    """The gradient of x (B, C, *S) from that of y; of x only the shape is used."""
-    sizes, address, _ = _structure(x, bank, coeffs, None, geometry)
+def gradient_of_x(grad: Tensor, size: torch.Size, bank: Tensor, coeffs: Coefficients, geometry: Geometry) -> Tensor:
+    """The gradient of x, whose size is (B, C, *S), from that of y."""
+    sizes, address, _ = _structure(size, bank, coeffs, None, geometry)
     tensors = [_dense(t) for t in (grad, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
-    grad_x = _empty(*x.shape)
+    grad_x = grad.new_empty(size)
     _call(native.loaded().mixed_conv_grad_x, sizes, address, *tensors, grad_x)
     return grad_x
 
@@ -162,18 +163,18 @@ def gradient_of_bank(
 
     The library sums E = (gradient of the mixed weights) * bank over all axes but one; see csrc/convary.h.
     """
-    sizes, address, _ = _structure(x, bank, coeffs, None, geometry)
+    sizes, address, _ = _structure(x.shape, bank, coeffs, None, geometry)
     tensors = [_dense(t) for t in (x, grad, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
     blocks = (ctypes.c_int64 * 3)()
     _call_blocks(sizes, address, blocks)
     B, C = x.shape[:2]
     K, O = bank.shape[:2]
     depthwise = geometry.groups == C == O
-    by_tap = _empty(blocks[0], B, K, bank[0, 0, 0].numel())
+    by_tap = x.new_empty(blocks[0], B, K, bank[0, 0, 0].numel())
     both = coeffs.channel is not None and depthwise
-    by_filter = _empty(blocks[1], B, K, O) if coeffs.filter is not None or both else None
-    by_channel = _empty(blocks[2], B, K, C) if coeffs.channel is not None and not depthwise else None
-    grad_bank = _empty(*bank.shape)
+    by_filter = x.new_empty(blocks[1], B, K, O) if coeffs.filter is not None or both else None
+    by_channel = x.new_empty(blocks[2], B, K, C) if coeffs.channel is not None and not depthwise else None
+    grad_bank = bank.new_empty(bank.shape)
     _call(native.loaded().mixed_conv_grad_bank, sizes, address, *tensors, grad_bank, by_tap, by_filter, by_channel)
     sums = [None if part is None else part.sum(0) for part in (by_tap, by_filter, by_channel)]
     return grad_bank, _gradients(coeffs, sums[0], sums[1], sums[2], depthwise=depthwise)
@@ -215,45 +216,59 @@ class _NativeConv(torch.autograd.Function):
     """Forward and backward by the native kernels; keeps x, the bank and the coefficients, no mixed kernels."""
 
     @staticmethod
-    def forward(
-        ctx, geometry: Geometry, x: Tensor, bank: Tensor, row: Tensor | None, *factors: Tensor | None
-    ) -> Tensor:
-        ctx.geometry = geometry
-        ctx.row_shape = None if row is None else row.shape
-        ctx.save_for_backward(x, bank, *factors)
+    def forward(ctx, x: Tensor, bank: Tensor, *rest) -> Tensor:
+        *factors, row, geometry = rest
+        remember(ctx, x, bank, factors, row, geometry)
         return forward(x, bank, _coefficients(factors), row, geometry)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            return _differentiable_backward(ctx, grad)
-        x, bank, *factors = ctx.saved_tensors
-        coeffs = _coefficients(factors)
-        needs_x, needs_bank, needs_row, *needs_factors = ctx.needs_input_grad[1:]
-        grad_x = gradient_of_x(grad, x, bank, coeffs, ctx.geometry) if needs_x else None
-        grad_row = _gradient_of_row(grad, ctx.row_shape) if needs_row else None
-        grad_bank, grads = None, Coefficients()
-        if needs_bank or any(needs_factors):
-            grad_bank, grads = gradient_of_bank(grad, x, bank, coeffs, ctx.geometry)
-        return None, grad_x, grad_bank, grad_row, grads.kernel, grads.filter, grads.channel, grads.tap
+        return *gradients(ctx, grad, gradient_of_x, gradient_of_bank), None
 
 
-def _gradient_of_row(grad: Tensor, shape: torch.Size) -> Tensor:
+def remember(ctx, x: Tensor, bank: Tensor, factors: Sequence[Tensor | None], row: Tensor | None, geometry: Geometry):
+    """Keep in an autograd context what :func:`gradients` needs."""
+    ctx.geometry = geometry
+    ctx.row_ndim = None if row is None else row.ndim
+    ctx.save_for_backward(x, bank, *factors)
+
+
+def gradients(
+    ctx, grad: Tensor, of_x: Callable[..., Tensor], of_bank: Callable[..., tuple[Tensor, Coefficients]]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, the bank, the four factors and the row that are asked for.
+
+    Args:
+        ctx: After :func:`remember`; its first seven inputs are in that order.
+        grad: (B, O, *S_out).
+        of_x: :func:`gradient_of_x` or its like.
+        of_bank: :func:`gradient_of_bank` or its like.
+    """
+    if torch.is_grad_enabled():
+        return _differentiable_gradients(ctx, grad)
+    x, bank, *factors = ctx.saved_tensors
+    coeffs = _coefficients(factors)
+    needs_x, *needs_weight, needs_row = ctx.needs_input_grad[:7]
+    grad_x = of_x(grad, x.shape, bank, coeffs, ctx.geometry) if needs_x else None
+    grad_bank, grads = of_bank(grad, x, bank, coeffs, ctx.geometry) if any(needs_weight) else (None, Coefficients())
+    grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
+    return grad_x, grad_bank, grads.kernel, grads.filter, grads.channel, grads.tap, grad_row
+
+
+def _gradient_of_row(grad: Tensor, ndim: int) -> Tensor:
     by_sample = grad.flatten(2).sum(2)
-    return by_sample if len(shape) == 2 else by_sample.sum(0)
+    return by_sample if ndim == 2 else by_sample.sum(0)
 
 
-def _differentiable_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiable_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     """For ``create_graph=True``: the same gradients by the reference, whose operations can be differentiated again."""
     x, bank, *factors = ctx.saved_tensors
-    geometry = {name: getattr(ctx.geometry, name) for name in ("stride", "padding", "dilation", "groups")}
-    y = reference.mixed_conv(x, bank, _coefficients(factors), None, **geometry)
-    needs_x, needs_bank, needs_row, *needs_factors = ctx.needs_input_grad[1:]
-    inputs, needed = (x, bank, *factors), (needs_x, needs_bank, *needs_factors)
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    y = reference.mixed_conv(x, bank, _coefficients(factors), None, **ctx.geometry._asdict())
+    *needed, needs_row = ctx.needs_input_grad[:7]
+    wanted = [t for t, need in zip((x, bank, *factors), needed, strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
-    grad_x, grad_bank, *grad_factors = [next(found) if need else None for need in needed]
-    return None, grad_x, grad_bank, _gradient_of_row(grad, ctx.row_shape) if needs_row else None, *grad_factors
+    grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
+    return *(next(found) if need else None for need in needed), grad_row
 
 
 def _coefficients(factors: Sequence[Tensor | None]) -> Coefficients:
@@ -261,16 +276,9 @@ def _coefficients(factors: Sequence[Tensor | None]) -> Coefficients:
     return Coefficients(kernel=kernel, filter=filter, channel=channel, tap=tap)
 
 
-def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """The strategy: ``mixed_conv`` after its checks."""
-    row = mix_bias(bias, coeffs) if bias is not None and bias.ndim == 2 else bias
-    if row is not None:
-        row = row.to(torch.float32)
-    factors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bank, row, *factors)):
-        y: Tensor = _NativeConv.apply(geometry, x, bank, row, *factors)  # pyright: ignore[reportAssignmentType]
-    else:
-        y = forward(x, bank, coeffs, row, geometry)
-    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return y.contiguous(memory_format=torch.channels_last)  # as torch's convolutions answer
-    return y
+def run(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, geometry: Geometry) -> Tensor:
+    """:func:`forward`, with a gradient where one is needed."""
+    tensors = (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _NativeConv.apply(*tensors, geometry)  # pyright: ignore[reportReturnType]
+    return forward(x, bank, coeffs, row, geometry)

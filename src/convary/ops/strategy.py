@@ -11,6 +11,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost
@@ -80,12 +81,22 @@ def is_traced(*tensors: Tensor) -> bool:
     """Whether a graph is being recorded (compile, export, jit.trace), so that nothing may depend on the batch size."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
-    return any(isinstance(size, torch.SymInt) for t in tensors for size in t.shape)
+    for tensor in tensors:  # plain loops: this is asked on every call
+        for size in tensor.shape:
+            if isinstance(size, torch.SymInt):
+                return True
+    return False
+
+
+def is_portable() -> bool:
+    """Whether the graph being recorded may run elsewhere (export, jit.trace): it keeps to torch's own operations."""
+    return not torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
 def inside_functorch() -> bool:
     """Whether vmap or torch.func.grad is running: tensors then are wrappers without memory of their own."""
-    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    # not "is not None": torch.compile, which traces this too, takes every answer for an object
+    return isinstance(_functorch.peek_interpreter_stack(), _functorch.CInterpreter)
 
 
 @contextlib.contextmanager
@@ -137,10 +148,23 @@ def choose(table: dict[str, Strategy], key: tuple, problem: Callable[[], Problem
     return decide(table, problem())
 
 
+def is_remembered(key: tuple) -> bool:
+    """Whether :func:`choose` has seen the key, so that a call like it was checked before."""
+    return key in _choices
+
+
 def choose_traced(table: dict[str, Strategy], problem: Callable[[], Problem]) -> str:
-    """The choice while a graph is recorded: ``bmm`` runs everywhere and depends on no size."""
+    """The forced strategy, or :func:`recorded`."""
     name = _forced.get()
-    return "bmm" if name is None else _check_forced(table, name, problem())
+    if name is not None:
+        return _check_forced(table, name, problem())
+    return "bmm" if is_portable() else recorded(table, problem())
+
+
+def recorded(table: dict[str, Strategy], problem: Problem) -> str:
+    """What ``torch.compile`` records: ``native`` where it can run, else ``bmm``. Neither depends on a size."""
+    native = table.get("native")
+    return "native" if native is not None and native.why_not(problem) is None else "bmm"
 
 
 def _check_forced(table: dict[str, Strategy], name: str, problem: Problem) -> str:

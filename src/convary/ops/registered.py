@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native mixed convolution as operators of torch, which can record, fake, count and differentiate them.
+
+An eager call takes the shorter way through ``native_conv``; the operators are for those who watch operations go by:
+tracers and dispatch modes. ``torch.ops.convary.mixed_conv`` is the forward; its gradients are ``mixed_conv_grad_x`` and
+``mixed_conv_grad_bank`` (of the bank, then of the factors that are there), which have none of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from convary.errors import ConvaryError, DtypeError, ShapeError
+from convary.ops import native, native_conv
+from convary.ops.coefficients import AXES, Coefficients
+from convary.ops.geometry import Geometry, check_bias, check_conv, resolve
+from convary.ops.mix import mix_bias
+from convary.ops.sample import add_bias
+
+_WEIGHT = "Tensor bank, Tensor? kernel, Tensor? filter, Tensor? channel, Tensor? tap"
+_GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
+_library = torch.library.Library("convary", "DEF")
+_library.define(f"mixed_conv(Tensor x, {_WEIGHT}, Tensor? row, {_GEOMETRY}) -> Tensor")
+_library.define(f"mixed_conv_grad_x(Tensor grad, SymInt[] size, {_WEIGHT}, {_GEOMETRY}) -> Tensor")
+_library.define(f"mixed_conv_grad_bank(Tensor grad, Tensor x, {_WEIGHT}, {_GEOMETRY}) -> Tensor[]")
+native.available()  # loaded now, because torch.compile asks for it but can't trace the loading
+
+
+def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Strategy ``native``: ``mixed_conv`` after its checks."""
+    row = mix_bias(bias, coeffs) if bias is not None and bias.ndim == 2 else bias
+    if native_conv.is_watched(x):
+        y = torch.ops.convary.mixed_conv.default(x, *_weight(bank, coeffs), row, *geometry)
+    else:
+        y = native_conv.run(x, bank, coeffs, row, geometry)
+    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return y.contiguous(memory_format=torch.channels_last)  # as torch's convolutions answer
+    return y
+
+
+def _weight(bank: Tensor, coeffs: Coefficients) -> tuple[Tensor | None, ...]:
+    return bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap
+
+
+def _named(x: Tensor, bank: Tensor, factors: Sequence[Tensor | None], geometry: tuple) -> tuple[Coefficients, Geometry]:
+    """The arguments by name, checked as in :func:`convary.ops.mixed_conv`: the kernels trust the sizes they are told."""
+    coeffs = Coefficients(**dict(zip(AXES, factors, strict=True)))
+    x, resolved = resolve(x, bank.shape[3:], *geometry)
+    check_conv(x, bank, resolved, mixed_dtypes=False)
+    coeffs.check(bank, batch=x.shape[0], channels=x.shape[1])
+    if x.dtype is not torch.float32:
+        raise DtypeError(f"the native mixed convolution takes torch.float32; got {x.dtype}; cast, or force strategy bmm")
+    return coeffs, resolved
+
+
+def _y_shape(x: Tensor, bank: Tensor, geometry: Geometry) -> tuple[int, ...]:
+    return (x.shape[0], bank.shape[1], *geometry.out_size(x.shape[2:], bank.shape[3:]))
+
+
+def _check_grad(grad: Tensor, x: Tensor, bank: Tensor, geometry: Geometry) -> None:
+    shape = _y_shape(x, bank, geometry)
+    if tuple(grad.shape) != shape or grad.dtype is not x.dtype:
+        raise ShapeError(f"the gradient is {tuple(grad.shape)}, {grad.dtype}; that of y must be {shape}, {x.dtype}")
+
+
+def _check_row(row: Tensor | None, x: Tensor, bank: Tensor) -> None:
+    if row is None:
+        return
+    B, O = x.shape[0], bank.shape[1]
+    if tuple(row.shape) not in ((O,), (B, O)):
+        raise ShapeError(f"row is {tuple(row.shape)}; {B} samples of {O} output channels want ({O},) or ({B}, {O})")
+    check_bias(row, bank, mixed_dtypes=False)
+
+
+def _conv(x: Tensor, bank: Tensor, *rest) -> Tensor:
+    *factors, row = rest[:5]
+    coeffs, geometry = _named(x, bank, factors, rest[5:])
+    _check_row(row, x, bank)
+    if x.numel() and bank.numel():
+        return native_conv.forward(x, bank, coeffs, row, geometry)
+    return add_bias(x.new_zeros(_y_shape(x, bank, geometry)), row)
+
+
+def _conv_fake(x: Tensor, bank: Tensor, *rest) -> Tensor:
+    *factors, row = rest[:5]
+    _, geometry = _named(x, bank, factors, rest[5:])
+    _check_row(row, x, bank)
+    return x.new_empty(_y_shape(x, bank, geometry))
+
+
+def _grad_x(grad: Tensor, size: Sequence[int], bank: Tensor, *rest) -> Tensor:
+    x = grad.new_empty(()).expand(size)  # one number stands for all: only the shape counts
+    coeffs, geometry = _named(x, bank, rest[:4], rest[4:])
+    _check_grad(grad, x, bank, geometry)
+    if grad.numel() and bank.numel():
+        return native_conv.gradient_of_x(grad, x.shape, bank, coeffs, geometry)
+    return grad.new_zeros(size)
+
+
+def _grad_x_fake(grad: Tensor, size: Sequence[int], bank: Tensor, *rest) -> Tensor:
+    x = grad.new_empty(size)
+    _, geometry = _named(x, bank, rest[:4], rest[4:])
+    _check_grad(grad, x, bank, geometry)
+    return x
+
+
+def _grad_bank(grad: Tensor, x: Tensor, bank: Tensor, *rest) -> list[Tensor]:
+    coeffs, geometry = _named(x, bank, rest[:4], rest[4:])
+    _check_grad(grad, x, bank, geometry)
+    if x.numel() and bank.numel():
+        of_bank, of_factors = native_conv.gradient_of_bank(grad, x, bank, coeffs, geometry)
+        return [of_bank, *of_factors.factors().values()]
+    return [t.new_zeros(t.shape) for t in (bank, *coeffs.factors().values())]
+
+
+def _grad_bank_fake(grad: Tensor, x: Tensor, bank: Tensor, *rest) -> list[Tensor]:
+    coeffs, geometry = _named(x, bank, rest[:4], rest[4:])
+    _check_grad(grad, x, bank, geometry)
+    return [t.new_empty(t.shape) for t in (bank, *coeffs.factors().values())]
+
+
+def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    x, bank, *rest = inputs
+    stride, padding, dilation, groups = rest[5:]
+    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+    native_conv.remember(ctx, x, bank, rest[:4], rest[4], geometry)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *native_conv.gradients(ctx, grad, _of_x, _of_bank), *[None] * 4
+
+
+def _of_x(grad: Tensor, size: torch.Size, bank: Tensor, coeffs: Coefficients, geometry: Geometry) -> Tensor:
+    return torch.ops.convary.mixed_conv_grad_x.default(grad, size, *_weight(bank, coeffs), *geometry)
+
+
+def _of_bank(
+    grad: Tensor, x: Tensor, bank: Tensor, coeffs: Coefficients, geometry: Geometry
+) -> tuple[Tensor, Coefficients]:
+    found = torch.ops.convary.mixed_conv_grad_bank.default(grad, x, *_weight(bank, coeffs), *geometry)
+    return found[0], Coefficients(**dict(zip(coeffs.factors(), found[1:], strict=True)))
+
+
+def _not_again(ctx, *grads) -> None:
+    raise ConvaryError(
+        "the native gradients of mixed_conv have no gradient of their own; differentiate mixed_conv itself with "
+        "create_graph=True outside of torch.compile, or force a strategy of torch's operations: ops.strategy('bmm')"
+    )
+
+
+def _flops(out: Sequence[int], bank: Sequence[int], passes: int) -> int:
+    """Of a convolution with output (B, O, *S_out), and of ``passes`` over a bank (K, O, C/G, *k) for every sample."""
+    B, O, *positions = out
+    K, _, *one_filter = bank
+    weights = B * O * torch.Size(one_filter).numel()
+    return 2 * weights * (torch.Size(positions).numel() + passes * K)
+
+
+def _conv_flops(x_shape, bank_shape, *rest, out_shape: Sequence[int], **_) -> int:
+    return _flops(out_shape, bank_shape, passes=1)
+
+
+def _grad_x_flops(grad_shape, size, bank_shape, *rest, **_) -> int:
+    return _flops(grad_shape, bank_shape, passes=1)
+
+
+def _grad_bank_flops(grad_shape, x_shape, bank_shape, *rest, **_) -> int:
+    return _flops(grad_shape, bank_shape, passes=2)  # to the bank, and its product with it summed for the factors
+
+
+def _register(name: str, cpu: Callable, fake: Callable, flops: Callable[..., int], backward: Callable, **setup) -> None:
+    _library.impl(name, cpu, "CPU")
+    torch.library.register_fake(f"convary::{name}", fake, lib=_library)
+    torch.library.register_autograd(f"convary::{name}", backward, lib=_library, **setup)
+    register_flop_formula(getattr(torch.ops.convary, name))(flops)
+
+
+_register("mixed_conv", _conv, _conv_fake, _conv_flops, _backward, setup_context=_setup_context)
+_register("mixed_conv_grad_x", _grad_x, _grad_x_fake, _grad_x_flops, _not_again)
+_register("mixed_conv_grad_bank", _grad_bank, _grad_bank_fake, _grad_bank_flops, _not_again)
