@@ -9,14 +9,16 @@ from torch import Tensor
 from convary.ops import native, native_conv, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
-from convary.ops.native_conv import _call, _dense, _empty, _gradient_of_row, _structure
+from convary.ops.native_conv import _call, _dense, _gradient_of_row, _structure
 
 _NONE = Coefficients()
 
 
 def obstacle(x: Tensor, weight: Tensor) -> str | None:
     """Why the native kernels can't take these tensors, or None."""
-    return native_conv.obstacle(x, weight, _NONE)
+    if native_conv.is_watched(x):
+        return "a tracer or a dispatch mode is watching, which sees torch's own operations only"
+    return native_conv.obstacle(x, weight, _NONE, None)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
@@ -35,27 +37,27 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     Raises:
         ConvaryError: the library refuses; the sizes are named.
     """
-    sizes, address, (_, *map_shape) = _structure(x, weight, _NONE, bias, geometry)
+    sizes, address, (_, *map_shape) = _structure(x.shape, weight, _NONE, bias, geometry)
     tensors = [_dense(t) for t in (x, weight, bias)]  # named, because a copy must live until the call is over
-    y = _empty(weight.shape[0], *map_shape)
+    y = x.new_empty((weight.shape[0], *map_shape))
     _call(native.loaded().sample_conv, sizes, address, *tensors, index, y)
     return y
 
 
 def gradient_of_x(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The gradient of x (B, C, *S) from that of y; of x only the shape is used."""
-    sizes, address, _ = _structure(x, weight, _NONE, None, geometry)
+    sizes, address, _ = _structure(x.shape, weight, _NONE, None, geometry)
     tensors = [_dense(t) for t in (grad, weight)]
-    grad_x = _empty(*x.shape)
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     _call(native.loaded().sample_conv_grad_x, sizes, address, *tensors, index, grad_x)
     return grad_x
 
 
 def gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The gradient of weight (N, O, C/G, *k); of weight only the shape is used."""
-    sizes, address, _ = _structure(x, weight, _NONE, None, geometry)
+    sizes, address, _ = _structure(x.shape, weight, _NONE, None, geometry)
     tensors = [_dense(t) for t in (x, grad)]
-    grad_weight = _empty(*weight.shape)
+    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     _call(native.loaded().sample_conv_grad_weight, sizes, address, *tensors, index, grad_weight)
     return grad_weight
 
@@ -68,7 +70,7 @@ class _NativeSampleConv(torch.autograd.Function):
         ctx, geometry: Geometry, index: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         ctx.geometry = geometry
-        ctx.bias_shape = None if bias is None else bias.shape
+        ctx.bias_ndim = None if bias is None else bias.ndim
         ctx.save_for_backward(x, weight, index)
         return forward(x, weight, bias, geometry, index)
 
@@ -80,19 +82,18 @@ class _NativeSampleConv(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[2:]
         grad_x = gradient_of_x(grad, x, weight, ctx.geometry, index) if needs_x else None
         grad_weight = gradient_of_weight(grad, x, weight, ctx.geometry, index) if needs_weight else None
-        return None, None, grad_x, grad_weight, _gradient_of_row(grad, ctx.bias_shape) if needs_bias else None
+        return None, None, grad_x, grad_weight, _gradient_of_row(grad, ctx.bias_ndim) if needs_bias else None
 
 
 def _differentiable_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     """For ``create_graph=True``: the same gradients by the reference, whose operations can be differentiated again."""
     x, weight, index = ctx.saved_tensors
-    geometry = {name: getattr(ctx.geometry, name) for name in ("stride", "padding", "dilation", "groups")}
-    y = reference.sample_conv(x, weight, index=index, **geometry)
+    y = reference.sample_conv(x, weight, index=index, **ctx.geometry._asdict())
     *needs, needs_bias = ctx.needs_input_grad[2:]
     wanted = [t for t, need in zip((x, weight), needs, strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
     grad_x, grad_weight = (next(found) if need else None for need in needs)
-    return None, None, grad_x, grad_weight, _gradient_of_row(grad, ctx.bias_shape) if needs_bias else None
+    return None, None, grad_x, grad_weight, _gradient_of_row(grad, ctx.bias_ndim) if needs_bias else None
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
