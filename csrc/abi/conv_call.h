@@ -12,7 +12,7 @@ namespace convary {
 // CONVARY_OK with the sizes of `conv` filled in, or what is wrong. A bank for all samples until `bank_step` is set.
 int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv);
 
-// CONVARY_OK with `bank_end` and the extent of y filled in, or what is wrong with the pointers. With `transposed` x and y
+// CONVARY_OK with `x_end`, `bank_end` and the extent of y filled in, or what is wrong with the pointers. With `transposed` x and y
 // hold the gradient of y and x: their shapes change places.
 int32_t check_tensors(Conv* conv, bool transposed, int64_t bias_rows, Extent* y);
 

@@ -83,8 +83,10 @@ void cut_by_sample(const Conv& conv, int64_t threads, Blocks* blocks) {
     const bool single = conv.at_once(blocks->channels);
     blocks->panels = even(panels, single ? panels : sum_floats / (blocks->rows * blocks->columns * blocks->panel));
     const int64_t others = conv.B * conv.G * ceil_div(conv.h.out, blocks->rows) * ceil_div(conv.w.out, blocks->columns);
-    while (blocks->panels > 1 && others * ceil_div(panels, blocks->panels) < 4 * threads) {
-        blocks->panels = (blocks->panels + 1) / 2;
+    // Every item packs its inputs anew, so there are no more than make equal shares for the threads.
+    for (; blocks->panels > 1; blocks->panels = (blocks->panels + 1) / 2) {
+        const int64_t items = others * ceil_div(panels, blocks->panels);
+        if (items >= 4 * threads || (items >= threads && items % threads == 0)) break;
     }
 }
 

@@ -113,7 +113,7 @@ int32_t check_tensors(Conv* call, bool transposed, int64_t bias_rows, Extent* y)
         if (code == CONVARY_OK && overlap(*y, input)) code = CONVARY_OVERLAP;
     }
     if (code == CONVARY_OK && kernels() == nullptr) code = CONVARY_NO_ISA;
-    if (code == CONVARY_OK) call->bank_end = conv.bank + inputs[1].count;
+    if (code == CONVARY_OK) call->x_end = conv.x + inputs[0].count, call->bank_end = conv.bank + inputs[1].count;
     // Without channels (or kernels) there is nothing to sum; nobody asks for that.
     if (code == CONVARY_OK && (conv.C == 0 || conv.K == 0 || conv.O == 0) && y->count > 0) code = CONVARY_BAD_GEOMETRY;
     return code;

@@ -5,8 +5,19 @@
 namespace convary::CONVARY_VARIANT {
 namespace {
 
-// to[i] = from[first + i * stride] where that lies in [0, size), else 0.
-void pack_row(const float* from, int64_t size, int64_t first, int64_t stride, int64_t n, float* to) {
+// The numbers at even places of two vectors in a row.
+#if CONVARY_LANES == 16
+inline vec even(vec a, vec b) {
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+#elif CONVARY_LANES == 8
+inline vec even(vec a, vec b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
+#else
+inline vec even(vec a, vec b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+#endif
+
+// to[i] = from[first + i * stride] where that lies in [0, size), else 0. Reads may go on to `last`, writes a vector past n.
+void pack_row(const float* from, const float* last, int64_t size, int64_t first, int64_t stride, int64_t n, float* to) {
     if (stride == 1) {  // without the divisions below: rows may be a few numbers long
         const int64_t begin = least(n, most(0, -first)), end = most(begin, least(n, size - first));
         clear(to, begin);
@@ -17,8 +28,13 @@ void pack_row(const float* from, int64_t size, int64_t first, int64_t stride, in
     const int64_t begin = first < 0 ? least(n, (-first + stride - 1) / stride) : 0;
     const int64_t end = first < size ? most(begin, least(n, (size - first + stride - 1) / stride)) : begin;
     clear(to, begin);
-    if (stride == 2) {  // apart, so that the compiler may use shuffles
-        for (int64_t i = begin; i < end; ++i) to[i] = from[first + i * 2];
+    if (stride == 2) {
+        int64_t i = begin;
+        for (; i < end && from + first + 2 * (i + lanes) <= last; i += lanes) {
+            const float* pair = from + first + 2 * i;
+            store(to + i, even(load(pair), load(pair + lanes)));
+        }
+        for (; i < end; ++i) to[i] = from[first + i * 2];
     } else {
         for (int64_t i = begin; i < end; ++i) to[i] = from[first + i * stride];
     }
@@ -54,11 +70,12 @@ void pack_plane(const Conv& conv, const Window& window, const float* map, float*
                 if (row < 0 || row >= h.in) {
                     clear(packed, window.pitch);
                 } else {
-                    pack_row(map + row * w.in, w.in, first, w.stride, window.pitch, packed);
+                    pack_row(map + row * w.in, conv.x_end, w.in, first, w.stride, window.pitch, packed);
                 }
             }
         }
     }
+    if (w.stride == 2) store(packed, vec{});  // whatever was written there belongs to nobody
 }
 
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,

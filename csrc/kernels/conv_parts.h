@@ -89,13 +89,47 @@ struct Window {
     }
 };
 
-// Packs the inputs of a window out of one channel's map (H, W), zeros where it reaches past the edge.
+// Packs the inputs of a window out of one channel's map (H, W), zeros where it reaches past the edge. Up to a vector
+// behind the last packed number is written.
 void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed);
+
+// Memory that will be read next: K groups of `rows` rows of `length` floats. Fetched into the level-2 cache a line at a
+// time while a product keeps the arithmetic busy, so that a bank larger than the caches costs its bandwidth, not its
+// latency on top of the arithmetic.
+struct Ahead {
+    const float *at, *end;  // of the row being fetched
+    int64_t step, rate;     // floats from one fetch to the next, 0 when nothing is left; fetches per step of a depth
+    const float* first;
+    int64_t K, k_step, rows, row_step, length, k, row;
+
+    // Nothing to fetch: the same place again and again.
+    explicit Ahead(const float* anywhere) : at(anywhere), end(anywhere + 1), step(0), rate(1), K(0) {}
+
+    // `steps` steps of some depth are ahead, to spread the fetches over.
+    Ahead(const float* first, int64_t K, int64_t k_step, int64_t rows, int64_t row_step, int64_t length, int64_t steps)
+        : at(first), end(first + length), step(line), rate(1), first(first), K(K), k_step(k_step), rows(rows),
+          row_step(row_step), length(length), k(0), row(0) {
+        const int64_t lines = K * rows * ceil_div(length, line);
+        while (rate < 4 && rate * steps < lines) ++rate;
+    }
+
+    void next_row() {
+        if (++row == rows) row = 0, ++k;
+        if (k >= K) {
+            *this = Ahead(first);
+            return;
+        }
+        at = first + k * k_step + row * row_step;
+        end = at + length;
+    }
+
+    static constexpr int64_t line = 16;
+};
 
 // acc[p, n] (+)= sum_d weights[d, n] * x[offsets[d] + p] over a window's positions p (rows of `pitch` floats in x)
 // and the `width` numbers n, one or two vectors. acc is (rows * columns, width).
 void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, int64_t rows,
-              int64_t columns, int64_t width, float* acc, bool add);
+              int64_t columns, int64_t width, float* acc, bool add, Ahead* ahead);
 
 // factors[k * k_step + d * d_step] for d = (c, t) of the channels [c0, c0 + channels) of group g and the `T` taps of the
 // bank that `taps` lists: what multiplies the bank's weight in sample b, without the filter factor.

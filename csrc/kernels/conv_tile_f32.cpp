@@ -7,12 +7,12 @@ namespace convary::CONVARY_VARIANT {
 namespace {
 
 typedef void (*Tile)(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch,
-                     float* acc, int64_t acc_pitch, bool add);
+                     float* acc, int64_t acc_pitch, bool add, Ahead* ahead);
 
 // `count` vectors of channels x `rows` rows of `columns` positions.
 template <int64_t count, int64_t rows, int64_t columns>
 void tile(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, float* acc,
-          int64_t acc_pitch, bool add) {
+          int64_t acc_pitch, bool add, Ahead* ahead) {
     constexpr int64_t width = count * lanes;
     vec sum[rows * columns][count];
 #pragma GCC unroll 14
@@ -21,7 +21,17 @@ void tile(const float* weights, const int64_t* offsets, int64_t depth, const flo
 #pragma GCC unroll 2
         for (int64_t v = 0; v < count; ++v) sum[p][v] = add ? load(from + v * lanes) : vec{};
     }
+    const float *at = ahead->at, *end = ahead->end;
+    int64_t step = ahead->step, rate = ahead->rate;
     for (int64_t d = 0; d < depth; ++d) {
+        for (int64_t i = 0; i < rate; ++i) {
+            __builtin_prefetch(at, 0, 2);
+            at += step;
+            if (at >= end) {
+                ahead->next_row();
+                at = ahead->at, end = ahead->end, step = ahead->step, rate = ahead->rate;
+            }
+        }
         const float* first = x + offsets[d];
         vec w[count];
 #pragma GCC unroll 2
@@ -33,6 +43,7 @@ void tile(const float* weights, const int64_t* offsets, int64_t depth, const flo
             for (int64_t v = 0; v < count; ++v) sum[p][v] += value * w[v];
         }
     }
+    ahead->at = at;
 #pragma GCC unroll 14
     for (int64_t p = 0; p < rows * columns; ++p) {
         float* to = acc + p / columns * acc_pitch + p % columns * width;
@@ -62,7 +73,7 @@ const Tile tiles[2][2][tile_positions] = {CONVARY_TILES(1), CONVARY_TILES(2)};
 }  // namespace
 
 void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, int64_t rows,
-              int64_t columns, int64_t width, float* acc, bool add) {
+              int64_t columns, int64_t width, float* acc, bool add, Ahead* ahead) {
     const auto& kinds = tiles[width / lanes - 1];
     const int64_t acc_pitch = columns * width;
     const int64_t step = ceil_div(columns, ceil_div(columns, tile_positions));  // tiles of even width
@@ -72,7 +83,8 @@ void multiply(const float* weights, const int64_t* offsets, int64_t depth, const
         for (int64_t column = 0; column < columns; column += step) {
             const int64_t size = least(step, columns - column);
             kinds[height - 1][size - 1](weights, offsets, depth, x + row * pitch + column, pitch,
-                                        acc + (row * columns + column) * width, acc_pitch, add);
+                                        acc + (row * columns + column) * width, acc_pitch, add,
+                                        ahead);
         }
         row += height;
     }

@@ -14,7 +14,7 @@ class Item {
 public:
     Item(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch)
         : conv(conv), blocks(blocks), window(window_of(conv, blocks, item)), positions(window.rows * window.columns),
-          single(conv.at_once(blocks.channels)), own(conv.bank) {
+          single(conv.at_once(blocks.channels)), own(conv.bank), ahead(conv.bank) {
         const int64_t o_block = item / (blocks.column_blocks * blocks.row_blocks * blocks.b_blocks);
         g = o_block / blocks.o_blocks;
         o0 = o_block % blocks.o_blocks * blocks.panels * blocks.panel;
@@ -34,6 +34,7 @@ public:
                 last = term + 1 == terms && c0 + channels == conv.Cg();
                 find_offsets();
                 if (blocks.pack_bank) pack_bank();
+                if (blocks.pack_bank) look_ahead(0, b1 - b0);
                 for (int64_t b = b0; b < b1; b += together) serve(b, least(together, b1 - b));
             }
         }
@@ -46,6 +47,7 @@ private:
     const int64_t positions;
     const bool single;  // one block makes the whole result: sums need not be kept
     const float* own;   // the bank of the sample in work
+    Ahead ahead;        // the part of the bank that is mixed next
     int64_t g, o0, o1, b0, b1, c0, channels, depth, term;
     bool last;
     float *weights, *bank, *factors, *filter, *inputs, *sums, *maps, *scale, *shift;
@@ -119,6 +121,27 @@ private:
         }
     }
 
+    // Fetch what is mixed after this block of channels (and, where each sample mixes for itself, this panel), during the
+    // products of `products` samples.
+    void look_ahead(int64_t panel, int64_t products) {
+        int64_t begin = o0, end = o1, c = c0 + channels;
+        const bool more = !blocks.pack_bank && panel + 1 < panels();
+        if (more) begin = panel_begin(panel + 1), end = begin + count(panel + 1), c = c0;
+        if (c >= conv.Cg()) {  // the next item on this thread
+            if (blocks.row_blocks * blocks.column_blocks * blocks.b_blocks > 1) return;
+            begin = o1, end = least(conv.Og(), o1 + (blocks.pack_bank ? o1 - o0 : blocks.panel)), c = 0;
+        }
+        if (begin >= end || conv.bank_step != 0) return;
+        const int64_t next = least(blocks.channels, conv.Cg() - c), T = conv.T_bank;
+        const int64_t tiles = ceil_div(positions, tile_positions) * (blocks.pack_bank ? panels() : 1);
+        const int64_t steps = products * tiles * depth;
+        ahead = conv.transposed
+                    ? Ahead(conv.bank + ((g * conv.Cg() + c) * conv.Og() + begin) * T, conv.K, kernel_step(), next,
+                            conv.Og() * T, (end - begin) * T, steps)
+                    : Ahead(conv.bank + ((g * conv.Og() + begin) * conv.Cg() + c) * T, conv.K, kernel_step(),
+                            end - begin, conv.Cg() * T, next * T, steps);
+    }
+
     void pack_bank() {
         const int64_t full = channels * conv.T_bank;
         for (int64_t d = 0; d < full; ++d) factors[d] = 1.0f;
@@ -145,13 +168,14 @@ private:
         }
         for (int64_t panel = 0; panel < panels(); ++panel) {
             mix(b, samples, panel);
+            if (!blocks.pack_bank) look_ahead(panel, samples);
             for (int64_t s = 0; s < samples; ++s) {
                 const int64_t kept = single ? 0 : (b + s - b0) * blocks.panels + panel;
                 float* acc = sums + kept * blocks.rows * blocks.columns * blocks.panel;
                 const float* x = blocks.direct ? map(b + s) + window.column
                                                : inputs + s * blocks.channels * window.plane;
                 multiply(weights + s * depth * width(panel), offsets, depth, x, window.pitch, window.rows,
-                         window.columns, width(panel), acc, term + c0 > 0);
+                         window.columns, width(panel), acc, term + c0 > 0, &ahead);
                 if (last) finish(b + s, panel, acc);
             }
         }

@@ -131,10 +131,11 @@ private:
                 mix_transposed(from, whole ? rows * columns : columns, ones, 0, nullptr, n, nullptr,
                                grads + r * columns * n, n);
             }
+            Ahead nothing(grads);
             for (int64_t t = 0; t < conv.T(); ++t) {
                 const int64_t i = t / conv.w.taps * conv.h.dilation, j = t % conv.w.taps * conv.w.dilation;
                 multiply(grads, offsets, rows * columns, inputs + (i * pitch + j) * grad.width, 0, 1, channels, n,
-                         mixed(panel, s) + t * channels * n, row + column > 0);
+                         mixed(panel, s) + t * channels * n, row + column > 0, &nothing);
             }
         }
     }
