@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 // Raised with every change of a signature or of a meaning below; convary.ops.native refuses any other number.
-#define CONVARY_ABI_VERSION 3
+#define CONVARY_ABI_VERSION 4
 
 #define CONVARY_API __attribute__((visibility("default")))
 
@@ -110,6 +110,26 @@ CONVARY_API int32_t convary_sample_conv_grad_x_f32(const convary_conv_sizes* siz
 // The gradient of weight (K, O, C / G, kernel_h, kernel_w).
 CONVARY_API int32_t convary_sample_conv_grad_weight_f32(const convary_conv_sizes* sizes, const float* x,
                                                         const float* grad_y, const int64_t* index, float* grad_weight);
+
+// A router in inference: pooling, at most one hidden layer, a last layer, activations.
+typedef struct {
+    int64_t B, C, P;        // x (B, C, P): P positions, at least one
+    int64_t hidden;         // 0: no hidden layer
+    int64_t outputs;
+    int64_t gates;          // this many outputs come first, with a sigmoid
+    int64_t rest;           // the activation of the others: 0 none, 1 sigmoid, 2 softmax
+    float epsilon;          // of the normalisation
+} convary_route_sizes;
+
+// v = mean of x over P;  h = relu(norm(squeeze v + squeeze_bias)), or v where hidden is 0
+// out[b] = activations((last h + last_bias) / temperature)
+// norm(z) = (z - mean) / sqrt(variance + epsilon) * gain + shift, each (hidden), all NULL for none.
+// squeeze (hidden, C), last (outputs, hidden or C); the biases and temperature (one number) may be NULL.
+// pooled (B, C) is written on the way.
+CONVARY_API int32_t convary_route_f32(const convary_route_sizes* sizes, const float* x, const float* squeeze,
+                                      const float* squeeze_bias, const float* mean, const float* variance,
+                                      const float* gain, const float* shift, const float* last, const float* last_bias,
+                                      const float* temperature, float* pooled, float* out);
 
 #ifdef __cplusplus
 }

@@ -15,13 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.methods.config import MethodConfig, check_positive
-from convary.nn import DynamicConv, Router, Site
+from convary.nn import DynamicConv, PerceptronRouter, Router, Site
 from convary.nn.base import per_expert_
-from convary.nn.routers import zero_
 from convary.ops import Coefficients
 
 
@@ -59,7 +57,7 @@ class DyNet(MethodConfig):
         return site.block is not None if site.block_count else site.index > 0
 
 
-class FilterRouter(Router):
+class FilterRouter(PerceptronRouter):
     """``sigmoid(FC(pool(x)))`` with one coefficient per kernel and output channel.
 
     Args:
@@ -72,22 +70,22 @@ class FilterRouter(Router):
     def __init__(
         self, in_channels: int, num_experts: int, out_channels: int, hidden: int | None, device=None, dtype=None
     ) -> None:
-        super().__init__(in_channels, None, device)
+        super().__init__(in_channels, "sigmoid", device=device)
         self.shape = (num_experts, out_channels)
         width = in_channels if hidden is None else hidden
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.squeeze = None if hidden is None else nn.Linear(in_channels, hidden, **factory)
+        if hidden is not None:
+            self.squeeze = nn.Linear(in_channels, hidden, **factory)
         self.linear = nn.Linear(width, num_experts * out_channels, **factory)
 
-    def coefficients(self, vector: Tensor) -> Coefficients:
-        """filter: (B, K, O)."""
-        if self.squeeze is not None:
-            vector = F.relu(self.squeeze(vector))
-        return Coefficients(filter=self.linear(vector).sigmoid().unflatten(1, self.shape))
+    @property
+    def last(self) -> nn.Linear:
+        """The predictor."""
+        return self.linear
 
-    def neutral_(self) -> None:
-        """Zero logits: every coefficient is 1/2."""
-        zero_(self.linear)
+    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
+        """filter: (B, K, O)."""
+        return Coefficients(filter=rest.unflatten(1, self.shape))
 
 
 class _DyNetNd(DynamicConv):

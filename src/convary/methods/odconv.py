@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, nearest
 from convary.methods.config import Annealing, MethodConfig, check_positive
-from convary.nn import DynamicConv, Router, Site, check_temperature, make_norm
+from convary.nn import DynamicConv, PerceptronRouter, Router, Site, check_temperature, make_norm
 from convary.nn.base import per_expert_
-from convary.nn.routers import activate, zero_
 from convary.ops import Coefficients
 
 AXES = ("channel", "filter", "tap", "kernel")
@@ -86,7 +84,7 @@ class ODConv(MethodConfig):
         return site.is_conv and site.index > 0 and not site.shortcut and not site.gate
 
 
-class OmniAttention(Router):
+class OmniAttention(PerceptronRouter):
     """The four attentions, from one hidden vector.
 
     Args:
@@ -100,9 +98,10 @@ class OmniAttention(Router):
     def __init__(
         self, in_channels: int, hidden: int, sizes: dict[str, int], K: int, config: ODConv, device=None, dtype=None
     ) -> None:
-        super().__init__(in_channels, config.temperature, device)
+        gates = {axis: size for axis, size in sizes.items() if axis != "kernel"}
+        super().__init__(in_channels, config.kernel_activation, config.temperature, sum(gates.values()), device)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.sizes, self.kernel_activation = sizes, config.kernel_activation
+        self.sizes, self.gate_axes, self.gate_sizes = sizes, list(gates), list(gates.values())
         self.copies = K if config.sharing == "per_kernel" else 1
         self.squeeze = nn.Linear(in_channels, hidden, bias=config.norm == "none", **factory)
         self.norm = make_norm(config.norm, hidden, **factory)
@@ -112,22 +111,20 @@ class OmniAttention(Router):
             nn.init.kaiming_normal_(rows, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.heads.bias)
 
-    def coefficients(self, vector: Tensor) -> Coefficients:
-        """Channel (B, 1|K, C), filter (B, 1|K, O), tap (B, 1|K, T), kernel (B, K); those that exist."""
-        logits = self._tempered(self.heads(F.relu(self.norm(self.squeeze(vector)))))
-        gates = {axis: size for axis, size in self.sizes.items() if axis != "kernel"}
-        cut = sum(gates.values())
-        factors: dict[str, Tensor] = {}
-        if gates:
-            opened = logits[:, :cut].sigmoid().split(list(gates.values()), 1)
-            factors = {axis: gate.unflatten(1, (self.copies, -1)) for axis, gate in zip(gates, opened, strict=True)}
-        if "kernel" in self.sizes:
-            factors["kernel"] = activate(logits[:, cut:], self.kernel_activation)
-        return Coefficients(**factors)
+    @property
+    def last(self) -> nn.Linear:
+        """All heads side by side."""
+        return self.heads
 
-    def neutral_(self) -> None:
-        """Zero logits: every sigmoid is 1/2, the softmax 1/K."""
-        zero_(self.heads)
+    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
+        """Channel (B, 1|K, C), filter (B, 1|K, O), tap (B, 1|K, T), kernel (B, K); those that exist."""
+        factors = {}
+        if self.gate_sizes:
+            for axis, part in zip(self.gate_axes, gates.split_with_sizes(self.gate_sizes, 1), strict=True):
+                factors[axis] = part.unsqueeze(1) if self.copies == 1 else part.unflatten(1, (self.copies, -1))
+        if "kernel" in self.sizes:
+            factors["kernel"] = rest
+        return Coefficients(**factors)
 
 
 class _ODConvNd(DynamicConv):

@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as _modules
 
 from convary.errors import ConfigError, TemperatureWarning
-from convary.ops import Coefficients
+from convary.nn.norm import VectorBatchNorm
+from convary.ops import Coefficients, native_route
 from convary.ops.geometry import autocasting
 
 
@@ -49,8 +51,7 @@ class Router(nn.Module):
         return self._route(x)
 
     def _route(self, x: Tensor) -> Coefficients:
-        vector = pool(x)
-        return self.coefficients(vector.to(self.dtype()))
+        return self.coefficients(pool(x).to(self.dtype()))
 
     def dtype(self) -> torch.dtype:
         """The dtype that routing is computed in."""
@@ -125,7 +126,89 @@ def activate(logits: Tensor, activation: str) -> Tensor:
     return logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
 
 
-class LinearRouter(Router):
+class PerceptronRouter(Router):
+    """``activation(last(relu(norm(squeeze(pool(x))))) / temperature)``, in inference as one native call.
+
+    A subclass may set ``squeeze`` and ``norm``, and defines ``last`` and ``named``.
+
+    Args:
+        in_channels: C.
+        activation: Of the logits behind the first ``gates``: "sigmoid" or "softmax".
+        temperature: Divides the logits; None for none.
+        gates: This many logits come first and get a sigmoid.
+    """
+
+    def __init__(
+        self, in_channels: int, activation: str, temperature: float | None = None, gates: int = 0, device=None
+    ) -> None:
+        super().__init__(in_channels, temperature, device)
+        self.activation, self.gates = activation, gates
+        self.squeeze: nn.Linear | None = None
+        self.norm: nn.Module | None = None
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that makes the logits."""
+        raise TypeError(f"{type(self).__name__} must define last")
+
+    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
+        """Coefficients out of the activated logits: (B, gates), of no meaning without gates, and (B, the others)."""
+        raise TypeError(f"{type(self).__name__} must define named(gates, rest)")
+
+    def _route(self, x: Tensor) -> Coefficients:
+        layers = self._native_layers()
+        if layers is None or not native_route.can_run(x, layers):
+            return super()._route(x)
+        activated = native_route.route(x, layers)
+        if not self.gates:
+            return self.named(activated, activated)
+        return self.named(*activated.split_with_sizes([self.gates, activated.shape[1] - self.gates], 1))
+
+    def coefficients(self, vector: Tensor) -> Coefficients:
+        """Those that ``named`` makes."""
+        if self.squeeze is not None:
+            hidden = self.squeeze(vector)
+            vector = F.relu(hidden if self.norm is None else self.norm(hidden))
+        logits = self._tempered(self.last(vector))
+        if not self.gates:
+            return self.named(logits, activate(logits, self.activation))
+        gates, rest = logits[:, : self.gates], logits[:, self.gates :]
+        return self.named(gates.sigmoid(), activate(rest, self.activation) if rest.shape[1] else rest)
+
+    def neutral_(self) -> None:
+        """Zero logits: every sigmoid is 1/2, every softmax 1/K."""
+        zero_(self.last)
+
+    def _native_layers(self) -> native_route.Layers | None:
+        """The weights, where nothing but the plain layers would see them: no hook, no other class, no statistics."""
+        squeeze, last = self.squeeze, self.last
+        if not _is_plain(last, nn.Linear) or not (squeeze is None or _is_plain(squeeze, nn.Linear)):
+            return None
+        norm: list = [None] * 4
+        epsilon = 0.0
+        if self.norm is not None and not isinstance(self.norm, nn.Identity):
+            n = self.norm
+            if n.training or not _is_plain(n, VectorBatchNorm):
+                return None
+            norm, epsilon = [n.running_mean, n.running_var, n.weight, n.bias], n.eps
+        first = (None, None) if squeeze is None else (squeeze.weight, squeeze.bias)
+        return native_route.Layers(
+            *first, *norm, last.weight, last.bias, self.temperature, epsilon, self.gates, self.activation
+        )  # type: ignore[arg-type]
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling the module is nothing but the computation of its class."""
+    watched = module._forward_hooks or module._forward_pre_hooks or global_hooks()
+    return type(module) is kind and not watched
+
+
+def global_hooks() -> bool:
+    """Whether hooks are registered for all modules."""
+    return bool(_modules._global_forward_hooks or _modules._global_forward_pre_hooks)
+
+
+class LinearRouter(PerceptronRouter):
     """``activation(Linear(pool(x)) / temperature)``: one coefficient per kernel, no hidden layer (CondConv).
 
     Args:
@@ -144,20 +227,20 @@ class LinearRouter(Router):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__(in_channels, temperature, device)
-        self.activation = activation
+        super().__init__(in_channels, activation, temperature, device=device)
         self.linear = nn.Linear(in_channels, num_experts, device=device, dtype=dtype)
 
-    def coefficients(self, vector: Tensor) -> Coefficients:
+    @property
+    def last(self) -> nn.Linear:
+        """The only layer."""
+        return self.linear
+
+    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
         """kernel: (B, K)."""
-        return Coefficients(kernel=activate(self._tempered(self.linear(vector)), self.activation))
-
-    def neutral_(self) -> None:
-        """Zero logits: every sigmoid is 1/2, every softmax 1/K."""
-        zero_(self.linear)
+        return Coefficients(kernel=rest)
 
 
-class MLPRouter(Router):
+class MLPRouter(PerceptronRouter):
     """``activation(Linear(relu(Linear(pool(x)))) / temperature)``: the squeeze-and-excitation router of DyConv.
 
     Args:
@@ -180,19 +263,18 @@ class MLPRouter(Router):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__(in_channels, temperature, device)
-        self.activation = activation
+        super().__init__(in_channels, activation, temperature, device=device)
         self.squeeze = nn.Linear(in_channels, hidden, bias=hidden_bias, device=device, dtype=dtype)
         self.linear = nn.Linear(hidden, out_features, device=device, dtype=dtype)
 
-    def coefficients(self, vector: Tensor) -> Coefficients:
-        """kernel: (B, K)."""
-        logits = self.linear(F.relu(self.squeeze(vector)))
-        return Coefficients(kernel=activate(self._tempered(logits), self.activation))
+    @property
+    def last(self) -> nn.Linear:
+        """The second layer."""
+        return self.linear
 
-    def neutral_(self) -> None:
-        """Zero logits: every sigmoid is 1/2, every softmax 1/K."""
-        zero_(self.linear)
+    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
+        """kernel: (B, K)."""
+        return Coefficients(kernel=rest)
 
 
 def zero_(linear: nn.Linear) -> None:

@@ -61,7 +61,8 @@ def mixed_conv(
         coeffs = _check(x, bank, coeffs, bias, geometry)
         return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, bank, coeffs, bias, geometry)
     key = (
-        "mixed_conv", x.shape, bank.shape, _signature(coeffs, bias), geometry, training, x.device.type, x.dtype, obstacle
+        "mixed_conv", x.shape, bank.shape, _signature(coeffs, bias), geometry, training, x.device.type, x.dtype,
+        obstacle,
     )  # fmt: skip
     if obstacle is not None or not is_remembered(key):  # else all tensors are float32 on the CPU, of shapes that fit
         coeffs = _check(x, bank, coeffs, bias, geometry)

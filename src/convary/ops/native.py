@@ -19,7 +19,7 @@ from torch import Tensor
 
 from convary.errors import ConvaryError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 _FILES = {"linux": "libconvary.so", "darwin": "libconvary.so"}
 _TORCH_FILES = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib"}
 
@@ -35,6 +35,7 @@ class Library:
     mixed_conv_grad_x: Callable[..., int]
     mixed_conv_grad_blocks: Callable[..., int]
     mixed_conv_grad_bank: Callable[..., int]
+    route: Callable[..., int]
     sample_conv: Callable[..., int]
     sample_conv_grad_x: Callable[..., int]
     sample_conv_grad_weight: Callable[..., int]
@@ -143,7 +144,7 @@ _library: Library | str | None = None
 
 
 def _load() -> Library | str:
-    """The library, or why there is none; asked for once. torch.compile reads the variable, so it is no cached function."""
+    """The library, or why there is none; asked for once. A variable, because torch.compile can't see into a cache."""
     global _library
     if _library is None:
         _library = _open()
@@ -178,6 +179,7 @@ def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
     handle.convary_mixed_conv_grad_x_f32.argtypes = [ctypes.c_void_p] * 8
     handle.convary_mixed_conv_grad_blocks.argtypes = [ctypes.c_void_p] * 2
     handle.convary_mixed_conv_grad_bank_f32.argtypes = [ctypes.c_void_p] * 12
+    handle.convary_route_f32.argtypes = [ctypes.c_void_p] * 13
     handle.convary_sample_conv_f32.argtypes = [ctypes.c_void_p] * 6
     handle.convary_sample_conv_grad_x_f32.argtypes = [ctypes.c_void_p] * 5
     handle.convary_sample_conv_grad_weight_f32.argtypes = [ctypes.c_void_p] * 5
@@ -194,6 +196,7 @@ def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
         mixed_conv_grad_x=handle.convary_mixed_conv_grad_x_f32,
         mixed_conv_grad_blocks=handle.convary_mixed_conv_grad_blocks,
         mixed_conv_grad_bank=handle.convary_mixed_conv_grad_bank_f32,
+        route=handle.convary_route_f32,
         sample_conv=handle.convary_sample_conv_f32,
         sample_conv_grad_x=handle.convary_sample_conv_grad_x_f32,
         sample_conv_grad_weight=handle.convary_sample_conv_grad_weight_f32,

@@ -118,6 +118,11 @@ def strategy(name: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
+def may_be_native() -> bool:
+    """Whether what is not a strategy's own business, such as routing, may take the native library too."""
+    return _forced.get() in (None, "native")
+
+
 def strategies() -> tuple[str, ...]:
     """The names that ``strategy`` takes."""
     return NAMES

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Routers in inference: a mean per map, and a perceptron of at most one hidden layer per sample.
+#include "../kernels.h"
+#include "../vec.h"
+
+namespace convary::CONVARY_VARIANT {
+namespace {
+
+float lane_sum(vec v) {
+    float sum = 0.0f;
+    for (int64_t i = 0; i < lanes; ++i) sum += v[i];
+    return sum;
+}
+
+float sum(const float* from, int64_t n) {
+    vec sums[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * lanes <= n; i += 4 * lanes) {
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < 4; ++j) sums[j] += load(from + i + j * lanes);
+    }
+    for (; i + lanes <= n; i += lanes) sums[0] += load(from + i);
+    float rest = 0.0f;
+    for (; i < n; ++i) rest += from[i];
+    return lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+}
+
+// out[r] = rows[r] . v + bias[r], four rows at a time.
+void multiply(const float* rows, const float* v, const float* bias, int64_t count, int64_t n, float* out) {
+    for (int64_t r = 0; r < count; r += 4) {
+        const int64_t together = count - r < 4 ? count - r : 4;
+        const float* from[4];
+        for (int64_t j = 0; j < 4; ++j) from[j] = rows + (r + (j < together ? j : 0)) * n;
+        vec sums[4] = {};
+        int64_t i = 0;
+        for (; i + lanes <= n; i += lanes) {
+            const vec value = load(v + i);
+#pragma GCC unroll 4
+            for (int64_t j = 0; j < 4; ++j) sums[j] += value * load(from[j] + i);
+        }
+        for (int64_t j = 0; j < together; ++j) {
+            float total = lane_sum(sums[j]);
+            for (int64_t k = i; k < n; ++k) total += v[k] * from[j][k];
+            out[r + j] = total + (bias == nullptr ? 0.0f : bias[r + j]);
+        }
+    }
+}
+
+void normalise(const Route& route, float* h) {
+    for (int64_t i = 0; i < route.hidden; ++i) {
+        if (route.mean != nullptr) {
+            const float scaled = (h[i] - route.mean[i]) / __builtin_sqrtf(route.variance[i] + route.epsilon);
+            h[i] = scaled * route.gain[i] + route.shift[i];
+        }
+        if (h[i] < 0.0f) h[i] = 0.0f;  // not a maximum: NaN stays
+    }
+}
+
+void sigmoid(float* v, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) v[i] = 1.0f / (1.0f + __builtin_expf(-v[i]));
+}
+
+void softmax(float* v, int64_t n) {
+    float largest = v[0], total = 0.0f;
+    for (int64_t i = 1; i < n; ++i) largest = v[i] > largest ? v[i] : largest;
+    for (int64_t i = 0; i < n; ++i) total += v[i] = __builtin_expf(v[i] - largest);
+    for (int64_t i = 0; i < n; ++i) v[i] /= total;
+}
+
+}  // namespace
+
+void route_pool_f32(const Route& route, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+        route.pooled[i] = sum(route.x + i * route.P, route.P) / static_cast<float>(route.P);
+    }
+}
+
+void route_f32(const Route& route, int64_t b, float* scratch) {
+    const float* v = route.pooled + b * route.C;
+    int64_t n = route.C;
+    if (route.hidden > 0) {
+        multiply(route.squeeze, v, route.squeeze_bias, route.hidden, n, scratch);
+        normalise(route, scratch);
+        v = scratch;
+        n = route.hidden;
+    }
+    float* out = route.out + b * route.outputs;
+    multiply(route.last, v, route.last_bias, route.outputs, n, out);
+    if (route.temperature != nullptr) {
+        for (int64_t i = 0; i < route.outputs; ++i) out[i] /= *route.temperature;
+    }
+    sigmoid(out, route.gates);
+    const int64_t rest = route.outputs - route.gates;
+    if (rest > 0 && route.rest == 1) sigmoid(out + route.gates, rest);
+    if (rest > 0 && route.rest == 2) softmax(out + route.gates, rest);
+}
+
+}  // namespace convary::CONVARY_VARIANT
