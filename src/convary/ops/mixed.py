@@ -60,9 +60,8 @@ def mixed_conv(
     if is_traced(x):
         coeffs = _check(x, bank, coeffs, bias, geometry)
         return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, bank, coeffs, bias, geometry)
-    key = (
-        "mixed_conv", x.shape, bank.shape, _signature(coeffs, bias), geometry, training, x.device.type, x.dtype, obstacle
-    )  # fmt: skip
+    shapes = _shapes(x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias)
+    key = ("mixed_conv", shapes, geometry, training, x.device.type, x.dtype, obstacle)
     if obstacle is not None or not is_remembered(key):  # else all tensors are float32 on the CPU, of shapes that fit
         coeffs = _check(x, bank, coeffs, bias, geometry)
     if x.shape[0] == 0:
@@ -78,8 +77,7 @@ def needs_gradient(x: Tensor, bank: Tensor, coeffs: Coefficients) -> bool:
     return any([t is not None and t.requires_grad for t in tensors])
 
 
-def _signature(coeffs: Coefficients, bias: Tensor | None) -> tuple:
-    tensors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias)
+def _shapes(*tensors: Tensor | None) -> tuple[torch.Size | None, ...]:
     return tuple([None if t is None else t.shape for t in tensors])
 
 

@@ -140,7 +140,7 @@ _library: Library | str | None = None
 
 
 def _load() -> Library | str:
-    """The library, or why there is none; asked for once. torch.compile reads the variable, so it is no cached function."""
+    """The library, or why there is none; kept in a variable, since torch.compile looks through a cached function."""
     global _library
     if _library is None:
         _library = _open()

@@ -47,13 +47,13 @@ def _weight(bank: Tensor, coeffs: Coefficients) -> tuple[Tensor | None, ...]:
 
 
 def _named(x: Tensor, bank: Tensor, factors: Sequence[Tensor | None], geometry: tuple) -> tuple[Coefficients, Geometry]:
-    """The arguments by name, checked as in :func:`convary.ops.mixed_conv`: the kernels trust the sizes they are told."""
+    """The arguments by name, checked as in ``mixed_conv``: the kernels trust the sizes they are told."""
     coeffs = Coefficients(**dict(zip(AXES, factors, strict=True)))
     x, resolved = resolve(x, bank.shape[3:], *geometry)
     check_conv(x, bank, resolved, mixed_dtypes=False)
     coeffs.check(bank, batch=x.shape[0], channels=x.shape[1])
     if x.dtype is not torch.float32:
-        raise DtypeError(f"the native mixed convolution takes torch.float32; got {x.dtype}; cast, or force strategy bmm")
+        raise DtypeError(f"native mixed_conv takes torch.float32; got {x.dtype}; cast, or force strategy bmm")
     return coeffs, resolved
 
 
