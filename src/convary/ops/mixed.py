@@ -30,9 +30,9 @@ def mixed_conv(
 ) -> Tensor:
     """Convolve each sample with its own mixture of the bank: ``sample_conv(x, mix_kernels(bank, coeffs))``.
 
-    ``torch.compile`` keeps the native kernels where they can run. ``torch.export`` and ``torch.jit.trace`` record torch's
-    own operations, which run anywhere; under ``ops.strategy("native")`` they record ``torch.ops.convary.mixed_conv``,
-    and the program needs ``import convary`` where it is loaded.
+    ``torch.compile`` keeps the native kernels where they can run. ``torch.export`` and ``torch.jit.trace`` record
+    torch's own operations, which run anywhere; under ``ops.strategy("native")`` they record
+    ``torch.ops.convary.mixed_conv``, and the program needs ``import convary`` where it is loaded.
 
     Args:
         x: (B, C, *S), one to three spatial axes.
