@@ -329,6 +329,16 @@ class TestWatchers:
         assert counts["convary.mixed_conv_grad_x"] == 2 * weights * (30 + 2)
         assert counts["convary.mixed_conv_grad_bank"] == 2 * weights * (30 + 4)
 
+    def test_flops_of_backward_alone(self):
+        layer, given = Layer(self.case), arguments(self.case)
+        with ops.strategy("native"):
+            y = layer(**given)
+        with FlopCounterMode(display=False) as counter:
+            y.sum().backward()
+        assert {"convary.mixed_conv_grad_x", "convary.mixed_conv_grad_bank"} <= set(
+            map(str, counter.get_flop_counts()["Global"])
+        )
+
     def test_gradients_under_a_mode(self):
         layer, given = Layer(self.case), arguments(self.case)
         with FlopCounterMode(display=False), ops.strategy("native"):
