@@ -30,6 +30,10 @@ def mixed_conv(
 ) -> Tensor:
     """Convolve each sample with its own mixture of the bank: ``sample_conv(x, mix_kernels(bank, coeffs))``.
 
+    ``torch.compile`` keeps the native kernels where they can run. ``torch.export`` and ``torch.jit.trace`` record
+    torch's own operations, which run anywhere; under ``ops.strategy("native")`` they record
+    ``torch.ops.convary.mixed_conv``, and the program needs ``import convary`` where it is loaded.
+
     Args:
         x: (B, C, *S), one to three spatial axes.
         bank: (K, O, C/G, *k).
@@ -60,10 +64,8 @@ def mixed_conv(
     if is_traced(x):
         coeffs = _check(x, bank, coeffs, bias, geometry)
         return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, bank, coeffs, bias, geometry)
-    key = (
-        "mixed_conv", x.shape, bank.shape, _signature(coeffs, bias), geometry, training, x.device.type, x.dtype,
-        obstacle,
-    )  # fmt: skip
+    shapes = _shapes(x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias)
+    key = ("mixed_conv", shapes, geometry, training, x.device.type, x.dtype, obstacle)
     if obstacle is not None or not is_remembered(key):  # else all tensors are float32 on the CPU, of shapes that fit
         coeffs = _check(x, bank, coeffs, bias, geometry)
     if x.shape[0] == 0:
@@ -79,8 +81,7 @@ def needs_gradient(x: Tensor, bank: Tensor, coeffs: Coefficients) -> bool:
     return any([t is not None and t.requires_grad for t in tensors])
 
 
-def _signature(coeffs: Coefficients, bias: Tensor | None) -> tuple:
-    tensors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias)
+def _shapes(*tensors: Tensor | None) -> tuple[torch.Size | None, ...]:
     return tuple([None if t is None else t.shape for t in tensors])
 
 

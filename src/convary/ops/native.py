@@ -144,7 +144,7 @@ _library: Library | str | None = None
 
 
 def _load() -> Library | str:
-    """The library, or why there is none; asked for once. A variable, because torch.compile can't see into a cache."""
+    """The library, or why there is none; kept in a variable, since torch.compile looks through a cached function."""
     global _library
     if _library is None:
         _library = _open()

@@ -212,20 +212,6 @@ def _gradients(
     return Coefficients(**gradients)
 
 
-class _NativeConv(torch.autograd.Function):
-    """Forward and backward by the native kernels; keeps x, the bank and the coefficients, no mixed kernels."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, bank: Tensor, *rest) -> Tensor:
-        *factors, row, geometry = rest
-        remember(ctx, x, bank, factors, row, geometry)
-        return forward(x, bank, _coefficients(factors), row, geometry)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *gradients(ctx, grad, gradient_of_x, gradient_of_bank), None
-
-
 def remember(ctx, x: Tensor, bank: Tensor, factors: Sequence[Tensor | None], row: Tensor | None, geometry: Geometry):
     """Keep in an autograd context what :func:`gradients` needs."""
     ctx.geometry = geometry
@@ -247,7 +233,7 @@ def gradients(
     if torch.is_grad_enabled():
         return _differentiable_gradients(ctx, grad)
     x, bank, *factors = ctx.saved_tensors
-    coeffs = _coefficients(factors)
+    coeffs = coefficients(factors)
     needs_x, *needs_weight, needs_row = ctx.needs_input_grad[:7]
     grad_x = of_x(grad, x.shape, bank, coeffs, ctx.geometry) if needs_x else None
     grad_bank, grads = of_bank(grad, x, bank, coeffs, ctx.geometry) if any(needs_weight) else (None, Coefficients())
@@ -263,7 +249,7 @@ def _gradient_of_row(grad: Tensor, ndim: int) -> Tensor:
 def _differentiable_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     """For ``create_graph=True``: the same gradients by the reference, whose operations can be differentiated again."""
     x, bank, *factors = ctx.saved_tensors
-    y = reference.mixed_conv(x, bank, _coefficients(factors), None, **ctx.geometry._asdict())
+    y = reference.mixed_conv(x, bank, coefficients(factors), None, **ctx.geometry._asdict())
     *needed, needs_row = ctx.needs_input_grad[:7]
     wanted = [t for t, need in zip((x, bank, *factors), needed, strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
@@ -271,14 +257,7 @@ def _differentiable_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *(next(found) if need else None for need in needed), grad_row
 
 
-def _coefficients(factors: Sequence[Tensor | None]) -> Coefficients:
+def coefficients(factors: Sequence[Tensor | None]) -> Coefficients:
+    """The four factors by name."""
     kernel, filter, channel, tap = factors
     return Coefficients(kernel=kernel, filter=filter, channel=channel, tap=tap)
-
-
-def run(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, geometry: Geometry) -> Tensor:
-    """:func:`forward`, with a gradient where one is needed."""
-    tensors = (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _NativeConv.apply(*tensors, geometry)  # pyright: ignore[reportReturnType]
-    return forward(x, bank, coeffs, row, geometry)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native mixed convolution as operators of torch, which can record, fake, count and differentiate them.
+"""Strategy ``native`` as torch sees it: differentiable, and as operators that it can record, fake and count.
 
-An eager call takes the shorter way through ``native_conv``; the operators are for those who watch operations go by:
-tracers and dispatch modes. ``torch.ops.convary.mixed_conv`` is the forward; its gradients are ``mixed_conv_grad_x`` and
+An eager call goes straight to ``native_conv``; the operators are for those who watch operations go by: tracers and
+dispatch modes. ``torch.ops.convary.mixed_conv`` is the forward; its gradients are ``mixed_conv_grad_x`` and
 ``mixed_conv_grad_bank`` (of the bank, then of the factors that are there), which have none of their own.
 """
 
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from convary.errors import ConvaryError, DtypeError, ShapeError
 from convary.ops import native, native_conv
-from convary.ops.coefficients import AXES, Coefficients
+from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias
 from convary.ops.sample import add_bias
@@ -33,13 +33,32 @@ native.available()  # loaded now, because torch.compile asks for it but can't tr
 def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Strategy ``native``: ``mixed_conv`` after its checks."""
     row = mix_bias(bias, coeffs) if bias is not None and bias.ndim == 2 else bias
+    tensors = (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)
     if native_conv.is_watched(x):
-        y = torch.ops.convary.mixed_conv.default(x, *_weight(bank, coeffs), row, *geometry)
+        y = torch.ops.convary.mixed_conv.default(*tensors, *geometry)
+    elif torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors]):
+        y: Tensor = _Eager.apply(*tensors, geometry)  # pyright: ignore[reportAssignmentType]
     else:
-        y = native_conv.run(x, bank, coeffs, row, geometry)
+        y = native_conv.forward(x, bank, coeffs, row, geometry)
     if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return y.contiguous(memory_format=torch.channels_last)  # as torch's convolutions answer
     return y
+
+
+class _Eager(torch.autograd.Function):
+    """Forward and backward by the native kernels; keeps x, the bank and the coefficients, no mixed kernels."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bank: Tensor, *rest) -> Tensor:
+        *factors, row, geometry = rest
+        native_conv.remember(ctx, x, bank, factors, row, geometry)
+        return native_conv.forward(x, bank, native_conv.coefficients(factors), row, geometry)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if native_conv.is_watched(grad):
+            return *native_conv.gradients(ctx, grad, _of_x, _of_bank), None
+        return *native_conv.gradients(ctx, grad, native_conv.gradient_of_x, native_conv.gradient_of_bank), None
 
 
 def _weight(bank: Tensor, coeffs: Coefficients) -> tuple[Tensor | None, ...]:
@@ -47,13 +66,13 @@ def _weight(bank: Tensor, coeffs: Coefficients) -> tuple[Tensor | None, ...]:
 
 
 def _named(x: Tensor, bank: Tensor, factors: Sequence[Tensor | None], geometry: tuple) -> tuple[Coefficients, Geometry]:
-    """The arguments by name, checked as ``mixed_conv`` checks them: the kernels trust the sizes they are told."""
-    coeffs = Coefficients(**dict(zip(AXES, factors, strict=True)))
+    """The arguments by name, checked as in ``mixed_conv``: the kernels trust the sizes they are told."""
+    coeffs = native_conv.coefficients(factors)
     x, resolved = resolve(x, bank.shape[3:], *geometry)
     check_conv(x, bank, resolved, mixed_dtypes=False)
     coeffs.check(bank, batch=x.shape[0], channels=x.shape[1])
     if x.dtype is not torch.float32:
-        raise DtypeError(f"the native mixed convolution takes torch.float32; got {x.dtype}; cast, or force 'bmm'")
+        raise DtypeError(f"native mixed_conv takes torch.float32; got {x.dtype}; cast, or force strategy bmm")
     return coeffs, resolved
 
 

@@ -163,7 +163,8 @@ def choose_traced(table: dict[str, Strategy], problem: Callable[[], Problem]) ->
     name = _forced.get()
     if name is not None:
         return _check_forced(table, name, problem())
-    return "bmm" if is_portable() else recorded(table, problem())
+    chosen = recorded(table, problem())
+    return "bmm" if chosen == "native" and is_portable() else chosen
 
 
 def recorded(table: dict[str, Strategy], problem: Problem) -> str:
