@@ -14,14 +14,14 @@ from convary.ops.native_conv import _call, _dense, _empty, _gradient_of_row, _st
 _NONE = Coefficients()
 
 
-def obstacle(x: Tensor, weight: Tensor) -> str | None:
+def obstacle(x: Tensor, weight: Tensor, index: Tensor | None) -> str | None:
     """Why the native kernels can't take these tensors, or None."""
+    if index is not None and type(index) is not Tensor:
+        return f"index is a {type(index).__name__}, whose memory may not be its own"
     return native_conv.obstacle(x, weight, _NONE)
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The convolution by the native kernel, without a gradient.
 
     Args:
@@ -44,9 +44,7 @@ def forward(
     return y
 
 
-def gradient_of_x(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None
-) -> Tensor:
+def gradient_of_x(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The gradient of x (B, C, *S) from that of y; of x only the shape is used."""
     sizes, address, _ = _structure(x, weight, _NONE, None, geometry)
     tensors = [_dense(t) for t in (grad, weight)]
@@ -55,9 +53,7 @@ def gradient_of_x(
     return grad_x
 
 
-def gradient_of_weight(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None
-) -> Tensor:
+def gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The gradient of weight (N, O, C/G, *k); of weight only the shape is used."""
     sizes, address, _ = _structure(x, weight, _NONE, None, geometry)
     tensors = [_dense(t) for t in (x, grad)]
