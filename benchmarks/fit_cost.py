@@ -66,7 +66,7 @@ def grid() -> list[tuple]:
 
 
 def given() -> list[tuple]:
-    """Shapes of sample_conv, (..., op), for the rates of strategy native. Torch's strategies keep those of mixed_conv."""
+    """Shapes of sample_conv, (..., op), for the rates of strategy native; torch's keep those of mixed_conv."""
     dense = [(32, 32, 48, 3, 1), (112, 112, 24, 3, 1), (320, 256, 12, 3, 1), (448, 448, 7, 3, 1)]
     point = [(8, 8, 128, 1, 1), (8, 1, 128, 1, 1), (16, 96, 48, 1, 1), (192, 48, 28, 1, 1), (320, 96, 14, 1, 1)]
     depth = [(96, 96, 48, 3, 96), (144, 144, 28, 5, 144), (384, 384, 14, 3, 384), (768, 768, 7, 3, 768)]

@@ -78,9 +78,7 @@ def check(call: tuple, arguments: dict) -> None:
     terms = max(weight[0].numel(), wants[0][0].numel(), weight[:, :, 0].numel()) + 8
     for i, (got, want, bound) in enumerate(zip(run(call, arguments), wants, bounds, strict=True)):
         error = (got.double() - want).abs()
-        assert (error <= bound * terms * 2**-23 + 1e-30).all(), (
-            f"{i} {error.max()} {x.shape} {weight.shape} {arguments}"
-        )
+        assert (error <= bound * terms * 2**-23 + 1e-30).all(), f"{i} {x.shape} {weight.shape} {arguments}"
 
 
 def edge_call(B, N, C, O, size, k, groups, *, indexed: bool) -> tuple[tuple, dict]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategy ``native`` of ``sample_conv``: a kernel per sample or instance, features never copied, not even with index."""
+"""Strategy ``native`` of ``sample_conv``: a kernel per sample or per instance; features are never copied."""
 
 from __future__ import annotations
 
