@@ -16,14 +16,15 @@ skip() {
 
 command -v "$cxx" > /dev/null || skip "there is no $cxx"
 command -v cmake > /dev/null || skip "there is no cmake"
-if "$cxx" --version | grep -qi clang; then skip "$cxx is clang, whose sanitizers cannot be loaded before Python; set CXX=g++"; fi
+if [[ $("$cxx" --version) == *clang* ]]; then skip "$cxx is clang, whose sanitizers cannot be loaded before Python; set CXX=g++"; fi
 
 # A program that reads past its memory must be caught.
 probe=$(mktemp -d)
 trap 'rm -rf "$probe"' EXIT
 echo 'int main(int n, char**) { int* p = new int[n]; int past = p[n]; delete[] p; return past; }' > "$probe/probe.cpp"
 "$cxx" -fsanitize=address,undefined "$probe/probe.cpp" -o "$probe/probe" 2> "$probe/log" || skip "$cxx has no sanitizers: $(head -n 1 "$probe/log")"
-"$probe/probe" 2>&1 | grep -q heap-buffer-overflow || skip "AddressSanitizer does not run on this machine"
+caught=$("$probe/probe" 2>&1 || true)
+[[ $caught == *heap-buffer-overflow* ]] || skip "AddressSanitizer does not run on this machine"
 
 # Python is built without them, so that their runtimes must be there before it.
 preload=""
