@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 # One torch thread per pytest worker; tests of threading ask for more themselves.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test slow lint format types arch check docs benchmarks clean
+.PHONY: demo test slow sanitize lint format types arch check docs benchmarks clean
 
 demo: $(STAMP)
 	$(BIN)/convary compare --data fashion-mnist-mini --model mobilenet_v2_tiny \
@@ -20,6 +20,9 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(PYTEST) -m slow $(ARGS)
+
+sanitize: $(STAMP)
+	scripts/sanitize.sh $(BIN)/python
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

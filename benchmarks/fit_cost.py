@@ -11,17 +11,17 @@ per row, the chosen strategy and its time over the best one's, and how many rows
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 
 from convary import ops
-from convary.ops import cost, mixed
+from convary.ops import cost, mixed, sample
 from convary.ops.geometry import Geometry
 from convary.ops.strategy import Problem, describe
 
@@ -65,13 +65,29 @@ def grid() -> list[tuple]:
     return [shape for shape in shapes if shape not in TABLE]
 
 
+def given() -> list[tuple]:
+    """Shapes of sample_conv, (..., op), for the rates of strategy native; torch's keep those of mixed_conv."""
+    dense = [(32, 32, 48, 3, 1), (112, 112, 24, 3, 1), (320, 256, 12, 3, 1), (448, 448, 7, 3, 1)]
+    point = [(8, 8, 128, 1, 1), (8, 1, 128, 1, 1), (16, 96, 48, 1, 1), (192, 48, 28, 1, 1), (320, 96, 14, 1, 1)]
+    depth = [(96, 96, 48, 3, 96), (144, 144, 28, 5, 144), (384, 384, 14, 3, 384), (768, 768, 7, 3, 768)]
+    return [
+        (B, *sizes, training, "sample_conv")
+        for training in (False, True)
+        for B in (1, 8, 32)
+        for sizes in (*dense, *point, *depth)
+    ]
+
+
 def case(shape: tuple) -> tuple[dict, Problem, Geometry]:
     """Tensors of a shape, its problem and geometry."""
-    B, C, O, S, k, G, training = shape
+    B, C, O, S, k, G, training, *op = shape
     x = torch.randn(B, C, S, S, requires_grad=training)
+    geometry = Geometry((1, 1), (k // 2,) * 2, (1, 1), G)
+    if op:
+        weight = torch.randn(B, O, C // G, k, k, requires_grad=training)
+        return {"x": x, "weight": weight}, describe(*op, x, weight, geometry, batch=B, training=training), geometry
     bank = torch.randn(K, O, C // G, k, k, requires_grad=training)
     coeffs = ops.Coefficients(kernel=torch.rand(B, K).softmax(1).requires_grad_(training))
-    geometry = Geometry((1, 1), (k // 2,) * 2, (1, 1), G)
     problem = describe("mixed_conv", x, bank, geometry, batch=B, training=training, coeffs=coeffs)
     return {"x": x, "bank": bank, "coeffs": coeffs}, problem, geometry
 
@@ -79,9 +95,13 @@ def case(shape: tuple) -> tuple[dict, Problem, Geometry]:
 def once(tensors: dict, geometry: Geometry, strategy: str, training: bool) -> float:
     """Seconds of one call."""
     start = time.perf_counter()
-    y = mixed.STRATEGIES[strategy].run(tensors["x"], tensors["bank"], tensors["coeffs"], None, geometry)
-    if training:
+    if "weight" in tensors:
+        y = sample.STRATEGIES[strategy].run(tensors["x"], tensors["weight"], None, geometry, None)
+        leaves = [tensors["x"], tensors["weight"]]
+    else:
+        y = mixed.STRATEGIES[strategy].run(tensors["x"], tensors["bank"], tensors["coeffs"], None, geometry)
         leaves = [tensors["x"], tensors["bank"], tensors["coeffs"].kernel]
+    if training:
         torch.autograd.grad(y, leaves, grad_outputs=torch.ones_like(y))
     return time.perf_counter() - start
 
@@ -89,13 +109,14 @@ def once(tensors: dict, geometry: Geometry, strategy: str, training: bool) -> fl
 def measure(shape: tuple, budget: float) -> dict[str, float]:
     """The fastest round of every strategy, interleaved: other work on the machine only adds."""
     tensors, problem, geometry = case(shape)
-    names = [name for name, entry in mixed.STRATEGIES.items() if entry.why_not(problem) is None]
-    first = {name: once(tensors, geometry, name, shape[-1]) for name in names}
+    table = sample.STRATEGIES if "weight" in tensors else mixed.STRATEGIES
+    names = [name for name, entry in table.items() if entry.why_not(problem) is None]
+    first = {name: once(tensors, geometry, name, problem.training) for name in names}
     rounds = max(3, min(25, int(budget / sum(first.values()))))
     times = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            times[name].append(once(tensors, geometry, name, shape[-1]))
+            times[name].append(once(tensors, geometry, name, problem.training))
     return {name: min(values) for name, values in times.items()}
 
 
@@ -111,24 +132,28 @@ def nonnegative(A: torch.Tensor, steps: int = 4000) -> torch.Tensor:
     return w / scale
 
 
+def _place(key: str) -> tuple[int, ...]:
+    """Strategies, then kinds, then modes in their usual order."""
+    strategy, kind, mode = key.split("/")
+    given = strategy.endswith(" (given)")
+    kinds, modes = ("dense", "pointwise", "depthwise"), ("inference", "training")
+    return given, list(mixed.STRATEGIES).index(strategy.split()[0]), kinds.index(kind), modes.index(mode)
+
+
 def fit(measured: dict[tuple, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Rates per strategy, kind and mode."""
+    rows, seconds = defaultdict(list), defaultdict(list)
+    for shape, times in measured.items():
+        problem = case(shape)[1]
+        for strategy, fastest in times.items():
+            if problem.op == "mixed_conv" or strategy == "native":
+                key = cost.key(problem, strategy)
+                rows[key].append([cost.amounts(problem, strategy)[name] for name in cost.AMOUNTS])
+                seconds[key].append(fastest)
     rates = {}
-    problems = {shape: case(shape)[1] for shape in measured}
-    for strategy, kind, training in itertools.product(
-        mixed.STRATEGIES, ("dense", "pointwise", "depthwise"), (False, True)
-    ):
-        rows, seconds = [], []
-        for shape, times in measured.items():
-            problem = problems[shape]
-            if cost.kind(problem) == kind and problem.training == training and strategy in times:
-                rows.append([cost.amounts(problem, strategy)[name] for name in cost.AMOUNTS])
-                seconds.append(times[strategy])
-        if not rows:
-            continue
-        t = torch.tensor(seconds, dtype=torch.float64)
-        w = nonnegative(torch.tensor(rows, dtype=torch.float64) / t[:, None])
-        key = f"{strategy}/{kind}/{'training' if training else 'inference'}"
+    for key in sorted(rows, key=_place):
+        t = torch.tensor(seconds[key], dtype=torch.float64)
+        w = nonnegative(torch.tensor(rows[key], dtype=torch.float64) / t[:, None])
         rates[key] = {name: float(f"{v:.4g}") for name, v in zip(cost.AMOUNTS, w.tolist(), strict=True) if v > 0}
     return rates
 
@@ -155,10 +180,9 @@ def check(measured: dict[tuple, dict[str, float]], rates: dict) -> int:
     good = 0
     for shape, times in measured.items():
         problem = case(shape)[1]
-        mode = "training" if problem.training else "inference"
         estimates = {}
         for name in times:
-            own = rates[f"{name}/{cost.kind(problem)}/{mode}"]
+            own = rates[cost.key(problem, name)]
             estimates[name] = sum(own.get(a, 0.0) * v for a, v in cost.amounts(problem, name).items())
         chosen, best = min(estimates, key=estimates.get), min(times, key=times.get)
         ratio = times[chosen] / times[best]
@@ -179,7 +203,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    shapes = TABLE if args.check_only else [*grid(), *TABLE]
+    shapes = TABLE if args.check_only else [*grid(), *given(), *TABLE]
     measured = load(args.measured) or {shape: measure(shape, args.budget) for shape in shapes}
     if args.measured:
         rows = [[*shape, times] for shape, times in measured.items()]

@@ -88,6 +88,15 @@ int32_t check_tensor(const void* data, bool optional, int64_t a, int64_t b, int6
     return extent(data, a * b, c * d, result);  // each size is below 2^31
 }
 
+// Of kernel, filter, channel and tap.
+int32_t check_factors(const Conv& conv, Extent* results) {
+    int32_t code = check_tensor(conv.kernel, true, conv.B, conv.K, 1, 1, &results[0]);
+    if (code == CONVARY_OK) code = check_tensor(conv.filter, true, conv.B, conv.filter_rows, 1, conv.O, &results[1]);
+    if (code == CONVARY_OK) code = check_tensor(conv.channel, true, conv.B, conv.channel_rows, 1, conv.C, &results[2]);
+    if (code != CONVARY_OK) return code;
+    return check_tensor(conv.tap, true, conv.B, conv.tap_rows, conv.T_bank, 1, &results[3]);
+}
+
 }  // namespace
 
 int32_t check_tensors(Conv* call, bool transposed, int64_t bias_rows, Extent* y) {
@@ -101,12 +110,7 @@ int32_t check_tensors(Conv* call, bool transposed, int64_t bias_rows, Extent* y)
     Extent inputs[7] = {};
     int32_t code = extent(conv.x, transposed ? results : features, transposed ? out : in, &inputs[0]);
     if (code == CONVARY_OK) code = extent(conv.bank, banks * conv.K * conv.O, kernel, &inputs[1]);
-    if (code == CONVARY_OK) code = check_tensor(conv.kernel, true, conv.B, conv.K, 1, 1, &inputs[2]);
-    if (code == CONVARY_OK) code = check_tensor(conv.filter, true, conv.B, conv.filter_rows, 1, conv.O, &inputs[3]);
-    if (code == CONVARY_OK) code = check_tensor(conv.channel, true, conv.B, conv.channel_rows, 1, conv.C, &inputs[4]);
-    if (code == CONVARY_OK) {
-        code = check_tensor(conv.tap, true, conv.B, conv.tap_rows, conv.h.taps, conv.w.taps, &inputs[5]);
-    }
+    if (code == CONVARY_OK) code = check_factors(conv, &inputs[2]);
     if (code == CONVARY_OK) code = check_tensor(conv.bias, true, bias_rows, conv.O, 1, 1, &inputs[6]);
     if (code == CONVARY_OK) code = extent(conv.y, transposed ? features : results, transposed ? in : out, y);
     for (const Extent& input : inputs) {
@@ -261,7 +265,7 @@ int32_t check_part(const void* data, bool optional, int64_t blocks, const Conv& 
 
 int32_t check_grads(const ConvGrad& grad) {
     const Conv& conv = grad.conv;
-    Extent outs[4] = {}, ins[3] = {};
+    Extent outs[4] = {}, ins[7] = {};
     const int64_t kernel = conv.Cg() * conv.T();
     int32_t code = extent(grad.grad_bank, conv.K * conv.O, kernel, &outs[0]);
     if (code == CONVARY_OK) code = check_part(grad.part_tap, false, grad.items(), conv, conv.T(), &outs[1]);
@@ -270,6 +274,7 @@ int32_t check_grads(const ConvGrad& grad) {
     if (code == CONVARY_OK) code = extent(conv.x, conv.B * conv.C, conv.h.in * conv.w.in, &ins[0]);
     if (code == CONVARY_OK) code = extent(conv.bank, conv.K * conv.O, kernel, &ins[1]);
     if (code == CONVARY_OK) code = extent(grad.grad_y, conv.B * conv.O, conv.P(), &ins[2]);
+    if (code == CONVARY_OK) code = check_factors(conv, &ins[3]);
     for (int i = 0; i < 4 && code == CONVARY_OK; ++i) {
         for (const Extent& in : ins) {
             if (overlap(outs[i], in)) code = CONVARY_OVERLAP;

@@ -82,7 +82,7 @@ def test_sample_conv_with_index(strategy, rank):
         torch.testing.assert_close(g, w)
 
 
-@pytest.mark.parametrize("strategy", [None, "grouped", "loop", "bmm"])
+@pytest.mark.parametrize("strategy", [None, "grouped", "loop", "bmm", "native"])
 def test_no_instances(strategy):
     x = torch.randn(2, 4, 6, 6, requires_grad=True)
     weight = torch.randn(0, 5, 4, 3, 3, requires_grad=True)

@@ -39,8 +39,10 @@ def amounts(problem: Problem, strategy: str) -> dict[str, float]:
     stored = strategy not in ("outputs", "native")  # mixed kernels are written to memory and read back
     copies = K if strategy == "outputs" else 1
     pointwise = problem.T == 1 and all(s == 1 for s in problem.stride)
+    given = problem.op == "sample_conv"  # the kernels come ready made
+    in_cache = strategy == "native" and not given  # no mixed kernel reaches memory
     buffers = {
-        "mixed": float(B * numel) if stored else 0.0,
+        "mixed": float(B * numel) if stored or given else 0.0,
         "result": float(B * copies * problem.O * P),
         "columns": float(B * problem.C * problem.T * P) if strategy == "bmm" and not pointwise else 0.0,
     }
@@ -52,7 +54,7 @@ def amounts(problem: Problem, strategy: str) -> dict[str, float]:
         "features": float(B * problem.C * prod(problem.size)),
         **buffers,
         "fresh": sum(size for size in buffers.values() if size * problem.itemsize > FRESH_BYTES),
-        "mixing": float(B * K * numel) if strategy == "native" else 0.0,  # in cache: no kernel reaches memory
+        "mixing": float(B * K * numel) if in_cache else 0.0,
     }
 
 
@@ -73,14 +75,23 @@ def bytes_moved(problem: Problem, strategy: str) -> int:
 
 def estimate(problem: Problem, strategy: str) -> float:
     """Estimated seconds of a call (forward, or forward and backward where ``problem.training``)."""
-    rates = _rates(problem.device, strategy, kind(problem), problem.training)
+    rates = _rates(problem, strategy)
     return sum(rates.get(name, 0.0) * amount for name, amount in amounts(problem, strategy).items())
 
 
-def _rates(device: str, strategy: str, kind: str, training: bool) -> dict[str, float]:
-    if device != "cpu":
+def key(problem: Problem, strategy: str) -> str:
+    """Where the rates stand. Given kernels go through native code of their own; torch's does not care who made them."""
+    given = strategy == "native" and problem.op == "sample_conv"
+    mode = "training" if problem.training else "inference"
+    return f"{strategy}{' (given)' if given else ''}/{kind(problem)}/{mode}"
+
+
+def _rates(problem: Problem, strategy: str) -> dict[str, float]:
+    if problem.device != "cpu":
         return NOMINAL
-    return fitted()["rates"].get(f"{strategy}/{kind}/{'training' if training else 'inference'}", NOMINAL)
+    rates, name = fitted()["rates"], key(problem, strategy)
+    # Where the fit has none for given kernels: those of mixed ones, mixing left out.
+    return rates.get(name) or rates.get(name.replace(" (given)", ""), NOMINAL)
 
 
 @functools.cache

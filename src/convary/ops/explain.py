@@ -100,7 +100,7 @@ def explain(
         obstacle = native_conv.obstacle(x, kernels, coeffs, bias)
     else:
         sample.check_kernels(x, kernels, bias, index)
-        batch, obstacle = kernels.shape[0], native_sample.obstacle(x, kernels)
+        batch, obstacle = kernels.shape[0], native_sample.obstacle(x, kernels, index)
     problem = describe(name, x, kernels, resolved, batch=batch, training=training, coeffs=coeffs, obstacle=obstacle)
     table = _TABLES[name]
     chosen = decide(table, problem)

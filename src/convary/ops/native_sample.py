@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategy ``native`` of ``sample_conv``: a kernel per sample or instance; features are not copied, even with index."""
+"""Strategy ``native`` of ``sample_conv``: a kernel per sample or per instance; features are never copied."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from convary.ops.native_conv import _call, _dense, _gradient_of_row, _structure
 _NONE = Coefficients()
 
 
-def obstacle(x: Tensor, weight: Tensor) -> str | None:
+def obstacle(x: Tensor, weight: Tensor, index: Tensor | None) -> str | None:
     """Why the native kernels can't take these tensors, or None."""
     if native_conv.is_watched(x):
         return "a tracer or a dispatch mode is watching, which sees torch's own operations only"
+    if index is not None and type(index) is not Tensor:
+        return f"index is a {type(index).__name__}, whose memory may not be its own"
     return native_conv.obstacle(x, weight, _NONE, None)
 
 

@@ -58,7 +58,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inde
     """``sample_conv`` after its checks."""
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     traced = is_traced(x, weight)
-    obstacle = native_sample.obstacle(x, weight)
+    obstacle = native_sample.obstacle(x, weight, index)
 
     def problem() -> Problem:
         return describe("sample_conv", x, weight, geometry, batch=weight.shape[0], training=training, obstacle=obstacle)
