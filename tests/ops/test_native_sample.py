@@ -63,7 +63,7 @@ def results(function, call: tuple, arguments: dict, dtype: torch.dtype, grad: to
 
 def run(call: tuple, arguments: dict, grad: torch.Tensor | None = None) -> list:
     """The same by strategy native; whatever it leaves unwritten is NaN."""
-    poisoned = mock.patch.object(native_sample, "_empty", lambda *shape: torch.full(shape, torch.nan))
+    poisoned = mock.patch.object(native_sample, "_empty", lambda like, *shape: torch.full(shape, torch.nan))
     with ops.strategy("native"), poisoned:
         return results(ops.sample_conv, call, arguments, torch.float32, grad)
 
@@ -169,7 +169,9 @@ class TestValues:
         """What the graph holds on to is x, weight and index; and the forward asks for y's memory only."""
         (x, weight, _), arguments = edge_call(2, 50, 8, 8, (20, 20), 1, 1, indexed=True)
         saved, asked = [], []
-        empty = mock.patch.object(native_sample, "_empty", lambda *shape: asked.append(shape) or torch.empty(shape))
+        empty = mock.patch.object(
+            native_sample, "_empty", lambda like, *shape: asked.append(shape) or torch.empty(shape)
+        )
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
         with ops.strategy("native"), hooks, empty:
             ops.sample_conv(x, weight.requires_grad_(), **arguments)

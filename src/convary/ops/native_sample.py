@@ -23,6 +23,10 @@ def obstacle(x: Tensor, weight: Tensor, index: Tensor | None) -> str | None:
     return native_conv.obstacle(x, weight, _NONE, None)
 
 
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape)
+
+
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The convolution by the native kernel, without a gradient.
 
@@ -41,7 +45,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     """
     sizes, address, (_, *map_shape) = _structure(x.shape, weight, _NONE, bias, geometry)
     tensors = [_dense(t) for t in (x, weight, bias)]  # named, because a copy must live until the call is over
-    y = x.new_empty((weight.shape[0], *map_shape))
+    y = _empty(x, weight.shape[0], *map_shape)
     _call(native.loaded().sample_conv, sizes, address, *tensors, index, y)
     return y
 
@@ -50,7 +54,7 @@ def gradient_of_x(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, i
     """The gradient of x (B, C, *S) from that of y; of x only the shape is used."""
     sizes, address, _ = _structure(x.shape, weight, _NONE, None, geometry)
     tensors = [_dense(t) for t in (grad, weight)]
-    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    grad_x = _empty(grad, *x.shape)
     _call(native.loaded().sample_conv_grad_x, sizes, address, *tensors, index, grad_x)
     return grad_x
 
@@ -59,7 +63,7 @@ def gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geomet
     """The gradient of weight (N, O, C/G, *k); of weight only the shape is used."""
     sizes, address, _ = _structure(x.shape, weight, _NONE, None, geometry)
     tensors = [_dense(t) for t in (x, grad)]
-    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    grad_weight = _empty(grad, *weight.shape)
     _call(native.loaded().sample_conv_grad_weight, sizes, address, *tensors, index, grad_weight)
     return grad_weight
 
