@@ -32,7 +32,16 @@ class StrategyRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ``explain`` found; print it. ``compiled`` is what ``torch.compile`` would record, ``exported`` the others."""
+    """What ``explain`` found; print it.
+
+    Attributes:
+        op: The op's name.
+        problem: Its sizes.
+        rows: One per strategy.
+        compiled: The strategy that ``torch.compile`` would record.
+        exported: The strategy that ``torch.export`` and ``torch.jit.trace`` would record.
+        source: Where the estimates come from.
+    """
 
     op: str
     problem: str
@@ -56,9 +65,8 @@ class Explanation:
             note = "chosen" if row.chosen else row.reason or ""
             time = "-" if row.reason else f"{row.milliseconds:.3f}"
             lines.append(f"{mark}{row.strategy:<10}{time:>10}{row.macs / 1e6:>12.2f}{row.bytes / 1e6:>11.2f}  {note}")
-        lines.append(
-            f"  recorded by torch.compile: {self.compiled}; by torch.export and torch.jit.trace: {self.exported}"
-        )
+        lines.append(f"  recorded by torch.compile: {self.compiled}")
+        lines.append(f"  recorded by torch.export and torch.jit.trace: {self.exported}")
         return "\n".join([*lines, f"  estimates: {self.source}"])
 
 

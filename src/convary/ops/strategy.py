@@ -161,7 +161,7 @@ def choose_traced(table: dict[str, Strategy], problem: Callable[[], Problem]) ->
 
 
 def recorded(table: dict[str, Strategy], problem: Problem, *, portable: bool) -> str:
-    """What a graph records: the forced strategy, or ``native`` for this machine, or ``bmm``. The last two know no sizes.
+    """What a graph records: the forced strategy, or ``native`` for this machine, or ``bmm``; the last two know no size.
 
     Raises:
         StrategyError: the forced strategy can't run, or its graph would hold the batch size.
