@@ -220,3 +220,31 @@ def test_the_explained_strategy_is_the_one_that_runs(training, monkeypatch):
     monkeypatch.setattr(mixed, "STRATEGIES", table)
     ops.mixed_conv(x, bank, coeffs, **geometry)
     assert ran == [chosen]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"kernel": torch.rand(2, 3).double()}, DtypeError),
+        ({"kernel": torch.rand(3, 3)}, ShapeError),
+        ({"bank": torch.randn(3, 8, 4, 3, 3).double()}, DtypeError),
+        ({"bank": torch.randn(3, 8, 4, 3, 3, device="meta")}, DeviceError),
+        ({"bias": torch.randn(8).double()}, DtypeError),
+        ({"bias": torch.randn(2, 8)}, ShapeError),
+        ({"x": torch.randn(2, 5, 6, 6)}, ShapeError),
+        ({"stride": (1.0, 1.0)}, ConfigError),
+        ({"padding": (0, -1)}, ConfigError),
+    ],
+)
+def test_calls_that_fitted_before_do_not_let_others_pass(changes, error):
+    """Shapes that were checked once are not checked again; whatever differs is."""
+    usual = {"x": torch.randn(2, 4, 6, 6), "bank": torch.randn(3, 8, 4, 3, 3), "kernel": torch.rand(2, 3),
+             "bias": torch.randn(8), "stride": (1, 1), "padding": (0, 0)}  # fmt: skip
+
+    def call(x, bank, kernel, bias, **geometry):
+        return ops.mixed_conv(x, bank, Coefficients(kernel=kernel), bias, **geometry)
+
+    for _ in range(2):
+        call(**usual)
+    with pytest.raises(error):
+        call(**usual | changes)

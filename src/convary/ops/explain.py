@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from convary.errors import ConfigError, nearest
+from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost, mixed, native, native_conv, native_sample, sample
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import autocasting, check_conv, resolve
-from convary.ops.strategy import decide, describe, recorded
+from convary.ops.strategy import Problem, Strategy, decide, describe, recorded
 
 _TABLES = {"sample_conv": sample.STRATEGIES, "mixed_conv": mixed.STRATEGIES}
 
@@ -32,12 +32,22 @@ class StrategyRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ``explain`` found; print it. ``compiled`` is the strategy that ``torch.compile`` would record."""
+    """What ``explain`` found; print it.
+
+    Attributes:
+        op: The op's name.
+        problem: Its sizes.
+        rows: One per strategy.
+        compiled: The strategy that ``torch.compile`` would record.
+        exported: The strategy that ``torch.export`` and ``torch.jit.trace`` would record.
+        source: Where the estimates come from.
+    """
 
     op: str
     problem: str
     rows: tuple[StrategyRow, ...]
     compiled: str
+    exported: str
     source: str
 
     @property
@@ -55,7 +65,8 @@ class Explanation:
             note = "chosen" if row.chosen else row.reason or ""
             time = "-" if row.reason else f"{row.milliseconds:.3f}"
             lines.append(f"{mark}{row.strategy:<10}{time:>10}{row.macs / 1e6:>12.2f}{row.bytes / 1e6:>11.2f}  {note}")
-        lines.append(f"  recorded by torch.compile: {self.compiled}; by torch.export and torch.jit.trace: bmm")
+        lines.append(f"  recorded by torch.compile: {self.compiled}")
+        lines.append(f"  recorded by torch.export and torch.jit.trace: {self.exported}")
         return "\n".join([*lines, f"  estimates: {self.source}"])
 
 
@@ -115,12 +126,19 @@ def explain(
         )
         for strategy, entry in table.items()
     ]
-    compiled = recorded(table, replace(problem, traced=True))
+    compiled, exported = (_recorded(table, replace(problem, traced=True), portable) for portable in (False, True))
     sizes = (
         f"B={batch} C={problem.C} O={problem.O} G={problem.G} K={problem.K} k={problem.kernel_size} S={problem.size}"
     )
     what = "forward and backward" if training else "forward"
-    return Explanation(name, f"{sizes}, {what}, {problem.device}", tuple(rows), compiled, _source(x))
+    return Explanation(name, f"{sizes}, {what}, {problem.device}", tuple(rows), compiled, exported, _source(x))
+
+
+def _recorded(table: dict[str, Strategy], problem: Problem, portable: bool) -> str:
+    try:
+        return recorded(table, problem, portable=portable)
+    except StrategyError as error:
+        return f"an error, {error}"
 
 
 def _source(x: Tensor) -> str:

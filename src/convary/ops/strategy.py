@@ -90,7 +90,9 @@ def is_traced(*tensors: Tensor) -> bool:
 
 def is_portable() -> bool:
     """Whether the graph being recorded may run elsewhere (export, jit.trace): it keeps to torch's own operations."""
-    return not torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    if not torch.compiler.is_compiling():
+        return True
+    return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()  # torch 2.7
 
 
 def inside_functorch() -> bool:
@@ -159,17 +161,20 @@ def is_remembered(key: tuple) -> bool:
 
 
 def choose_traced(table: dict[str, Strategy], problem: Callable[[], Problem]) -> str:
-    """The forced strategy, or :func:`recorded`."""
+    """The choice while a graph is recorded."""
+    return recorded(table, problem(), portable=is_portable())
+
+
+def recorded(table: dict[str, Strategy], problem: Problem, *, portable: bool) -> str:
+    """What a graph records: the forced strategy, or ``native`` for this machine, or ``bmm``; the last two know no size.
+
+    Raises:
+        StrategyError: the forced strategy can't run, or its graph would hold the batch size.
+    """
     name = _forced.get()
     if name is not None:
-        return _check_forced(table, name, problem())
-    chosen = recorded(table, problem())
-    return "bmm" if chosen == "native" and is_portable() else chosen
-
-
-def recorded(table: dict[str, Strategy], problem: Problem) -> str:
-    """What ``torch.compile`` records: ``native`` where it can run, else ``bmm``. Neither depends on a size."""
-    native = table.get("native")
+        return _check_forced(table, name, problem)
+    native = None if portable else table.get("native")
     return "native" if native is not None and native.why_not(problem) is None else "bmm"
 
 
