@@ -52,7 +52,6 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
         mix_transposed(rows, T, ones, 0, nullptr, lanes, nullptr, bank + k * lanes, K * lanes);
     }
     clear(grad_bank, T * K * lanes);
-    clear(inputs, size.inputs);  // what is read past a window meets zeros of the gradient, but must be a number
     for (int64_t b = b0; b < b1; ++b) {
         clear(dots, T * lanes * lanes);
         for (int64_t row = 0; row < conv.h.out; row += grad.rows) {
@@ -62,6 +61,8 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
                 for (int64_t t = 0; t < T; ++t) offsets[t] = window.offset(conv, t / conv.w.taps, t % conv.w.taps);
                 const int64_t n = ceil_div((window.rows - 1) * window.pitch + window.columns, unroll * lanes) * unroll * lanes;
                 clear(grads, n);
+                // What is read past the window meets zeros of the gradient, but an earlier window may have left an Inf.
+                clear(inputs + window.plane, unroll * lanes);
                 for (int64_t r = 0; r < count; ++r) {
                     pack_plane(conv, window, conv.x + (conv.source(b) * conv.C + c0 + r) * map, inputs);
                     const float* from = grad.grad_y + (b * conv.C + c0 + r) * conv.P() + row * conv.w.out + column;

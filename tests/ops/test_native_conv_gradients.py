@@ -109,6 +109,53 @@ class TestGradients:
         kept = [0, 1, 3, 4, 5]
         assert torch.equal(a[kept], b[kept])
 
+    @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+    @pytest.mark.parametrize(
+        "sizes",
+        [
+            (3, 18, 18, 2, (99, 100), 3, 18),  # depthwise windows of unequal height
+            (3, 18, 18, 2, (1, 9001), 5, 18),
+            (6, 20, 33, 2, (7, 7), 3, 1),
+            (3, 20, 33, 2, (40, 37), 3, 1),
+        ],
+    )
+    def test_nothing_leaks_from_a_sample(self, sizes, poison):
+        """A sample of NaN or Inf changes no bit of another one's y, gradient of x or gradients of coefficients."""
+        ((x, bank, _, _), geometry), K = dense_call(*sizes), sizes[3]
+        B, C, O = sizes[:3]
+        factors = {"kernel": torch.randn(B, K), "filter": torch.randn(B, K, O), "channel": torch.randn(B, 1, C)}
+        weight = torch.randn(B, O, *sizes[4])
+        clean = self.per_sample(x, bank, factors, weight, geometry)
+        for spoiled in range(B):
+            kept = [b for b in range(B) if b != spoiled]
+            for changed in ("x", "weight", "kernel"):
+                tensors = {"x": x, "weight": weight, "kernel": factors["kernel"]}
+                tensors[changed] = tensors[changed].clone()
+                tensors[changed][spoiled] = poison
+                other = factors | {"kernel": tensors["kernel"]}
+                found = self.per_sample(tensors["x"], bank, other, tensors["weight"], geometry)
+                assert all(torch.equal(a[kept], b[kept]) for a, b in zip(clean, found, strict=True)), changed
+
+    def per_sample(self, x, bank, factors, weight, geometry) -> list[torch.Tensor]:
+        """What has a row for each sample."""
+        call = (x, bank, Coefficients(**factors), None)
+        with ops.strategy("native"):
+            grad_x, _, *grads = gradients(ops.mixed_conv, call, geometry, torch.float32, weight)
+            return [ops.mixed_conv(*call, **geometry), grad_x, *grads]
+
+    @pytest.mark.parametrize("size", [(99, 100), (37, 333), (1, 9001), (9, 9)])
+    @pytest.mark.parametrize("C", [3, 16, 33])
+    def test_nothing_leaks_from_a_depthwise_channel(self, C, size):
+        call, geometry = dense_call(2, C, C, 2, size, 3, C)
+        with ops.strategy("native"):
+            clean = gradients(ops.mixed_conv, call, geometry, torch.float32)[1]
+            for spoiled in {0, min(15, C - 1), C - 1}:
+                x = call[0].clone()
+                x[:, spoiled] = torch.inf
+                found = gradients(ops.mixed_conv, (x, *call[1:]), geometry, torch.float32)[1]
+                kept = [c for c in range(C) if c != spoiled]
+                assert torch.equal(clean[:, kept], found[:, kept])
+
     def test_double_backward(self):
         call, geometry = dense_call(2, 3, 4, 2, (5, 5), 3, 1)
         results = []

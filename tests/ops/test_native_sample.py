@@ -134,6 +134,28 @@ class TestValues:
             torch.set_num_threads(1)
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
+    @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+    @pytest.mark.parametrize(
+        ("size", "k", "groups"),
+        [((20, 20), 1, 1), ((9, 9), 3, 1), ((40, 37), 3, 1), ((99, 100), 3, 18), ((9, 9), 3, 18)],
+    )
+    def test_nothing_leaks_from_an_instance(self, size, k, groups, poison):
+        """An instance of NaN or Inf changes no bit of the others; of x it changes its own image's gradient only."""
+        call, arguments = edge_call(3, 4, 18, 18, size, k, groups, indexed=True)
+        arguments["index"] = torch.tensor([2, 0, 0, 1])
+        x, weight, _ = call
+        grad = torch.randn(4, 18, *size)
+        clean = run(call, arguments, grad)
+        for n, image in enumerate(arguments["index"].tolist()):
+            kept, images = [i for i in range(4) if i != n], [b for b in range(3) if b != image]
+            for changed in ("weight", "grad"):
+                other = {"weight": weight.clone(), "grad": grad.clone()}
+                other[changed][n] = poison
+                y, grad_x, grad_weight = run((x, other["weight"], None), arguments, other["grad"])
+                assert torch.equal(y[kept], clean[0][kept])
+                assert torch.equal(grad_x[images], clean[1][images])
+                assert torch.equal(grad_weight[kept], clean[2][kept])
+
     def test_memory_formats_and_strides(self):
         x, weight, index = torch.randn(2, 6, 9, 9), torch.randn(3, 8, 6, 3, 3), torch.tensor([1, 0, 1])
         with ops.strategy("native"):
