@@ -156,13 +156,10 @@ class PerceptronRouter(Router):
         raise TypeError(f"{type(self).__name__} must define named(gates, rest)")
 
     def _route(self, x: Tensor) -> Coefficients:
-        layers = self._native_layers()
+        layers = self.native_layers()
         if layers is None or not native_route.can_run(x, layers):
             return super()._route(x)
-        activated = native_route.route(x, layers)
-        if not self.gates:
-            return self.named(activated, activated)
-        return self.named(*activated.split_with_sizes([self.gates, activated.shape[1] - self.gates], 1))
+        return self.split(native_route.route(x, layers))
 
     def coefficients(self, vector: Tensor) -> Coefficients:
         """Those that ``named`` makes."""
@@ -179,8 +176,16 @@ class PerceptronRouter(Router):
         """Zero logits: every sigmoid is 1/2, every softmax 1/K."""
         zero_(self.last)
 
-    def _native_layers(self) -> native_route.Layers | None:
+    def split(self, activated: Tensor) -> Coefficients:
+        """Coefficients out of what the native call makes: gates and the others side by side."""
+        if not self.gates:
+            return self.named(activated, activated)
+        return self.named(*activated.split_with_sizes([self.gates, activated.shape[1] - self.gates], 1))
+
+    def native_layers(self) -> native_route.Layers | None:
         """The weights, where nothing but the plain layers would see them: no hook, no other class, no statistics."""
+        if type(self).coefficients is not PerceptronRouter.coefficients:
+            return None
         squeeze, last = self.squeeze, self.last
         if not _is_plain(last, nn.Linear) or not (squeeze is None or _is_plain(squeeze, nn.Linear)):
             return None
@@ -199,12 +204,13 @@ class PerceptronRouter(Router):
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the module is nothing but the computation of its class."""
-    watched = module._forward_hooks or module._forward_pre_hooks or global_hooks()
-    return type(module) is kind and not watched
+    return type(module) is kind and not is_watched(module)
 
 
-def global_hooks() -> bool:
-    """Whether hooks are registered for all modules."""
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody wants to know of the module's calls: hooks, its own or all modules', or another ``forward``."""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        return True
     return bool(_modules._global_forward_hooks or _modules._global_forward_pre_hooks)
 
 

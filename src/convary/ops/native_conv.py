@@ -34,6 +34,11 @@ def obstacle(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None)
     for tensor in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias):
         if tensor is not None and (reason := _refusal(tensor)) is not None:
             return reason
+    return mode_obstacle()
+
+
+def mode_obstacle() -> str | None:
+    """Which mode of torch keeps the native kernels from running, whatever the tensors, or None."""
     if torch.is_autocast_enabled("cpu"):
         return "autocast wants torch's own operations, whose dtype it chooses"
     if inside_functorch():
@@ -100,9 +105,10 @@ def _rows(factor: Tensor | None) -> int:
     return 1 if factor is None else factor.shape[1]
 
 
-def _structure(
+def structure(
     size: torch.Size, bank: Tensor, coeffs: Coefficients, row: Tensor | None, geometry: Geometry
 ) -> tuple[_Sizes, int, tuple[int, ...]]:
+    """The C structure of a call, its address and the shape of y; for x of that size."""
     bias_rows = row.shape[0] if row is not None and row.ndim == 2 else 1
     rows = (_rows(coeffs.filter), _rows(coeffs.channel), _rows(coeffs.tap), bias_rows)
     return _sizes(size, bank.shape, geometry, rows, torch.get_num_threads())
@@ -116,7 +122,11 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
 
 
 def _call(function: Callable[..., int], sizes: _Sizes, address: int, *tensors: Tensor | None) -> None:
-    code = function(address, *[None if t is None else t.data_ptr() for t in tensors])
+    check(function(address, *[None if t is None else t.data_ptr() for t in tensors]), sizes)
+
+
+def check(code: int, sizes: _Sizes) -> None:
+    """Raise ConvaryError for a code of the library other than 0, naming the sizes."""
     if code:
         listed = ", ".join(f"{name}={getattr(sizes, name)}" for name in SIZES)
         text = native.loaded().error_text(code).decode()
@@ -139,7 +149,7 @@ def forward(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, g
     Raises:
         ConvaryError: the library refuses; the sizes are named.
     """
-    sizes, address, shape = _structure(x.shape, bank, coeffs, row, geometry)
+    sizes, address, shape = structure(x.shape, bank, coeffs, row, geometry)
     # Named, because a copy made here must live until the call is over.
     tensors = [_dense(t) for t in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)]
     y = x.new_empty(shape)
@@ -149,7 +159,7 @@ def forward(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, g
 
 def gradient_of_x(grad: Tensor, size: torch.Size, bank: Tensor, coeffs: Coefficients, geometry: Geometry) -> Tensor:
     """The gradient of x, whose size is (B, C, *S), from that of y."""
-    sizes, address, _ = _structure(size, bank, coeffs, None, geometry)
+    sizes, address, _ = structure(size, bank, coeffs, None, geometry)
     tensors = [_dense(t) for t in (grad, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
     grad_x = grad.new_empty(size)
     _call(native.loaded().mixed_conv_grad_x, sizes, address, *tensors, grad_x)
@@ -163,7 +173,7 @@ def gradient_of_bank(
 
     The library sums E = (gradient of the mixed weights) * bank over all axes but one; see csrc/convary.h.
     """
-    sizes, address, _ = _structure(x.shape, bank, coeffs, None, geometry)
+    sizes, address, _ = structure(x.shape, bank, coeffs, None, geometry)
     tensors = [_dense(t) for t in (x, grad, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
     blocks = (ctypes.c_int64 * 3)()
     _call_blocks(sizes, address, blocks)

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from convary.errors import ConvaryError
 from convary.ops import native, native_conv
-from convary.ops.coefficients import Coefficients
 from convary.ops.strategy import may_be_native
 
-_NONE = Coefficients()
+_PLAIN = (Tensor, torch.nn.Parameter)
 ACTIVATIONS = {"sigmoid": 1, "softmax": 2}
 
 
@@ -68,19 +67,26 @@ TENSORS = 9  # of the fields, in the order of the C interface
 
 def can_run(x: Tensor, layers: Layers) -> bool:
     """Whether :func:`route` takes these tensors, none of which may need a gradient now."""
-    if not may_be_native() or native_conv.is_watched(x) or x.numel() == 0:
-        return False
-    if native_conv.obstacle(x, layers.last, _NONE, None) is not None:
+    if not can_run_on(x) or (torch.is_grad_enabled() and x.requires_grad):
         return False
     gradients = torch.is_grad_enabled()
-    for t in (x, *layers[:TENSORS]):
-        if t is None:
-            continue
-        if t.dtype is not torch.float32 or not t.is_cpu or not t.is_contiguous() or t.is_neg():
-            return False
-        if gradients and t.requires_grad:
+    for t in layers[:TENSORS]:
+        if t is not None and (not _is_plain(t) or (gradients and t.requires_grad)):
             return False
     return True
+
+
+def can_run_on(x: Tensor) -> bool:
+    """Whether :func:`route` takes x, in the modes that are on now."""
+    if not may_be_native() or native.available() is not None or native_conv.is_watched(x):
+        return False
+    return _is_plain(x) and x.numel() > 0 and native_conv.mode_obstacle() is None
+
+
+def _is_plain(t: Tensor) -> bool:
+    if t.dtype is not torch.float32 or not t.is_cpu or t.layout is not torch.strided or type(t) not in _PLAIN:
+        return False
+    return t.is_contiguous() and not t.is_neg()
 
 
 @lru_cache(maxsize=1024)
@@ -90,21 +96,27 @@ def _sizes(x: torch.Size, hidden: int, outputs: int, gates: int, rest: str, epsi
     return sizes, ctypes.addressof(sizes)
 
 
+def sizes(x: torch.Size, layers: Layers) -> tuple[_Sizes, int]:
+    """The C structure for x of this shape, and its address."""
+    hidden = 0 if layers.squeeze is None else layers.squeeze.shape[0]
+    return _sizes(x, hidden, layers.last.shape[0], layers.gates, layers.rest, layers.epsilon)
+
+
 def route(x: Tensor, layers: Layers) -> Tensor:
     """The coefficients of x, (B, C, *S) to (B, outputs), without a gradient.
 
     Raises:
         ConvaryError: the library refuses; the sizes are named.
     """
-    B, C = x.shape[:2]
-    hidden = 0 if layers.squeeze is None else layers.squeeze.shape[0]
-    outputs = layers.last.shape[0]
-    _, address = _sizes(x.shape, hidden, outputs, layers.gates, layers.rest, layers.epsilon)
-    pooled, out = x.new_empty((B, C)), x.new_empty((B, outputs))
+    _, address = sizes(x.shape, layers)
+    pooled, out = x.new_empty(x.shape[:2]), x.new_empty((x.shape[0], layers.last.shape[0]))
     pointers = [None if t is None else t.data_ptr() for t in layers[:TENSORS]]
-    library = native.loaded()
-    code = library.route(address, x.data_ptr(), *pointers, pooled.data_ptr(), out.data_ptr())
-    if code:
-        text = library.error_text(code).decode()
-        raise ConvaryError(f"the native router failed: {text}; got x {tuple(x.shape)}, {hidden=}, {outputs=}")
+    check(native.loaded().route(address, x.data_ptr(), *pointers, pooled.data_ptr(), out.data_ptr()), x.shape)
     return out
+
+
+def check(code: int, shape: torch.Size) -> None:
+    """Raise ConvaryError for a code of the library other than 0."""
+    if code:
+        text = native.loaded().error_text(code).decode()
+        raise ConvaryError(f"the native router failed: {text}; got x {tuple(shape)}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from convary.ops import native, native_conv, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
-from convary.ops.native_conv import _call, _dense, _gradient_of_row, _structure
+from convary.ops.native_conv import _call, _dense, _gradient_of_row, structure
 
 _NONE = Coefficients()
 
@@ -43,7 +43,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     Raises:
         ConvaryError: the library refuses; the sizes are named.
     """
-    sizes, address, (_, *map_shape) = _structure(x.shape, weight, _NONE, bias, geometry)
+    sizes, address, (_, *map_shape) = structure(x.shape, weight, _NONE, bias, geometry)
     tensors = [_dense(t) for t in (x, weight, bias)]  # named, because a copy must live until the call is over
     y = _empty(x, weight.shape[0], *map_shape)
     _call(native.loaded().sample_conv, sizes, address, *tensors, index, y)
@@ -52,7 +52,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
 
 def gradient_of_x(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The gradient of x (B, C, *S) from that of y; of x only the shape is used."""
-    sizes, address, _ = _structure(x.shape, weight, _NONE, None, geometry)
+    sizes, address, _ = structure(x.shape, weight, _NONE, None, geometry)
     tensors = [_dense(t) for t in (grad, weight)]
     grad_x = _empty(grad, *x.shape)
     _call(native.loaded().sample_conv_grad_x, sizes, address, *tensors, index, grad_x)
@@ -61,7 +61,7 @@ def gradient_of_x(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, i
 
 def gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, index: Tensor | None) -> Tensor:
     """The gradient of weight (N, O, C/G, *k); of weight only the shape is used."""
-    sizes, address, _ = _structure(x.shape, weight, _NONE, None, geometry)
+    sizes, address, _ = structure(x.shape, weight, _NONE, None, geometry)
     tensors = [_dense(t) for t in (x, grad)]
     grad_weight = _empty(grad, *weight.shape)
     _call(native.loaded().sample_conv_grad_weight, sizes, address, *tensors, index, grad_weight)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inference on one image: a dynamic convolution as two native calls whose arguments were prepared before.
+
+A camera sends its images one by one. What Python does per layer (finding weights, checking them, shaping coefficients)
+then costs more than a small convolution, and several times that when large banks have just swept the caches. So the
+arguments of both calls are kept, and only what may have changed since is looked at again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from convary.nn.routers import PerceptronRouter, is_watched
+from convary.ops import explain, native, native_conv, native_route
+from convary.ops.geometry import Geometry
+from convary.ops.strategy import is_traced
+
+if TYPE_CHECKING:
+    from convary.nn.base import DynamicConv
+
+FLOAT = 4  # bytes
+
+
+class _Plan:
+    """Both calls for x of one shape, and all that they depend on: whose attributes the weights are, and where."""
+
+    def __init__(
+        self, layer: DynamicConv, router: PerceptronRouter, layers: native_route.Layers, x: Tensor, out: Tensor
+    ) -> None:
+        self.shape, self.threads = x.shape, torch.get_num_threads()
+        coeffs = router.split(out)
+        self.options = _options(layer, router)
+        geometry = Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+        self.sizes, self.address, self.y_shape = native_conv.structure(
+            x.shape, layer.weight, coeffs, layer.bias, geometry
+        )
+        self.route_sizes, self.route_address = native_route.sizes(x.shape, layers)
+        self.route_pointers = [None if t is None else t.data_ptr() for t in layers[: native_route.TENSORS]]
+        factors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
+        self.offsets = [None if f is None else f.data_ptr() - out.data_ptr() for f in factors]
+        self.channels, self.outputs = x.shape[1], out.shape[1]
+        self.bank = layer.weight.data_ptr()
+        self.bias = None if layer.bias is None else layer.bias.data_ptr()
+
+        named = [("router", router), ("squeeze", router.squeeze), ("norm", router.norm), ("last", router.last)]
+        self.modules = [module for _, module in named if module is not None]
+        self.slots = [(layer._modules, "router", router)]
+        self.slots += [(router._modules, name, module) for name, module in router._modules.items()]
+        owners = [layer, *self.modules]
+        tensors = [(o._parameters, name, t) for o in owners for name, t in o._parameters.items()]
+        tensors += [(o._buffers, name, t) for o in owners for name, t in o._buffers.items()]
+        self.tensors = [(owner, name, t, 0 if t is None else t.data_ptr()) for owner, name, t in tensors]
+
+    def holds(self, layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> bool:
+        """Whether everything is where it was and nobody watches the layers that are passed over."""
+        if x.shape != self.shape or torch.get_num_threads() != self.threads:
+            return False
+        if _options(layer, router) != self.options:
+            return False
+        for owner, name, module in self.slots:
+            if owner.get(name) is not module:
+                return False
+        for owner, name, tensor, pointer in self.tensors:
+            if owner.get(name) is not tensor or (tensor is not None and tensor.data_ptr() != pointer):
+                return False
+        for module in self.modules:
+            if module.training or is_watched(module):
+                return False
+        return True
+
+    def run(self, x: Tensor) -> Tensor:
+        """Route and convolve."""
+        library = native.loaded()
+        scratch, y = x.new_empty(self.channels + self.outputs), x.new_empty(self.y_shape)
+        pooled = scratch.data_ptr()
+        out = pooled + FLOAT * self.channels
+        code = library.route(self.route_address, x.data_ptr(), *self.route_pointers, pooled, out)
+        native_route.check(code, x.shape)
+        factors = [None if offset is None else out + offset for offset in self.offsets]
+        code = library.mixed_conv(self.address, x.data_ptr(), self.bank, *factors, self.bias, y.data_ptr())
+        native_conv.check(code, self.sizes)
+        return y
+
+
+def _options(layer: DynamicConv, router: PerceptronRouter) -> tuple:
+    return layer.stride, layer.padding, layer.dilation, layer.groups, router.gates, router.activation
+
+
+_plans: weakref.WeakKeyDictionary[nn.Module, _Plan] = weakref.WeakKeyDictionary()
+
+
+def infer(layer: DynamicConv, x: Tensor) -> Tensor | None:
+    """The layer's output for one image x (1, C, *S) without a gradient, or None where it takes the usual way."""
+    router = layer.router
+    if is_traced(x) or x.shape[0] != 1:
+        return None
+    if not isinstance(router, PerceptronRouter) or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    if (layer.bias is not None and layer.bias.ndim == 2) or layer.rank > 2:
+        return None
+    if not native_route.can_run_on(x):
+        return None
+    plan = _plans.get(layer)
+    if plan is None or not plan.holds(layer, router, x):
+        plan = _prepare(layer, router, x)
+        if plan is None:
+            _plans.pop(layer, None)
+            return None
+        _plans[layer] = plan
+    return plan.run(x)
+
+
+def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan | None:
+    from convary.nn.base import DynamicLayer
+
+    if type(layer).coefficients is not DynamicLayer.coefficients or is_watched(router) or router.training:
+        return None
+    layers = router.native_layers()
+    if layers is None or not native_route.can_run(x, layers):
+        return None
+    out = native_route.route(x, layers)
+    geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+    if explain("mixed_conv", x, layer.weight, router.split(out), layer.bias, **geometry).chosen != "native":
+        return None
+    for tensor in (layer.weight, layer.bias):
+        if tensor is not None and not tensor.is_contiguous():
+            return None
+    return _Plan(layer, router, layers, x, out)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inference on one image by prepared calls: the same numbers, and never those of weights that are gone."""
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import convary as cv
+from convary import ops
+from convary.nn import single
+from convary.ops import native
+
+pytestmark = pytest.mark.skipif(native.available() is not None, reason="the native library is absent")
+X = torch.randn(1, 16, 9, 7, generator=torch.Generator().manual_seed(0))
+LAYERS = [
+    lambda: cv.CondConv2d(16, 12, 3, padding=1, bias=False),
+    lambda: cv.DyConv2d(16, 12, 1, stride=2, bias=False),
+    lambda: cv.DyNetConv2d(16, 12, 3, dilation=2, bias=False),
+    lambda: cv.ODConv2d(16, 12, 3, padding=1),
+    lambda: cv.ODConv2d(16, 16, 3, padding=1, groups=16),
+    lambda: cv.ODConv2d(16, 12, 1, experts=1),
+]
+
+
+def make(build=LAYERS[3]):
+    torch.manual_seed(0)
+    layer = build()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return layer.eval()
+
+
+def usual(layer, x=X):
+    """By the coefficients of the router and the op, each on its own."""
+    with torch.no_grad():
+        with ops.strategy("native" if layer.weight.dtype is torch.float32 else None):
+            return layer(x, layer.router(x))
+
+
+@torch.no_grad()
+def prepared(layer, x=X, forced="native"):
+    """The layer's answer, and whether it came from a plan; small layers would choose another strategy."""
+    used = []
+    run = single._Plan.run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(single._Plan, "run", lambda plan, x: used.append(1) or run(plan, x))
+        with ops.strategy(forced):
+            y = layer(x)
+    return y, bool(used)
+
+
+@pytest.mark.parametrize("build", LAYERS)
+def test_same_numbers(build):
+    layer = make(build)
+    for x in (X, X, X[:, :, :8, :5].contiguous(), X):
+        y, used = prepared(layer, x)
+        assert used
+        assert torch.equal(y, usual(layer, x))
+
+
+def test_1d():
+    layer = make(lambda: cv.DyConv1d(16, 8, 3, bias=False))
+    y, used = prepared(layer, X[..., 0].contiguous())
+    assert used
+    assert torch.equal(y, usual(layer, X[..., 0].contiguous()))
+
+
+@torch.no_grad()
+def add_in_place(layer):
+    layer.weight.add_(1)
+
+
+def swap_data(layer):
+    layer.weight.data = layer.weight.data + 1
+
+
+def replace_parameter(layer):
+    layer.weight = nn.Parameter(layer.weight.detach() + 1)
+
+
+def replace_head(layer):
+    layer.router.heads = nn.Linear(16, layer.router.heads.out_features)
+
+
+def replace_squeeze(layer):
+    layer.router.squeeze = nn.Linear(16, 16, bias=False)
+
+
+def replace_router(layer):
+    layer.router = make().router.requires_grad_(False)
+    layer.router.heads.bias.add_(1)
+
+
+def replace_statistics(layer):
+    layer.router.norm.running_mean = layer.router.norm.running_mean + 1
+
+
+def change_temperature(layer):
+    cv.set_temperature(layer, 0.3)
+
+
+def change_stride(layer):
+    layer.stride = (2, 2)
+
+
+def change_activation(layer):
+    layer.router.activation = "sigmoid"
+
+
+def load_assigned(layer):
+    state = {name: t + 0.5 if t.is_floating_point() else t for name, t in layer.state_dict().items()}
+    layer.load_state_dict(state, assign=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [add_in_place, swap_data, replace_parameter, replace_head, replace_squeeze, replace_router, replace_statistics,
+     change_temperature, change_stride, change_activation, load_assigned],
+)  # fmt: skip
+def test_sees_every_change(change):
+    layer = make()
+    before, _ = prepared(layer)
+    with torch.no_grad():
+        change(layer)
+    after, used = prepared(layer)
+    assert used
+    assert after.shape != before.shape or not torch.equal(after, before)
+    assert torch.equal(after, usual(layer))
+
+
+def hook(layer):
+    layer.router.heads.register_forward_hook(lambda *arguments: None)
+
+
+def hook_the_router(layer):
+    layer.router.register_forward_pre_hook(lambda *arguments: None)
+
+
+def override_forward(layer):
+    forward = layer.router.squeeze.forward
+    layer.router.squeeze.forward = lambda v: 2 * forward(v)
+
+
+def train_the_norm(layer):
+    layer.router.norm.train()
+
+
+@pytest.mark.parametrize("change", [hook, hook_the_router, override_forward, train_the_norm, nn.Module.double])
+def test_gives_way(change):
+    layer = make()
+    prepared(layer)
+    change(layer)
+    dtype = layer.weight.dtype
+    y, used = prepared(layer, X.to(dtype), None)
+    assert not used
+    assert torch.equal(y, usual(layer, X.to(dtype)))
+
+
+def test_gives_way_to_a_router_of_another_kind():
+    layer = make(LAYERS[1])
+
+    class Own(type(layer.router)):
+        def coefficients(self, vector):
+            return ops.Coefficients(kernel=2 * super().coefficients(vector).kernel)
+
+    layer.router.__class__ = Own
+    y, used = prepared(layer, X, None)
+    assert not used
+    with torch.no_grad():
+        vector = X.mean((2, 3))
+        want = ops.mixed_conv(X, layer.weight, layer.router.coefficients(vector), stride=2)
+    torch.testing.assert_close(y, want)
+
+
+def test_gives_way_to_modes():
+    layer = make()
+    prepared(layer)
+    assert not prepared(layer, X, "bmm")[1]
+    with torch.autocast("cpu"):
+        assert not prepared(layer, X, None)[1]
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        assert not prepared(layer, X, None)[1]
+    assert counter.get_total_flops() > 0
+    assert not prepared(layer, X.expand(2, -1, -1, -1), None)[1]
+    assert prepared(layer)[1]
+    layer(X).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_copies_and_pickles_leave_the_plan_behind():
+    layer = make()
+    want, _ = prepared(layer)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(prepared(twin)[0], want)
+        with torch.no_grad():
+            twin.weight.add_(1)
+        assert not torch.equal(prepared(twin)[0], want)
+    assert torch.equal(prepared(layer)[0], want)
+
+
+def test_a_plan_dies_with_its_layer():
+    layer = make()
+    prepared(layer)
+    alive = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert alive() is None
