@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -21,12 +19,13 @@ from pathlib import Path
 import torch
 
 from convary import ops
+from convary.bench.machine import machine
 from convary.ops import cost, mixed, sample
 from convary.ops.geometry import Geometry
 from convary.ops.strategy import Problem, describe
 
 K = 4
-# B, C, O, size, kernel, groups, training: the rows of the starting table in docs/benchmarks.md.
+# B, C, O, size, kernel, groups, training: the rows of convary bench layers that have a target.
 TABLE = [
     (32, 64, 64, 56, 3, 1, False), (32, 128, 128, 28, 3, 1, False), (32, 256, 256, 14, 3, 1, False),
     (32, 512, 512, 7, 3, 1, False), (1, 512, 512, 7, 3, 1, False), (32, 384, 64, 14, 1, 1, False),
@@ -158,16 +157,6 @@ def fit(measured: dict[tuple, dict[str, float]]) -> dict[str, dict[str, float]]:
     return rates
 
 
-def cpu_name() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def load(path: Path | None) -> dict[tuple, dict[str, float]]:
     """Measurements that an earlier run kept, if any."""
     if path is None or not path.exists():
@@ -215,10 +204,11 @@ def main() -> None:
     good = check(table, rates)
     print(f"table: {good} of {len(TABLE)} within 15 % ({good / len(TABLE):.0%})")
     if args.out:
+        facts = machine()
         fitted = {
-            "machine": cpu_name(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
+            "machine": facts["cpu"],
+            "cores": facts["cores"],
+            "torch": facts["torch"],
             "threads": args.threads,
             "rates": rates,
         }

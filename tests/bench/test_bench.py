@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark's tables: checked before they are timed, saved, told as a page."""
+
+import json
+
+import pytest
+import torch
+
+from convary import ops
+from convary.bench import layers, models, tables
+from convary.bench.layers import Case, LayersConfig, Shape
+from convary.bench.models import ModelsConfig
+from convary.bench.page import page
+from convary.cli import main
+from convary.errors import ConfigError
+
+TINY = (Shape(2, 6, 4, 5, 3), Shape(3, 8, 8, 4, 3, 8), Shape(1, 4, 6, 3, 1))
+QUICK = {"threads": (1,), "seconds": 0.0}
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("factors", ["kernel", "all"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_layers_agree_and_are_timed(mode, factors, layout):
+    config = LayersConfig(modes=(mode,), factors=(factors,), layouts=(layout,), **QUICK)
+    rows = list(layers.measure(config, TINY))
+    assert [row["layer"] for row in rows] == ["2, 6->4, 5, 3", "3, 8 depthwise, 4, 3", "1, 4->6, 3, 1"]
+    for row in rows:
+        assert row["error"] < 1e-5
+        assert row["pairs"] >= 9
+        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+
+
+def test_the_check_looks_at_values_and_every_gradient(monkeypatch):
+    case = Case(TINY[0], "training", "all", "contiguous", None)
+    assert case.error() < 1e-5
+    dynamic = case.dynamic
+    outputs = len(dynamic())
+    assert outputs == 1 + 2 + 4  # y; x, bank; four factors
+    for i in range(outputs):
+
+        def wrong(*arguments, i=i, **options):
+            results = list(dynamic(*arguments, **options))
+            results[i] = results[i] + 0.01 * results[i].abs().max()
+            return results
+
+        monkeypatch.setattr(case, "dynamic", wrong)
+        assert case.error() > 1e-3
+
+
+def test_a_wrong_line_is_not_timed(monkeypatch, capsys, tmp_path):
+    mixed_conv = ops.mixed_conv
+    monkeypatch.setattr(ops, "mixed_conv", lambda *arguments, **options: 1.01 * mixed_conv(*arguments, **options))
+    monkeypatch.setattr(layers.measure, "__defaults__", (TINY[:1],))
+    flags = ["--threads", "1", "--modes", "inference", "--factors", "kernel", "--seconds", "0.01"]
+    assert main(["bench", "layers", *flags, "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert "WRONG: off by 1.0e-02" in told.out
+    assert "1 of 1 lines disagree with the reference" in told.err
+    assert "ratio" not in json.loads((tmp_path / "layers.json").read_text())["rows"][0]
+
+
+def test_networks_agree_and_are_timed():
+    config = ModelsConfig(
+        models=("mobilenet_v2_tiny",), methods=("odconv",), batches=(1, 2), image_size=28, **QUICK
+    )  # fmt: skip
+    rows = list(models.measure(config))
+    assert [(row["batch"], row["mode"]) for row in rows] == [
+        (1, "inference"), (1, "training"), (2, "inference"), (2, "training"),
+    ]  # fmt: skip
+    assert all(row["error"] < models.TOLERANCE[row["mode"]] and row["ratio"] > 0 for row in rows)
+    assert torch.get_num_threads() == 1
+
+
+def test_a_network_that_computes_something_else_is_found():
+    class Skewed(torch.nn.Module):
+        def forward(self, x):
+            return 1.01 * x if x.dtype is torch.float32 else x
+
+    _, dynamic = models.networks("mobilenet_v2_tiny", "condconv", 28)
+    assert models.error(dynamic, 28)["training"] < 1e-2
+    dynamic.classifier = torch.nn.Sequential(dynamic.classifier, Skewed())
+    assert models.error(dynamic, 28)["inference"] > 1e-3
+
+
+def test_peak_memory_of_a_network():
+    config = ModelsConfig(
+        models=("mobilenet_v2_tiny",), methods=("dyconv",), batches=(8,), threads=(1,), image_size=64
+    )  # fmt: skip
+    (row,) = models.measure_memory(config)
+    assert row["dynamic"] > row["static"] > 1e6
+    static, dynamic = models.networks("mobilenet_v2_tiny", "dyconv", 64)
+    more = sum(p.numel() for p in dynamic.parameters()) - sum(p.numel() for p in static.parameters())
+    assert row["extra_parameters"] == 4 * more
+
+
+def rows_of_models(ratio):
+    timing = {"ratio": ratio, "low": 0.9 * ratio, "high": 1.1 * ratio, "ms": 10 * ratio, "base_ms": 10.0, "error": 1e-6}
+    what = {"model": "torchvision:resnet18", "method": "odconv", "batch": 16, "mode": "inference", "threads": 2}
+    return [{**what, **timing}]
+
+
+def write(path, kind, rows, **more):
+    machine = {
+        "cpu": "a CPU",
+        "cores": 2,
+        "memory_gb": 8.0,
+        "os": "Linux",
+        "torch": "2",
+        "convary": "0",
+        "native": "avx2",
+    }
+    path.write_text(json.dumps({"schema": 1, "kind": kind, "machine": machine, "rows": rows, **more}))
+
+
+@pytest.mark.parametrize(("ratio", "reached"), [(1.0, "aim"), (1.2, "must"), (1.3, "**missed**")])
+def test_page_says_where_we_lose(ratio, reached, tmp_path):
+    memory = {"model": "torchvision:resnet18", "method": "odconv", "batch": 16, "threads": 2, "static": 500_000_000,
+              "dynamic": 800_000_000, "extra_parameters": 100_000_000}  # fmt: skip
+    write(tmp_path / "models.json", "models", rows_of_models(ratio), memory=[memory])
+    write(tmp_path / "layers.json", "layers", [])
+    (tmp_path / "notes.md").write_text("Why: the bank.\n")
+    text = page(tmp_path)
+    assert f"| resnet18 | odconv | 16 | inference | 2 | {ratio:.2f} |" in text
+    assert f"| {reached} |" in text
+    missed = f"- resnet18, odconv, batch 16, inference: {ratio:.2f} [{0.9 * ratio:.2f}, {1.1 * ratio:.2f}]"
+    assert (missed in text) == (0.9 * ratio > 1 or reached == "**missed**")
+    assert ("Missed:" in text) == (reached == "**missed**")
+    assert "Why: the bank." in text
+    assert "| 500 | 800 | 200 | 20.0% | **missed** |" in text
+
+
+def test_page_wants_both_tables(tmp_path):
+    with pytest.raises(ConfigError, match=r"models.json is missing; run convary bench models --out"):
+        page(tmp_path)
+    (tmp_path / "models.json").write_text("[]")
+    with pytest.raises(ConfigError, match="is not a result of convary bench"):
+        page(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["layer"], "convary bench knows layers, models, page; got 'layer'; did you mean 'layers'?"),
+        (["layers", "--strategy", "nativ"], "no strategy 'nativ'"),
+        (["layers", "--threads", "0"], "--threads must be above 0; got 0"),
+        (["models", "--batches", "0"], "--batches must be above 0; got 0"),
+        (["models", "--methods", "odconvv"], "odconv"),
+    ],
+)
+def test_bad_flags_are_one_line(argv, message, capsys):
+    assert main(["bench", *argv]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_help(capsys):
+    assert main(["bench"]) == 0
+    assert "whole networks" in capsys.readouterr().out
+
+
+def test_targets_are_for_two_threads():
+    row = {"layer": "", "mode": "training", "threads": 2, "layout": "contiguous", "ratio": 1.7}
+    assert tables.verdict("layers", row) == "must"
+    assert tables.verdict("layers", row | {"threads": 1}) == ""
+    assert tables.verdict("layers", row | {"layout": "channels_last"}) == ""
