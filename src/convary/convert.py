@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convary.errors import ConfigError
 from convary.methods import MethodConfig
 from convary.nn import DynamicLayer, Router, Site, evaluating, share_router, sites
+from convary.nn.base import pads_like_tensorflow
 from convary.where import Selector, paper
 
 NOISE = 0.1
@@ -240,7 +241,7 @@ class _Context:
         module = site.module
         if isinstance(module, DynamicLayer):
             return "already dynamic"
-        if type(module) not in _EXACT:
+        if type(module) not in _EXACT and not pads_like_tensorflow(module):
             base = type(module).__mro__[1].__name__
             return f"{type(module).__name__} derives from {base}; its own forward would be lost"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
