@@ -67,7 +67,7 @@ def _same_total(size: int, reach: int, stride: int) -> int:
     if stride == 1 or reach == 1:  # whatever the size: a recorded graph need not know it
         return reach - 1
     total = ((size + stride - 1) // stride - 1) * stride + reach - size
-    return total if reach >= stride else torch.sym_max(total, 0)
+    return total if reach >= stride else torch.sym_max(total, 0)  # type: ignore[return-value]
 
 
 def resolve(
