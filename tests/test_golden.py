@@ -40,6 +40,12 @@ class Case:
         limit = (1e-6 + 1000 * noise) * want.abs().max() + 1e-9
         assert got.reshape(want.shape).sub(want).abs().max() <= limit, name
 
+    def released(self, model: nn.Module) -> None:
+        """What was loaded is saved back, name by name."""
+        back = cv.released_state(model)
+        assert back.keys() == self.state.keys()
+        assert all(torch.equal(back[key], value.to(back[key].dtype)) for key, value in self.state.items())
+
     def backward(self, out: torch.Tensor) -> None:
         """Gradients of ``sum(out * probe)``, the probe that the vectors were made with."""
         probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=self.meta["waveform"]))
@@ -145,6 +151,7 @@ def test_dyconv(name):
         *sizes, k["kernel_size"], padding=k["padding"], dtype=torch.float64, **options
     )
     cv.load_released(layer, case.state)
+    case.released(layer)
     cv.set_temperature(layer, case.settings["temperature"])
     layer.train(case.training)
     x = case.inputs["x"].requires_grad_()
@@ -241,6 +248,7 @@ def test_odconv_mobilenetv2(name):
     assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
     report = cv.load_released(model, case.state)
     assert len(report.dynamic) == 51
+    case.released(model)
     model.train(case.training)
     with torch.no_grad():
         case.close("out", model(case.inputs["x"]))
@@ -254,6 +262,7 @@ def test_condconv_efficientnet(name):
     model = cv.convert(static, config, where.paper(config) & ~where.classifier(), upcycle=False).double()
     assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
     cv.load_released(model, case.state)
+    case.released(model)
     model.train(case.training)
     with torch.no_grad():
         case.close("out", model(case.inputs["x"]))

@@ -48,7 +48,7 @@ from convary.methods import (
     method,
 )
 from convary.ops import Coefficients
-from convary.released import load_released
+from convary.released import load_released, released_state
 from convary.schedule import TemperatureAnnealing, anneal, set_temperature
 
 __version__ = "0.1.0"
@@ -59,6 +59,6 @@ __all__ = [
     "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "LayerDiagnosis", "MethodConfig",
     "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError",
     "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert",
-    "diagnose", "load_released", "method", "ops", "param_groups", "plan", "routing", "set_temperature", "summary",
-    "where",
+    "diagnose", "load_released", "method", "ops", "param_groups", "plan", "released_state", "routing",
+    "set_temperature", "summary", "where",
 ]  # fmt: skip

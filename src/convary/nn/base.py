@@ -74,6 +74,14 @@ class DynamicLayer(nn.Module):
         """
         raise CheckpointError(f"{type(self).__name__} has no released layout: its authors published no code")
 
+    def to_released(self) -> dict[str, Tensor]:
+        """This layer's tensors in the authors' layout: the inverse of ``from_released``.
+
+        Raises:
+            CheckpointError: the method has no released layout, or not for this layer's options.
+        """
+        raise CheckpointError(f"{type(self).__name__} has no released layout: its authors published no code")
+
     @torch.no_grad()
     def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
         """Become a static layer, exactly: whatever the input and the temperature, the mixture is ``weight``.
