@@ -74,6 +74,11 @@ class Plan:
             "  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip()
             for line in [head, *body]
         ]
+        return "\n".join([*lines, self.summary])
+
+    @property
+    def summary(self) -> str:
+        """How many layers change, the parameters before and after, and why layers stay: the plan without its rows."""
         after = self._model_params + sum(row.params_after - row.params_before for row in self.rows)
         kept = Counter(row.reason for row in self.rows if row.after is None)
         total = (
@@ -81,7 +86,7 @@ class Plan:
             f"where {self.where}; parameters {self._model_params:,} -> {after:,}"
         )
         why = "; ".join(f"{count} stay: {reason}" for reason, count in kept.items())
-        return "\n".join([*lines, total, *([why] if why else [])])
+        return "\n".join([total, *([why] if why else [])])
 
     def apply(self, *, inplace: bool = False) -> nn.Module:
         """Convert.
