@@ -54,9 +54,10 @@ benchmarks: $(STAMP)
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(VENV)
 
-$(STAMP): pyproject.toml constraints.txt $(NATIVE)
+$(STAMP): pyproject.toml constraints.txt examples/requirements.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt -e ".[all,dev]"
+	$(PIP) install --quiet --no-deps -r examples/requirements.txt
 	touch $@
 
 $(DOCS_STAMP): $(STAMP)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import convary
-from convary import METHODS, cli
+from convary import METHODS, cli, models
 from convary._cli import compare as compare_command
 from convary._cli.parse import parse
 from convary._cli.selector import SELECTORS, selector
@@ -366,3 +367,84 @@ def test_the_table_has_a_spread_for_several_seeds():
         console.print(compare_command.results_table({"run": {"seeds": [0, 1]}, "methods": [method]}))
     assert "81.23 ± 0.57" in said.get()
     assert "Mean ± std over 2 seeds" in said.get()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A checkpoint of a small network of torchvision, as training would leave it."""
+    torch.manual_seed(0)
+    model = models.create("torchvision:squeezenet1_1")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "trained.pt")
+    return tmp_path / "trained.pt", model.eval()
+
+
+def test_convert_writes_a_file_that_is_rebuilt_from_it_alone(run, weights, tmp_path):
+    file, static = weights
+    out = tmp_path / "new" / "model.pt"
+    words = ("--model", "torchvision:squeezenet1_1", "--method", "odconv", "--experts", 2, "--where", "kernel_size(3)")
+    code, told, error = run("convert", *words, "--weights", file, "--out", out)
+    assert (code, error) == (0, "")
+    assert "9 of 26 layers become ODConv" in told and f"wrote {out}" in " ".join(told.split())
+    dynamic = models.restore(out)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert (dynamic(x) - static(x)).abs().max() <= 1e-4 * static(x).abs().max()
+    assert sum(isinstance(m, convary.ODConv2d) for m in dynamic.modules()) == 9
+    content = torch.load(out, weights_only=True)
+    dynamic.load_state_dict(content["state_dict"])
+    assert (content["model"], len(content["layers"])) == ("torchvision:squeezenet1_1", 9)
+
+
+def test_convert_takes_any_network_of_timm(run, tmp_path):
+    words = ("--model", "timm:test_efficientnet", "--method", "condconv", "--router", "block", "--where", "blocks")
+    code, told, _ = run("convert", *words, "--weights", "random", "--out", tmp_path / "model.pt")
+    assert code == 0 and "become CondConv" in told
+    assert any(hasattr(m, "router") for m in models.restore(tmp_path / "model.pt").modules())
+
+
+def no_network(*args, **options):
+    raise OSError("Name or service not known")
+
+
+BAD_CONVERSIONS = {
+    "torchvision:squeezenet1_2": "did you mean 'squeezenet1_1'?",
+    "timm:resnet81": "timm has no model 'resnet81'; did you mean",
+    "resnet20": "want torchvision:NAME or timm:NAME",
+    "torchvision:squeezenet1_1 --weights none.pt": "there is no file none.pt",
+    "torchvision:squeezenet1_0 --weights TRAINED": r"features\.6\..* is missing|is left over|in the checkpoint but",
+    "torchvision:squeezenet1_1": r"can't be downloaded: Name or service not known; bring a file with --weights FILE",
+    "torchvision:squeezenet1_1 --weights random --where linear": "nothing to convert",
+}
+
+
+@pytest.mark.parametrize("words", BAD_CONVERSIONS)
+def test_convert_says_what_is_wrong_and_writes_nothing(run, weights, tmp_path, monkeypatch, words):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    out = tmp_path / "model.pt"
+    argv = words.replace("TRAINED", str(weights[0])).split()
+    code, told, error = run("convert", "--model", *argv, "--method", "odconv", "--out", out)
+    assert code == 2 and "wrote" not in told and error.count("\n") == 1
+    assert re.search(BAD_CONVERSIONS[words], error)
+    assert not out.exists()
+
+
+def test_what_restore_refuses(run, tmp_path):
+    good = tmp_path / "model.pt"
+    words = ("--model", "timm:test_byobnet", "--method", "dyconv", "--weights", "random", "--out", good)
+    assert run("convert", *words)[0] == 0
+    content = torch.load(good, weights_only=True)
+    torch.save(content | {"version": 9}, tmp_path / "newer.pt")
+    torch.save({"a": 1}, tmp_path / "foreign.pt")
+    (tmp_path / "half.pt").write_bytes(good.read_bytes()[:1000])
+    torch.save(content | {"layers": content["layers"][:-1]}, tmp_path / "unfit.pt")
+    refused = {
+        "newer.pt": "has version 9",
+        "foreign.pt": "not a file of convary convert",
+        "half.pt": "truncated",
+        "none.pt": "there is no file",
+        "unfit.pt": "does not fit ByobNet: .* is left over",
+    }
+    for name, message in refused.items():
+        with pytest.raises(convary.CheckpointError, match=message):
+            models.restore(tmp_path / name)

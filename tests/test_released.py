@@ -1,27 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading the authors' checkpoints: what does not fit is refused by name, and nothing is loaded then."""
 
+import os
+import pickle
+
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
 
 import convary as cv
-
-
-def released_odconv(layer: cv.ODConv2d) -> dict[str, torch.Tensor]:
-    """The authors' state dict of a layer, made from ours."""
-    own, router = layer.state_dict(), layer.router
-    names = {"channel": "channel_fc", "filter": "filter_fc", "tap": "spatial_fc", "kernel": "kernel_fc"}
-    out = {"weight": own["weight"], "attention.fc.weight": own["router.squeeze.weight"][..., None, None]}
-    for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-        out[f"attention.bn.{key}"] = own[f"router.norm.{key}"]
-    sizes = list(router.sizes.values())
-    heads = zip(
-        router.sizes, own["router.heads.weight"].split(sizes), own["router.heads.bias"].split(sizes), strict=True
-    )
-    for axis, weight, bias in heads:
-        out |= {f"attention.{names[axis]}.weight": weight[..., None, None], f"attention.{names[axis]}.bias": bias}
-    return out
+from convary import where
+from convary.nn import Router
 
 
 def net(**options) -> nn.Module:
@@ -29,8 +21,7 @@ def net(**options) -> nn.Module:
 
 
 def checkpoint(model: nn.Module) -> dict[str, torch.Tensor]:
-    state = {k: v for k, v in model.state_dict().items() if k.startswith("0.")}
-    return state | {f"1.{k}": v for k, v in released_odconv(model[1]).items()}
+    return {name: tensor.clone() for name, tensor in cv.released_state(model).items()}
 
 
 @pytest.mark.parametrize(
@@ -80,3 +71,118 @@ def test_no_released_layout():
         cv.load_released(layer, layer.state_dict())
     with pytest.raises(cv.CheckpointError, match="it is empty"):
         cv.load_released(layer, {})
+
+
+def stirred(model: nn.Module) -> nn.Module:
+    """Random routers and statistics, so that every tensor matters."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Router | nn.BatchNorm2d):
+                for tensor in [*module.parameters(), *module.buffers()]:
+                    if tensor.is_floating_point() and tensor.ndim:
+                        tensor.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+NETWORKS = {
+    "odconv": (lambda: models.mobilenet_v2(width_mult=0.25), cv.ODConv(experts=2), None),
+    "condconv": (lambda: models.resnet18(num_classes=3), cv.CondConv(experts=2), where.blocks()),
+    "shared": (lambda: models.resnet18(num_classes=3), cv.CondConv(experts=2, router="block"), where.blocks()),
+    "kaijieshi7": (lambda: models.resnet18(num_classes=3), cv.DyConv(experts=2, extra_hidden=1), None),
+    "tardelean": (lambda: models.resnet18(num_classes=3), cv.DyConv(experts=2, hidden_bias=True), None),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_there_and_back(name):
+    make, config, selector = NETWORKS[name]
+    source = stirred(cv.convert(make(), config, selector, upcycle=False))
+    target = cv.convert(make(), config, selector).eval()
+    released = cv.released_state(source)
+    assert not any("router" in key for key in released)
+    cv.load_released(target, released)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(source(x), target(x))
+    again = cv.released_state(target)
+    assert again.keys() == released.keys() and all(torch.equal(again[k], v) for k, v in released.items())
+
+
+def test_timms_own_condconv_network_into_a_converted_one_and_back():
+    theirs = stirred(timm.create_model("tf_efficientnet_cc_b0_4e", num_classes=7))
+    nn.init.normal_(theirs.classifier.weight)
+    static = timm.create_model("tf_efficientnet_b0", num_classes=7)
+    config = cv.CondConv(experts=4, router="block")
+    ours = cv.convert(static, config, where.paper(config) & ~where.classifier()).eval()
+    report = cv.load_released(ours, theirs.state_dict())
+    assert len(report.dynamic) == 24
+    x = torch.randn(2, 3, 65, 64)
+    with torch.no_grad():
+        want = theirs(x)
+        assert (ours(x) - want).abs().max() <= 1e-5 * want.abs().max()
+    theirs.load_state_dict(cv.released_state(ours))  # strict: every name and shape
+
+
+def test_what_the_layout_cannot_hold():
+    for layer, reason in [
+        (cv.ODConv2d(4, 4, 3), "without bias"),
+        (cv.ODConv2d(4, 4, 3, bias=False, norm="layer"), "norm='batch'"),
+        (cv.DyNetConv2d(4, 4, 3), "no released layout"),
+    ]:
+        with pytest.raises(cv.CheckpointError, match=f"^0: .*{reason}"):
+            cv.released_state(nn.Sequential(layer))
+
+
+class Bomb:
+    """A pickle that runs code when it is read."""
+
+    def __reduce__(self):
+        return os.mkdir, (os.environ["CONVARY_BOMB"],)
+
+
+def test_files(tmp_path, monkeypatch):
+    source, target = net().eval(), net().eval()
+    state = {name: tensor.contiguous() for name, tensor in checkpoint(source).items()}
+    torch.save({"state_dict": state, "epoch": 1}, tmp_path / "weights.pt")
+    save_file(state, tmp_path / "weights.safetensors")
+    x = torch.randn(1, 3, 5, 5)
+    for name in ("weights.pt", "weights.safetensors"):
+        target = net().eval()
+        cv.load_released(target, tmp_path / name)
+        assert torch.equal(source(x), target(x))
+
+    whole = (tmp_path / "weights.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "weights.safetensors").read_bytes()[:90])
+    (tmp_path / "text.pt").write_text("not weights")
+    torch.save(net(), tmp_path / "module.pt")
+    monkeypatch.setenv("CONVARY_BOMB", str(tmp_path / "exploded"))
+    (tmp_path / "bomb.pt").write_bytes(pickle.dumps({"weight": Bomb()}))
+    torch.save({"weight": Bomb()}, tmp_path / "zipped-bomb.pt")
+    refused = {
+        "half.pt": "truncated or no checkpoint",
+        "half.safetensors": "truncated or no .safetensors",
+        "text.pt": "holds more than weights, or is no checkpoint",
+        "module.pt": "nothing in it was executed",
+        "bomb.pt": "nothing in it was executed",
+        "zipped-bomb.pt": "nothing in it was executed",
+        "none.pt": "there is no file",
+    }
+    for name, message in refused.items():
+        with pytest.raises(cv.CheckpointError, match=message):
+            cv.load_released(target, tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_another_architecture_is_told_with_the_nearest_names():
+    source = cv.convert(models.resnet18(num_classes=3), cv.ODConv(experts=2), upcycle=False)
+    other = cv.convert(models.resnet34(num_classes=3), cv.ODConv(experts=2), upcycle=False)
+    with pytest.raises(cv.CheckpointError, match=r"layer1\.2\..* is missing; did you mean 'layer\d.*and \d+ more"):
+        cv.load_released(other, cv.released_state(source))
+
+
+def test_the_3d_layout_has_no_second_bias():
+    layer = cv.DyConv3d(2, 2, 1)
+    assert "attention.fc2.bias" not in cv.released_state(layer)
+    nn.init.ones_(layer.router.linear.bias)
+    with pytest.raises(cv.CheckpointError, match="no second bias"):
+        cv.released_state(layer)

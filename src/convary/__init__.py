@@ -9,6 +9,8 @@ torch.Size([2, 32, 8, 8])
 
 from convary import ops, where
 from convary.convert import Plan, PlanRow, convert, plan
+from convary.decay import param_groups
+from convary.diagnose import Diagnosis, LayerDiagnosis, diagnose
 from convary.errors import (
     CheckpointError,
     ConfigError,
@@ -46,16 +48,17 @@ from convary.methods import (
     method,
 )
 from convary.ops import Coefficients
-from convary.released import load_released
+from convary.released import load_released, released_state
 from convary.schedule import TemperatureAnnealing, anneal, set_temperature
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d",
-    "ConfigError", "ConvaryError", "DataError", "DeviceError", "DtypeError", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "MethodConfig", "MixedLinear", "ODConv",
-    "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary",
-    "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert",
-    "load_released", "method", "ops", "plan", "routing", "set_temperature", "summary", "where",
+    "ConfigError", "ConvaryError", "DataError", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d",
+    "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "LayerDiagnosis", "MethodConfig",
+    "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError",
+    "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert",
+    "diagnose", "load_released", "method", "ops", "param_groups", "plan", "released_state", "routing",
+    "set_temperature", "summary", "where",
 ]  # fmt: skip

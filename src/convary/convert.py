@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convary.errors import ConfigError
 from convary.methods import MethodConfig
 from convary.nn import DynamicLayer, Router, Site, evaluating, share_router, sites
+from convary.nn.base import pads_like_tensorflow
 from convary.where import Selector, paper
 
 NOISE = 0.1
@@ -73,6 +74,11 @@ class Plan:
             "  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip()
             for line in [head, *body]
         ]
+        return "\n".join([*lines, self.summary])
+
+    @property
+    def summary(self) -> str:
+        """How many layers change, the parameters before and after, and why layers stay: the plan without its rows."""
         after = self._model_params + sum(row.params_after - row.params_before for row in self.rows)
         kept = Counter(row.reason for row in self.rows if row.after is None)
         total = (
@@ -80,7 +86,7 @@ class Plan:
             f"where {self.where}; parameters {self._model_params:,} -> {after:,}"
         )
         why = "; ".join(f"{count} stay: {reason}" for reason, count in kept.items())
-        return "\n".join([*lines, total, *([why] if why else [])])
+        return "\n".join([total, *([why] if why else [])])
 
     def apply(self, *, inplace: bool = False) -> nn.Module:
         """Convert.
@@ -240,7 +246,7 @@ class _Context:
         module = site.module
         if isinstance(module, DynamicLayer):
             return "already dynamic"
-        if type(module) not in _EXACT:
+        if type(module) not in _EXACT and not pads_like_tensorflow(module):
             base = type(module).__mro__[1].__name__
             return f"{type(module).__name__} derives from {base}; its own forward would be lost"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:

@@ -26,13 +26,9 @@ def routing(model: nn.Module, x: Tensor) -> dict[str, Coefficients]:
     Returns:
         Coefficients by layer name, in the order of ``named_modules``. A layer that runs several times shows its last.
     """
-    names = {module: name for name, module in model.named_modules()}
     users: dict[Router, list[str]] = {}
-    for module in list(names):
-        if isinstance(module, DynamicLayer) and module.router is not None:
-            users[module.router] = [names[module]]
-        elif isinstance(module, RoutedBlock):
-            users[module.router] = [names[layer] for layer in routed_layers(module)]  # type: ignore[arg-type]
+    for name, router in routers(model).items():
+        users.setdefault(router, []).append(name)
     found: dict[str, Coefficients] = {}
 
     def record(router: nn.Module, args: tuple, coeffs: Coefficients) -> None:
@@ -45,7 +41,19 @@ def routing(model: nn.Module, x: Tensor) -> dict[str, Coefficients]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: found[name] for name in names.values() if name in found}
+    return {name: found[name] for name, _ in model.named_modules() if name in found}
+
+
+def routers(model: nn.Module) -> dict[str, Router]:
+    """The router of every dynamic layer by the layer's name; layers of a block may share one."""
+    names = {module: name for name, module in model.named_modules()}
+    found: dict[str, Router] = {}
+    for module, name in names.items():
+        if isinstance(module, DynamicLayer) and module.router is not None:
+            found[name] = module.router
+        elif isinstance(module, RoutedBlock):
+            found |= {names[layer]: module.router for layer in routed_layers(module)}  # type: ignore[arg-type]
+    return found
 
 
 @dataclass(frozen=True)

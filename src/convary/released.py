@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading the authors' checkpoints into converted models and single layers, by key map, strictly."""
+"""The authors' checkpoints: into converted models and single layers, by key map, strictly; and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from convary.errors import CheckpointError, nearest
-from convary.methods.condconv import released_router
+from convary.methods.condconv import ROUTER, released_router
 from convary.nn import DynamicLayer, RoutedBlock
-
-_SHOWN = 8
+from convary.weights import left_over, listed, other_shapes, read_weights, unwrap
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _Taken(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-def load_released(target: nn.Module, state_dict: Mapping[str, Any]) -> Report:
+def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path) -> Report:
     """Load weights that a method's authors (or the common third-party code) saved.
 
     Known layouts: OSVAI/ODConv; timm's CondConv EfficientNets and ``CondConv2d``, d-li14/condconv.pytorch;
@@ -66,16 +66,16 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any]) -> Report:
 
     Args:
         target: A converted model, or a single dynamic layer.
-        state_dict: The tensors by name; read them with ``torch.load(path, weights_only=True)``.
+        state_dict: The tensors by name, or the path of a checkpoint, of which nothing but tensors is read.
 
     Returns:
         What was loaded.
 
     Raises:
-        CheckpointError: a tensor is missing, left over or of another shape; names it, and the nearest. Nothing has
-            been loaded then.
+        CheckpointError: a tensor is missing, left over or of another shape; names it, and the nearest. Or the file is
+            truncated, or a pickle that holds more than weights. Nothing has been loaded then.
     """
-    tensors = _unwrap(state_dict)
+    tensors = read_weights(state_dict) if isinstance(state_dict, (str, Path)) else unwrap(state_dict)
     own = target.state_dict()
     used: set[str] = set()
     problems: list[str] = []
@@ -92,21 +92,45 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any]) -> Report:
                 used.add(name)
             else:
                 problems.append(f"{name} is missing{nearest(name, tensors.keys() - used)}")
-    problems += [f"{name} is left over{nearest(name, own.keys())}" for name in tensors if name not in used]
-    problems += [
-        f"{name} is {tuple(tensor.shape)} in the checkpoint but {tuple(own[name].shape)} in the model"
-        for name, tensor in state.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
+    problems += left_over((name for name in tensors if name not in used), own)
+    problems += other_shapes(state, own)
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CheckpointError(
-            f"the checkpoint does not fit {type(target).__name__}: {'; '.join(problems[:_SHOWN])}{more}. "
+            f"the checkpoint does not fit {type(target).__name__}: {listed(problems)}. "
             "Convert the model with the checkpoint's method, placement and number of experts first"
         )
     target.load_state_dict(state)
     dynamic = tuple(name for name, module in target.named_modules() if isinstance(module, DynamicLayer))
     return Report(dynamic, copied=len(used) - mapped, mapped=mapped)
+
+
+def released_state(source: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model or layer in the layout of its method's authors: what ``load_released`` reads.
+
+    ODConv in OSVAI/ODConv's, CondConv in timm's (its routers as ``routing_fn``), DyConv in kaijieshi7's, or
+    TArdelean's where ``hidden_bias`` is set. Everything else keeps its name. Temperatures are in none of them.
+
+    Args:
+        source: A converted model, or a single dynamic layer.
+
+    Returns:
+        Tensors by name, for ``torch.save``. They share memory with the model where the layout allows it.
+
+    Raises:
+        CheckpointError: a layer has options or a method that the layout can't hold; names it.
+    """
+    state: dict[str, Tensor] = {}
+    for name, module in source.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, DynamicLayer):
+            try:
+                state |= {prefix + key: value.detach() for key, value in module.to_released().items()}
+            except CheckpointError as error:
+                raise CheckpointError(f"{name or 'the layer'}: {error}") from error
+        elif isinstance(module, RoutedBlock):
+            own = module.router.state_dict()
+            state |= {f"{prefix}{ROUTER}.{leaf}": own[f"linear.{leaf}"] for leaf in ("weight", "bias")}
+    return state | {name: value for name, value in source.state_dict().items() if not _is_dynamic(source, name)}
 
 
 def _mapped(target: nn.Module, tensors: Mapping[str, Tensor], used: set[str], problems: list[str]) -> dict[str, Tensor]:
@@ -140,22 +164,3 @@ def _is_dynamic(target: nn.Module, name: str) -> bool:
         if part:
             module = getattr(module, part)
     return False
-
-
-def _unwrap(state_dict: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    if not isinstance(state_dict, Mapping):
-        raise CheckpointError(
-            f"a state dict maps names to tensors; got a {type(state_dict).__name__}. "
-            "Read files with torch.load(path, weights_only=True)"
-        )
-    for key in ("state_dict", "model"):
-        inner = state_dict.get(key)
-        if isinstance(inner, Mapping):
-            state_dict = inner
-    wrong = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
-    if wrong or not state_dict:
-        found = f"{wrong[0]!r} is a {type(state_dict[wrong[0]]).__name__}" if wrong else "it is empty"
-        raise CheckpointError(f"a state dict maps names to tensors; here {found}. Pass the part that holds the weights")
-    if all(key.startswith("module.") for key in state_dict):
-        return {key.removeprefix("module."): value for key, value in state_dict.items()}
-    return state_dict

@@ -153,7 +153,6 @@ def test_mixed_linear_is_routed_per_sample():
         ((4, 6.0, 3), {}, "channels and groups must be ints above 0"),
         ((4, 6, 3), {"padding": -1}, "padding"),
         ((4, 6, 3), {"padding": "samee"}, "'same' or 'valid'"),
-        ((4, 6, 3), {"padding": "same", "stride": 2}, "needs stride 1"),
         ((4, 6, 3), {"padding_mode": "wrap"}, "padding_mode must be one of"),
         ((4, 6, 3), {"experts": 0}, "experts must be at least 1"),
         ((4, 6, 3), {"expert": 4}, "has no option 'expert'.*did you mean 'experts'"),

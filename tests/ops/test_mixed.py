@@ -140,7 +140,7 @@ BAD_CALLS = {
     "groups": ({"groups": 3}, ShapeError, "groups must divide"),
     "stride": ({"stride": 0}, ConfigError, "stride must be"),
     "padding": ({"padding": "some"}, ConfigError, "'same' or 'valid'"),
-    "same": ({"padding": "same"}, ConfigError, "needs stride 1"),
+    "same rank": ({"padding": "same", "x": torch.randn(B, 4, 7, **F64)}, ShapeError, "4 axes"),
 }
 
 

@@ -129,6 +129,7 @@ def _method(name: str, draw: random.Random, seeds: int, epochs: int, layers: int
             for depth, layer in enumerate(names)
             for factor, width in factors
         ],
+        "diagnosis": None if static else _diagnosis(names, draw),
         "correlation": _correlation(names or [f"blocks.{index}" for index in range(20)], gain, draw),
     }
 
@@ -173,6 +174,23 @@ def _routing(layer: str, depth: float, factor: str, width: int, draw: random.Ran
         "within_class_std": 0.02 + 0.02 * depth,
         "entropy": 0.99 - 0.2 * depth if softmax else None,
     }
+
+
+def _diagnosis(names: list[str], draw: random.Random) -> dict[str, Any]:
+    layers = [
+        {
+            "layer": name,
+            "experts": 4,
+            "share": [0.25, 0.35, 0.4, 0.0],
+            "entropy": draw.uniform(0.8, 1),
+            "variation": draw.uniform(0, 0.5),
+            "divergence": draw.uniform(0.1, 0.6),
+            "dead": [3],
+            "duplicates": [[0, 1]],
+        }
+        for name in names
+    ]
+    return {"inputs": 500, "advice": ["SYNTHETIC advice: use <fewer> experts"], "layers": layers}
 
 
 def _correlation(names: list[str], gain: float, draw: random.Random) -> dict[str, Any]:

@@ -113,6 +113,16 @@ def test_any_choice_of_methods_makes_a_page(html, methods):
     assert "What was run" in html(methods=methods)
 
 
+def test_the_diagnosis_is_drawn_with_its_advice(html, synthetic):
+    page = html()
+    assert page.count('aria-label="All dynamic layers of') == 4
+    assert "SYNTHETIC advice: use &lt;fewer&gt; experts." in page
+    older = copy.deepcopy(synthetic())
+    for method in older["methods"]:
+        method.pop("diagnosis")
+    assert 'id="diagnosis"' not in html(older)  # results.json of an earlier version
+
+
 @pytest.mark.parametrize("layers", [1, 2, 40])
 def test_first_middle_and_last_layer_are_drawn_large(html, layers):
     text = html(methods=("static", "dyconv"), layers=layers)

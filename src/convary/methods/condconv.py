@@ -23,6 +23,8 @@ from convary.methods.perceptron import MixedLinear
 from convary.nn import DynamicConv, LinearRouter, Router, Site
 from convary.nn.base import per_expert_
 
+ROUTER = "routing_fn"  # in timm's layout
+
 
 @dataclass(frozen=True, kw_only=True)
 class CondConv(MethodConfig):
@@ -111,10 +113,19 @@ class _CondConvNd(DynamicConv):
             state |= {f"router.{k}": v for k, v in released_router(tensors).items()}
         return state
 
+    def to_released(self) -> dict[str, Tensor]:
+        """Timm's CondConv2d: flattened experts, and the router as ``routing_fn``."""
+        state = {"weight": self.weight.flatten(1)}
+        if self.bias is not None:
+            state["bias"] = self.bias
+        if self.router is not None:
+            state |= {f"{ROUTER}.{leaf}": self.router.get_parameter(f"linear.{leaf}") for leaf in ("weight", "bias")}
+        return state
+
 
 def released_router(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The router's tensors under timm's name (``routing_fn``) or d-li14's (``route.fc``)."""
-    name = next((n for n in ("routing_fn", "route.fc", "router.linear") if f"{n}.weight" in tensors), "routing_fn")
+    name = next((n for n in (ROUTER, "route.fc", "router.linear") if f"{n}.weight" in tensors), ROUTER)
     return {"linear.weight": tensors[f"{name}.weight"], "linear.bias": tensors[f"{name}.bias"]}
 
 

@@ -18,11 +18,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from convary.errors import ConfigError
+from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import Annealing, MethodConfig, check_positive
 from convary.methods.perceptron import MixedLinear
 from convary.nn import DynamicConv, MLPRouter, Router, Site, check_temperature
 from convary.nn.base import per_expert_
+
+_KAIJIESHI7 = ("attention.fc1", "attention.fc2")  # the router's two layers in their code
+_TARDELEAN = ("attention.to_scores.0", "attention.to_scores.2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +125,7 @@ class _DyConvNd(DynamicConv):
         the bank is ``kernels_weights``.
         """
         tardelean = "kernels_weights" in tensors
-        first, second = (
-            ("attention.to_scores.0", "attention.to_scores.2") if tardelean else ("attention.fc1", "attention.fc2")
-        )
+        first, second = _TARDELEAN if tardelean else _KAIJIESHI7
         bias = tensors.get(f"{second}.bias")
         state = {
             "weight": tensors["kernels_weights" if tardelean else "weight"],
@@ -136,6 +137,27 @@ class _DyConvNd(DynamicConv):
             state["router.squeeze.bias"] = tensors[f"{first}.bias"]
         if self.bias is not None:
             state["bias"] = tensors["kernels_bias" if tardelean else "bias"]
+        return state
+
+    def to_released(self) -> dict[str, Tensor]:
+        """kaijieshi7's layout, or TArdelean's where the hidden layer has a bias."""
+        tardelean = self.config.hidden_bias
+        first, second = _TARDELEAN if tardelean else _KAIJIESHI7
+        own = self.state_dict()
+        squeeze, linear = own["router.squeeze.weight"], own["router.linear.weight"]
+        ones = () if tardelean else (1,) * self.rank  # 1x1 convolutions there, linear layers here
+        state = {
+            "kernels_weights" if tardelean else "weight": self.weight,
+            f"{first}.weight": squeeze.reshape(*squeeze.shape, *ones),
+            f"{second}.weight": linear.reshape(*linear.shape, *ones),
+            f"{second}.bias": own["router.linear.bias"],
+        }
+        if tardelean:
+            state[f"{first}.bias"] = own["router.squeeze.bias"]
+        elif self.rank == 3 and state.pop(f"{second}.bias").any():
+            raise CheckpointError("kaijieshi7's 3-D layout has no second bias in the router, and this one is not zero")
+        if self.bias is not None:
+            state["kernels_bias" if tardelean else "bias"] = self.bias
         return state
 
 

@@ -22,13 +22,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from convary.errors import ConfigError, nearest
+from convary.errors import CheckpointError, ConfigError, nearest
 from convary.methods.config import Annealing, MethodConfig, check_positive
 from convary.nn import DynamicConv, PerceptronRouter, Router, Site, check_temperature, make_norm
 from convary.nn.base import per_expert_
 from convary.ops import Coefficients
 
 AXES = ("channel", "filter", "tap", "kernel")
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _RELEASED = {"channel": "channel_fc", "filter": "filter_fc", "tap": "spatial_fc", "kernel": "kernel_fc"}
 
 
@@ -170,8 +171,28 @@ class _ODConvNd(DynamicConv):
             "router.heads.weight": torch.cat([tensors[f"{head}.weight"].flatten(1) for head in heads]),
             "router.heads.bias": torch.cat([tensors[f"{head}.bias"] for head in heads]),
         }
-        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        for name in _NORM:
             state[f"router.norm.{name}"] = tensors[f"attention.bn.{name}"]
+        return state
+
+    def to_released(self) -> dict[str, Tensor]:
+        """OSVAI/ODConv's layout, which has no bias, one attention for all kernels and batch normalisation."""
+        config, router = self.config, self.router
+        usual = (config.sharing, config.norm, set(config.attentions)) == ("shared", "batch", set(AXES))
+        if self.bias is not None or not usual:
+            raise CheckpointError(
+                "the released ODConv layout holds layers without bias, with all four attentions, sharing='shared' and "
+                f"norm='batch'; got bias={self.bias is not None}, {config}"
+            )
+        if not isinstance(router, OmniAttention):
+            raise TypeError("a released ODConv layer has its own attention")
+        own, sizes = router.state_dict(), list(router.sizes.values())
+        state = {"weight": self.weight, "attention.fc.weight": own["squeeze.weight"][..., None, None]}
+        state |= {f"attention.bn.{name}": own[f"norm.{name}"] for name in _NORM}
+        rows = zip(router.sizes, own["heads.weight"].split(sizes), own["heads.bias"].split(sizes), strict=True)
+        for axis, weight, bias in rows:
+            head = f"attention.{_RELEASED[axis]}"
+            state |= {f"{head}.weight": weight[..., None, None], f"{head}.bias": bias}
         return state
 
 

@@ -7,7 +7,8 @@ from convary.extras import require
 
 require("convary.models", "vision", "torchvision")
 
-from convary.models.registry import NAMES, build  # noqa: E402  (after the check above)
+from convary.models.registry import NAMES, build, create  # noqa: E402  (after the check above)
+from convary.models.saved import restore, save  # noqa: E402
 from convary.models.small import MobileNetV2Tiny, ResNet20  # noqa: E402
 
-__all__ = ["NAMES", "MobileNetV2Tiny", "ResNet20", "build"]
+__all__ = ["NAMES", "MobileNetV2Tiny", "ResNet20", "build", "create", "restore", "save"]

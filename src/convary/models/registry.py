@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 
-from convary.errors import ConfigError, nearest
+from convary.errors import CheckpointError, ConfigError, nearest
 from convary.extras import require
 from convary.models.small import MobileNetV2Tiny, ResNet20
 
@@ -48,10 +50,56 @@ def build(
     return model
 
 
-def _torchvision(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+def create(name: str, *, pretrained: bool = False) -> nn.Module:
+    """A network with the number of classes that its authors gave it.
+
+    Args:
+        name: ``torchvision:NAME`` or ``timm:NAME``.
+        pretrained: Whether to download the weights that the library names as its default.
+
+    Raises:
+        ConfigError: an unknown name.
+        CheckpointError: the weights can't be downloaded, or there are none.
+    """
+    source, _, inner = name.partition(":")
+    try:
+        if source == "torchvision" and inner:
+            _check_torchvision(inner)
+            options: dict[str, object] = {"weights": "DEFAULT"} if pretrained else {"weights": None}
+            if inner in ("googlenet", "inception_v3") and not pretrained:
+                options["init_weights"] = True
+            if inner == "googlenet" and not pretrained:
+                options["aux_logits"] = False  # as it is with weights
+            return torchvision.models.get_model(inner, **options)
+        if source == "timm" and inner:
+            return _check_timm(inner).create_model(inner, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"the weights of {name} can't be downloaded: {reason}; bring a file with --weights FILE, "
+            "or convert untrained ones with --weights random"
+        ) from error
+    raise ConfigError(f"want torchvision:NAME or timm:NAME; got {name!r}{nearest(name, NAMES)}")
+
+
+def _check_torchvision(name: str) -> None:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ConfigError(f"torchvision has no classification model {name!r}{nearest(name, known)}")
+
+
+def _check_timm(name: str) -> Any:
+    require(f"the model timm:{name}", "vision", "timm")
+    timm = importlib.import_module("timm")
+    if not timm.is_model(name):
+        raise ConfigError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    return timm
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    _check_torchvision(name)
     options: dict[str, object] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
@@ -64,12 +112,7 @@ def _torchvision(name: str, num_classes: int, in_channels: int, image_size: tupl
 
 
 def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    require(f"the model timm:{name}", "vision", "timm")
-    import timm
-
-    if not timm.is_model(name):
-        raise ConfigError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
-    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+    return _check_timm(name).create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
 
 
 def _replace_first(model: nn.Module, in_channels: int) -> None:

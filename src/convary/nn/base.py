@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -72,6 +72,14 @@ class DynamicLayer(nn.Module):
         Raises:
             KeyError: a tensor is missing, with its name.
             CheckpointError: the method has no released layout.
+        """
+        raise CheckpointError(f"{type(self).__name__} has no released layout: its authors published no code")
+
+    def to_released(self) -> dict[str, Tensor]:
+        """This layer's tensors in the authors' layout: the inverse of ``from_released``.
+
+        Raises:
+            CheckpointError: the method has no released layout, or not for this layer's options.
         """
         raise CheckpointError(f"{type(self).__name__} has no released layout: its authors published no code")
 
@@ -154,7 +162,7 @@ class DynamicConv(DynamicLayer):
         out_channels: O.
         kernel_size: int or one per axis.
         stride: int or one per axis.
-        padding: int, one per axis, "same" or "valid".
+        padding: int, one per axis, "same" or "valid". "same" takes any stride, see ``ops.mixed_conv``.
         dilation: int or one per axis.
         groups: G; divides C and O.
         bias: Whether to add a bias.
@@ -232,8 +240,6 @@ class DynamicConv(DynamicLayer):
         if isinstance(padding, str):
             if padding not in ("same", "valid"):
                 raise ConfigError(f"padding must be ints, 'same' or 'valid'; got {padding!r}")
-            if padding == "same" and any(s != 1 for s in self.stride):
-                raise ConfigError(f"padding='same' needs stride 1; got {stride=}; give the padding as ints")
             self.padding: tuple[int, ...] | str = padding
         else:
             self.padding = per_axis(padding, self.rank, "padding", least=0)
@@ -243,7 +249,7 @@ class DynamicConv(DynamicLayer):
         """A dynamic layer with the geometry, dtype, device and mode of a static one, freshly initialised.
 
         Args:
-            conv: ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` of this class' rank.
+            conv: ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` of this class' rank, or timm's ``Conv2dSame``.
             config: The method's options.
         """
         layer = cls(
@@ -251,7 +257,7 @@ class DynamicConv(DynamicLayer):
             conv.out_channels,
             conv.kernel_size,
             conv.stride,
-            conv.padding,
+            "same" if pads_like_tensorflow(conv) else conv.padding,
             conv.dilation,
             conv.groups,
             conv.bias is not None,
@@ -304,7 +310,7 @@ class DynamicConv(DynamicLayer):
             coeffs = self.coefficients(x)
         padding = self.padding
         if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._pad_sides(), mode=self.padding_mode), 0
+            x, padding = F.pad(x, self._pad_sides(x.shape[2:]), mode=self.padding_mode), 0
         return mixed_conv(
             x,
             self.weight,
@@ -316,12 +322,12 @@ class DynamicConv(DynamicLayer):
             groups=self.groups,
         )
 
-    def _pad_sides(self) -> list[int]:
+    def _pad_sides(self, size: Sequence[int]) -> list[int]:
         """``F.pad``'s argument for the padding modes other than zeros: last axis first."""
         if self.padding == "valid":
             return [0] * (2 * self.rank)
         if self.padding == "same":
-            sides = same_padding(self.kernel_size, self.dilation)
+            sides = same_padding(size, self.kernel_size, self.stride, self.dilation)
         else:
             sides = [(int(p), int(p)) for p in self.padding]
         return [amount for before_after in reversed(sides) for amount in before_after]
@@ -336,6 +342,12 @@ class DynamicConv(DynamicLayer):
         if self.padding_mode != "zeros":
             parts.append(f"padding_mode={self.padding_mode!r}")
         return ", ".join(parts)
+
+
+def pads_like_tensorflow(conv: Any) -> bool:
+    """Whether a convolution is timm's ``Conv2dSame``, whose own padding is 0: it pads in its forward, by x's size."""
+    cls = type(conv)
+    return cls.__name__ == "Conv2dSame" and cls.__module__.partition(".")[0] == "timm"
 
 
 def per_expert_(weight: Tensor, init: Any) -> None:

@@ -65,6 +65,11 @@ def is_conv(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
+def is_gate(module: nn.Module) -> bool:
+    """Whether a module is a squeeze-and-excitation gate, by a known class name."""
+    return bool(_GATES & {cls.__name__ for cls in type(module).__mro__})
+
+
 def is_block(module: nn.Module, blocks: tuple[type[nn.Module], ...] = ()) -> bool:
     """Whether a module is a block: one of ``blocks``, or of a known class name."""
     return isinstance(module, blocks) if blocks else bool(BLOCKS & {cls.__name__ for cls in type(module).__mro__})
@@ -83,7 +88,7 @@ def sites(model: nn.Module, blocks: tuple[type[nn.Module], ...] = ()) -> Iterato
     for name, module in model.named_modules():
         if name and is_block(module, blocks):
             block_names.append(name)
-        if _GATES & {cls.__name__ for cls in type(module).__mro__}:
+        if is_gate(module):
             gates.append(name)
         if is_conv(module) or isinstance(module, nn.Linear):
             found.append((name, module))

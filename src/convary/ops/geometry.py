@@ -56,10 +56,25 @@ def per_axis(value: Size, rank: int, name: str, *, least: int = 1) -> tuple[int,
     return values
 
 
-def same_padding(kernel_size: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
-    """(before, after) per axis of ``padding="same"``: an odd total puts the extra zero after, as torch does."""
-    totals = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+def same_padding(
+    size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[int, int]]:
+    """(before, after) per axis of ``padding="same"``: the output has ceil(size / stride) positions.
+
+    At stride 1 this is torch's rule, at other strides, which torch refuses, TensorFlow's (ONNX calls it SAME_UPPER).
+    An odd total puts the extra zero after.
+    """
+    totals = [
+        _same_total(n, d * (k - 1) + 1, s) for n, k, s, d in zip(size, kernel_size, stride, dilation, strict=True)
+    ]
     return [(total // 2, total - total // 2) for total in totals]
+
+
+def _same_total(size: int, reach: int, stride: int) -> int:
+    if stride == 1 or reach == 1:  # whatever the size: a recorded graph need not know it
+        return reach - 1
+    total = ((size + stride - 1) // stride - 1) * stride + reach - size
+    return total if reach >= stride else torch.sym_max(total, 0)  # type: ignore[return-value]
 
 
 def resolve(
@@ -70,14 +85,17 @@ def resolve(
     dilation: Size,
     groups: int,
 ) -> tuple[Tensor, Geometry]:
-    """Spell the arguments out; an asymmetric ``"same"`` padding is applied to x right away.
+    """Spell the arguments out; a ``"same"`` padding that is asymmetric, or depends on x, is applied to x right away.
 
     Raises:
         ConfigError: an argument that no convolution takes.
+        ShapeError: the kernels have no axis or too many, or x has other axes than they.
     """
     rank = len(kernel_size)
     if not 1 <= rank <= 3:
         raise ShapeError(f"kernels want one to three spatial axes, (K, O, C/G, *kernel_size); got {rank}")
+    if x.ndim != rank + 2:
+        raise ShapeError(f"x is {tuple(x.shape)} but kernels of {rank} spatial axes want {rank + 2} axes (B, C, *S)")
     strides = per_axis(stride, rank, "stride")
     dilations = per_axis(dilation, rank, "dilation")
     if not isinstance(padding, str):
@@ -86,10 +104,9 @@ def resolve(
         return x, Geometry(strides, (0,) * rank, dilations, groups)
     if padding != "same":
         raise ConfigError(f"padding must be ints, 'same' or 'valid'; got {padding!r}")
-    if any(s != 1 for s in strides):
-        raise ConfigError(f"padding='same' needs stride 1; got {stride=}; give the padding as ints")
-    sides = same_padding(kernel_size, dilations)
-    if all(before == after for before, after in sides):
+    sides = same_padding(x.shape[2:], kernel_size, strides, dilations)
+    fixed = all(s == 1 or k == 1 for s, k in zip(strides, kernel_size, strict=True))
+    if fixed and all(before == after for before, after in sides):
         return x, Geometry(strides, tuple(before for before, _ in sides), dilations, groups)
     x = F.pad(x, [amount for before_after in reversed(sides) for amount in before_after])
     return x, Geometry(strides, (0,) * rank, dilations, groups)
@@ -109,10 +126,6 @@ def check_conv(x: Tensor, weight: Tensor, geometry: Geometry, *, mixed_dtypes: b
         DtypeError: the dtypes differ.
         DeviceError: the devices differ.
     """
-    if x.ndim != weight.ndim - 1:
-        raise ShapeError(
-            f"x is {tuple(x.shape)} but kernels {tuple(weight.shape)} want {weight.ndim - 1} axes (B, C, *S)"
-        )
     O, C_group, *kernel_size = weight.shape[1:]
     groups = geometry.groups
     if groups < 1 or O % groups or x.shape[1] != C_group * groups:

@@ -40,7 +40,8 @@ def mixed_conv(
         coeffs: factors for B samples.
         bias: (O,) is added as it is; a bank (K, O) is mixed like the kernels, by the kernel and filter factors.
         stride: As in ``torch.nn.functional.conv2d``.
-        padding: As in ``torch.nn.functional.conv2d``, ``"same"`` and ``"valid"`` included.
+        padding: As in ``torch.nn.functional.conv2d``, ``"same"`` and ``"valid"`` included. ``"same"`` takes any
+            stride: the output has ceil(size / stride) positions, as TensorFlow has it.
         dilation: As in ``torch.nn.functional.conv2d``.
         groups: G.
 

@@ -35,7 +35,8 @@ def sample_conv(
         weight: (B, O, C/G, *k), or (N, O, C/G, *k) with ``index``.
         bias: (O,) for all, or one row per kernel (B or N, O).
         stride: As in ``torch.nn.functional.conv2d``.
-        padding: As in ``torch.nn.functional.conv2d``, ``"same"`` and ``"valid"`` included.
+        padding: As in ``torch.nn.functional.conv2d``, ``"same"`` and ``"valid"`` included. ``"same"`` takes any
+            stride: the output has ceil(size / stride) positions, as TensorFlow has it.
         dilation: As in ``torch.nn.functional.conv2d``.
         groups: G.
         index: (N,) integers in [0, B): the image that kernel n is applied to.

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from convary.report import figures, tables
+from convary.report.diagnosis import picture as picture_of_layers
+from convary.report.files import replace_file
 from convary.report.routing import MOST_CLASSES, routing_sections
 from convary.report.schema import check
 from convary.report.style import css_variables, figure, inline_svg, looks, rc
@@ -78,6 +78,7 @@ def page(results: dict[str, Any]) -> str:
         facts=tables.facts(results),
         batches=_batches(methods),
         figures=_figures(methods, look),
+        diagnosed=_diagnosed(methods),
         routing=routing_sections(methods, results["data"]["classes"]),
         most_classes=MOST_CLASSES,
         titles={method["name"]: method["title"] for method in methods},
@@ -87,7 +88,7 @@ def page(results: dict[str, Any]) -> str:
 
 def _figures(methods: list[dict[str, Any]], look: dict[str, Any]) -> dict[str, list[str]]:
     """The page's figures by section, as SVG elements."""
-    drawn: dict[str, list[str]] = {"cost": [], "curves": [], "depth": []}
+    drawn: dict[str, list[str]] = {"cost": [], "curves": [], "depth": [], "diagnosis": []}
     annealed, routed = [m for m in methods if _annealed(m)], [m for m in methods if m["routing"]]
 
     def add(section: str, label: str, draw: Any, *args: Any) -> None:
@@ -106,7 +107,14 @@ def _figures(methods: list[dict[str, Any]], look: dict[str, Any]) -> dict[str, l
             add("curves", "Router temperature over epochs", figures.temperature, annealed, look)
         if routed:
             add("depth", "Share of routing variance between classes", figures.routing_by_depth, routed, look)
+        for method in _diagnosed(methods):
+            label = f"All dynamic layers of {method['title']}"
+            drawn["diagnosis"].append(inline_svg(picture_of_layers(method["diagnosis"]), label, f"d-{method['name']}"))
     return drawn
+
+
+def _diagnosed(methods: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [method for method in methods if (method.get("diagnosis") or {}).get("layers")]
 
 
 def _batches(methods: list[dict[str, Any]]) -> list[int]:
@@ -115,19 +123,3 @@ def _batches(methods: list[dict[str, Any]]) -> list[int]:
 
 def _annealed(method: dict[str, Any]) -> bool:
     return any(point["temperature"] is not None for point in method["seeds"][0]["curve"])
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write beside ``path`` and rename: the old file stays until the new one is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

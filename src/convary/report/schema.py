@@ -51,6 +51,21 @@ _METHOD = {
         "layers": [{"layer": str, "bands": [float]}],
     },
 }
+_DIAGNOSIS = {  # since it was added within schema 1, older files have none
+    "inputs": int,
+    "advice": [str],
+    "layers": [
+        {
+            "layer": str,
+            "share": [float],
+            "entropy": (float, None),
+            "variation": float,
+            "divergence": float,
+            "dead": [int],
+            "duplicates": [[int]],
+        }
+    ],
+}
 _RESULTS = {
     "schema": int,
     "run": {
@@ -148,6 +163,7 @@ def _match_method(method: dict[str, Any], classes: int, where: str) -> None:
                 f"{where}.routing[{index}].by_class has rows of {sorted({len(row) for row in rows})} for {len(rows)} "
                 f"classes; want one row of equal length for each of the {classes} classes"
             )
+    _match(method.get("diagnosis"), (_DIAGNOSIS, None), f"{where}.diagnosis")
     correlation = method["correlation"]
     for name, bands in [("bands", correlation["bands"])] + [(e["layer"], e["bands"]) for e in correlation["layers"]]:
         whole = math.isclose(sum(bands), 1.0, abs_tol=1e-3) or not any(bands)  # all 0: no layer has two filters

@@ -15,9 +15,9 @@ from torch import nn
 from convary.convert import convert
 from convary.data import DataSet, derive_seed
 from convary.errors import CheckpointError
+from convary.files import write_whole
 from convary.methods import MethodConfig, config_from_json
 from convary.models import build
-from convary.train.files import write_whole
 
 FORMAT = "convary checkpoint"
 VERSION = 1

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convary.data import DataSet, balanced
+from convary.diagnose import diagnose, entropy
 from convary.inspect import routing
 from convary.nn import DynamicConv
 from convary.ops import mix_kernels
@@ -19,6 +19,7 @@ EDGES = (0.1, 0.3, 0.5)  # of |r|: DyNet's bands (section 3.1 of its paper)
 LABELS = ("none", "weak", "middle", "strong")
 SHOWN = 16  # entries of a long factor that are kept
 IMAGES = 2000  # test images whose routing is looked at
+DIAGNOSED = 500  # test images that the diagnosis looks at
 MIXED = 8  # test images whose mixed kernels are looked at
 
 
@@ -78,6 +79,13 @@ def routing_statistics(
     ]
 
 
+def diagnosis(model: nn.Module, dataset: DataSet, batch_size: int, device: torch.device | str) -> dict[str, Any]:
+    """What ``convary.diagnose`` says of a network on some test images."""
+    labels = dataset.test.labels
+    part = dataset.test.take(balanced(labels, min(DIAGNOSED, len(labels))))
+    return diagnose(model, batches(part, dataset, batch_size, device)).to_dict()
+
+
 def _vector(value: Tensor) -> Tensor:
     """One short vector per image (B, n): K numbers where the factor has one part per kernel, else its first entries."""
     if value.ndim == 2:
@@ -87,10 +95,9 @@ def _vector(value: Tensor) -> Tensor:
 
 def _entropy(kernel: Tensor) -> list[float]:
     """Entropy of each row of (B, K) that is a distribution, 1 where it is uniform; nothing where rows are none."""
-    K = kernel.shape[1]
-    if K < 2 or not torch.allclose(kernel.sum(1), kernel.new_ones(()), atol=1e-4):
+    if kernel.shape[1] < 2 or not torch.allclose(kernel.sum(1), kernel.new_ones(()), atol=1e-4):
         return []
-    return (torch.special.entr(kernel.double()).sum(1) / math.log(K)).tolist()
+    return entropy(kernel).tolist()
 
 
 def _mean(values: list[float]) -> float | None:

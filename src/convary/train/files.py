@@ -1,60 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are written whole or not at all, and the folder of a run."""
+"""The folder of a run, and JSON that is written whole or not at all."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from convary.errors import ConfigError, ConvaryError
+from convary.errors import ConfigError
+from convary.files import TEMPORARY, write_whole, writing
 
 RUN_FILE = "run.json"
-TEMPORARY = ".part"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` at once: whoever reads it, and whenever power fails, it is old or new.
-
-    Raises:
-        ConvaryError: the folder is read-only, the disk is full, ...; ``path`` is what it was before.
-    """
-    part = path.with_name(path.name + TEMPORARY)
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
     """``value`` as JSON, written whole."""
     write_whole(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConvaryError(
-            f"cannot write {path}: {error.strerror or error}; free some space or make the folder writable, "
-            "or choose another folder with --out"
-        ) from error
 
 
 def claim_folder(out: Path, identity: dict[str, Any], started: str) -> str:
@@ -74,7 +35,7 @@ def claim_folder(out: Path, identity: dict[str, Any], started: str) -> str:
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose another folder with --out")
-    with _writing(out):
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     record = out / RUN_FILE
     if record.exists():

@@ -19,7 +19,7 @@ from convary.methods import MethodConfig
 from convary.train import measure
 from convary.train.checkpoint import Architecture
 from convary.train.config import STATIC, CompareConfig
-from convary.train.diagnose import correlations, routing_statistics
+from convary.train.diagnose import correlations, diagnosis, routing_statistics
 
 LATENCY_BATCHES = (1, 16)
 Curve = list[dict[str, Any]]
@@ -66,6 +66,7 @@ class Bench:
         entry |= accuracy(name, curves)
         batch = self.config.batch_size
         entry["routing"] = [] if method is None else routing_statistics(model, self.dataset, batch, self.device)
+        entry["diagnosis"] = None if method is None else diagnosis(model, self.dataset, batch, self.device)
         entry["correlation"] = correlations(model, self.dataset, self.device)
         return entry
 

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands whose ``--method`` decides which further flags there are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from tyro.conf import OmitArgPrefixes
+
+from convary._cli.parse import parse
+from convary.methods import MethodConfig, method
+
+Flags = TypeVar("Flags")
+
+
+def parse_with_method(flags: type[Flags], argv: Sequence[str], prog: str) -> tuple[Flags, MethodConfig]:
+    """The command's own flags, and the config of the method that they name.
+
+    Raises:
+        ConfigError: see ``parse``; or there is no such method.
+        SystemExit: with code 0, after --help.
+    """
+    name = _method_name(argv)
+    if name is None:
+        parse(flags, argv, prog)  # shows the help, or says that --method is missing
+        raise SystemExit(0)
+    both = parse(_with_options(flags, type(method(name))), argv, prog, description="")
+    return both.own, both.config
+
+
+def _method_name(argv: Sequence[str]) -> str | None:
+    for word, following in zip(argv, [*argv, None][1:], strict=True):
+        if word == "--method":
+            return following
+        if word.startswith("--method="):
+            return word.partition("=")[2]
+    return None
+
+
+def _with_options(flags: Any, config: Any) -> Any:
+    """The command's flags and those of one method's config, side by side."""
+    return dataclasses.make_dataclass(
+        f"{flags.__name__}WithOptions",
+        [
+            ("own", OmitArgPrefixes[flags], dataclasses.field(metadata={"flat": flags})),
+            ("config", OmitArgPrefixes[config], dataclasses.field(metadata={"flat": config})),
+        ],
+    )
