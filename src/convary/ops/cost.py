@@ -39,10 +39,11 @@ def amounts(problem: Problem, strategy: str) -> dict[str, float]:
     stored = strategy not in ("outputs", "native")  # mixed kernels are written to memory and read back
     copies = K if strategy == "outputs" else 1
     pointwise = problem.T == 1 and all(s == 1 for s in problem.stride)
+    unfolds = strategy == "bmm" or (strategy == "outputs" and "tap" in problem.axes)
     buffers = {
         "mixed": float(B * numel) if stored else 0.0,
         "result": float(B * copies * problem.O * P),
-        "columns": float(B * problem.C * problem.T * P) if strategy == "bmm" and not pointwise else 0.0,
+        "columns": float(B * problem.C * problem.T * P) if unfolds and not pointwise else 0.0,
     }
     return {
         "call": 1.0,
@@ -74,6 +75,8 @@ def bytes_moved(problem: Problem, strategy: str) -> int:
 def estimate(problem: Problem, strategy: str) -> float:
     """Estimated seconds of a call (forward, or forward and backward where ``problem.training``)."""
     rates = _rates(problem.device, strategy, kind(problem), problem.training)
+    if strategy == "outputs":  # fitted without tap coefficients: a column then counts as a feature
+        rates = {"columns": rates.get("features", 0.0), **rates}
     return sum(rates.get(name, 0.0) * amount for name, amount in amounts(problem, strategy).items())
 
 
