@@ -16,10 +16,12 @@ from convary.errors import (
     DataError,
     DeviceError,
     DtypeError,
+    ExportError,
     ShapeError,
     StrategyError,
     TemperatureWarning,
 )
+from convary.export import export
 from convary.inspect import Summary, routing, summary
 from convary.methods import (
     METHODS,
@@ -54,8 +56,8 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d",
     "ConfigError", "ConvaryError", "DataError", "DeviceError", "DtypeError", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "MethodConfig", "MixedLinear", "ODConv",
-    "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary",
+    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "ExportError", "MethodConfig", "MixedLinear",
+    "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary",
     "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert",
-    "load_released", "method", "ops", "plan", "routing", "set_temperature", "summary", "where",
+    "export", "load_released", "method", "ops", "plan", "routing", "set_temperature", "summary", "where",
 ]  # fmt: skip
