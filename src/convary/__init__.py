@@ -22,6 +22,7 @@ from convary.errors import (
     TemperatureWarning,
 )
 from convary.export import export
+from convary.fold import Folded, fold, fold_norms, freeze_routing
 from convary.inspect import Summary, routing, summary
 from convary.methods import (
     METHODS,
@@ -56,8 +57,9 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d",
     "ConfigError", "ConvaryError", "DataError", "DeviceError", "DtypeError", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "ExportError", "MethodConfig", "MixedLinear",
-    "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary",
-    "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert",
-    "export", "load_released", "method", "ops", "plan", "routing", "set_temperature", "summary", "where",
+    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded", "MethodConfig",
+    "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError",
+    "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert",
+    "export", "fold", "fold_norms", "freeze_routing", "load_released", "method", "ops", "plan", "routing",
+    "set_temperature", "summary", "where",
 ]  # fmt: skip

@@ -26,13 +26,7 @@ def routing(model: nn.Module, x: Tensor) -> dict[str, Coefficients]:
     Returns:
         Coefficients by layer name, in the order of ``named_modules``. A layer that runs several times shows its last.
     """
-    names = {module: name for name, module in model.named_modules()}
-    users: dict[Router, list[str]] = {}
-    for module in list(names):
-        if isinstance(module, DynamicLayer) and module.router is not None:
-            users[module.router] = [names[module]]
-        elif isinstance(module, RoutedBlock):
-            users[module.router] = [names[layer] for layer in routed_layers(module)]  # type: ignore[arg-type]
+    users = routed_by(model)
     found: dict[str, Coefficients] = {}
 
     def record(router: nn.Module, args: tuple, coeffs: Coefficients) -> None:
@@ -45,7 +39,19 @@ def routing(model: nn.Module, x: Tensor) -> dict[str, Coefficients]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: found[name] for name in names.values() if name in found}
+    return {name: found[name] for name, _ in model.named_modules() if name in found}
+
+
+def routed_by(model: nn.Module) -> dict[Router, list[str]]:
+    """Every router of a model, with the names of the layers that use its coefficients."""
+    names = {module: name for name, module in model.named_modules()}
+    users: dict[Router, list[str]] = {}
+    for module in list(names):
+        if isinstance(module, DynamicLayer) and module.router is not None:
+            users[module.router] = [names[module]]
+        elif isinstance(module, RoutedBlock):
+            users[module.router] = [names[layer] for layer in routed_layers(module)]  # type: ignore[arg-type]
+    return users
 
 
 @dataclass(frozen=True)
