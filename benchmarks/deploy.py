@@ -43,10 +43,10 @@ class Images(CalibrationDataReader):
 
 
 def train(model: nn.Module, data: DataSet, epochs: int, size: int = 64) -> None:
-    """Plain SGD with one cosine, the temperature going down over the first half."""
+    """AdamW with one cycle, the temperature going down over the first half."""
     steps = epochs * (len(data.train.labels) // size)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)
     tempered = any(name.endswith("temperature") for name, _ in model.named_buffers())
     annealing = cv.anneal(model, start=10.0, steps=steps // 2) if tempered else None
     model.train()

@@ -73,8 +73,8 @@ class Classifier(lightning.LightningModule):
         return F.cross_entropy(self.model(images), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD."""
-        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+        """AdamW."""
+        return torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=0.05)
 
 
 def main() -> None:

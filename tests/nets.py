@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network of a few layers with stem, depthwise and pointwise layers, BatchNorm, a shortcut and a classifier."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
@@ -18,6 +19,12 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
+
+
+def all_but_one_slow(name: str = "odconv"):
+    """Parametrises by every method; all but one are left to the slow tests, for what takes seconds each."""
+    marks = {config: () if config.name == name else pytest.mark.slow for config in cv.METHODS}
+    return pytest.mark.parametrize("config", [pytest.param(c(), marks=m, id=c.name) for c, m in marks.items()])
 
 
 def dynamic_net(config: cv.MethodConfig) -> nn.Module:

@@ -33,6 +33,7 @@ def outcomes(tmp_path_factory) -> list[dict[str, str]]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.support("DDP")
 @every_config
 def test_ddp(config, outcomes):
     for outcome in outcomes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from convary import METHODS
+from tests.nets import all_but_one_slow
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FEW = ["--epochs", "1", "--images", "640"]
@@ -31,7 +32,7 @@ def test_every_example_is_run_here():
     assert all(f'"{path.name}"' in text for path in EXAMPLES.glob("*.py"))
 
 
-@pytest.mark.parametrize("config", METHODS, ids=lambda c: c.name)
+@all_but_one_slow()
 def test_plain_loop(config, run):
     out = run("train.py", "--method", config.name, *FEW)
     assert "epoch 1: loss" in out and "top-1:" in out and "features" in out

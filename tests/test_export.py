@@ -9,7 +9,7 @@ from torch import nn
 
 import convary as cv
 from convary import METHODS
-from tests.nets import Net, dynamic_net, excite
+from tests.nets import Net, all_but_one_slow, dynamic_net, excite
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -40,17 +40,8 @@ def constant_convolutions(path) -> tuple[int, int]:
     return held, len(products) - held
 
 
-def mostly_slow():
-    """Every method and strategy; a recording takes seconds, so all but ODConv's are left to the slow tests."""
-    cases = [(c(), strategy) for c in METHODS for strategy in ("bmm", "outputs")]
-    return pytest.mark.parametrize(
-        ("config", "strategy"),
-        [pytest.param(*case, marks=() if case[0].name == "odconv" else pytest.mark.slow) for case in cases],
-        ids=[f"{config.name}-{strategy}" for config, strategy in cases],
-    )
-
-
-@every_method
+@pytest.mark.support("onnxruntime")
+@all_but_one_slow()
 @every_strategy
 @pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, rank, tmp_path):
@@ -68,14 +59,16 @@ def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, r
 @pytest.mark.slow
 @every_strategy
 def test_three_axes_run_in_onnxruntime(strategy, tmp_path):
-    layer = excite(cv.ODConv2d.config_type(experts=2).build(nn.Conv3d(2, 3, 2)))
+    layer = excite(cv.ODConv(experts=2).build(nn.Conv3d(2, 3, 2)))
     path = tmp_path / "layer.onnx"
     cv.export(layer, torch.randn(2, 2, *SIZE[3]), path, strategy=strategy)
     x = torch.randn(3, 2, 6, 5, 4)
     torch.testing.assert_close(run_onnx(path, x), layer(x).detach(), rtol=1e-4, atol=1e-5)
 
 
-@mostly_slow()
+@pytest.mark.slow
+@every_method
+@every_strategy
 def test_networks_run_in_onnxruntime_at_another_batch_and_size(config, strategy, tmp_path):
     model = dynamic_net(config)
     path = tmp_path / "model.onnx"
@@ -96,7 +89,9 @@ def groups(path) -> list[int]:
     ]
 
 
-@mostly_slow()
+@pytest.mark.slow
+@all_but_one_slow()
+@every_strategy
 def test_networks_run_in_torch_export_at_another_batch_and_size(config, strategy, tmp_path):
     model = dynamic_net(config)
     path = tmp_path / "model.pt2"

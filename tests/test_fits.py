@@ -64,6 +64,7 @@ def test_compiled_network_neither_breaks_nor_recompiles_while_annealing(config):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.support("autocast")
 @every_config
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_trains_with_routers_in_float32(config, dtype):
@@ -210,6 +211,7 @@ class Checkpointed(nn.Module):
         return checkpoint(self.inner, x, use_reentrant=False)
 
 
+@pytest.mark.support("trace")
 @every_config
 def test_traced_network_holds_at_another_batch_and_size(config):
     model = dynamic_net(config)
