@@ -82,7 +82,7 @@ def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf"
     for block in [m for m in static.modules() if isinstance(m, RoutedBlock)]:
         if not routed_layers(block):  # type: ignore[arg-type]
             unshare_router(block)  # type: ignore[arg-type]
-    return Folded(static, _relative_error(static, model, batches), spread, tuple(means.keys() - chosen.keys()))
+    return Folded(static, _relative_error(static, model, batches), spread, tuple(n for n in means if n not in chosen))
 
 
 @torch.no_grad()
