@@ -39,6 +39,10 @@ class CheckpointError(ConvaryError, ValueError):
     """A checkpoint is truncated, foreign, or of another architecture."""
 
 
+class ExportError(ConvaryError, RuntimeError):
+    """The target of an export can't hold the model."""
+
+
 class TemperatureWarning(UserWarning):
     """A model is evaluated while its routers' temperature is still above its final value."""
 

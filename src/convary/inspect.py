@@ -26,9 +26,7 @@ def routing(model: nn.Module, x: Tensor) -> dict[str, Coefficients]:
     Returns:
         Coefficients by layer name, in the order of ``named_modules``. A layer that runs several times shows its last.
     """
-    users: dict[Router, list[str]] = {}
-    for name, router in routers(model).items():
-        users.setdefault(router, []).append(name)
+    users = routed_by(model)
     found: dict[str, Coefficients] = {}
 
     def record(router: nn.Module, args: tuple, coeffs: Coefficients) -> None:
@@ -54,6 +52,14 @@ def routers(model: nn.Module) -> dict[str, Router]:
         elif isinstance(module, RoutedBlock):
             found |= {names[layer]: module.router for layer in routed_layers(module)}  # type: ignore[arg-type]
     return found
+
+
+def routed_by(model: nn.Module) -> dict[Router, list[str]]:
+    """Every router of a model, with the names of the layers that use its coefficients."""
+    users: dict[Router, list[str]] = {}
+    for name, router in routers(model).items():
+        users.setdefault(router, []).append(name)
+    return users
 
 
 @dataclass(frozen=True)

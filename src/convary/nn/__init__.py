@@ -2,7 +2,7 @@
 """Modules that methods are built from: the dynamic layer, routers, norms, shared routing, sites."""
 
 from convary.nn.base import DynamicConv, DynamicLayer, evaluating, neutral_gain
-from convary.nn.block import RoutedBlock, routed_layers, share_router
+from convary.nn.block import RoutedBlock, routed_layers, share_router, unshare_router
 from convary.nn.norm import VectorBatchNorm, make_norm
 from convary.nn.routers import LinearRouter, MLPRouter, PerceptronRouter, Router, check_temperature
 from convary.nn.site import Placement, Site, sites
@@ -11,5 +11,5 @@ __all__ = [
     "DynamicConv", "DynamicLayer", "LinearRouter", "MLPRouter", "PerceptronRouter", "Placement", "RoutedBlock",
     "Router", "Site",
     "VectorBatchNorm", "check_temperature", "evaluating",
-    "make_norm", "neutral_gain", "routed_layers", "share_router", "sites",
+    "make_norm", "neutral_gain", "routed_layers", "share_router", "sites", "unshare_router",
 ]  # fmt: skip

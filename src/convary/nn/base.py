@@ -55,8 +55,8 @@ class DynamicLayer(nn.Module):
         lent = self._lent.get(current_thread())
         if lent is None:
             raise ConfigError(
-                f"this {type(self).__name__} has no router of its own; call it through its block, "
-                "or pass the coefficients: layer(x, coeffs)"
+                f"this {type(self).__name__} has no router of its own; call it through its block (to save memory, "
+                "checkpoint the block as a whole, nothing inside it), or pass the coefficients: layer(x, coeffs)"
             )
         return lent
 

@@ -62,6 +62,12 @@ def share_router(block: nn.Module, router: Router) -> None:
     block.__class__ = _routed_class(type(block))
 
 
+def unshare_router(block: nn.Module) -> None:
+    """Undo ``share_router``: the block gets its class back and loses the router."""
+    block.__class__ = type(block).__mro__[2]
+    del block.router
+
+
 @functools.cache
 def _routed_class(base: type[nn.Module]) -> type[nn.Module]:
     return type(f"Routed{base.__name__}", (RoutedBlock, base), {"__module__": __name__})

@@ -36,6 +36,7 @@ class Router(nn.Module):
     final_temperature = 1.0
     warned: ClassVar[bool] = False
     temperature: Tensor | None
+    frozen = False  # set by convary.freeze_routing: stays in eval mode
 
     def __init__(self, in_channels: int, temperature: float | None = None, device=None) -> None:
         super().__init__()
@@ -70,8 +71,8 @@ class Router(nn.Module):
         return sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
 
     def train(self, mode: bool = True) -> Router:
-        """Switch modes; warns once when evaluation starts before the temperature has reached its final value."""
-        super().train(mode)
+        """Switch modes, unless frozen; warns once when evaluation starts above the final temperature."""
+        super().train(mode and not self.frozen)
         self._warn_if_hot()
         return self
 

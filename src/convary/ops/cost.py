@@ -41,10 +41,11 @@ def amounts(problem: Problem, strategy: str) -> dict[str, float]:
     pointwise = problem.T == 1 and all(s == 1 for s in problem.stride)
     given = problem.op == "sample_conv"  # the kernels come ready made
     in_cache = strategy == "native" and not given  # no mixed kernel reaches memory
+    unfolds = strategy == "bmm" or (strategy == "outputs" and "tap" in problem.axes)
     buffers = {
         "mixed": float(B * numel) if stored or given else 0.0,
         "result": float(B * copies * problem.O * P),
-        "columns": float(B * problem.C * problem.T * P) if strategy == "bmm" and not pointwise else 0.0,
+        "columns": float(B * problem.C * problem.T * P) if unfolds and not pointwise else 0.0,
     }
     return {
         "call": 1.0,
@@ -76,6 +77,8 @@ def bytes_moved(problem: Problem, strategy: str) -> int:
 def estimate(problem: Problem, strategy: str) -> float:
     """Estimated seconds of a call (forward, or forward and backward where ``problem.training``)."""
     rates = _rates(problem, strategy)
+    if strategy == "outputs":  # fitted without tap coefficients: a column then counts as a feature
+        rates = {"columns": rates.get("features", 0.0), **rates}
     return sum(rates.get(name, 0.0) * amount for name, amount in amounts(problem, strategy).items())
 
 

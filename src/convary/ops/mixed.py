@@ -147,16 +147,25 @@ def _per_sample(run_sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def outputs(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Convolve with every kernel and mix the feature maps: K convolutions' arithmetic, no per-sample kernels."""
+    """Convolve with every kernel and mix the feature maps: K convolutions' arithmetic, no per-sample kernels.
+
+    Shared tap coefficients scale the columns of the unfolded x, which one pointwise convolution then takes.
+    """
     K, O = bank.shape[:2]
     rank = x.ndim - 2
     if coeffs.channel is not None:
         x = x * _on_maps(coeffs.channel, x)
-    conv = sample.CONV[rank]
     G = geometry.groups
     # Groups must stay together: (K, G, O/G) -> (G, K, O/G) on the way in and back on the way out.
     kernels = bank.unflatten(1, (G, O // G)).transpose(0, 1).reshape(K * O, *bank.shape[2:])
-    y = conv(x, kernels, None, geometry.stride, geometry.padding, geometry.dilation, G)
+    if coeffs.tap is None:
+        y = sample.CONV[rank](x, kernels, None, geometry.stride, geometry.padding, geometry.dilation, G)
+    else:
+        out_size = geometry.out_size(x.shape[2:], bank.shape[3:])
+        columns = sample.unfold(x, bank.shape[3:], geometry, out_size)  # (B, C, T, P)
+        columns = columns * coeffs.tap[:, 0, None, :, None].to(x.dtype)
+        y = sample.CONV[1](columns.flatten(1, 2), kernels.flatten(1).unsqueeze(2), groups=G)
+        y = y.reshape(*y.shape[:2], *out_size)
     y = y.unflatten(1, (G, K, O // G)).transpose(1, 2)  # (B, K, G, O/G, *S)
     factor = _output_factor(coeffs, K, O, y)
     y = (y.reshape(-1, K, O, *y.shape[4:]) * factor.to(y.dtype)).sum(1)
@@ -174,10 +183,9 @@ def _output_factor(coeffs: Coefficients, K: int, O: int, y: Tensor) -> Tensor:
 
 
 def _outputs_why_not(problem: Problem) -> str | None:
-    if "tap" in problem.axes:
-        return "tap coefficients act inside the kernel, not on its output"
-    if "channel" in problem.axes and "channel" not in problem.shared:
-        return "channel coefficients that differ between kernels act inside the kernel, not on its output"
+    for axis in ("tap", "channel"):
+        if axis in problem.axes and axis not in problem.shared:
+            return f"{axis} coefficients that differ between kernels act inside the kernel, not on its output"
     return None
 
 

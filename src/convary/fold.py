@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making a trained model simpler: normalisation into the banks (exact), mean routing into static layers (lossy)."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from convary.errors import ConfigError
+from convary.inspect import routed_by
+from convary.methods import MixedLinear
+from convary.nn import DynamicConv, DynamicLayer, RoutedBlock, Router, evaluating, routed_layers, unshare_router
+from convary.nn.base import CONVS
+from convary.ops import Coefficients, mix_bias, mix_kernels
+
+_CHUNK = 16  # samples whose kernels exist at the same time
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What ``fold`` made, and how far it is from what it was made of.
+
+    Attributes:
+        model: The folded model.
+        error: Root mean square of the change of its outputs over the batches, relative to that of the outputs.
+        spread: By layer: root mean square distance of the samples' kernels from their mean, relative to the kernels.
+            0: the routing ignores the input, and folding the layer loses nothing.
+        kept: Names of the layers that stay dynamic.
+    """
+
+    model: nn.Module = field(repr=False)
+    error: float
+    spread: dict[str, float]
+    kept: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        width = max(map(len, self.spread), default=0)
+        rows = [f"{n:<{width}}  {s:8.4f}  {'dynamic' if n in self.kept else 'folded'}" for n, s in self.spread.items()]
+        return "\n".join([*rows, f"relative error of the outputs: {self.error:.4g}"])
+
+
+@torch.no_grad()
+def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf")) -> Folded:
+    """Replace dynamic layers by ordinary ones with the mean of the kernels that they use on calibration data.
+
+    Lossy, unless the routing ignores the input: look at ``error``, and at accuracy on data that is not among the
+    batches.
+
+    Args:
+        model: A model with dynamic layers; it is not changed.
+        batches: Inputs (B, ...), or tuples that begin with one, such as a ``DataLoader`` gives. They are run through
+            twice.
+        below: Fold only layers whose ``spread`` is less than this.
+
+    Returns:
+        The folded copy in eval mode, with the measured error.
+
+    Raises:
+        ConfigError: no dynamic layer, or no batch.
+
+    >>> folded = fold(MixedLinear(8, 3), [torch.randn(4, 8)])
+    >>> folded.model
+    Linear(in_features=8, out_features=3, bias=True)
+    """
+    if iter(batches) is batches:
+        batches = list(batches)
+    means = _mean_layers(model, batches)
+    spread = {name: mean.spread() for name, mean in means.items()}
+    chosen = {name: mean for name, mean in means.items() if spread[name] < below}
+    static = copy.deepcopy(model).eval()
+    layers = dict(static.named_modules())
+    static = _replace(static, {layers[name]: _static(layers[name], mean) for name, mean in chosen.items()})
+    for block in [m for m in static.modules() if isinstance(m, RoutedBlock)]:
+        if not routed_layers(block):  # type: ignore[arg-type]
+            unshare_router(block)  # type: ignore[arg-type]
+    return Folded(static, _relative_error(static, model, batches), spread, tuple(n for n in means if n not in chosen))
+
+
+@torch.no_grad()
+def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
+    """Fold every batch normalisation that follows a dynamic convolution into its bank and bias; exact in eval mode.
+
+    The pairs are found by running the example: the normalisation must be the only user of the convolution's output.
+    An activation that belongs to the normalisation (timm's ``BatchNormAct2d``) stays.
+
+    Args:
+        model: A model with dynamic convolutions; it is not changed.
+        example: Its input, (B, ...).
+
+    Returns:
+        A copy in eval mode without these normalisations. It computes what ``model.eval()`` computes.
+
+    Raises:
+        ConfigError: no batch normalisation follows a dynamic convolution.
+    """
+    folded = copy.deepcopy(model).eval()
+    pairs = _pairs(folded, example)
+    if not pairs:
+        raise ConfigError(
+            f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone; "
+            "nothing to fold"
+        )
+    return _replace(folded, {norm: _fold_norm(layer, norm) for layer, norm in pairs.items()})
+
+
+def freeze_routing(model: nn.Module, frozen: bool = True) -> None:
+    """Stop routers from learning, in place: their parameters get no gradient, their norms keep their statistics.
+
+    For the last epochs of a training, or for fine-tuning banks and static layers alone. ``model.train()`` leaves frozen
+    routers in eval mode.
+
+    Args:
+        model: A model with dynamic layers.
+        frozen: False lets them learn again.
+
+    Raises:
+        ConfigError: the model has no router.
+    """
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    if not routers:
+        raise ConfigError(f"{type(model).__name__} has no router to freeze")
+    for router in routers:
+        router.frozen = frozen
+        router.requires_grad_(not frozen)
+        router.train(model.training)
+
+
+class ChannelShift(nn.Module):
+    """Adds one number per channel: what is left of a normalisation behind a mixed bias.
+
+    Args:
+        shift: (C,).
+    """
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) to (B, C, *S)."""
+        return x + self.shift.reshape(-1, *[1] * (x.ndim - 2))
+
+
+class _Mean:
+    """Running sums of a layer's kernels and biases over samples."""
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        self.layer, self.count = layer, 0
+        self.bank = layer.weight if layer.weight.ndim > 3 else layer.weight.unsqueeze(3)  # a linear layer has no taps
+        self.kernel = torch.zeros_like(self.bank[0], dtype=torch.float32)
+        self.square = torch.zeros_like(self.kernel)
+        self.bias = None if layer.bias is None else torch.zeros_like(layer.bias[0], dtype=torch.float32)
+
+    def add(self, coeffs: Coefficients) -> None:
+        """Take the coefficients of a batch."""
+        B = next(iter(coeffs.factors().values())).shape[0]
+        for i in range(0, B, _CHUNK):
+            part = Coefficients(**{axis: value[i : i + _CHUNK] for axis, value in coeffs.factors().items()})
+            kernels = mix_kernels(self.bank, part).float()
+            self.kernel += kernels.sum(0)
+            self.square += kernels.square().sum(0)
+            if self.bias is not None and self.layer.bias is not None and self.layer.bias.ndim == 2:
+                self.bias += mix_bias(self.layer.bias, part).float().sum(0)
+        self.count += B
+
+    def spread(self) -> float:
+        """See ``Folded.spread``."""
+        total = float(self.square.sum() / self.count)
+        mean = float((self.kernel / self.count).square().sum())
+        return max(0.0, 1.0 - mean / total) ** 0.5 if total else 0.0
+
+
+def _mean_layers(model: nn.Module, batches: Iterable[Any]) -> dict[str, _Mean]:
+    layers = dict(model.named_modules())
+    users = routed_by(model)
+    if not users:
+        raise ConfigError(f"{type(model).__name__} has no dynamic layer to fold")
+    means: dict[str, _Mean] = {}
+
+    def record(router: nn.Module, args: tuple, coeffs: Coefficients) -> None:
+        for name in users[router]:  # type: ignore[index]
+            means.setdefault(name, _Mean(layers[name])).add(coeffs)  # type: ignore[arg-type]
+
+    hooks = [router.register_forward_hook(record) for router in users]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                model(_input(batch))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not means:
+        raise ConfigError("fold wants at least one batch of calibration data that reaches a dynamic layer; got none")
+    return {name: means[name] for name in layers if name in means}
+
+
+def _input(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _static(layer: Any, mean: _Mean) -> nn.Module:
+    """The ordinary layer with the mean kernel and bias."""
+    factory = {"bias": layer.bias is not None, "device": layer.weight.device, "dtype": layer.weight.dtype}
+    if isinstance(layer, MixedLinear):
+        static: Any = nn.Linear(layer.in_features, layer.out_features, **factory)
+    else:
+        static = CONVS[layer.rank](
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+            layer.groups, padding_mode=layer.padding_mode, **factory,
+        )  # fmt: skip
+    static.weight.copy_((mean.kernel / mean.count).reshape(static.weight.shape))
+    if layer.bias is not None and mean.bias is not None:
+        static.bias.copy_(mean.bias / mean.count if layer.bias.ndim == 2 else layer.bias)
+    return static.eval()
+
+
+def _relative_error(folded: nn.Module, model: nn.Module, batches: Iterable[Any]) -> float:
+    change, size = 0.0, 0.0
+    with evaluating(model):
+        for batch in batches:
+            x = _input(batch)
+            for got, want in zip(tree_leaves(folded(x)), tree_leaves(model(x)), strict=True):
+                if isinstance(want, Tensor) and want.is_floating_point():
+                    change += float((got - want).double().square().sum())
+                    size += float(want.double().square().sum())
+    return (change / size) ** 0.5 if size else 0.0
+
+
+class _Uses(TorchFunctionMode):
+    """Counts the operations that make a tensor out of a watched one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: dict[int, Tensor] = {}  # kept alive, so that no other tensor gets the same id
+        self.count: Counter[int] = Counter()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
+            self.note((args, kwargs))
+        return out
+
+    def note(self, values: Any) -> None:
+        """Count a use of every watched tensor among nested values."""
+        self.count.update(id(leaf) for leaf in tree_leaves(values) if id(leaf) in self.watched)
+
+
+def _pairs(model: nn.Module, example: Tensor) -> dict[DynamicConv, nn.Module]:
+    """Dynamic convolutions and the normalisations that alone use their outputs, each run once."""
+    uses, runs = _Uses(), Counter[nn.Module]()
+    made: dict[int, DynamicConv] = {}
+    pairs: dict[DynamicConv, tuple[nn.Module, int]] = {}
+    hooks = []
+
+    def watch(layer: nn.Module, args: tuple, y: Tensor) -> None:
+        runs[layer] += 1
+        uses.watched[id(y)] = y
+        made[id(y)] = layer  # type: ignore[assignment]
+
+    def follow(norm: nn.Module, args: tuple) -> None:
+        runs[norm] += 1
+        if id(args[0]) in made:
+            pairs[made[id(args[0])]] = (norm, id(args[0]))
+
+    for module in model.modules():
+        if isinstance(module, DynamicConv):
+            hooks.append(module.register_forward_hook(watch))
+        elif isinstance(module, _NORMS) and module.running_var is not None:
+            hooks.append(module.register_forward_pre_hook(follow))
+    try:
+        with uses:
+            uses.note(model(example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        layer: norm
+        for layer, (norm, y) in pairs.items()
+        if uses.count[y] == 1 and runs[layer] == runs[norm] == 1 and _understood(norm)
+    }
+
+
+def _understood(norm: nn.Module) -> bool:
+    return type(norm) in _NORMS or type(norm).__name__ == "BatchNormAct2d"
+
+
+def _fold_norm(layer: DynamicConv, norm: Any) -> nn.Module:
+    """Scale the bank, shift the bias, in place; what stays where the normalisation was."""
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.ndim - 2)))
+    rest: list[nn.Module] = []
+    if layer.bias is None:
+        layer.bias = nn.Parameter(shift)  # (O,): added as it is, not mixed
+    elif layer.bias.ndim == 1:
+        layer.bias.mul_(scale).add_(shift)
+    else:
+        layer.bias.mul_(scale)
+        rest.append(ChannelShift(shift))
+    rest += [getattr(norm, part) for part in ("drop", "act") if isinstance(getattr(norm, part, None), nn.Module)]
+    rest = [module for module in rest if not isinstance(module, nn.Identity)]
+    return nn.Sequential(*rest) if len(rest) > 1 else rest[0] if rest else nn.Identity()
+
+
+def _replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Exchange modules under all of their names; returns the root, which may itself be one of them."""
+    if model in made:
+        return made[model]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        if module in made:
+            parent, _, leaf = name.rpartition(".")
+            setattr(modules[parent], leaf, made[module])
+    return model

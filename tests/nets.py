@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network of a few layers with stem, depthwise and pointwise layers, BatchNorm, a shortcut and a classifier."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.ops import Conv2dNormActivation
+
+import convary as cv
+
+
+class Net(nn.Module):
+    def __init__(self, in_channels: int = 3, num_classes: int = 5):
+        super().__init__()
+        stem = Conv2dNormActivation(in_channels, 8, stride=2, activation_layer=nn.ReLU6)
+        self.features = nn.Sequential(stem, InvertedResidual(8, 8, 1, 2), InvertedResidual(8, 16, 2, 2))
+        self.classifier = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def all_but_one_slow(name: str = "odconv"):
+    """Parametrises by every method; all but one are left to the slow tests, for what takes seconds each."""
+    marks = {config: () if config.name == name else pytest.mark.slow for config in cv.METHODS}
+    return pytest.mark.parametrize("config", [pytest.param(c(), marks=m, id=c.name) for c, m in marks.items()])
+
+
+def dynamic_net(config: cv.MethodConfig) -> nn.Module:
+    """All but the stem dynamic, normalisations that do something, routers that tell samples apart."""
+    net = Net()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(0.5, 2)
+                module.bias.normal_()
+    return excite(cv.convert(net, config, cv.where.all() & ~cv.where.first(), noise=1.0))
+
+
+def excite(model: nn.Module) -> nn.Module:
+    """Random routers, so that samples get different kernels; in eval mode."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "router" in name:
+                p.copy_(torch.randn_like(p))
+    return model.eval()

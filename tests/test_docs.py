@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The code on the pages runs: the blocks of a page one after the other, in one namespace and an empty folder."""
+
+import importlib.util
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from convary import METHODS
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/index.md", pytest.param("docs/guides/deploy.md", marks=pytest.mark.slow))
+BLOCK = re.compile(r"(?:<!-- needs (?P<needs>\w+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_runs(page, tmp_path, monkeypatch):
+    for module in ("onnxruntime", "onnxscript", "torchvision"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    text = (ROOT / page).read_text()
+    blocks = list(BLOCK.finditer(text))
+    assert len(blocks) == text.count("```python")
+    namespace: dict = {"__name__": page}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("default", module=r"torch\.|onnx|google")
+        for block in blocks:
+            if block["needs"] and importlib.util.find_spec(block["needs"]) is None:
+                continue
+            line = text[: block.start("code")].count("\n")
+            exec(compile("\n" * line + block["code"], page, "exec"), namespace)
+
+
+def test_the_table_of_support_is_complete():
+    """A cell comes from scripts/support_table.py; a new method or a failing cell means running it again."""
+    page = (ROOT / "docs/guides/deploy.md").read_text()
+    table = page.partition("<!-- support: begin -->")[2].partition("<!-- support: end -->")[0].strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert rows[0] == ["method", "compile", "export", "onnxruntime", "autocast", "DDP", "int8", "trace"]
+    assert [row[0] for row in rows[2:]] == [config.title for config in METHODS]
+    assert all(cell == "yes" for row in rows[2:] for cell in row[1:])

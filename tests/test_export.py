@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export: one file for every batch and size, read back by torch and by onnxruntime; what can't be held is named."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import convary as cv
+from convary import METHODS
+from tests.nets import Net, all_but_one_slow, dynamic_net, excite
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+SIZE = {1: (9,), 2: (7, 6), 3: (5, 4, 6)}
+every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
+every_strategy = pytest.mark.parametrize("strategy", ["bmm", "outputs"])
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def run_onnx(path, x: torch.Tensor) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def constant_convolutions(path) -> tuple[int, int]:
+    """How many convolutions and matrix products of a graph have constant weights, and how many have not."""
+    graph = onnx.load(path).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    held = sum(node.input[1] in constant for node in products)
+    return held, len(products) - held
+
+
+@pytest.mark.support("onnxruntime")
+@all_but_one_slow()
+@every_strategy
+@pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, rank, tmp_path):
+    layer = excite(config.build(CONVS[rank](4, 6, 3, padding=1, stride=2, groups=2)))
+    path = tmp_path / "layer.onnx"
+    cv.export(layer, torch.randn(1, 4, *SIZE[rank]), path, strategy=strategy)
+    for batch, grow in ((1, 0), (5, 3)):
+        x = torch.randn(batch, 4, *(s + grow for s in SIZE[rank]))
+        torch.testing.assert_close(run_onnx(path, x), layer(x).detach(), rtol=1e-4, atol=1e-5)
+    assert list(tmp_path.iterdir()) == [path]
+    _, mixed = constant_convolutions(path)
+    assert mixed == (0 if strategy == "outputs" else 1)
+
+
+@pytest.mark.slow
+@every_strategy
+def test_three_axes_run_in_onnxruntime(strategy, tmp_path):
+    layer = excite(cv.ODConv(experts=2).build(nn.Conv3d(2, 3, 2)))
+    path = tmp_path / "layer.onnx"
+    cv.export(layer, torch.randn(2, 2, *SIZE[3]), path, strategy=strategy)
+    x = torch.randn(3, 2, 6, 5, 4)
+    torch.testing.assert_close(run_onnx(path, x), layer(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@every_method
+@every_strategy
+def test_networks_run_in_onnxruntime_at_another_batch_and_size(config, strategy, tmp_path):
+    model = dynamic_net(config)
+    path = tmp_path / "model.onnx"
+    cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)
+    x = torch.randn(3, 3, 19, 24)
+    torch.testing.assert_close(run_onnx(path, x), model(x).detach(), rtol=1e-4, atol=1e-4)
+    assert (constant_convolutions(path)[1] == 0) == (strategy == "outputs")
+    assert all(group == 1 or group == 16 for group in groups(path))  # the depthwise layers' own, never the batch
+
+
+def groups(path) -> list[int]:
+    return [
+        a.i
+        for node in onnx.load(path).graph.node
+        if node.op_type == "Conv"
+        for a in node.attribute
+        if a.name == "group"
+    ]
+
+
+@pytest.mark.slow
+@all_but_one_slow()
+@every_strategy
+def test_networks_run_in_torch_export_at_another_batch_and_size(config, strategy, tmp_path):
+    model = dynamic_net(config)
+    path = tmp_path / "model.pt2"
+    cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)
+    x = torch.randn(3, 3, 19, 24)
+    program = torch.export.load(path)
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
+    assert all(node.target.namespace == "aten" for node in program.graph.nodes if hasattr(node.target, "namespace"))
+
+
+@pytest.mark.slow
+def test_a_router_shared_by_a_block_is_exported(tmp_path):
+    model = excite(cv.convert(Net(), cv.CondConv(experts=3, router="block")))
+    cv.export(model, torch.randn(2, 3, 16, 16), tmp_path / "model.onnx")
+    x = torch.randn(3, 3, 20, 24)
+    torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", x), model(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_model_keeps_its_mode_and_hooks():
+    model = dynamic_net(cv.DyConv()).train()
+    model.features[1].eval()
+    modes = [m.training for m in model.modules()]
+    cv.export(model, torch.randn(2, 3, 16, 16))
+    assert [m.training for m in model.modules()] == modes
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_sizes_can_stay_fixed():
+    program = cv.export(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8), dynamic=())
+    with pytest.raises(AssertionError, match=r"size\(\)\[0\] == 1"):
+        program.module()(torch.randn(2, 3, 8, 8))
+
+
+def test_constant_weights_that_do_not_exist_are_named():
+    model = cv.convert(Net(), cv.ODConv(experts=2, sharing="per_kernel"))
+    told = r"layer 'features.1.conv.0.0' \(ODConv2d\).*channel coefficients that differ.*use one of bmm"
+    with pytest.raises(cv.ExportError, match=told):
+        cv.export(model, torch.randn(2, 3, 16, 16), strategy="outputs")
+    cv.export(model, torch.randn(2, 3, 16, 16))
+
+
+class Eigenvalues(nn.Module):
+    def forward(self, x):
+        return torch.linalg.eigvals(x).real
+
+
+class Reshaped(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, -1)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_what_a_target_can_not_hold_is_named(tmp_path):
+    layer, x = cv.ODConv2d(3, 4, 3, padding=1), torch.randn(2, 3, 6, 6)
+    with pytest.raises(cv.ExportError, match=r"no operator for aten.linalg_eig, which layer '1' \(Eigenvalues\) runs"):
+        cv.export(nn.Sequential(layer, Eigenvalues()), x, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(cv.ExportError, match=r"(?s)can't record layer '1' \(Branching\).*exchange that layer"):
+        cv.export(nn.Sequential(layer, Branching()), x)
+    with pytest.raises(cv.ExportError, match=r"(?s)dynamic but your code specialized it to be a constant \(2\)"):
+        cv.export(nn.Sequential(layer, Reshaped()), x)
+
+
+def test_bad_arguments(tmp_path):
+    layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6)
+    with pytest.raises(cv.ConfigError, match=r"end in .onnx \(ONNX\) or .pt2"):
+        cv.export(layer, x, tmp_path / "model.pb")
+    with pytest.raises(cv.ConfigError, match="one of bmm, outputs; got 'grouped'"):
+        cv.export(layer, x, strategy="grouped")
+    with pytest.raises(cv.ConfigError, match="no folder"):
+        cv.export(layer, x, tmp_path / "nowhere" / "model.pt2")
+
+
+def test_a_hot_router_is_told_of():
+    layer = cv.DyConv2d(3, 4, 3, temperature=30.0)
+    with pytest.warns(cv.TemperatureWarning, match="30 times"):
+        cv.export(layer, torch.randn(2, 3, 6, 6))
+    cv.set_temperature(layer, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", cv.TemperatureWarning)
+        cv.export(layer, torch.randn(2, 3, 6, 6))

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fold_norms is exact, fold says how lossy it is, frozen routers stay as they are."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import convary as cv
+from convary import METHODS
+from tests.nets import Net, dynamic_net, excite
+
+every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@every_method
+def test_norms_are_folded_exactly(config):
+    model = dynamic_net(config).double()
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    want, before = model(x), copy.deepcopy(model.state_dict())
+    folded = cv.fold_norms(model.train(), x)
+    torch.testing.assert_close(folded(x), want, rtol=1e-9, atol=1e-9)
+    assert len(norms(folded)) == 1  # the stem's: its convolution is static
+    assert not folded.training and model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@every_method
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms_behind_a_bias_are_folded_exactly(config, rank, affine):
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[rank](4, 6, 3, groups=2)
+    norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[rank](6, affine=affine)
+    model = excite(nn.Sequential(config.build(conv), norm, nn.ReLU())).double().train()
+    with torch.no_grad():
+        for p in (model[0].bias, *norm.parameters()):
+            p.normal_()
+    x = torch.randn(5, 4, *(5,) * rank, dtype=torch.float64)
+    model(x)  # running statistics
+    torch.testing.assert_close(cv.fold_norms(model, x)(x), model.eval()(x), rtol=1e-9, atol=1e-9)
+
+
+class Tapped(nn.Module):
+    """Uses a convolution's output beside its normalisation, in the way that is asked for."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.way, self.conv, self.norm, self.other = way, cv.DyConv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.norm(y)
+        return {
+            "sum": lambda: z + y,
+            "output": lambda: (z, y),
+            "twice": lambda: self.norm(self.conv(z)),
+            "between": lambda: self.other(self.conv(z) * 2),
+        }[self.way]()
+
+
+@pytest.mark.parametrize("way", ["sum", "output", "twice", "between"])
+def test_a_norm_that_is_not_the_only_user_stays(way):
+    with pytest.raises(cv.ConfigError, match="nothing to fold"):
+        cv.fold_norms(Tapped(way), torch.randn(2, 3, 4, 4))
+
+
+def test_norms_with_an_activation_keep_it():
+    timm = pytest.importorskip("timm")
+    model = excite(cv.convert(timm.create_model("mobilenetv3_small_050", num_classes=4), cv.ODConv(experts=2)))
+    model, x = model.double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    folded = cv.fold_norms(model, x)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-6, atol=1e-6)
+    assert len(norms(folded)) < len(norms(model)) // 3
+
+
+@every_method
+def test_a_routing_that_ignores_the_input_is_folded_exactly(config):
+    model = cv.convert(Net(), config, cv.where.all(), noise=1.0).double().eval()  # upcycled: neutral routers
+    batches = [torch.randn(3, 3, 16, 16, dtype=torch.float64) for _ in range(2)]
+    folded = cv.fold(model, batches)
+    assert folded.error < 1e-5 and max(folded.spread.values()) < 1e-3 and not folded.kept
+    torch.testing.assert_close(folded.model(batches[0]), model(batches[0]), rtol=1e-4, atol=1e-6)
+    assert {type(m) for _, m in folded.model.named_modules()} == {type(m) for m in Net().modules()}
+
+
+@every_method
+def test_folding_says_how_lossy_it_is(config):
+    model = dynamic_net(config)
+    loader = [(torch.randn(4, 3, 16, 16) * (1 + i), torch.zeros(4)) for i in range(3)]
+    folded = cv.fold(model, iter(loader))  # an iterator can be gone through once only
+    x = torch.cat([x for x, _ in loader])
+    with torch.no_grad():
+        want = model(x)
+        error = (folded.model(x) - want).norm() / want.norm()
+    assert folded.error == pytest.approx(float(error), rel=1e-3)
+    assert folded.error > 1e-3
+    assert "relative error of the outputs" in str(folded) and next(iter(folded.spread)) in str(folded)
+
+
+def test_the_mean_kernel_is_the_mean_of_the_kernels():
+    layer = excite(cv.ODConv2d(3, 4, 3, padding=1, experts=3)).eval()
+    x = torch.randn(20, 3, 8, 8)
+    folded = cv.fold(layer, [x[:17], x[17:]])
+    with torch.no_grad():
+        kernels = cv.ops.mix_kernels(layer.weight, layer.coefficients(x))
+    torch.testing.assert_close(folded.model.weight, kernels.mean(0), rtol=1e-4, atol=1e-6)
+    spread = (kernels - kernels.mean(0)).norm() / kernels.norm()
+    assert folded.spread[""] == pytest.approx(float(spread), rel=1e-3)
+
+
+def test_only_layers_below_a_spread_are_folded():
+    model = dynamic_net(cv.CondConv(router="block"))
+    x = torch.randn(6, 3, 16, 16)
+    spread = cv.fold(model, [x]).spread
+    limit = sorted(spread.values())[len(spread) // 2]
+    folded = cv.fold(model, [x], below=limit)
+    assert set(folded.kept) == {name for name, value in spread.items() if value >= limit} and folded.kept
+    assert folded.error < cv.fold(model, [x]).error
+    whole = cv.fold(model, [x]).model
+    assert not any("router" in name for name in whole.state_dict())
+    assert type(whole.features[1]) is type(Net().features[1])
+
+
+@every_method
+def test_frozen_routers_stay_as_they_are(config):
+    model = dynamic_net(config)
+    cv.freeze_routing(model)
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and not any("router" in name for name in changed)
+    cv.freeze_routing(model, False)
+    model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "router" in name)
+
+
+def test_nothing_to_do_is_an_error():
+    for act in (cv.freeze_routing, lambda m: cv.fold(m, []), lambda m: cv.fold_norms(m, torch.randn(1, 3, 8, 8))):
+        with pytest.raises(cv.ConfigError):
+            act(Net())
+    with pytest.raises(cv.ConfigError, match="at least one batch"):
+        cv.fold(cv.DyConv2d(3, 4, 3), [])
