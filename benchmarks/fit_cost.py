@@ -173,7 +173,7 @@ def check(measured: dict[tuple, dict[str, float]], rates: dict) -> int:
         for name in times:
             own = rates[cost.key(problem, name)]
             estimates[name] = sum(own.get(a, 0.0) * v for a, v in cost.amounts(problem, name).items())
-        chosen, best = min(estimates, key=estimates.get), min(times, key=times.get)
+        chosen, best = cost.preferred(estimates), min(times, key=times.get)
         ratio = times[chosen] / times[best]
         good += ratio <= 1.15
         listed = " ".join(f"{n}={t * 1e3:.2f}({estimates[n] * 1e3:.2f})" for n, t in times.items())

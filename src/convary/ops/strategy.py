@@ -193,7 +193,7 @@ def decide(table: dict[str, Strategy], problem: Problem) -> str:
     if name is not None:
         return _check_forced(table, name, problem)
     able = [name for name, entry in table.items() if entry.why_not(problem) is None]
-    return min(able, key=lambda name: cost.estimate(problem, name))
+    return cost.preferred({name: cost.estimate(problem, name) for name in able})
 
 
 def describe(
