@@ -25,6 +25,8 @@ struct Axis {
     CONVARY_INLINE int64_t residue(int64_t phase) const { return phase * dilation % stride; }
     CONVARY_INLINE int64_t shift(int64_t tap) const { return tap * dilation / stride; }
     CONVARY_INLINE int64_t reach() const { return shift(taps - 1); }
+    // Positions, padding included, from the first to the last that is read.
+    CONVARY_INLINE int64_t extent() const { return (out - 1) * stride + (taps - 1) * dilation + 1; }
 };
 
 // In numbers of the bank: a row of taps is kernel_w of them.
@@ -77,6 +79,7 @@ struct Conv {
 // How a Conv is cut. A work item is `samples` x (rows x columns) outputs x `panels` panels of output channels.
 struct Blocks {
     bool depthwise;    // one input and one output channel per group: a stencil, `panel` channels an item
+    bool upright;      // a depthwise one of small maps: channels in the lanes, not positions
     bool direct;       // x is read where it lies: 1x1 at stride 1 without padding
     bool thin;         // 1x1 kernels of few channels, given per sample: positions in the lanes
     bool pack_bank;    // pack a tile of the K kernels once and mix it for every sample of the item

@@ -12,6 +12,7 @@ constexpr int64_t bank_floats = 72 << 10;
 constexpr int64_t sum_floats = 112 << 10;
 constexpr int64_t gradient_floats = 128 << 10;
 constexpr int64_t plane_floats = 5 << 10;       // of a depthwise map: half a level-1 cache
+constexpr int64_t upright_floats = 8 << 10;     // of a vector of small depthwise maps, inputs and results: a level-1 cache
 constexpr int64_t window_positions = 512;       // outputs of a window: mixing has become cheap by then
 constexpr int64_t window_columns = 448;         // of a row longer than a window
 constexpr int64_t most_bank_floats = 1 << 20;   // of a packed tile; with more kernels it is mixed from where it lies
@@ -34,6 +35,15 @@ double plane(const Conv& conv, const Blocks& blocks) {
 
 // `limit` / `size`, for sizes that may be beyond any integer.
 int64_t fit(int64_t limit, double size) { return static_cast<int64_t>(static_cast<double>(limit) / size); }
+
+double upright_plane(const Conv& conv) { return static_cast<double>(conv.h.extent()) * static_cast<double>(conv.w.extent()); }
+
+bool is_upright(const Conv& conv, const Blocks& blocks, int64_t lanes) {
+    const bool whole = blocks.rows == conv.h.out && blocks.columns == conv.w.out;
+    const bool dense = conv.y_column == 1 && conv.y_row == conv.w.out;
+    const double numbers = upright_plane(conv) + static_cast<double>(conv.P());
+    return whole && dense && numbers * static_cast<double>(lanes) <= upright_floats;
+}
 
 void cut_window(const Conv& conv, Blocks* blocks) {
     const int64_t positions = blocks->depthwise ? plane_floats : window_positions;
@@ -100,6 +110,7 @@ Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     cut_window(conv, &blocks);
     if (blocks.depthwise) {
         blocks.samples = blocks.channels = 1;
+        blocks.upright = is_upright(conv, blocks, lanes);
         blocks.panels = most(1, least(lanes, fit(plane_floats, plane(conv, blocks))));  // maps that go step by step
         blocks.o_blocks = ceil_div(conv.O, lanes);
     } else if (const int64_t columns = thin_columns(conv, lanes); columns > 0) {
@@ -146,6 +157,10 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
     const double positions = static_cast<double>(blocks.rows) * static_cast<double>(blocks.columns);
     sums = part(blocks.depthwise ? maps_together * (plane(conv, blocks) + more) : (single ? 1 : kept) * positions * panel + more);
     maps = part(conv.y_column == 1 ? 0 : positions * panel);
+    if (blocks.upright) {
+        inputs = part(upright_plane(conv) * panel);
+        sums = part(positions * panel + more);
+    }
     scale = part(panel);
     offsets = part(2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T()));
 }

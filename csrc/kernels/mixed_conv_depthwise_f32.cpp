@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The mixed depthwise convolution, a vector of channels of one sample per work item: their kernels are mixed together,
-// then each map is packed with its zeros and convolved as one run, edge columns included, which are dropped at the store.
+// The mixed depthwise convolution, a vector of channels of one sample per work item: their kernels are mixed together.
+// Then each map is packed with its zeros and convolved as one run, edge columns included, which are dropped at the store.
+// Small maps, whose rows are shorter than a vector, are turned upright instead: a vector holds one position of all maps.
 #include "../kernels.h"
 #include "conv_parts.h"
 
@@ -35,6 +36,73 @@ void put_rows(const Conv& conv, const Window& window, const float* sums, float* 
             copy(y, sums, window.columns);
         } else {
             for (int64_t j = 0; j < window.columns; ++j) y[j * conv.y_column] = sums[j];
+        }
+    }
+}
+
+// upright[row * columns + column, r] = map r at (row, column), both counted from the padding's edge; zeros around.
+void stand(const Conv& conv, const float* maps, int64_t count, float* upright) {
+    const Axis &h = conv.h, &w = conv.w;
+    const int64_t rows = h.extent(), columns = w.extent(), map = h.in * w.in;
+    clear(upright, rows * columns * lanes);
+    for (int64_t p = 0; p < map; p += lanes) {
+        const int64_t first = map >= lanes ? least(p, map - lanes) : 0, n = least(lanes, map - first);
+        vec square[lanes];
+        for (int64_t r = 0; r < lanes; ++r) {
+            const float* from = maps + (r < count ? r : 0) * map + first;
+            if (from + lanes <= conv.x_end) {
+                square[r] = load(from);
+            } else {
+                alignas(vector_bytes) float edge[lanes] = {};
+                copy(edge, from, n);
+                square[r] = load(edge);
+            }
+        }
+        transpose(square);
+        int64_t row = first / w.in + h.pad, column = first % w.in + w.pad;
+        for (int64_t i = 0; i < n; ++i) {
+            const bool inside = row >= 0 && row < rows && column >= 0 && column < columns;
+            if (inside) store(upright + (row * columns + column) * lanes, square[i]);
+            if (++column == w.in + w.pad) column = w.pad, ++row;
+        }
+    }
+}
+
+// `count` neighbouring outputs of all maps, `step` floats of the input apart.
+template <int64_t count>
+void upright_run(const float* weights, const int64_t* taps, const int64_t* offsets, int64_t T, const float* inputs, int64_t step,
+                 float* sums, bool add) {
+    vec sum[count];
+#pragma GCC unroll 14
+    for (int64_t p = 0; p < count; ++p) sum[p] = add ? load(sums + p * lanes) : vec{};
+    for (int64_t t = 0; t < T; ++t) {
+        const vec weight = load(weights + taps[t] * lanes);
+        const float* from = inputs + offsets[t] * lanes;
+#pragma GCC unroll 14
+        for (int64_t p = 0; p < count; ++p) sum[p] += weight * load(from + p * step);
+    }
+#pragma GCC unroll 14
+    for (int64_t p = 0; p < count; ++p) store(sums + p * lanes, sum[p]);
+}
+
+typedef void (*UprightRun)(const float*, const int64_t*, const int64_t*, int64_t, const float*, int64_t, float*, bool);
+const UprightRun upright_runs[] = {
+    upright_run<1>, upright_run<2>, upright_run<3>, upright_run<4>, upright_run<5>, upright_run<6>,
+#if CONVARY_LANES == 16 || defined(__aarch64__)
+    upright_run<7>, upright_run<8>, upright_run<9>, upright_run<10>, upright_run<11>, upright_run<12>, upright_run<13>,
+    upright_run<14>,
+#endif
+};
+
+// sums[output, r] (+)= sum_t weights[taps[t], r] * upright[input of that output and tap, r].
+void upright_stencil(const Conv& conv, const float* weights, const int64_t* taps, const int64_t* offsets, const float* upright,
+                     float* sums, bool add) {
+    const int64_t columns = conv.w.out, run = ceil_div(columns, ceil_div(columns, tile_positions));
+    for (int64_t i = 0; i < conv.h.out; ++i) {
+        for (int64_t j = 0; j < columns; j += run) {
+            const int64_t n = least(run, columns - j);
+            const float* from = upright + (i * conv.h.stride * conv.w.extent() + j * conv.w.stride) * lanes;
+            upright_runs[n - 1](weights, taps, offsets, conv.T(), from, conv.w.stride * lanes, sums + (i * columns + j) * lanes, add);
         }
     }
 }
@@ -88,6 +156,26 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
     };
     const int64_t terms = conv.terms(b);
     if (terms == 1) mix(conv.term(b, 0));
+
+    if (blocks.upright) {
+        float* scale = sums + size.sums + size.maps;
+        float* shift = scale + size.scale;
+        for (int64_t t = 0; t < conv.T(); ++t) {
+            offsets[t] = t / conv.w.taps * conv.h.dilation * conv.w.extent() + t % conv.w.taps * conv.w.dilation;
+        }
+        for (int64_t r = 0; r < lanes; ++r) {
+            scale[r] = 1.0f;
+            shift[r] = conv.bias != nullptr && r < count ? conv.bias[b * conv.bias_step + c + r] : 0.0f;
+        }
+        for (int64_t term = 0; term < terms; ++term) {
+            const int64_t sample = conv.term(b, term);
+            if (terms > 1) mix(sample);
+            stand(conv, conv.x + (conv.source(sample) * conv.C + c) * conv.h.in * conv.w.in, count, inputs);
+            upright_stencil(conv, weights, taps, offsets, inputs, sums, term > 0);
+        }
+        if (terms > 0) store_maps(sums, lanes, conv.P(), count, scale, shift, conv.y + (b * conv.C + c) * conv.y_map, conv.y_map);
+        return;
+    }
 
     const int64_t n = (window.rows - 1) * window.pitch + window.columns;
     // A few maps step by step together: reading what was only just written, in other pieces, would stall.
