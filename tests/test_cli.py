@@ -412,7 +412,7 @@ BAD_CONVERSIONS = {
     "resnet20": "want torchvision:NAME or timm:NAME",
     "torchvision:squeezenet1_1 --weights none.pt": "there is no file none.pt",
     "torchvision:squeezenet1_0 --weights TRAINED": r"features\.6\..* is missing|is left over|in the checkpoint but",
-    "torchvision:squeezenet1_1": r"can't be downloaded: Name or service not known; bring a file with --weights FILE",
+    "torchvision:squeezenet1_1": r"can't be downloaded: Name or service not known; .*--weights FILE",
     "torchvision:squeezenet1_1 --weights random --where linear": "nothing to convert",
 }
 

@@ -166,11 +166,11 @@ class _Tally:
             self.share += share.sum(0)
             self.most = torch.maximum(self.most, share.amax(0))
             self.entropy += float(entropy(share).sum())
-        for axis, factor in coeffs.factors().items():
-            flat = factor.detach().flatten(1).double().cpu()
-            first, second = self.sums.get(axis, (0.0, 0.0))
-            self.sums[axis] = first + flat.sum(0), second + flat.square().sum(0)  # type: ignore[operator]
-            self.count += len(flat) if axis == next(iter(coeffs.factors())) else 0
+        flat = {axis: factor.detach().flatten(1).double().cpu() for axis, factor in coeffs.factors().items()}
+        for axis, values in flat.items():
+            first, second = self.sums.get(axis, (torch.zeros(()), torch.zeros(())))
+            self.sums[axis] = first + values.sum(0), second + values.square().sum(0)
+        self.count += max(map(len, flat.values()))
 
     def variation(self) -> float:
         """Of the factor that varies most."""

@@ -85,9 +85,8 @@ def test_a_tensorflow_network_keeps_its_outputs_at_any_size(config):
         assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
 
-@pytest.mark.parametrize("kernel", [3, 2])
-def test_one_graph_serves_every_size(kernel):
-    layer = cv.ODConv2d(4, 6, kernel, stride=(2, 3), padding="same").eval()
+def test_one_graph_serves_every_size():
+    layer = cv.ODConv2d(4, 6, (3, 2), stride=(2, 3), padding="same").eval()  # a kernel above and one below its stride
     dims = {i: torch.export.Dim.DYNAMIC for i in (0, 2, 3)}
     program = torch.export.export(layer, (torch.randn(3, 4, 9, 8),), dynamic_shapes=(dims,)).module()
     torch._dynamo.reset()

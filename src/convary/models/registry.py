@@ -76,10 +76,10 @@ def create(name: str, *, pretrained: bool = False) -> nn.Module:
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise CheckpointError(
-            f"the weights of {name} can't be downloaded: {reason}; bring a file with --weights FILE, "
-            "or convert untrained ones with --weights random"
+            f"the weights of {name} can't be downloaded: {reason}; give a file's instead (on the command line "
+            "--weights FILE), or untrained ones (--weights random)"
         ) from error
     raise ConfigError(f"want torchvision:NAME or timm:NAME; got {name!r}{nearest(name, NAMES)}")
 

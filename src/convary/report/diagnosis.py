@@ -60,7 +60,7 @@ def _shares(panel: Axes, layers: list[dict[str, Any]]) -> None:
             color = COLORS[SERIES[expert % len(SERIES)]][0]
             panel.bar(at, share, bottom=base, width=0.92, color=color, alpha=0.75, linewidth=0)
             if expert in layer["dead"]:
-                panel.plot(at, base + share / 2, "x", color=INK, ms=4, mew=1.2)
+                panel.plot(at, base + share / 2, "x", color=INK, ms=4, mew=1.2, clip_on=False)
             base += share
     panel.set_ylim(0, 1)
     panel.grid(False)

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One small member of every timm family converts and keeps its outputs: the rows of docs/timm.md, run again."""
+
+import pytest
+from scripts.sweep_timm import TOLERANCE, Row, listed, page, sweep
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", listed())
+def test_keeps_its_outputs(name):
+    row = sweep(name)
+    assert row.converted > 0
+    assert row.error is not None and row.error <= TOLERANCE
+    if row.stay:
+        assert "derives from Conv2d" in row.stay  # weight standardisation, the only sort that stays
+
+
+def test_tensorflows_padding_converts_whole():
+    row = sweep("tf_mobilenetv3_small_minimal_100")
+    assert (row.converted, row.stay) == (row.convolutions, "") and row.error <= TOLERANCE
+
+
+def test_a_network_that_cannot_is_listed_with_the_reason():
+    refused = Row("f", "m", 8, 2, 0, None, "why")
+    assert "| f | m | 8 | 2 | 0 | - | why |" in page([refused])
+    assert "0 of 1 keep" in page([refused])
