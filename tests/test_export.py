@@ -52,6 +52,8 @@ def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, r
         x = torch.randn(batch, 4, *(s + grow for s in SIZE[rank]))
         torch.testing.assert_close(run_onnx(path, x), layer(x).detach(), rtol=1e-4, atol=1e-5)
     assert list(tmp_path.iterdir()) == [path]
+    free = [dim.dim_param or dim.dim_value for dim in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
+    assert free == ["batch", 4, *{1: ["length"], 2: ["height", "width"]}[rank]]
     _, mixed = constant_convolutions(path)
     assert mixed == (0 if strategy == "outputs" else 1)
 
