@@ -52,6 +52,8 @@ def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, r
         x = torch.randn(batch, 4, *(s + grow for s in SIZE[rank]))
         torch.testing.assert_close(run_onnx(path, x), layer(x).detach(), rtol=1e-4, atol=1e-5)
     assert list(tmp_path.iterdir()) == [path]
+    free = [dim.dim_param or dim.dim_value for dim in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
+    assert free == ["batch", 4, *{1: ["length"], 2: ["height", "width"]}[rank]]
     _, mixed = constant_convolutions(path)
     assert mixed == (0 if strategy == "outputs" else 1)
 
@@ -114,7 +116,7 @@ def test_the_model_keeps_its_mode_and_hooks():
     model = dynamic_net(cv.DyConv()).train()
     model.features[1].eval()
     modes = [m.training for m in model.modules()]
-    cv.export(model, torch.randn(2, 3, 16, 16))
+    cv.export(model, torch.randn(2, 3, 16, 16), dynamic=())
     assert [m.training for m in model.modules()] == modes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -130,7 +132,8 @@ def test_constant_weights_that_do_not_exist_are_named():
     told = r"layer 'features.1.conv.0.0' \(ODConv2d\).*channel coefficients that differ.*use one of bmm"
     with pytest.raises(cv.ExportError, match=told):
         cv.export(model, torch.randn(2, 3, 16, 16), strategy="outputs")
-    cv.export(model, torch.randn(2, 3, 16, 16))
+    layer = model.features[1].conv[0][0]
+    assert cv.export(layer, torch.randn(2, 8, 6, 6)).module()(torch.randn(1, 8, 5, 5)).shape == (1, 16, 5, 5)
 
 
 class Eigenvalues(nn.Module):

@@ -71,19 +71,22 @@ def export(
     if path is not None and path.suffix == ".onnx":
         require("convary.export to ONNX", "export", "onnx", "onnxscript")
     _warn_if_hot(model)
-    program = _record(model, example if isinstance(example, tuple) else (example,), strategy, dynamic)
+    inputs = example if isinstance(example, tuple) else (example,)
+    axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
+    program = _record(model, inputs, axes, strategy)
     if path is not None:
-        _write(program, path, model)
+        names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, axes, strict=True)))
+        _write(program, path, model, names)
     return program
 
 
 def _record(
-    model: nn.Module, inputs: tuple[Tensor, ...], strategy: Strategy, dynamic: Sequence[int] | None
+    model: nn.Module, inputs: tuple[Tensor, ...], axes: list[tuple[int, ...]], strategy: Strategy
 ) -> torch.export.ExportedProgram:
     """The program; which layer was running is known when the recording fails."""
-    shapes = tuple(dict.fromkeys(_axes(x, dynamic), torch.export.Dim.DYNAMIC) for x in inputs)
+    shapes = tuple(dict.fromkeys(free, torch.export.Dim.DYNAMIC) for free in axes)
     inputs = tuple(
-        torch.cat([x, x]) if 0 in axes and x.shape[0] == 1 else x for x, axes in zip(inputs, shapes, strict=True)
+        torch.cat([x, x]) if 0 in free and x.shape[0] == 1 else x for x, free in zip(inputs, axes, strict=True)
     )
     with _running(model) as layers, evaluating(model), torch.no_grad(), ops.strategy(strategy):
         try:
@@ -100,8 +103,11 @@ def _record(
             ) from error
 
 
-def _axes(x: Tensor, dynamic: Sequence[int] | None) -> tuple[int, ...]:
-    return tuple(axis for axis in range(x.ndim) if (axis != 1 if dynamic is None else axis in dynamic))
+def _axis_names(ndim: int, axes: tuple[int, ...], position: int) -> dict[int, str]:
+    """What ONNX calls the free axes of an input."""
+    spatial = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}.get(ndim, ())
+    known = dict(enumerate(("batch", "channels", *spatial)))
+    return {axis: known.get(axis, f"size{axis}") + (f"_{position}" if position else "") for axis in axes}
 
 
 @contextlib.contextmanager
@@ -125,7 +131,9 @@ def _name(model: nn.Module, layers: list[nn.Module]) -> str:
     return f"layer {name!r} ({type(layer).__name__})" if name else f"the model ({type(layer).__name__})"
 
 
-def _write(program: torch.export.ExportedProgram, path: Path, model: nn.Module) -> None:
+def _write(
+    program: torch.export.ExportedProgram, path: Path, model: nn.Module, names: tuple[dict[int, str], ...]
+) -> None:
     """Write beside the target and move: nothing half-written gets its name. Large ONNX models are several files."""
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to; create it first")
@@ -134,14 +142,14 @@ def _write(program: torch.export.ExportedProgram, path: Path, model: nn.Module) 
         if path.suffix == ".pt2":
             torch.export.save(program, target)
         else:
-            _to_onnx(program, model).save(str(target))
+            _to_onnx(program, model, names).save(str(target))
         for file in Path(folder).iterdir():
             file.replace(path.parent / file.name)
 
 
-def _to_onnx(program: torch.export.ExportedProgram, model: nn.Module) -> Any:
+def _to_onnx(program: torch.export.ExportedProgram, model: nn.Module, names: tuple[dict[int, str], ...]) -> Any:
     try:
-        converted = torch.onnx.export(program, dynamo=True, verbose=False)
+        converted = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=names)
     except torch.onnx.OnnxExporterError as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
