@@ -30,7 +30,8 @@ def sample_conv(
 
     ``y[n,o,p] = bias[n,o] + sum_c sum_t weight[n,o,c,t] x[index[n], c, p*stride + t*dilation - padding]``
 
-    Graphs record it as they do ``mixed_conv``; the operator is ``torch.ops.convary.sample_conv``.
+    Graphs record it as they do ``mixed_conv``; the operator is ``torch.ops.convary.sample_conv``. Memory formats are
+    taken as in ``mixed_conv``.
 
     Args:
         x: (B, C, *S), one to three spatial axes.
