@@ -28,7 +28,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 
 def test_every_example_is_run_here():
-    text = Path(__file__).read_text()
+    text = "".join(path.read_text() for path in (Path(__file__), *Path(__file__).parent.glob("examples/*.py")))
     assert all(f'"{path.name}"' in text for path in EXAMPLES.glob("*.py"))
 
 

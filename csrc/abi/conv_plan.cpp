@@ -80,7 +80,9 @@ bool in_place(const Conv& conv) {
 
 // Positions of a window, whole vectors; 0 where the convolution is not thin.
 int64_t thin_columns(const Conv& conv, int64_t lanes) {
-    if (!in_place(conv) || conv.bank_step == 0 || conv.Cg() > thin_channels || conv.Og() > thin_channels) return 0;
+    // A gradient at one phase of the stride may have one tap of a larger kernel, whose weights lie apart.
+    if (!in_place(conv) || conv.T_bank != 1 || conv.bank_step == 0) return 0;
+    if (conv.Cg() > thin_channels || conv.Og() > thin_channels) return 0;
     return ceil_div(even(conv.w.out, thin_floats / (conv.Cg() + conv.Og())), lanes) * lanes;
 }
 

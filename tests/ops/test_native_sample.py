@@ -115,6 +115,13 @@ class TestValues:
     def test_block_edges(self, sizes, indexed):
         check(*edge_call(*sizes, indexed=indexed))
 
+    @pytest.mark.parametrize("indexed", [False, True])
+    def test_one_tap_at_each_phase_of_the_stride(self, indexed):
+        """The gradient of each row of x is a 1x1 convolution, with weights out of a larger kernel."""
+        x, weight = torch.randn(2, 5, 2, 40), torch.randn(3 if indexed else 2, 6, 5, 2, 1)
+        index = torch.tensor([1, 0, 1]) if indexed else None
+        check((x, weight, None), {**PLAIN, "stride": (2, 1), "index": index})
+
     @pytest.mark.parametrize(("k", "groups"), [(1, 1), (3, 1), (3, 8)])
     def test_images_without_instances_have_no_gradient(self, k, groups):
         x, weight = torch.randn(5, 8, 9, 9), torch.randn(4, 8, 8 // groups, k, k)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convary.errors import ConfigError, StrategyError, nearest
-from convary.ops import cost, mixed, native, native_conv, native_sample, sample
+from convary.ops import cost, instances, mixed, native, native_conv, native_sample, sample
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import autocasting, check_conv, resolve
 from convary.ops.strategy import Problem, Strategy, decide, describe, recorded
@@ -110,8 +110,8 @@ def explain(
         training = mixed.needs_gradient(x, kernels, coeffs)
         obstacle = native_conv.obstacle(x, kernels, coeffs, bias)
     else:
-        sample.check_kernels(x, kernels, bias, index)
-        batch, obstacle = kernels.shape[0], native_sample.obstacle(x, kernels, index)
+        instances.check_kernels(x, kernels, bias, index)
+        batch, obstacle = kernels.shape[0], native_sample.obstacle(x, kernels, bias, index)
     problem = describe(name, x, kernels, resolved, batch=batch, training=training, coeffs=coeffs, obstacle=obstacle)
     table = _TABLES[name]
     chosen = decide(table, problem)

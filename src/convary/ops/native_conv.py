@@ -16,15 +16,10 @@ from convary.errors import ConvaryError
 from convary.ops import native, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
-from convary.ops.strategy import Problem, inside_functorch, is_traced
+from convary.ops.strategy import Problem, inside_functorch, is_watched
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _RECORDED = (FakeTensor, FunctionalTensor)  # what torch traces with
-
-
-def is_watched(x: Tensor) -> bool:
-    """Whether someone is to see the operation itself: a tracer, or a dispatch mode such as a counter."""
-    return is_traced(x) or torch._C._len_torch_dispatch_stack() > 0
 
 
 def obstacle(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None) -> str | None:
@@ -55,9 +50,14 @@ def _refusal(tensor: Tensor) -> str | None:
         return f"a tensor is {tensor.dtype}, the native kernels take torch.float32"
     if tensor.layout is not torch.strided:
         return f"a tensor has the layout {tensor.layout}, the native kernels take strided ones"
-    if type(tensor) not in _PLAIN and not (type(tensor) in _RECORDED and is_watched(tensor)):
+    if not is_plain(tensor):
         return f"a tensor is a {type(tensor).__name__}, whose memory may not be its own"
     return None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its type promises nothing that the native kernels would break."""
+    return type(tensor) in _PLAIN or (type(tensor) in _RECORDED and is_watched(tensor))
 
 
 def why_not(problem: Problem) -> str | None:

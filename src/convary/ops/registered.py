@@ -1,48 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategy ``native`` as torch sees it: differentiable, and as operators that it can record, fake and count.
+"""Strategy ``native`` of ``mixed_conv`` as torch sees it: differentiable, and as operators.
 
-An eager call goes straight to ``native_conv``; the operators are for those who watch operations go by: tracers and
-dispatch modes. ``torch.ops.convary.mixed_conv`` is the forward; its gradients are ``mixed_conv_grad_x`` and
-``mixed_conv_grad_bank`` (of the bank, then of the factors that are there), which have none of their own.
+``torch.ops.convary.mixed_conv`` is the forward; its gradients are ``mixed_conv_grad_x`` and ``mixed_conv_grad_bank``
+(of the bank, then of the factors that are there), which have none of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from convary.errors import ConvaryError, DtypeError, ShapeError
-from convary.ops import native, native_conv
+from convary.errors import ShapeError
+from convary.ops import native_conv, operators
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias
-from convary.ops.sample import add_bias
-
-_WEIGHT = "Tensor bank, Tensor? kernel, Tensor? filter, Tensor? channel, Tensor? tap"
-_GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
-_library = torch.library.Library("convary", "DEF")
-_library.define(f"mixed_conv(Tensor x, {_WEIGHT}, Tensor? row, {_GEOMETRY}) -> Tensor")
-_library.define(f"mixed_conv_grad_x(Tensor grad, SymInt[] size, {_WEIGHT}, {_GEOMETRY}) -> Tensor")
-_library.define(f"mixed_conv_grad_bank(Tensor grad, Tensor x, {_WEIGHT}, {_GEOMETRY}) -> Tensor[]")
-native.available()  # loaded now, because torch.compile asks for it but can't trace the loading
+from convary.ops.strategy import is_watched
 
 
 def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Strategy ``native``: ``mixed_conv`` after its checks."""
     row = mix_bias(bias, coeffs) if bias is not None and bias.ndim == 2 else bias
     tensors = (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)
-    if native_conv.is_watched(x):
+    if is_watched(x):
         y = torch.ops.convary.mixed_conv.default(*tensors, *geometry)
     elif torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors]):
         y: Tensor = _Eager.apply(*tensors, geometry)  # pyright: ignore[reportAssignmentType]
     else:
         y = native_conv.forward(x, bank, coeffs, row, geometry)
-    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return y.contiguous(memory_format=torch.channels_last)  # as torch's convolutions answer
-    return y
+    return operators.in_format_of(x, y)
 
 
 class _Eager(torch.autograd.Function):
@@ -56,7 +44,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if native_conv.is_watched(grad):
+        if is_watched(grad):
             return *native_conv.gradients(ctx, grad, _of_x, _of_bank), None
         return *native_conv.gradients(ctx, grad, native_conv.gradient_of_x, native_conv.gradient_of_bank), None
 
@@ -71,19 +59,12 @@ def _named(x: Tensor, bank: Tensor, factors: Sequence[Tensor | None], geometry: 
     x, resolved = resolve(x, bank.shape[3:], *geometry)
     check_conv(x, bank, resolved, mixed_dtypes=False)
     coeffs.check(bank, batch=x.shape[0], channels=x.shape[1])
-    if x.dtype is not torch.float32:
-        raise DtypeError(f"native mixed_conv takes torch.float32; got {x.dtype}; cast, or force strategy bmm")
+    operators.check_dtype(x, "mixed_conv")
     return coeffs, resolved
 
 
 def _y_shape(x: Tensor, bank: Tensor, geometry: Geometry) -> tuple[int, ...]:
     return (x.shape[0], bank.shape[1], *geometry.out_size(x.shape[2:], bank.shape[3:]))
-
-
-def _check_grad(grad: Tensor, x: Tensor, bank: Tensor, geometry: Geometry) -> None:
-    shape = _y_shape(x, bank, geometry)
-    if tuple(grad.shape) != shape or grad.dtype is not x.dtype:
-        raise ShapeError(f"the gradient is {tuple(grad.shape)}, {grad.dtype}; that of y must be {shape}, {x.dtype}")
 
 
 def _check_row(row: Tensor | None, x: Tensor, bank: Tensor) -> None:
@@ -101,7 +82,7 @@ def _conv(x: Tensor, bank: Tensor, *rest) -> Tensor:
     _check_row(row, x, bank)
     if x.numel() and bank.numel():
         return native_conv.forward(x, bank, coeffs, row, geometry)
-    return add_bias(x.new_zeros(_y_shape(x, bank, geometry)), row)
+    return operators.of_nothing(x, _y_shape(x, bank, geometry), row)
 
 
 def _conv_fake(x: Tensor, bank: Tensor, *rest) -> Tensor:
@@ -112,9 +93,9 @@ def _conv_fake(x: Tensor, bank: Tensor, *rest) -> Tensor:
 
 
 def _grad_x(grad: Tensor, size: Sequence[int], bank: Tensor, *rest) -> Tensor:
-    x = grad.new_empty(()).expand(size)  # one number stands for all: only the shape counts
+    x = operators.shaped(grad, size)
     coeffs, geometry = _named(x, bank, rest[:4], rest[4:])
-    _check_grad(grad, x, bank, geometry)
+    operators.check_grad(grad, _y_shape(x, bank, geometry), x)
     if grad.numel() and bank.numel():
         return native_conv.gradient_of_x(grad, x.shape, bank, coeffs, geometry)
     return grad.new_zeros(size)
@@ -123,13 +104,13 @@ def _grad_x(grad: Tensor, size: Sequence[int], bank: Tensor, *rest) -> Tensor:
 def _grad_x_fake(grad: Tensor, size: Sequence[int], bank: Tensor, *rest) -> Tensor:
     x = grad.new_empty(size)
     _, geometry = _named(x, bank, rest[:4], rest[4:])
-    _check_grad(grad, x, bank, geometry)
+    operators.check_grad(grad, _y_shape(x, bank, geometry), x)
     return x
 
 
 def _grad_bank(grad: Tensor, x: Tensor, bank: Tensor, *rest) -> list[Tensor]:
     coeffs, geometry = _named(x, bank, rest[:4], rest[4:])
-    _check_grad(grad, x, bank, geometry)
+    operators.check_grad(grad, _y_shape(x, bank, geometry), x)
     if x.numel() and bank.numel():
         of_bank, of_factors = native_conv.gradient_of_bank(grad, x, bank, coeffs, geometry)
         return [of_bank, *of_factors.factors().values()]
@@ -138,7 +119,7 @@ def _grad_bank(grad: Tensor, x: Tensor, bank: Tensor, *rest) -> list[Tensor]:
 
 def _grad_bank_fake(grad: Tensor, x: Tensor, bank: Tensor, *rest) -> list[Tensor]:
     coeffs, geometry = _named(x, bank, rest[:4], rest[4:])
-    _check_grad(grad, x, bank, geometry)
+    operators.check_grad(grad, _y_shape(x, bank, geometry), x)
     return [t.new_empty(t.shape) for t in (bank, *coeffs.factors().values())]
 
 
@@ -164,13 +145,6 @@ def _of_bank(
     return found[0], Coefficients(**dict(zip(coeffs.factors(), found[1:], strict=True)))
 
 
-def _not_again(ctx, *grads) -> None:
-    raise ConvaryError(
-        "the native gradients of mixed_conv have no gradient of their own; differentiate mixed_conv itself with "
-        "create_graph=True outside of torch.compile, or force a strategy of torch's operations: ops.strategy('bmm')"
-    )
-
-
 def _flops(out: Sequence[int], bank: Sequence[int], passes: int) -> int:
     """Of a convolution with output (B, O, *S_out), and of ``passes`` over a bank (K, O, C/G, *k) for every sample."""
     B, O, *positions = out
@@ -191,13 +165,27 @@ def _grad_bank_flops(grad_shape, x_shape, bank_shape, *rest, **_) -> int:
     return _flops(grad_shape, bank_shape, passes=2)  # to the bank, and its product with it summed for the factors
 
 
-def _register(name: str, cpu: Callable, fake: Callable, flops: Callable[..., int], backward: Callable, **setup) -> None:
-    _library.impl(name, cpu, "CPU")
-    torch.library.register_fake(f"convary::{name}", fake, lib=_library)
-    torch.library.register_autograd(f"convary::{name}", backward, lib=_library, **setup)
-    register_flop_formula(getattr(torch.ops.convary, name))(flops)
-
-
-_register("mixed_conv", _conv, _conv_fake, _conv_flops, _backward, setup_context=_setup_context)
-_register("mixed_conv_grad_x", _grad_x, _grad_x_fake, _grad_x_flops, _not_again)
-_register("mixed_conv_grad_bank", _grad_bank, _grad_bank_fake, _grad_bank_flops, _not_again)
+_WEIGHT = "Tensor bank, Tensor? kernel, Tensor? filter, Tensor? channel, Tensor? tap"
+operators.register(
+    "mixed_conv",
+    f"(Tensor x, {_WEIGHT}, Tensor? row, {operators.GEOMETRY}) -> Tensor",
+    _conv,
+    _conv_fake,
+    _conv_flops,
+    _backward,
+    setup_context=_setup_context,
+)
+operators.register(
+    "mixed_conv_grad_x",
+    f"(Tensor grad, SymInt[] size, {_WEIGHT}, {operators.GEOMETRY}) -> Tensor",
+    _grad_x,
+    _grad_x_fake,
+    _grad_x_flops,
+)
+operators.register(
+    "mixed_conv_grad_bank",
+    f"(Tensor grad, Tensor x, {_WEIGHT}, {operators.GEOMETRY}) -> Tensor[]",
+    _grad_bank,
+    _grad_bank_fake,
+    _grad_bank_flops,
+)

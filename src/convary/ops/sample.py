@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convary.errors import DeviceError, DtypeError, ShapeError
-from convary.ops import native_conv, native_sample
-from convary.ops.geometry import Geometry, Size, autocasting, check_bias, check_conv, resolve
-from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, inside_functorch, is_traced
+from convary.ops import native_conv, native_sample, registered_sample
+from convary.ops.geometry import Geometry, Size, autocasting, check_conv, resolve
+from convary.ops.instances import check_kernels
+from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_traced
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -29,6 +29,9 @@ def sample_conv(
     """Convolve each sample with its own kernel; with ``index``, each instance with its own kernel on its own image.
 
     ``y[n,o,p] = bias[n,o] + sum_c sum_t weight[n,o,c,t] x[index[n], c, p*stride + t*dilation - padding]``
+
+    Graphs record it as they do ``mixed_conv``; the operator is ``torch.ops.convary.sample_conv``. Memory formats are
+    taken as in ``mixed_conv``.
 
     Args:
         x: (B, C, *S), one to three spatial axes.
@@ -59,7 +62,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inde
     """``sample_conv`` after its checks."""
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     traced = is_traced(x, weight)
-    obstacle = native_sample.obstacle(x, weight, index)
+    obstacle = native_sample.obstacle(x, weight, bias, index)
 
     def problem() -> Problem:
         return describe("sample_conv", x, weight, geometry, batch=weight.shape[0], training=training, obstacle=obstacle)
@@ -70,37 +73,6 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inde
         return empty_batch(x, weight, geometry, weight.shape[1])
     key = ("sample_conv", x.shape, weight.shape, geometry, training, x.device.type, x.dtype, obstacle)
     return STRATEGIES[choose(STRATEGIES, key, problem)].run(x, weight, bias, geometry, index)
-
-
-def check_kernels(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None) -> None:
-    """Raise unless there is a kernel for every sample, or an image for every kernel, and a bias that fits."""
-    N, O = weight.shape[:2]
-    if index is None and N != x.shape[0]:
-        raise ShapeError(
-            f"weight has {N} samples but x has a batch of {x.shape[0]}; pass one kernel per sample, "
-            f"or index=({N},) to map kernels to images"
-        )
-    if index is not None:
-        _check_index(x, N, index)
-    if bias is not None and tuple(bias.shape) not in ((O,), (N, O)):
-        raise ShapeError(f"bias is {tuple(bias.shape)}; {N} kernels of {O} output channels want ({O},) or ({N}, {O})")
-    if bias is not None:
-        check_bias(bias, weight, mixed_dtypes=autocasting(x))
-
-
-def _check_index(x: Tensor, N: int, index: Tensor) -> None:
-    if index.dtype not in (torch.int64, torch.int32):
-        raise DtypeError(f"index is {index.dtype}; image numbers want torch.int64 or torch.int32")
-    if tuple(index.shape) != (N,):
-        raise ShapeError(f"index is {tuple(index.shape)} but weight has {N} kernels; pass index of shape ({N},)")
-    if index.device != x.device:
-        raise DeviceError(f"index is on {index.device} but x is on {x.device}; move one of them")
-    if (
-        index.device.type == "cpu" and not is_traced(x, index) and not inside_functorch() and N
-    ):  # elsewhere a look would wait for the device
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= x.shape[0]:
-            raise ShapeError(f"index goes from {low} to {high} but x has images 0 to {x.shape[0] - 1}")
 
 
 def empty_batch(x: Tensor, weight: Tensor, geometry: Geometry, O: int) -> Tensor:
@@ -199,5 +171,5 @@ STRATEGIES = {
     "grouped": Strategy(needs_fixed_batch, grouped),
     "loop": Strategy(needs_fixed_batch, loop),
     "bmm": Strategy(lambda problem: None, bmm),
-    "native": Strategy(native_conv.why_not, native_sample.run),
+    "native": Strategy(native_conv.why_not, registered_sample.run),
 }

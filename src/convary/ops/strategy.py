@@ -88,6 +88,11 @@ def is_traced(*tensors: Tensor) -> bool:
     return False
 
 
+def is_watched(*tensors: Tensor) -> bool:
+    """Whether someone is to see the operation itself: a tracer, or a dispatch mode such as a counter."""
+    return is_traced(*tensors) or torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_portable() -> bool:
     """Whether the graph being recorded may run elsewhere (export, jit.trace): it keeps to torch's own operations."""
     if not torch.compiler.is_compiling():
@@ -223,7 +228,7 @@ def describe(
         axes=axes,
         shared=() if coeffs is None else tuple(axis for axis in axes if coeffs.shared(axis) is not None),
         training=training,
-        traced=is_traced(x),
+        traced=is_traced(x, kernels),
         device=x.device.type,
         itemsize=x.element_size(),
         reach=tuple(s + 2 * p for s, p in zip(x.shape[2:], geometry.padding, strict=True)),
