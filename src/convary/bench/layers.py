@@ -139,7 +139,7 @@ class Case:
         alone, whole = self.dynamic(samples=CHECKED), self.dynamic()
         per_sample = (i for i in range(len(truth)) if i != 2)
         pairs = [(whole[i][:CHECKED], truth[i]) for i in per_sample] + list(zip(alone, truth, strict=True))
-        return max(float((got - want).abs().max() / want.abs().max()) for got, want in pairs)
+        return max(float((got - want).detach().abs().max() / want.detach().abs().max()) for got, want in pairs)
 
     def chosen(self) -> str:
         """The strategy that runs."""

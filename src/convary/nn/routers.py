@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -190,17 +190,18 @@ class PerceptronRouter(Router):
         squeeze, last = self.squeeze, self.last
         if not _is_plain(last, nn.Linear) or not (squeeze is None or _is_plain(squeeze, nn.Linear)):
             return None
-        norm: list = [None] * 4
+        mean = variance = gain = shift = None
         epsilon = 0.0
         if self.norm is not None and not isinstance(self.norm, nn.Identity):
-            n = self.norm
+            n: Any = self.norm
             if n.training or not _is_plain(n, VectorBatchNorm):
                 return None
-            norm, epsilon = [n.running_mean, n.running_var, n.weight, n.bias], n.eps
-        first = (None, None) if squeeze is None else (squeeze.weight, squeeze.bias)
+            mean, variance, gain, shift, epsilon = n.running_mean, n.running_var, n.weight, n.bias, n.eps
+        weight, bias = (None, None) if squeeze is None else (squeeze.weight, squeeze.bias)
         return native_route.Layers(
-            *first, *norm, last.weight, last.bias, self.temperature, epsilon, self.gates, self.activation
-        )  # type: ignore[arg-type]
+            weight, bias, mean, variance, gain, shift, last.weight, last.bias, self.temperature, epsilon, self.gates,
+            self.activation,
+        )  # fmt: skip
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
