@@ -44,12 +44,13 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # About half an hour on an otherwise idle machine; docs/benchmarks.md then holds what was measured.
+RESULTS := benchmarks/results
 benchmarks: $(STAMP)
-	$(BIN)/convary bench models --out benchmarks/results
-	$(BIN)/convary bench layers --out benchmarks/results
-	$(BIN)/convary bench models --against grouped --threads 2 --out benchmarks/results
-	$(BIN)/convary bench layers --against grouped --threads 2 --out benchmarks/results
-	$(BIN)/convary bench page --results benchmarks/results --out docs/benchmarks.md
+	$(BIN)/convary bench models --seconds 3 --out $(RESULTS)
+	$(BIN)/convary bench layers --layouts contiguous channels_last --out $(RESULTS)
+	$(BIN)/convary bench models --against grouped --batches 16 --threads 2 --seconds 1 --out $(RESULTS)
+	$(BIN)/convary bench layers --against grouped --threads 2 --out $(RESULTS)
+	$(BIN)/convary bench page --results $(RESULTS) --out docs/benchmarks.md
 
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(VENV)

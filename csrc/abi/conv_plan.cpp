@@ -161,7 +161,7 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
     maps = part(conv.y_column == 1 ? 0 : positions * panel);
     if (blocks.upright) {
         inputs = part(upright_plane(conv) * panel);
-        sums = part(positions * panel + more);
+        sums = part((positions + panel) * panel);  // the store reads whole squares
     }
     scale = part(panel);
     offsets = part(2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T()));
