@@ -62,7 +62,7 @@ typedef struct {
     int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     int64_t filter_rows, channel_rows, tap_rows;  // 1: shared by the kernels; K: one row for each
     int64_t bias_rows;                            // 1: for all samples; B: one row for each
-    int64_t threads;                              // how many threads to cut the work for; does not change the result
+    int64_t threads;                              // how many threads to cut the work for; y and the gradient of x do not depend on it
 } convary_conv_sizes;
 
 // y[b, o, p] = bias[b, o] + sum_c sum_t W[b, o, c, t] x[b, c, p * stride + t * dilation - pad]

@@ -224,7 +224,7 @@ GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
     Blocks blocks = {};
     blocks.rows = grad.rows, blocks.columns = grad.columns;
     const double stencil = plane(conv, blocks) + 8 * vector;
-    bank = part(K * depth * panel * panels + panel * panel);
+    bank = part(K * depth * panel * panels + panel * panel * K);
     grad_bank = bank;
     grad_weights = part(S * depth * panel * panels + T * vector * vector);
     factors = part(S * K * depth);

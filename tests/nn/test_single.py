@@ -9,10 +9,11 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune as prune_module
 
 import convary as cv
 from convary import ops
-from convary.nn import single
+from convary.nn import VectorBatchNorm, single
 from convary.ops import native
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason="the native library is absent")
@@ -113,6 +114,14 @@ def change_activation(layer):
     layer.router.activation = "sigmoid"
 
 
+def change_epsilon(layer):
+    layer.router.norm.eps = 10.0
+
+
+def give_padding_as_an_int(layer):
+    layer.padding = 2
+
+
 def load_assigned(layer):
     state = {name: t + 0.5 if t.is_floating_point() else t for name, t in layer.state_dict().items()}
     layer.load_state_dict(state, assign=True)
@@ -121,7 +130,7 @@ def load_assigned(layer):
 @pytest.mark.parametrize(
     "change",
     [add_in_place, swap_data, replace_parameter, replace_head, replace_squeeze, replace_router, replace_statistics,
-     change_temperature, change_stride, change_activation, load_assigned],
+     change_temperature, change_stride, change_activation, change_epsilon, give_padding_as_an_int, load_assigned],
 )  # fmt: skip
 def test_sees_every_change(change):
     layer = make()
@@ -151,7 +160,32 @@ def train_the_norm(layer):
     layer.router.norm.train()
 
 
-@pytest.mark.parametrize("change", [hook, hook_the_router, override_forward, train_the_norm, nn.Module.double])
+def prune(layer):
+    prune_module.l1_unstructured(layer, "weight", 0.5)
+
+
+def parametrize(layer):
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh())
+
+
+def parametrize_the_bias(layer):
+    torch.nn.utils.parametrize.register_parametrization(layer, "bias", nn.Tanh())
+
+
+def normalise_without_affine_map(layer):
+    layer.router.norm = VectorBatchNorm(16, affine=False).eval()
+
+
+def normalise_by_batch(layer):
+    layer.router.norm = nn.BatchNorm1d(16, track_running_stats=False).eval()
+    layer.router.norm.forward = lambda v: v / (1 + v.abs())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [hook, hook_the_router, override_forward, train_the_norm, prune, parametrize, parametrize_the_bias,
+     normalise_without_affine_map, normalise_by_batch, nn.Module.double],
+)  # fmt: skip
 def test_gives_way(change):
     layer = make()
     prepared(layer)
@@ -162,20 +196,46 @@ def test_gives_way(change):
     torch.testing.assert_close(y, usual(layer, X.to(dtype)))
 
 
-def test_gives_way_to_a_router_of_another_kind():
+def twice(method):
+    def overridden(self, *arguments):
+        coeffs = method(self, *arguments)
+        return ops.Coefficients(kernel=2 * coeffs.kernel)
+
+    return overridden
+
+
+@pytest.mark.parametrize("name", ["coefficients", "named", "forward", "_route", "split"])
+@pytest.mark.parametrize("late", [False, True])
+def test_gives_way_to_a_router_that_overrides(name, late):
     layer = make(LAYERS[1])
-
-    class Own(type(layer.router)):
-        def coefficients(self, vector):
-            return ops.Coefficients(kernel=2 * super().coefficients(vector).kernel)
-
-    layer.router.__class__ = Own
+    with torch.no_grad():
+        kernel = layer.router(X).kernel
+    if late:
+        prepared(layer)
+    kind = type(layer.router)
+    layer.router.__class__ = type("Own", (kind,), {name: twice(getattr(kind, name))})
     y, used = prepared(layer, X, None)
     assert not used
-    with torch.no_grad():
-        vector = X.mean((2, 3))
-        want = ops.mixed_conv(X, layer.weight, layer.router.coefficients(vector), stride=2)
-    torch.testing.assert_close(y, want)
+    torch.testing.assert_close(
+        y, ops.mixed_conv(X, layer.weight, ops.Coefficients(kernel=2 * kernel), stride=2).detach()
+    )
+
+
+def test_gives_way_to_coefficients_of_the_layer_itself():
+    layer = make(LAYERS[1])
+    prepared(layer)
+    coeffs = ops.Coefficients(kernel=torch.rand(1, 4))
+    layer.coefficients = lambda x: coeffs
+    y, used = prepared(layer, X, None)
+    assert not used
+    torch.testing.assert_close(y, ops.mixed_conv(X, layer.weight, coeffs, stride=2).detach())
+
+
+@pytest.mark.parametrize("build", LAYERS[:4])
+def test_another_number_of_channels_is_an_error(build):
+    router = make(build).router
+    with torch.no_grad(), pytest.raises(RuntimeError, match="mat1 and mat2"):
+        router(torch.randn(1, 64, 5, 5))
 
 
 def test_gives_way_to_modes():

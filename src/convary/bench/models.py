@@ -89,35 +89,55 @@ def step(model: nn.Module, x: Tensor, mode: str) -> Callable[[], object]:
     return infer if mode == "inference" else train
 
 
-def error(model: nn.Module, image_size: int) -> dict[str, float]:
-    """Errors against the plain strategy ``bmm`` in float64: of the outputs, and of all gradients taken as one vector.
+class Check:
+    """A network's results against the plain strategy ``bmm`` in float64.
 
-    In eval mode, with the statistics of a few images: a batch of two in training mode is badly conditioned.
+    In eval mode, with the statistics of a few images: a batch of two in training mode is badly conditioned, and in eval
+    mode the first images' results depend on no others, so that float64 needs them alone.
+
+    Args:
+        model: The network; it is not changed.
+        image_size: Height and width of the images.
+        most: The largest batch that will be asked for.
     """
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 0.5
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _ in range(4):
-            model.train()(torch.randn(4, 3, image_size, image_size, generator=generator))
-    x = torch.randn(CHECKED, 3, image_size, image_size, generator=generator)
-    exact = copy.deepcopy(model.eval()).double()
-    with torch.inference_mode():
-        inferred = model(x)
-    y = model(x)
+
+    def __init__(self, model: nn.Module, image_size: int, most: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.model = copy.deepcopy(model)
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = 0.5
+        with torch.no_grad():
+            for _ in range(4):
+                self.model.train()(torch.randn(4, 3, image_size, image_size, generator=generator))
+        self.model.eval()
+        self.exact = copy.deepcopy(self.model).double()
+        self.images = torch.randn(most, 3, image_size, image_size, generator=generator)
+        self.truths: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def errors(self, batch: int) -> dict[str, float]:
+        """By mode: of the outputs, relative to the largest; in training also of all gradients taken as one vector.
+
+        The whole batch is run, by the threads of now; its first images are compared.
+        """
+        n = min(batch, CHECKED)
+        if n not in self.truths:
+            with ops.strategy("bmm"):
+                self.truths[n] = _results(self.exact, self.images[:n].double(), n)
+        want, truth = self.truths[n]
+        with torch.inference_mode():
+            inferred = self.model(self.images[:batch])[:n]
+        trained, gradient = _results(self.model, self.images[:batch], n)
+        outputs = [float((y - want).abs().max() / want.abs().max()) for y in (inferred, trained)]
+        return {"inference": outputs[0], "training": max(outputs[1], float((gradient - truth).norm() / truth.norm()))}
+
+
+def _results(model: nn.Module, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The outputs of the first n images, and the gradient of their mean square, of all parameters in a row."""
+    model.zero_grad()
+    y = model(x)[:n]
     y.square().mean().backward()
-    with ops.strategy("bmm"):
-        want = exact(x.double())
-        want.square().mean().backward()
-    grads, truth = (
-        torch.cat([p.grad.flatten().double() for p in m.parameters() if p.grad is not None]) for m in (model, exact)
-    )
-    want = want.detach()
-    largest = want.abs().max()
-    outputs = max(float((got - want).abs().max() / largest) for got in (inferred, y.detach()))
-    return {"inference": outputs, "training": max(outputs, float((grads - truth).norm() / truth.norm()))}
+    return y.detach(), torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
 
 def measure(config: ModelsConfig) -> Iterator[dict[str, Any]]:
@@ -132,10 +152,11 @@ def measure(config: ModelsConfig) -> Iterator[dict[str, Any]]:
         for name in config.models:
             for method_name in config.methods:
                 static, dynamic = networks(name, method_name, config.image_size)
-                errors = error(dynamic, config.image_size)
+                check = Check(dynamic, config.image_size, max(config.batches))
                 for threads in config.threads:
                     torch.set_num_threads(threads)
                     for batch in config.batches:
+                        errors = check.errors(batch)
                         for mode in config.modes:
                             what = {
                                 "model": name, "method": method_name, "batch": batch, "mode": mode, "threads": threads,

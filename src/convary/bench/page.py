@@ -22,9 +22,10 @@ made by `make benchmarks` from measurements that `convary bench` saved; nothing 
 
 Every ratio is the median of pairwise ratios of calls that follow each other in one process (A B, B A, ...), with the
 10th and 90th percentile beside it, in float32 and eager mode. A line is timed only after its result agreed with the
-reference, computed in float64, in the same run: layers within 1e-4 of the largest value, gradients included; networks
-within 1e-4 in the outputs and 1e-2 in the norm of all gradients (a ReLU near zero falls either way in float32). K is 4
-everywhere. *must* and *aim* are the targets at two threads; a line that misses its *must* says so.
+reference, computed in float64, in the same run, at its batch and number of threads, for the first two samples of the
+batch: layers within 1e-4 of the largest value, gradients included; networks within 1e-4 in the outputs and 1e-2 in the
+norm of all gradients (a ReLU near zero falls either way in float32). K is 4 everywhere. *must* and *aim* are the
+targets at two threads; a line that misses its *must* says so.
 """
 
 
@@ -41,6 +42,7 @@ def page(results: Path) -> str:
     for name in ("models", "layers"):
         if name not in found:
             raise ConfigError(f"{results / FILES[name]} is missing; run convary bench {name} --out {results}")
+    _check_machines(found, results)
     parts = [INTRODUCTION, _machine(found["models"]["machine"]), _losses(found)]
     notes = results / NOTES
     if notes.exists():
@@ -69,6 +71,18 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def _check_machines(found: dict[str, dict[str, Any]], results: Path) -> None:
+    """Raise unless all tables come from one machine and one version: the page names it once."""
+    for name, content in found.items():
+        for fact in ("cpu", "cores", "torch", "convary", "native"):
+            here, there = content["machine"].get(fact), found["models"]["machine"].get(fact)
+            if here != there:
+                raise ConfigError(
+                    f"{results / FILES[name]} was measured with {fact} {here!r}, {FILES['models']} with {there!r}; "
+                    "measure both again on one machine"
+                )
+
+
 def _machine(machine: dict[str, Any]) -> str:
     return (
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:g} GB, {machine['os']}; "
@@ -89,18 +103,22 @@ def _short(model: str) -> str:
 
 def _losses(found: dict[str, dict[str, Any]]) -> str:
     """Where a target is missed, where we are slower than static at all, and where we are faster."""
-    rows = [(kind, row) for kind in ("models", "layers") for row in found[kind]["rows"] if "ratio" in row]
-    promised = [(kind, row) for kind, row in rows if target(kind, row) is not None]
+    rows = [(kind, row) for kind in ("models", "layers") for row in found[kind]["rows"]]
+    wrong = [row for _, row in rows if "ratio" not in row]
+    promised = [(kind, row) for kind, row in rows if "ratio" in row and target(kind, row) is not None]
     missed = [row for kind, row in promised if verdict(kind, row) == "**missed**"]
+    heavy = [row for row in found["models"].get("memory", ()) if memory_numbers(row)[3] > MEMORY_TARGET[0]]
     aimed = sum(verdict(kind, row) == "aim" for kind, row in promised)
     lines = [
         "## Where we lose\n",
         f"Of {len(promised)} lines with a target, {len(promised) - len(missed)} reach their *must*, "
         f"{aimed} also their *aim*.",
     ]
-    if missed:
-        lines.append("Missed:\n")
+    if missed or wrong or heavy:
+        lines.append("\nMissed:\n")
         lines += [f"- {_what(row)}: {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in missed]
+    lines += [f"- {_what(row)}: **wrong**, off by {row['error']:.0e}; not timed" for row in wrong]
+    lines += [f"- {_short(row['model'])}, {row['method']}: peak memory of training" for row in heavy]
     slow = sorted((row for _, row in promised if row["low"] > 1), key=lambda row: -row["ratio"])[:8]
     lines.append("\nThe lines at two threads that are slowest against static, beyond their spread:\n")
     lines += [f"- {_what(row)}: {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in slow]

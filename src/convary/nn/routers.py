@@ -197,6 +197,8 @@ class PerceptronRouter(Router):
             if n.training or not _is_plain(n, VectorBatchNorm):
                 return None
             mean, variance, gain, shift, epsilon = n.running_mean, n.running_var, n.weight, n.bias, n.eps
+            if mean is None or gain is None:  # batch statistics in eval too, or no affine map: not what the call does
+                return None
         weight, bias = (None, None) if squeeze is None else (squeeze.weight, squeeze.bias)
         return native_route.Layers(
             weight, bias, mean, variance, gain, shift, last.weight, last.bias, self.temperature, epsilon, self.gates,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from convary.nn.routers import PerceptronRouter, is_watched
+from convary.nn.routers import PerceptronRouter, Router, is_watched
 from convary.ops import explain, native, native_conv, native_route
-from convary.ops.geometry import Geometry
+from convary.ops.geometry import resolve
 from convary.ops.strategy import is_traced
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ class _Plan:
         self, layer: DynamicConv, router: PerceptronRouter, layers: native_route.Layers, x: Tensor, out: Tensor
     ) -> None:
         self.shape, self.threads = x.shape, torch.get_num_threads()
-        coeffs = router.split(out)
         self.options = _options(layer, router)
-        geometry = Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+        coeffs = router.split(out)
+        _, geometry = resolve(x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
         self.sizes, self.address, self.y_shape = native_conv.structure(
             x.shape, layer.weight, coeffs, layer.bias, geometry
         )
@@ -46,11 +46,8 @@ class _Plan:
         self.bank = layer.weight.data_ptr()
         self.bias = None if layer.bias is None else layer.bias.data_ptr()
 
-        named = [("router", router), ("squeeze", router.squeeze), ("norm", router.norm), ("last", router.last)]
-        self.modules = [module for _, module in named if module is not None]
-        self.slots = [(layer._modules, "router", router)]
-        self.slots += [(router._modules, name, module) for name, module in router._modules.items()]
-        owners = [layer, *self.modules]
+        self.modules = _modules(router)
+        owners = [layer, router, *(module for module in self.modules if module is not None)]
         tensors = [(o._parameters, name, t) for o in owners for name, t in o._parameters.items()]
         tensors += [(o._buffers, name, t) for o in owners for name, t in o._buffers.items()]
         self.tensors = [(owner, name, t, 0 if t is None else t.data_ptr()) for owner, name, t in tensors]
@@ -59,16 +56,13 @@ class _Plan:
         """Whether everything is where it was and nobody watches the layers that are passed over."""
         if x.shape != self.shape or torch.get_num_threads() != self.threads:
             return False
-        if _options(layer, router) != self.options:
+        if _options(layer, router) != self.options or is_watched(router):
             return False
-        for owner, name, module in self.slots:
-            if owner.get(name) is not module:
+        for module, before in zip(_modules(router), self.modules, strict=True):
+            if module is not before or (module is not None and (module.training or is_watched(module))):
                 return False
         for owner, name, tensor, pointer in self.tensors:
             if owner.get(name) is not tensor or (tensor is not None and tensor.data_ptr() != pointer):
-                return False
-        for module in self.modules:
-            if module.training or is_watched(module):
                 return False
         return True
 
@@ -86,8 +80,15 @@ class _Plan:
         return y
 
 
+def _modules(router: PerceptronRouter) -> tuple[nn.Module | None, ...]:
+    return router.squeeze, router.norm, router.last
+
+
 def _options(layer: DynamicConv, router: PerceptronRouter) -> tuple:
-    return layer.stride, layer.padding, layer.dilation, layer.groups, router.gates, router.activation
+    """All that is no tensor and decides the result; the router itself, so that another one is noticed."""
+    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    own = (layer.__class__, layer.__dict__.get("coefficients"), router, router.__class__)
+    return *geometry, *own, router.training, router.gates, router.activation, getattr(router.norm, "eps", None)
 
 
 _plans: weakref.WeakKeyDictionary[nn.Module, _Plan] = weakref.WeakKeyDictionary()
@@ -115,18 +116,40 @@ def infer(layer: DynamicConv, x: Tensor) -> Tensor | None:
 
 
 def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan | None:
-    from convary.nn.base import DynamicLayer
-
-    if type(layer).coefficients is not DynamicLayer.coefficients or is_watched(router) or router.training:
+    if router.training or is_watched(router) or not _is_ordinary(layer, router):
         return None
     layers = router.native_layers()
     if layers is None or not native_route.can_run(x, layers):
         return None
     out = native_route.route(x, layers)
+    coeffs = router.split(out)
     geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-    if explain("mixed_conv", x, layer.weight, router.split(out), layer.bias, **geometry).chosen != "native":
+    if explain("mixed_conv", x, layer.weight, coeffs, layer.bias, **geometry).chosen != "native":
         return None
-    for tensor in (layer.weight, layer.bias):
-        if tensor is not None and not tensor.is_contiguous():
+    # The coefficients must be what the router made, where it made them: pieces of `out`, unchanged.
+    memory = out.untyped_storage().data_ptr()
+    for factor in coeffs.factors().values():
+        if factor.untyped_storage().data_ptr() != memory or not factor.is_contiguous():
             return None
+    if not torch.equal(out, native_route.route(x, layers)):
+        return None
     return _Plan(layer, router, layers, x, out)
+
+
+def _is_ordinary(layer: DynamicConv, router: PerceptronRouter) -> bool:
+    """Whether layer and router compute what their classes here say, with weights that are parameters of their own."""
+    from convary.nn.base import DynamicLayer
+
+    if type(layer).coefficients is not DynamicLayer.coefficients or "coefficients" in layer.__dict__:
+        return False
+    kind = type(router)
+    if kind.forward is not Router.forward or kind._route is not PerceptronRouter._route:
+        return False
+    if kind.split is not PerceptronRouter.split:
+        return False
+    owned = [(layer, "weight"), (layer, "bias"), *((m, n) for m in _modules(router) if m for n in ("weight", "bias"))]
+    for owner, name in owned:  # a pruned or parametrised weight is made anew on every access
+        tensor = getattr(owner, name, None)
+        if tensor is not owner._parameters.get(name) or (tensor is not None and not tensor.is_contiguous()):
+            return False
+    return True

@@ -73,7 +73,26 @@ def can_run(x: Tensor, layers: Layers) -> bool:
     for t in layers[:TENSORS]:
         if t is not None and (not _is_plain(t) or (gradients and t.requires_grad)):
             return False
-    return True
+    return _fits(x, layers)
+
+
+def _fits(x: Tensor, layers: Layers) -> bool:
+    """Whether the sizes belong together: the kernels trust them, and the layers themselves tell what is wrong."""
+    width, outputs = x.shape[1], layers.last.shape[0]
+    vectors = [(layers.last_bias, outputs), (layers.temperature, 1)]
+    if layers.squeeze is not None:
+        if layers.squeeze.shape[1] != width:
+            return False
+        width = layers.squeeze.shape[0]
+        norm = (layers.mean, layers.variance, layers.gain, layers.shift)
+        if any(t is None for t in norm) and any(t is not None for t in norm):
+            return False
+        vectors += [(t, width) for t in (layers.squeeze_bias, *norm)]
+    elif layers.mean is not None:
+        return False
+    if layers.last.shape[1] != width or not 0 <= layers.gates <= outputs:
+        return False
+    return all(t is None or t.numel() == n for t, n in vectors)
 
 
 def can_run_on(x: Tensor) -> bool:
