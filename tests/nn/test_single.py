@@ -52,6 +52,8 @@ def prepared(layer, x=X, forced="native"):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(single._Plan, "run", lambda plan, x: used.append(1) or run(plan, x))
         with ops.strategy(forced):
+            layer(x)  # a shape is prepared when it comes for the second time
+            used.clear()
             y = layer(x)
     return y, bool(used)
 
@@ -63,6 +65,25 @@ def test_same_numbers(build):
         y, used = prepared(layer, x)
         assert used
         assert torch.equal(y, usual(layer, x))
+
+
+def test_ever_new_sizes_are_not_prepared(monkeypatch):
+    monkeypatch.setattr(single, "_prepare", None)
+    layer = make()
+    with torch.no_grad(), ops.strategy("native"):
+        for size in (9, 8, 9, 8, 7, 9):
+            x = X[:, :, :size].contiguous()
+            assert torch.equal(layer(x), usual(layer, x))
+
+
+def test_another_strategy_is_asked_for_once(monkeypatch):
+    layer = make()
+    monkeypatch.setattr(single, "explain", lambda *arguments, **options: asked.append(1) or Answer)
+    asked, Answer = [], type("Answer", (), {"chosen": "loop"})
+    with torch.no_grad():
+        for _ in range(4):
+            layer(X)
+    assert asked == [1]
 
 
 def test_1d():
@@ -135,9 +156,11 @@ def load_assigned(layer):
 def test_sees_every_change(change):
     layer = make()
     before, _ = prepared(layer)
-    with torch.no_grad():
+    with torch.no_grad(), ops.strategy("native"):
         change(layer)
+        first = layer(X)
     after, used = prepared(layer)
+    assert torch.equal(first, after)
     assert used
     assert after.shape != before.shape or not torch.equal(after, before)
     assert torch.equal(after, usual(layer))

@@ -3,13 +3,14 @@
 
 A camera sends its images one by one. What Python does per layer (finding weights, checking them, shaping coefficients)
 then costs more than a small convolution, and several times that when large banks have just swept the caches. So the
-arguments of both calls are kept, and only what may have changed since is looked at again.
+arguments of both calls are kept, and only what may have changed since is looked at again. Preparing costs more than it
+saves once, so it waits until a shape comes twice in a row: images of ever new sizes take the usual way.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,14 @@ def _options(layer: DynamicConv, router: PerceptronRouter) -> tuple:
     return *geometry, *own, router.training, router.gates, router.activation, getattr(router.norm, "eps", None)
 
 
-_plans: weakref.WeakKeyDictionary[nn.Module, _Plan] = weakref.WeakKeyDictionary()
+class _Seen(NamedTuple):
+    """A layer without a plan: the last shape of x, and the threads for which another strategy is faster there."""
+
+    shape: torch.Size
+    slower_with: int | None = None
+
+
+_plans: weakref.WeakKeyDictionary[nn.Module, _Plan | _Seen] = weakref.WeakKeyDictionary()
 
 
 def infer(layer: DynamicConv, x: Tensor) -> Tensor | None:
@@ -106,33 +114,36 @@ def infer(layer: DynamicConv, x: Tensor) -> Tensor | None:
     if not native_route.can_run_on(x):
         return None
     plan = _plans.get(layer)
-    if plan is None or not plan.holds(layer, router, x):
-        plan = _prepare(layer, router, x)
-        if plan is None:
-            _plans.pop(layer, None)
-            return None
-        _plans[layer] = plan
-    return plan.run(x)
-
-
-def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan | None:
-    if router.training or is_watched(router) or not _is_ordinary(layer, router):
+    if isinstance(plan, _Plan) and plan.holds(layer, router, x):
+        return plan.run(x)
+    if plan is None or plan.shape != x.shape:
+        _plans[layer] = _Seen(x.shape)
         return None
+    if isinstance(plan, _Seen) and plan.slower_with == torch.get_num_threads():
+        return None
+    made = _plans[layer] = _prepare(layer, router, x)
+    return made.run(x) if isinstance(made, _Plan) else None
+
+
+def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan | _Seen:
+    seen = _Seen(x.shape)
+    if router.training or is_watched(router) or not _is_ordinary(layer, router):
+        return seen
     layers = router.native_layers()
     if layers is None or not native_route.can_run(x, layers):
-        return None
+        return seen
     out = native_route.route(x, layers)
     coeffs = router.split(out)
     geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
     if explain("mixed_conv", x, layer.weight, coeffs, layer.bias, **geometry).chosen != "native":
-        return None
+        return _Seen(x.shape, torch.get_num_threads())
     # The coefficients must be what the router made, where it made them: pieces of `out`, unchanged.
     memory = out.untyped_storage().data_ptr()
     for factor in coeffs.factors().values():
         if factor.untyped_storage().data_ptr() != memory or not factor.is_contiguous():
-            return None
+            return seen
     if not torch.equal(out, native_route.route(x, layers)):
-        return None
+        return seen
     return _Plan(layer, router, layers, x, out)
 
 
