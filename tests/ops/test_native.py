@@ -42,6 +42,18 @@ def python(code: str, **environment: str) -> str:
     return run.stdout.strip()
 
 
+INSTRUCTION_SETS = ("avx512", "avx2", "baseline", "neon")
+
+
+def run_on(isa: str, code: str) -> None:
+    """Run `code` in a new interpreter that is held to one instruction set; skips where this CPU has none such."""
+    if isa not in native.isas():
+        pytest.skip(f"this CPU or library has no {isa}")
+    held = f"import torch\nfrom convary.ops import native\nassert native.isa() == {isa!r}\ntorch.set_num_threads(1)\n"
+    search = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    assert python(f"{held}{code}\nprint('done')", CONVARY_ISA=isa, PYTHONPATH=search) == "done"
+
+
 def tensors(K: int, N: int, B: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(K, N, generator=generator), torch.randn(B, K, generator=generator)
@@ -192,23 +204,18 @@ class TestRawInterface:
 
 @needs_library
 class TestInstructionSets:
-    @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline", "neon"])
+    @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
     def test_values(self, isa):
-        if isa not in native.isas():
-            pytest.skip(f"this CPU or library has no {isa}")
-        code = f"""
-from convary.ops import native
+        run_on(
+            isa,
+            """
 from tests.ops.test_native import EDGES, check_mix
-assert native.isa() == {isa!r}, native.isa()
 for N in EDGES:
     check_mix(4, N, 5)
     check_mix(7, N, 1)
 check_mix(3, 100_003, 48)
-print("done")
-"""
-        root = str(Path(__file__).parents[2])
-        search = os.pathsep.join([root, *sys.path])
-        assert python(code, CONVARY_ISA=isa, PYTHONPATH=search) == "done"
+""",
+        )
 
     def test_best_is_the_default(self):
         code = "from convary.ops import native; print(native.isa() == native.isas()[0])"

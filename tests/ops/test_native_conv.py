@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +13,7 @@ from hypothesis import strategies as st
 from convary import ops
 from convary.errors import ConvaryError, StrategyError
 from convary.ops import Coefficients, native, native_conv, reference
-from tests.ops.test_native import python
+from tests.ops.test_native import INSTRUCTION_SETS, run_on
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 CHANNELS = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 65]
@@ -320,22 +317,16 @@ class TestRawInterface:
 
 
 @needs_library
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline", "neon"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set(isa):
-    if isa not in native.isas():
-        pytest.skip(f"this CPU or library has no {isa}")
-    code = f"""
-import torch
-from convary.ops import native
+    run_on(
+        isa,
+        """
 from tests.ops.test_native_conv import TestRawInterface, TestValues
-assert native.isa() == {isa!r}, native.isa()
-torch.set_num_threads(1)
 TestValues().test_any_geometry()
 TestRawInterface().test_writes_all_of_the_output_and_nothing_else()
 TestValues().test_block_edges(9, 600, 70, 2, (7, 7), 3, 1)
 TestValues().test_block_edges(2, 8, 40, 4, (40, 37), 3, 1)
 TestValues().test_block_edges(1, 40, 40, 3, (100, 120), 3, 40)
-print("done")
-"""
-    root = str(Path(__file__).parents[2])
-    assert python(code, CONVARY_ISA=isa, PYTHONPATH=os.pathsep.join([root, *sys.path])) == "done"
+""",
+    )

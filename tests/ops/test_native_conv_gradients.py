@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ from hypothesis import strategies as st
 
 from convary import ops
 from convary.ops import Coefficients, native, native_conv, reference
-from tests.ops.test_native import python
+from tests.ops.test_native import INSTRUCTION_SETS, run_on
 from tests.ops.test_native_conv import draw_call
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
@@ -239,21 +236,15 @@ class TestRawInterface:
 
 
 @needs_library
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline", "neon"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set(isa):
-    if isa not in native.isas():
-        pytest.skip(f"this CPU or library has no {isa}")
-    code = f"""
-import torch
-from convary.ops import native
+    run_on(
+        isa,
+        """
 from tests.ops.test_native_conv_gradients import TestGradients, check, dense_call
-assert native.isa() == {isa!r}, native.isa()
-torch.set_num_threads(1)
 TestGradients().test_any_geometry()
 check(*dense_call(6, 300, 70, 2, (7, 7), 3, 1))
 check(*dense_call(2, 8, 40, 4, (40, 37), 3, 1))
 check(*dense_call(1, 40, 40, 3, (100, 120), 3, 40))
-print("done")
-"""
-    root = str(Path(__file__).parents[2])
-    assert python(code, CONVARY_ISA=isa, PYTHONPATH=os.pathsep.join([root, *sys.path])) == "done"
+""",
+    )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import convary as cv
 from convary import ops
 from convary.ops import native, native_route
+from tests.ops.test_native import INSTRUCTION_SETS, run_on
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason="the native library is absent")
 LAYERS = {
@@ -39,7 +40,7 @@ def native_calls(monkeypatch):
     return calls
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)  # also run in subprocesses, without the profile
 @given(
     name=st.sampled_from(list(LAYERS)),
     B=st.integers(1, 5),
@@ -57,6 +58,17 @@ def test_agrees_with_the_layers_in_float64(name, B, C, size):
     for axis, factor in want.items():
         assert got[axis].shape == factor.shape
         torch.testing.assert_close(got[axis].double(), factor, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_every_instruction_set(isa):
+    run_on(
+        isa,
+        """
+from tests.ops.test_native_route import test_agrees_with_the_layers_in_float64
+test_agrees_with_the_layers_in_float64()
+""",
+    )
 
 
 @pytest.mark.parametrize("name", LAYERS)

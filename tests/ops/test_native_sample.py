@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -16,7 +13,7 @@ from hypothesis import strategies as st
 from convary import ops
 from convary.errors import StrategyError
 from convary.ops import native, native_sample, reference
-from tests.ops.test_native import python
+from tests.ops.test_native import INSTRUCTION_SETS, run_on
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 CHANNELS = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 65]
@@ -248,20 +245,14 @@ def test_instances_are_chosen_to_run_native():
 
 
 @needs_library
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline", "neon"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set(isa):
-    if isa not in native.isas():
-        pytest.skip(f"this CPU or library has no {isa}")
-    code = f"""
-import torch
-from convary.ops import native
+    run_on(
+        isa,
+        """
 from tests.ops.test_native_sample import EDGES, TestValues, check, edge_call
-assert native.isa() == {isa!r}, native.isa()
-torch.set_num_threads(1)
 TestValues().test_any_geometry()
 for sizes in EDGES[::3]:
     check(*edge_call(*sizes, indexed=True))
-print("done")
-"""
-    root = str(Path(__file__).parents[2])
-    assert python(code, CONVARY_ISA=isa, PYTHONPATH=os.pathsep.join([root, *sys.path])) == "done"
+""",
+    )

@@ -27,7 +27,7 @@ def obstacle(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None)
     if (absent := native.available()) is not None:
         return absent
     for tensor in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias):
-        if tensor is not None and (reason := _refusal(tensor)) is not None:
+        if tensor is not None and (reason := refusal(tensor)) is not None:
             return reason
     return mode_obstacle()
 
@@ -43,7 +43,8 @@ def mode_obstacle() -> str | None:
     return None
 
 
-def _refusal(tensor: Tensor) -> str | None:
+def refusal(tensor: Tensor) -> str | None:
+    """Why the native kernels can't take one tensor, or None."""
     if not tensor.is_cpu:
         return f"a tensor is on {tensor.device}, the native kernels run on the CPU"
     if tensor.dtype is not torch.float32:

@@ -17,7 +17,6 @@ from convary.errors import ConvaryError
 from convary.ops import native, native_conv
 from convary.ops.strategy import may_be_native
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 ACTIVATIONS = {"sigmoid": 1, "softmax": 2}
 
 
@@ -103,9 +102,7 @@ def can_run_on(x: Tensor) -> bool:
 
 
 def _is_plain(t: Tensor) -> bool:
-    if t.dtype is not torch.float32 or not t.is_cpu or t.layout is not torch.strided or type(t) not in _PLAIN:
-        return False
-    return t.is_contiguous() and not t.is_neg()
+    return native_conv.refusal(t) is None and t.is_contiguous() and not t.is_neg()
 
 
 @lru_cache(maxsize=1024)
