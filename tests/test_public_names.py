@@ -12,7 +12,7 @@ diagnose export fold fold_norms freeze_routing load_released method ops param_gr
 set_temperature summary where
 """.split()
 OPS = """
-Coefficients Explanation explain mix_bias mix_kernels mixed_conv sample_conv strategies strategy
+Coefficients Explanation explain mix_bias mix_kernels mixed_conv pixel_conv sample_conv strategies strategy
 """.split()
 
 
