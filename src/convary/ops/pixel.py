@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convary.ops import taps
+from convary.ops import native_pixel, registered_pixel, taps
 from convary.ops.geometry import Size
 from convary.ops.operators import in_format_of
 from convary.ops.strategy import Problem, Strategy, choose, choose_traced, is_traced
@@ -62,7 +62,8 @@ def run(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     elif x.numel() == 0 or weight.numel() == 0:
         return x.new_zeros(*x.shape[:2], *weight.shape[3:]) + 0 * (x.sum() + weight.sum())  # backward gives zeros
     else:
-        key = ("pixel_conv", x.shape, weight.shape, window, needs_gradient(x, weight), x.device.type, x.dtype)
+        obstacle = native_pixel.obstacle(x, weight)
+        key = ("pixel_conv", x.shape, weight.shape, window, needs_gradient(x, weight), x.device.type, x.dtype, obstacle)
         name = choose(STRATEGIES, key, lambda: describe(x, weight, window))
     return in_format_of(x, STRATEGIES[name].run(x, weight, window))
 
@@ -93,7 +94,11 @@ def describe(x: Tensor, weight: Tensor, window: Window) -> Problem:
         device=x.device.type,
         itemsize=x.element_size(),
         reach=tuple(s + 2 * p for s, p in zip(x.shape[2:], window.padding, strict=True)),
+        obstacle=native_pixel.obstacle(x, weight),
     )
 
 
-STRATEGIES = {"taps": Strategy(lambda problem: None, taps.run)}
+STRATEGIES = {
+    "taps": Strategy(lambda problem: None, taps.run),
+    "native": Strategy(native_pixel.why_not, registered_pixel.run),
+}

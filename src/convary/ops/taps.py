@@ -62,13 +62,15 @@ class _Taps(torch.autograd.Function):
         return *_gradients(x, weight, grad, ctx.window, *ctx.needs_input_grad[:2]), None
 
 
-def reference_gradients(ctx, x: Tensor, weight: Tensor, grad: Tensor, window: Window) -> tuple[Tensor | None, ...]:
+def reference_gradients(
+    ctx, x: Tensor, weight: Tensor, grad: Tensor, window: Window
+) -> tuple[Tensor | None, Tensor | None]:
     """For ``create_graph=True``: by the reference, whose operations can be differentiated again."""
     needed = ctx.needs_input_grad[:2]
     y = reference.pixel_conv(x, weight, **window._asdict())
     wanted = [t for t, need in zip((x, weight), needed, strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
-    return tuple(next(found) if need else None for need in needed)
+    return next(found) if needed[0] else None, next(found) if needed[1] else None
 
 
 def _gradients(
