@@ -133,6 +133,29 @@ CONVARY_API int32_t convary_route_f32(const convary_route_sizes* sizes, const fl
                                       const float* gain, const float* shift, const float* last, const float* last_bias,
                                       const float* temperature, float* pooled, float* out);
 
+// The sizes of a convolution with a kernel per position. A line (1-D) is a map one row high.
+typedef struct {
+    int64_t B, C, H, W;  // x (B, C, H, W)
+    int64_t G;           // weight (B, G, kernel_h * kernel_w, out_h, out_w)
+    int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+    int64_t scale_h, scale_w;  // outputs that a window serves
+    int64_t border;            // outside x: 0 zeros, 1 replicate, 2 reflect, 3 circular, 4 clamp: windows are moved inside
+    int64_t interleaved;       // 0: channel c is of group c / (C / G); 1: of group c % G
+    int64_t threads;           // how many threads to cut the work for; no result depends on it
+} convary_pixel_sizes;
+
+// y[b, c, p] = sum_t weight[b, group of c, t, p] x[b, c, p / scale * stride + t * dilation - pad]
+// y (B, C, out_h, out_w), out_h = scale_h * ((H + 2 pad_h - dilation_h (kernel_h - 1) - 1) / stride_h + 1), likewise out_w.
+// Borders reflect and circular want pad < H and pad <= H, clamp a window inside x. A sample's result does not depend on
+// the others, bit for bit.
+CONVARY_API int32_t convary_pixel_conv_f32(const convary_pixel_sizes* sizes, const float* x, const float* weight, float* y);
+
+// The gradients of x and of weight; same sizes.
+CONVARY_API int32_t convary_pixel_conv_grad_x_f32(const convary_pixel_sizes* sizes, const float* grad_y,
+                                                  const float* weight, float* grad_x);
+CONVARY_API int32_t convary_pixel_conv_grad_weight_f32(const convary_pixel_sizes* sizes, const float* x,
+                                                       const float* grad_y, float* grad_weight);
+
 #ifdef __cplusplus
 }
 #endif
