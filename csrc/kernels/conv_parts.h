@@ -93,6 +93,13 @@ struct Window {
 // behind the last packed number is written.
 void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed);
 
+// n numbers brought into the cache, to be read or written soon.
+enum { read, write };
+template <int use>
+inline void fetch(const float* at, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(at + i, use, 3);
+}
+
 // Memory that will be read next: K groups of `rows` rows of `length` floats. Fetched into the level-2 cache a line at a
 // time while a product keeps the arithmetic busy, so that a bank larger than the caches costs its bandwidth, not its
 // latency on top of the arithmetic.

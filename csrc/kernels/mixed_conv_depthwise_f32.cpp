@@ -167,9 +167,12 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
             scale[r] = 1.0f;
             shift[r] = conv.bias != nullptr && r < count ? conv.bias[b * conv.bias_step + c + r] : 0.0f;
         }
+        fetch<write>(conv.y + (b * conv.C + c) * conv.y_map, count * conv.y_map);
         for (int64_t term = 0; term < terms; ++term) {
             const int64_t sample = conv.term(b, term);
             if (terms > 1) mix(sample);
+            // The next item's maps follow these.
+            fetch<read>(conv.x + (conv.source(sample) * conv.C + c + count) * conv.h.in * conv.w.in, lanes * conv.h.in * conv.w.in);
             stand(conv, conv.x + (conv.source(sample) * conv.C + c) * conv.h.in * conv.w.in, count, inputs);
             upright_stencil(conv, weights, taps, offsets, inputs, sums, term > 0);
         }
