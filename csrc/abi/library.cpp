@@ -80,7 +80,7 @@ void expect_fresh(const Extent& out) {
     constexpr uintptr_t huge = uintptr_t{2} << 20;
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.data) + huge - 1) / huge * huge;
     const uintptr_t end = (reinterpret_cast<uintptr_t>(out.data) + static_cast<uintptr_t>(out.count) * 4) / huge * huge;
-    if (out.count >= int64_t{8} << 20) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    if (out.count >= fresh_floats) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
     (void)out;
 #endif

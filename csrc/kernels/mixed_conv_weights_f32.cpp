@@ -216,14 +216,16 @@ private:
     void finish() {
         float* scale = sums;
         float* shift = sums + grad.panel;
+        const bool past = conv.K * kernel_step() >= fresh_floats;
         for (int64_t i = 0; i < grad.panel; ++i) scale[i] = 1.0f, shift[i] = 0.0f;
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
             for (int64_t k = 0; k < conv.K; ++k) {
                 float* to = grad.grad_bank + (bank_row(panel, k) - conv.bank);
-                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to, row_step());
+                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to, row_step(), past);
             }
         }
+        if (past) stream_fence();
     }
 };
 
