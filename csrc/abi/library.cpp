@@ -64,12 +64,12 @@ const Choice choice;
 std::atomic<convary_parallel_for_fn> threads{nullptr};
 
 // Released when its thread ends.
-struct Scratch {
+struct Memory {
     float* data = nullptr;
     int64_t floats = 0;
-    ~Scratch() { free(data); }
+    ~Memory() { free(data); }
 };
-thread_local Scratch scratch;
+thread_local Memory scratch;
 
 }  // namespace
 

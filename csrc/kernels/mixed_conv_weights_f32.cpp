@@ -22,22 +22,22 @@ public:
         o1 = least(conv.Og(), o0 + grad.panels * grad.panel);
         pitch = (grad.columns - 1) * conv.w.stride + (conv.w.taps - 1) * conv.w.dilation + 1;
         const GradScratch size(grad, lanes);
-        bank = scratch;
-        grad_bank = bank + size.bank;
-        weights = grad_bank + size.grad_bank;
-        steps = weights + size.grad_weights;
-        factors = steps + size.steps;
-        plain = factors + size.factors;
-        channel = plain + size.plain;
-        tap = channel + size.channel;
-        filter = tap + size.tap;
-        inputs = filter + size.filter;
-        grads = inputs + size.inputs;
-        ones = grads + size.grads;
-        sums = ones + size.ones;
-        all_taps = reinterpret_cast<int64_t*>(sums + size.sums);
+        bank = size.part(scratch, size.bank);
+        grad_bank = size.part(scratch, size.grad_bank);
+        weights = size.part(scratch, size.weights);
+        steps = size.part(scratch, size.steps);
+        factors = size.part(scratch, size.factors);
+        plain = size.part(scratch, size.plain);
+        channel = size.part(scratch, size.channel);
+        tap = size.part(scratch, size.tap);
+        filter = size.part(scratch, size.filter);
+        inputs = size.part(scratch, size.inputs);
+        grads = size.part(scratch, size.grads);
+        ones = size.part(scratch, size.ones);
+        sums = size.part(scratch, size.sums);
+        all_taps = reinterpret_cast<int64_t*>(size.part(scratch, size.offsets));
         offsets = all_taps + conv.T();
-        for (int64_t i = 0; i < size.ones; ++i) ones[i] = 1.0f;
+        for (int64_t i = 0; i < size.size(size.ones); ++i) ones[i] = 1.0f;
         for (int64_t t = 0; t < conv.T(); ++t) all_taps[t] = t;
     }
 
