@@ -95,15 +95,20 @@ struct Blocks {
 // The cut for this call: `lanes` floats a vector, `threads` threads to keep busy. In abi/conv_plan.cpp.
 Blocks cut(const Conv& conv, int64_t lanes, int64_t threads);
 
-// Floats of each part of a work item's scratch memory, in this order, every part whole cache lines.
-struct ConvScratch {
-    int64_t weights, bank, factors, filter, inputs, sums, maps, scale, offsets;
+// A work item's scratch memory: parts of whole cache lines, one behind the other. In abi/conv_plan.cpp.
+struct Scratch {
+    static constexpr int most = 14;
+    int64_t begin[most + 1];  // in floats
+    bool fits;                // false where some part is beyond any memory
 
+    CONVARY_INLINE float* part(float* memory, int i) const { return memory + begin[i]; }
+    CONVARY_INLINE int64_t size(int i) const { return begin[i + 1] - begin[i]; }
+    CONVARY_INLINE int64_t total() const { return begin[most]; }
+};
+
+struct ConvScratch : Scratch {
+    enum { weights, bank, factors, filter, inputs, sums, maps, scale, shift, offsets, parts };
     ConvScratch(const Conv& conv, const Blocks& blocks);
-    CONVARY_INLINE int64_t total() const {
-        return weights + bank + factors + filter + inputs + sums + maps + 2 * scale + offsets;
-    }
-    bool fits;  // false where some part is beyond any memory
 };
 
 // The gradient of the bank and what the gradients of the coefficients are made of. A work item forms the gradient of
@@ -133,19 +138,16 @@ struct ConvGrad {
     }
 };
 
-struct GradScratch {
-    int64_t bank, grad_bank, grad_weights, steps, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets;
-
-    GradScratch(const ConvGrad& grad, int64_t lanes);  // abi/conv_plan.cpp
-    CONVARY_INLINE int64_t total() const {
-        return bank + grad_bank + grad_weights + steps + factors + plain + channel + tap + filter + inputs + grads + ones +
-               sums + offsets;
-    }
-    bool fits;
+struct GradScratch : Scratch {
+    enum {
+        bank, grad_bank, weights, steps, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets, parts
+    };
+    GradScratch(const ConvGrad& grad, int64_t lanes);
 };
 
 void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads);
 
+constexpr int64_t fresh_floats = 8 << 20;  // an output of that many comes straight from mmap: its first writing is dear
 constexpr int64_t mix_samples = 4;  // samples mixed together: a bank tile is then read once for all of them
 
 }  // namespace convary

@@ -159,7 +159,7 @@ class PerceptronRouter(Router):
         raise TypeError(f"{type(self).__name__} must define last")
 
     def named(self, pieces: Sequence[Tensor]) -> Coefficients:
-        """Coefficients out of the activated logits: (B, length) for each gate, then (B, the others) if there are any."""
+        """Coefficients out of the activated logits: (B, length) for each gate, then (B, the others) if any."""
         raise TypeError(f"{type(self).__name__} must define named(pieces)")
 
     def _route(self, x: Tensor) -> Coefficients:

@@ -250,11 +250,13 @@ def gradients(
         of_x: :func:`gradient_of_x` or its like.
         of_bank: :func:`gradient_of_bank` or its like.
     """
-    if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, grad)
     x, bank, *factors = ctx.saved_tensors
     coeffs = coefficients(factors)
     needs_x, *needs_weight, needs_row = ctx.needs_input_grad[:7]
+    if torch.is_grad_enabled():
+        y = reference.mixed_conv(x, bank, coeffs, None, **ctx.geometry._asdict())
+        grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
+        return *differentiable(y, (x, bank, *factors), ctx.needs_input_grad[:6], grad), grad_row
     grad_x = of_x(grad, x.shape, bank, coeffs, ctx.geometry) if needs_x else None
     grad_bank, grads = of_bank(grad, x, bank, coeffs, ctx.geometry) if any(needs_weight) else (None, Coefficients())
     grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
@@ -266,15 +268,20 @@ def _gradient_of_row(grad: Tensor, ndim: int) -> Tensor:
     return by_sample if ndim == 2 else by_sample.sum(0)
 
 
-def _differentiable_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """For ``create_graph=True``: the same gradients by the reference, whose operations can be differentiated again."""
-    x, bank, *factors = ctx.saved_tensors
-    y = reference.mixed_conv(x, bank, coefficients(factors), None, **ctx.geometry._asdict())
-    *needed, needs_row = ctx.needs_input_grad[:7]
-    wanted = [t for t, need in zip((x, bank, *factors), needed, strict=True) if need]
+def differentiable(
+    y: Tensor, tensors: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """For ``create_graph=True``: the gradients of the tensors that need one, to be differentiated again.
+
+    Args:
+        y: The result once more, by the reference: by operations that have second derivatives.
+        tensors: What it was made from.
+        needed: Which of these need a gradient.
+        grad: The gradient of y.
+    """
+    wanted = [t for t, need in zip(tensors, needed, strict=True) if need and t is not None]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
-    grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
-    return *(next(found) if need else None for need in needed), grad_row
+    return tuple(next(found) if need else None for need in needed)
 
 
 def coefficients(factors: Sequence[Tensor | None]) -> Coefficients:
