@@ -11,10 +11,16 @@ from convary.methods.condconv import CondConv, CondConv1d, CondConv2d, CondConv3
 from convary.methods.config import Annealing, MethodConfig
 from convary.methods.dyconv import DyConv, DyConv1d, DyConv2d, DyConv3d
 from convary.methods.dynet import DyNet, DyNetConv1d, DyNetConv2d, DyNetConv3d
+from convary.methods.kernel_warehouse import (
+    KernelWarehouse,
+    KernelWarehouse1d,
+    KernelWarehouse2d,
+    KernelWarehouse3d,
+)
 from convary.methods.odconv import ODConv, ODConv1d, ODConv2d, ODConv3d
 from convary.methods.perceptron import MixedLinear
 
-METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv)
+METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse)
 
 
 def method(name: str, **options: Any) -> MethodConfig:
@@ -56,6 +62,6 @@ def config_from_json(text: str) -> MethodConfig:
 
 __all__ = [
     "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "MethodConfig", "MixedLinear", "ODConv",
-    "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
+    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
+    "KernelWarehouse3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
 ]  # fmt: skip
