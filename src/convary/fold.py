@@ -99,14 +99,14 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
         A copy in eval mode without these normalisations. It computes what ``model.eval()`` computes.
 
     Raises:
-        ConfigError: no batch normalisation follows a dynamic convolution.
+        ConfigError: no batch normalisation follows a dynamic convolution that can take it in.
     """
     folded = copy.deepcopy(model).eval()
     pairs = _pairs(folded, example)
     if not pairs:
         raise ConfigError(
-            f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone; "
-            "nothing to fold"
+            f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone, whose filters "
+            "can be scaled one by one (KernelWarehouse's share their cells); nothing to fold"
         )
     return _replace(folded, {norm: _fold_norm(layer, norm) for layer, norm in pairs.items()})
 
@@ -282,7 +282,7 @@ def _pairs(model: nn.Module, example: Tensor) -> dict[DynamicConv, nn.Module]:
     return {
         layer: norm
         for layer, (norm, y) in pairs.items()
-        if uses.count[y] == 1 and runs[layer] == runs[norm] == 1 and _understood(norm)
+        if layer.absorbs and uses.count[y] == 1 and runs[layer] == runs[norm] == 1 and _understood(norm)
     }
 
 

@@ -35,6 +35,7 @@ from convary.ops.geometry import Size
 
 EPSILON = 1e-3  # beside the sum of magnitudes, as released
 _BASES = 16  # the fewest, as released
+_LARGE, _OUTGROWN = 1 << 20, 8  # weights of an attention, and those per weight of the kernels; published are at most 7
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -48,9 +49,10 @@ class KernelWarehouse(MethodConfig):
         out_ratio: co over the greatest common divisor of the sharing layers' output channels; 1/2 where cell_ratio
             is below 1.
         in_ratio: ci over that of their input channels per group.
-        sharing: Which layers share a warehouse. "layer": none. "stage": all of a stage, as published for ResNets. "kind":
-            those of a stage that are depthwise, and the others (MobileNetV2 1x). "role": of the others those that open
-            a block, too, are on their own (MobileNetV2 4x).
+        sharing: Which layers share a warehouse when a model is converted. "layer": none. "stage": all of a stage, its
+            depthwise layers apart, as published for ResNets and MobileNetV2 1x. "role": the layers that open a block
+            apart, too (MobileNetV2 4x). A stage whose channels have so small a common divisor that the attention would
+            outgrow the kernels by far shares nothing.
         nonlocal_ratio: Below 1, the cells that a layer does not start with are reached over that many bases per cell
             (1/16 in ResNet-50 1/2x).
         reduction: The hidden width is max(int(C / reduction), min_hidden).
@@ -66,7 +68,7 @@ class KernelWarehouse(MethodConfig):
     cell_ratio: float = 1.0
     out_ratio: float = 1.0
     in_ratio: float = 1.0
-    sharing: Literal["layer", "stage", "kind", "role"] = "stage"
+    sharing: Literal["layer", "stage", "role"] = "stage"
     nonlocal_ratio: float = 1.0
     reduction: float = 16
     min_hidden: int = 16
@@ -110,8 +112,15 @@ class KernelWarehouse(MethodConfig):
                 key = (stages.get(site.name, site.name), str(layer.rank), _kind(site, self.sharing, opens))
                 groups.setdefault(key, []).append(layer)
         for group in groups.values():
-            if len(group) > 1:
+            if len(group) > 1 and not self._outgrown([layer.kernel_shape for layer in group]):
                 stock(group, self)
+
+    def _outgrown(self, kernel_shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether the attention of layers that share would be far larger than their kernels."""
+        sizes = [math.prod(shape) for shape in kernel_shapes]
+        parts = sum(sizes) // math.prod(self.cell_shape(kernel_shapes))
+        attention = parts**2 * self.cell_ratio * self.min_hidden
+        return attention > _LARGE and attention > _OUTGROWN * sum(sizes)
 
     def cell_shape(self, kernel_shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
         """(co, ci) of the cells of kernels (O, C/G, *k)."""
@@ -122,8 +131,6 @@ class KernelWarehouse(MethodConfig):
 
 def _kind(site: Site, sharing: str, opens: bool) -> str:
     """Which of a stage's warehouses a layer shares."""
-    if sharing == "stage":
-        return "all"
     if site.module.groups == site.module.in_channels > 1:
         return "depthwise"
     return "opening" if sharing == "role" and opens else "other"
@@ -293,6 +300,7 @@ class _KernelWarehouseNd(DynamicConv):
     config_type = KernelWarehouse
     config: KernelWarehouse
     mixed_bias = False
+    absorbs = False  # every filter is made of the same cells
     released_weight = "warehouse_manager.weights.{}"
 
     def make_weight(self, **factory) -> None:
@@ -369,10 +377,6 @@ class _KernelWarehouseNd(DynamicConv):
         numel = math.prod(self.kernel_shape)
         assembly = len(self.attention.starts) * self.weight.numel()
         return {"convolution": numel * positions, "routing": self.attention.macs(), "assembly": assembly}
-
-    def absorb_(self, scale: Tensor, shift: Tensor) -> Tensor | None:
-        """Not possible: every filter is made of the same cells."""
-        raise ConfigError("the filters of a KernelWarehouse layer share their cells and can't be scaled one by one")
 
     @torch.no_grad()
     def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:

@@ -34,6 +34,7 @@ class DynamicLayer(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     router: Router | None
+    absorbs: ClassVar[bool] = True  # whether ``absorb_`` can scale one filter without the others
     released_weight: ClassVar[str | None] = None  # the authors' name of a weight that layers share, by its number
 
     def __init__(self) -> None:
@@ -85,11 +86,7 @@ class DynamicLayer(nn.Module):
         return self.bias.expand(next(iter(coeffs.factors().values())).shape[0], -1)
 
     def absorb_(self, scale: Tensor, shift: Tensor) -> Tensor | None:
-        """Multiply the outputs by ``scale`` (O,) and add ``shift`` (O,), in place; what can't be added is returned.
-
-        Raises:
-            ConfigError: the layer's kernels are not its own to scale.
-        """
+        """Multiply the outputs by ``scale`` (O,) and add ``shift`` (O,), in place; what can't be added is returned."""
         self.weight.mul_(scale.reshape(-1, *[1] * (self.weight.ndim - 2)))
         if self.bias is None:
             self.bias = nn.Parameter(shift)  # (O,): added as it is, not mixed
