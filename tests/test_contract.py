@@ -27,6 +27,7 @@ VARIANTS = [
     cv.ODConv(experts=3, sharing="per_kernel", temperature=30.0),
     cv.ODConv(experts=2, attentions=("filter", "kernel", "channel"), kernel_activation="sigmoid", norm="layer"),
     cv.ODConv(experts=2, attentions=("channel",), norm="none"),
+    cv.DCD(latent="basic"),
     cv.KernelWarehouse(cell_ratio=2.5, in_ratio=0.5, out_ratio=0.5, min_hidden=4),
 ]
 IDS = [f"{c.name}{i}" for i, c in enumerate(VARIANTS)]

@@ -348,3 +348,72 @@ def test_kernel_warehouse_temperature_schedule():
         seen.append(float(layer.router.temperature))
     steps = (case.inputs["epoch"] * per_epoch + case.inputs["iteration"]).long()
     case.close("out", torch.tensor(seen, dtype=torch.float64)[steps])
+
+
+@pytest.mark.parametrize("name", cases("dcd_*"))
+def test_dcd(name):
+    case = Case(name)
+    k = case.kwargs
+    if "dycls" in name:
+        layer = cv.DCDLinear(k["inp"], k["oup"], dtype=torch.float64)
+    else:
+        latent = next(v for part, v in LATENT.items() if part in name)
+        C, O = (k.get(a, k.get(b)) for a, b in (("inplanes", "inp"), ("planes", "oup")))
+        size = 1 if latent == "pointwise" else 3
+        layer = cv.DCDConv2d(
+            C, O, size, k.get("stride", 1), size // 2, bias=False, latent=latent, squeeze=k.get("fc_squeeze", 16),
+            dtype=torch.float64,
+        )  # fmt: skip
+    cv.load_released(layer, case.state)
+    case.released(layer)
+    layer.train(case.training)
+    x = case.inputs["x"].requires_grad_()
+    seen = []
+    layer.router.register_forward_hook(lambda m, a, out: seen.append(out))
+    out = layer(x)
+    case.close("out", out)
+    case.close("attention.phi", seen[0].latent)
+    case.close("attention.scale", seen[0].filter)
+    case.backward(out)
+    kind = layer.released_kind()
+    names = layer.released_names(kind) | {n: f"{kind}{n}.weight" for n in ("q", "p")}
+    own = dict(layer.named_parameters())
+    grads = {theirs: own[ours].grad for ours, theirs in names.items() if ours in own}
+    phi, scale = layer.router.heads.weight.grad.split(layer.router.sizes)
+    case.check_gradients(grads | {"x": x.grad, "fc_phi.weight": phi, "fc_scale.weight": scale})
+    for key in (k for k in case.expected if k.startswith("post.")):
+        case.close(key, layer.get_buffer(key.removeprefix("post.bn").replace("1.", "norm1.").replace("2.", "norm2.")))
+
+
+LATENT = {"conv_basic_dy": "basic", "conv_dy": "bottleneck", "dymodule": "pointwise"}
+
+
+class TheirMobileNetV2(nn.Module):
+    """torchvision's network with the names that liyunsheng13/dcd gives its parts."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        from torchvision.models import mobilenet_v2
+
+        *blocks, last = mobilenet_v2(width_mult=width).features
+        for block in blocks[1:]:
+            parts = [p for part in block.conv for p in (part if isinstance(part, nn.Sequential) else [part])]
+            block.conv = nn.Sequential(*parts)
+        self.features, self.conv = nn.Sequential(*blocks), last
+        self.classifier = nn.Sequential(nn.Linear(1280, 1000))
+
+    def forward(self, x):
+        return self.classifier(self.conv(self.features(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", cases("mobilenetv2_dcd_*"))
+def test_dcd_mobilenetv2(name):
+    case = Case(name)
+    config = cv.DCD(squeeze=case.kwargs["fc_squeeze"])
+    model = cv.convert(TheirMobileNetV2(case.kwargs["width_mult"]), config, upcycle=False).double()
+    assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
+    assert len(cv.load_released(model, case.state).dynamic) == 33
+    case.released(model)
+    model.train(case.training)
+    with torch.no_grad():
+        case.close("out", model(case.inputs["x"]))

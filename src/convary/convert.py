@@ -102,7 +102,7 @@ class Plan:
         modules = dict(model.named_modules(remove_duplicate=False))
         routers = self._block_routers(model)
         places = list(sites(model, self.blocks))
-        layers = {site.name: self.config.build(site.module) for site in places if site.name in self.converted}
+        layers = {site.name: self.config.at(site).build(site.module) for site in places if site.name in self.converted}
         self.config.join(places, layers)
         made: dict[nn.Module, nn.Module] = {}
         for site in places:
@@ -305,7 +305,7 @@ def _layers_on_meta(places: list[Site], config: MethodConfig, reasons: dict[str,
             lazy = any(nn.parameter.is_lazy(p) for p in site.module.parameters())
             if reasons[site.name] is None and not lazy:
                 try:
-                    layers[site.name] = config.build(_on_meta(site.module))
+                    layers[site.name] = config.at(site).build(_on_meta(site.module))
                 except ConfigError as error:
                     reasons[site.name] = str(error)
         config.join(places, layers)

@@ -85,6 +85,10 @@ class MethodConfig:
             layers: What ``build`` made of some of them, by name, before it is initialised from the model's weights.
         """
 
+    def at(self, site: Site) -> MethodConfig:
+        """The config of the layer at ``site``, where the paper's depends on the block around it."""
+        return self
+
     def build(self, module: Any) -> nn.Module:
         """A dynamic layer of the same geometry, freshly initialised.
 

@@ -23,6 +23,19 @@ class VectorBatchNorm(nn.BatchNorm1d):
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation of (B, C, *S) with any number of axes; takes a single number per channel as above."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any will do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, *S)."""
+        if not self.training or input.numel() >= 2 * input.shape[1]:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
 def make_norm(name: str, width: int, **factory) -> nn.Module:
     """The normalisation of a router's hidden vector: "batch", "layer" or "none"."""
     if name == "batch":
