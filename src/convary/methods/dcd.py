@@ -232,7 +232,7 @@ class _Decomposed(DynamicLayer):
         """In eval mode, where the normalisations are linear: (B, O, C, *k), dense even where W0 has groups."""
         weight = self._dense()  # (O, C, *k)
         weight = coeffs.filter[:, 0].reshape(-1, weight.shape[0], *[1] * (weight.ndim - 1)) * weight
-        residual = self._fused(coeffs) @ (_affine(self.norm1)[0][:, None] * self.q)  # (B, O, C)
+        residual = self._fused(coeffs) @ (self.norm1.scale_and_shift()[0][:, None] * self.q)  # (B, O, C)
         T = math.prod(weight.shape[3:])
         centre = F.one_hot(torch.tensor(self._centre(), device=weight.device), T)
         taps = residual.unsqueeze(3) * centre.to(residual.dtype)
@@ -240,13 +240,13 @@ class _Decomposed(DynamicLayer):
 
     def biases(self, coeffs: Fusion) -> Tensor:
         """In eval mode: (B, O)."""
-        shift = self._fused(coeffs) @ _affine(self.norm1)[1] + self.p @ _affine(self.norm2)[1]
+        shift = self._fused(coeffs) @ self.norm1.scale_and_shift()[1] + self.p @ self.norm2.scale_and_shift()[1]
         return shift if self.bias is None else shift + coeffs.filter[:, 0] * self.bias
 
     def _fused(self, coeffs: Fusion) -> Tensor:
         """``P (s Phi + 1)`` with the second normalisation's scale s: (B, O, latent)."""
         unit = torch.eye(len(self.q), device=self.q.device, dtype=self.q.dtype)
-        return self.p @ (_affine(self.norm2)[0][:, None] * coeffs.latent + unit)
+        return self.p @ (self.norm2.scale_and_shift()[0][:, None] * coeffs.latent + unit)
 
     def _dense(self) -> Tensor:
         """W0 without groups, (O, C, *k)."""
@@ -311,13 +311,6 @@ class _Decomposed(DynamicLayer):
         names |= {"router.gate.weight": "fc.1.fc.0.weight"}
         names |= {f"norm{i}.{leaf}": f"bn{i}.{leaf}" for i in (1, 2) for leaf in _NORM}
         return names if self.bias is None else names | {"bias": f"{static}.bias"}
-
-
-def _affine(norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a normalisation in eval mode."""
-    assert norm.running_mean is not None and norm.running_var is not None  # it keeps statistics
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
 
 
 class _DCDNd(_Decomposed, DynamicConv):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,9 +32,17 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, *S)."""
-        if not self.training or input.numel() >= 2 * input.shape[1]:
+        if self.training and input.numel() >= 2 * input.shape[1]:
             return super().forward(input)
-        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        # Written out: torch 2.14's double backward of batch_norm with running statistics is wrong behind a matmul.
+        scale, shift = (value.reshape(-1, *[1] * (input.ndim - 2)) for value in self.scale_and_shift())
+        return input * scale + shift
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift that the running statistics make, (C,) each."""
+        assert self.running_mean is not None and self.running_var is not None  # it keeps statistics
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
 
 
 def make_norm(name: str, width: int, **factory) -> nn.Module:
