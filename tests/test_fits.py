@@ -100,9 +100,7 @@ def test_half_precision_model(config, dtype):
     got = half(x.to(dtype))
     assert got.dtype == dtype
     assert (got.float() - want).abs().max() < 0.1 * want.abs().max()
-    assert all(
-        float(r.temperature) == pytest.approx(hot) for r in half.modules() if r.__class__ in map(type, tempered)
-    )
+    assert all(float(r.temperature) == pytest.approx(hot) for r in half.modules() if r.__class__ in map(type, tempered))
 
 
 @every_config

@@ -41,9 +41,10 @@ def test_follows_the_released_formula(latent):
 def test_every_block_gets_its_own_latent_space():
     with torch.device("meta"):
         made = [cv.convert(make(), cv.DCD()) for make in (models.resnet18, models.resnet50, models.mobilenet_v2)]
-    assert [net.get_submodule(name).config.latent for net, name in zip(
-        made, ("layer1.0.conv1", "layer1.0.conv1", "features.2.conv.0.0"), strict=True
-    )] == ["basic", "bottleneck", "pointwise"]
+    assert [
+        net.get_submodule(name).config.latent
+        for net, name in zip(made, ("layer1.0.conv1", "layer1.0.conv1", "features.2.conv.0.0"), strict=True)
+    ] == ["basic", "bottleneck", "pointwise"]
     assert isinstance(made[0].fc, cv.DCDLinear) and type(made[2].features[1].conv[1]) is nn.Conv2d
 
 

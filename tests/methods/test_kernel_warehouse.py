@@ -110,9 +110,9 @@ def test_ratios_that_do_not_come_out_even(ratio):
     assert [s for s in starts if s < n] == list(range(len([s for s in starts if s < n])))
     assert n == max(int(9 * ratio), 1)
     cv.set_temperature(layer, 1.0)
-    assert (layer.kernels(layer.coefficients(torch.randn(1, 4, 5, 5))).flatten(3).abs().amax((0, 1, 2)) > 0).tolist() == [
-        s < n for s in starts
-    ]
+    assert (
+        layer.kernels(layer.coefficients(torch.randn(1, 4, 5, 5))).flatten(3).abs().amax((0, 1, 2)) > 0
+    ).tolist() == [s < n for s in starts]
 
 
 def test_the_attention_may_be_negative_and_is_l1_normalised():

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ShapeError
 from convary.methods.config import MethodConfig, check_positive
 from convary.nn import BatchNorm, DynamicConv, DynamicLayer, Router, Site
-from convary.ops import Coefficients, mixed_conv
-from convary.ops.geometry import Size
+from convary.ops.geometry import Size, resolve
 from convary.ops.sample import CONV
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -140,7 +139,15 @@ class FusionRouter(Router):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, latent: int, pool: int, rank: int, hidden: int, device=None, dtype=None
+        self,
+        in_channels: int,
+        out_channels: int,
+        latent: int,
+        pool: int,
+        rank: int,
+        hidden: int,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__(in_channels)
         factory: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
@@ -198,7 +205,11 @@ class _Decomposed(DynamicLayer):
     def reset_parameters(self) -> None:
         """Normal with the fan-out of each map; bias zero."""
         taps = math.prod(self.weight.shape[2:])
-        for weight, fan_out in ((self.weight, self.weight.shape[0] * taps), (self.q, len(self.q)), (self.p, len(self.p))):
+        for weight, fan_out in (
+            (self.weight, self.weight.shape[0] * taps),
+            (self.q, len(self.q)),
+            (self.p, len(self.p)),
+        ):
             nn.init.normal_(weight, 0, math.sqrt(2 / fan_out))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -330,13 +341,14 @@ class _DCDNd(_Decomposed, DynamicConv):
 
     def convolve(self, x: Tensor, coeffs: Fusion, padding: Size | str) -> Tensor:
         """The scaled static convolution, and the residual on the centre tap."""
-        geometry = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        bias = None if self.bias is None else self.bias[None]
-        scaled = mixed_conv(x, self.weight[None], Coefficients(filter=coeffs.filter), bias, padding=padding, **geometry)
+        conv = CONV[self.rank]
+        padded, g = resolve(x, self.weight.shape[2:], self.stride, padding, self.dilation, self.groups)
+        static = conv(padded, self.weight, self.bias, g.stride, g.padding, g.dilation, g.groups)
+        scale = coeffs.filter.transpose(1, 2).unflatten(2, (1,) * self.rank).to(static.dtype)
         sides = self._centre_sides(x, padding)
         points = self.q.reshape(*self.q.shape, *[1] * self.rank)
-        q = CONV[self.rank](F.pad(x, sides) if any(sides) else x, points, None, self.stride)
-        return scaled + self.residual(q, coeffs)
+        q = conv(F.pad(x, sides) if any(sides) else x, points, None, self.stride)
+        return scale * static + self.residual(q, coeffs)
 
     def _centre_sides(self, x: Tensor, padding: Size | str) -> list[int]:
         """``F.pad``'s argument that puts the first centre tap first; negative where it cuts."""
@@ -359,7 +371,7 @@ class _DCDNd(_Decomposed, DynamicConv):
         return number
 
     def released_kind(self) -> str:
-        """"conv_" in their MobileNetV2, nothing in their ResNets.
+        """ "conv_" in their MobileNetV2, nothing in their ResNets.
 
         Raises:
             CheckpointError: the layer has a bias.

@@ -230,7 +230,14 @@ class CellAttention(Router):
     starts: Tensor
 
     def __init__(
-        self, in_channels: int, starts: Sequence[int], n: int, own: slice, config: KernelWarehouse, device=None, dtype=None
+        self,
+        in_channels: int,
+        starts: Sequence[int],
+        n: int,
+        own: slice,
+        config: KernelWarehouse,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__(in_channels, config.temperature, device)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -379,7 +379,6 @@ class DynamicConv(DynamicLayer):
             parts.append(f"padding_mode={self.padding_mode!r}")
         return ", ".join(parts)
 
-
     def extra_options(self) -> str:
         """What the layer's representation tells of the method's options."""
         return f"experts={self.num_experts}"
