@@ -66,12 +66,13 @@ from convary.schedule import TemperatureAnnealing, anneal, set_temperature
 __version__ = "0.1.0"
 
 __all__ = [
-    "DCD", "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d",
-    "ConfigError", "ConvaryError", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear", "DataError", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d",
-    "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded",
-    "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow",
-    "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal",
-    "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing", "load_released",
-    "method", "ops", "param_groups", "plan", "released_state", "routing",
-    "set_temperature", "summary", "where",
+    "DCD", "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d",
+    "CondConv3d", "ConfigError", "ConvaryError", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear", "DataError",
+    "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d",
+    "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded", "KernelWarehouse", "KernelWarehouse1d",
+    "KernelWarehouse2d", "KernelWarehouse3d", "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d",
+    "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing",
+    "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold",
+    "fold_norms", "freeze_routing", "load_released", "method", "ops", "param_groups", "plan", "released_state",
+    "routing", "set_temperature", "summary", "where",
 ]  # fmt: skip

@@ -63,7 +63,7 @@ def config_from_json(text: str) -> MethodConfig:
 
 __all__ = [
     "DCD", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DCDConv1d", "DCDConv2d",
-    "DCDConv3d", "DCDLinear", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
-    "KernelWarehouse3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
+    "DCDConv3d", "DCDLinear", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d",
+    "DyNetConv3d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig",
+    "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
 ]  # fmt: skip

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """DCD: dynamic convolution as a static kernel, scaled by filter, plus a dynamic residual of low rank.
 
-``y = L(x) (W0 * x + b) + P (BN(Phi(x) q) + q)`` with ``q = BN(Q x)``: Q takes C channels to a latent space of few, Phi(x)
-fuses these, P takes them to O. With ``z = v hsig(V v)``, ``v = U pool(x)``, both Phi (latent x latent) and the logits of
-``L = hsig(...)`` are linear in z; ``hsig(t) = relu6(t + 3) / 3`` goes from 0 to 2 and is 1 at 0.
+``y = L(x) (W0 * x + b) + P (BN(Phi(x) q) + q)`` with ``q = BN(Q x)``: Q takes C channels to a latent space of few,
+Phi(x) fuses these, P takes them to O. With ``v = U pool(x)`` and ``z = v hsig(V v)``, Phi (latent x latent) and the
+logits of ``L = hsig(...)`` are linear in z; ``hsig(t) = relu6(t + 3) / 3`` goes from 0 to 2 and is 1 at 0.
 
 Li et al., "Revisiting Dynamic Convolution via Matrix Decomposition", ICLR 2021. The paper writes
-``W(x) = L(x) W0 + P Phi(x) Q^T``; the released code, and this file, put a normalisation behind Q and one behind Phi, and
-add q again. At the sizes of a k x k kernel Q reads the centre tap.
+``W(x) = L(x) W0 + P Phi(x) Q^T``; the released code, and this file, put a normalisation behind Q and one behind Phi,
+and add q again. Of a k x k kernel Q reads the centre tap.
 
-Differences from the released code: any of ``nn.ConvNd``'s arguments works (the residual reaches over all groups); a batch
-of one, or a map of one position, can be trained on; Phi and L come from one linear layer.
+Differences from the released code: any of ``nn.ConvNd``'s arguments works (the residual reaches over all groups); a
+batch of one, or a map of one position, can be trained on; Phi and L come from one linear layer.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class DCD(MethodConfig):
     """Options of DCD.
 
     Attributes:
-        latent: How wide the latent space is, and what is pooled; see ``sizes``. "pointwise" as released for MobileNetV2,
-            "basic" and "bottleneck" for the blocks of ResNets. "auto": ``convert`` takes the one of the layer's block; a
-            layer on its own is "pointwise".
+        latent: How wide the latent space is, and what is pooled; see ``sizes``. "pointwise" as released for
+            MobileNetV2, "basic" and "bottleneck" for the blocks of ResNets. "auto": ``convert`` takes the one of the
+            layer's block; a layer on its own is "pointwise".
         squeeze: Width of z: of max(pooled inputs, latent ** 2) one part in so many; 16 is published, and 8 for
             MobileNetV2 0.5.
     """
@@ -78,8 +78,8 @@ class DCD(MethodConfig):
     def placement(cls, site: Site) -> bool:
         """The classifier, and the ungrouped convolutions of the blocks but those of MobileNetV2's first.
 
-        Stem, shortcuts, depthwise layers and the 1x1 behind MobileNetV2's blocks stay static. A network without blocks: all
-        but the first.
+        Stem, shortcuts, depthwise layers and the 1x1 behind MobileNetV2's blocks stay static. A network without
+        blocks: all but the first.
         """
         if not site.is_conv:
             return site.index == site.count - 1
@@ -183,7 +183,7 @@ def halves(x: Tensor) -> Tensor:
 
     The halves of an odd axis share its middle, as in ``F.adaptive_avg_pool2d``.
     """
-    for axis in range(2, x.ndim):  # each turn takes the first axis that is left and puts its halves last
+    for _ in range(2, x.ndim):  # each turn takes the first axis that is left and puts its halves last
         size = x.shape[2]
         x = torch.stack([x.narrow(2, 0, (size + 1) // 2).mean(2), x.narrow(2, size // 2, size - size // 2).mean(2)], -1)
     return x.flatten(1)
@@ -371,7 +371,7 @@ class _DCDNd(_Decomposed, DynamicConv):
         return number
 
     def released_kind(self) -> str:
-        """ "conv_" in their MobileNetV2, nothing in their ResNets.
+        """What they write in their MobileNetV2, or nothing, as in their ResNets.
 
         Raises:
             CheckpointError: the layer has a bias.
@@ -417,7 +417,7 @@ class DCDLinear(_Decomposed):
         )
         return layer.train(linear.training)
 
-    def forward(self, x: Tensor, coeffs: Fusion | None = None) -> Tensor:
+    def forward(self, x: Tensor, coeffs: Any = None) -> Tensor:
         """(B, *, C) to (B, *, O).
 
         Raises:

@@ -9,10 +9,10 @@ from 1 to 0, linearly per iteration, over twenty epochs; here it is the router's
 
 Li, Yao, "KernelWarehouse: Rethinking the Design of Dynamic Convolution", ICML 2024.
 
-Differences from the released code: a layer stands alone, with a warehouse of its own, and ``convert`` makes the layers of
-a stage share one; tau and beta are buffers, saved and moved with the model; any of ``nn.ConvNd``'s arguments works, and
-any cell ratio: where fewer cells than parts do not come out even (the released code stops there), the parts left over
-start as zeros.
+Differences from the released code: a layer stands alone, with a warehouse of its own, and ``convert`` makes the layers
+of a stage share one, as one tied weight; tau and beta are buffers, saved and moved with the model; any of
+``nn.ConvNd``'s arguments works, and any cell ratio: where fewer cells than parts do not come out even (the released
+code stops there), the parts left over start as zeros.
 """
 
 from __future__ import annotations
@@ -403,8 +403,8 @@ class _KernelWarehouseNd(DynamicConv):
         """
         if self.config.cell_ratio < 1:
             raise ConfigError(
-                f"a warehouse with cell_ratio={self.config.cell_ratio} has fewer cells than a trained kernel has parts and "
-                "can't hold it; use cell_ratio of at least 1, or convert with upcycle=False"
+                f"a warehouse with cell_ratio={self.config.cell_ratio} has fewer cells than a trained kernel has parts "
+                "and can't hold it; use cell_ratio of at least 1, or convert with upcycle=False"
             )
         if self.weight.is_meta:
             return
@@ -423,7 +423,7 @@ class _KernelWarehouseNd(DynamicConv):
             self.bias.copy_(bias)
 
     def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """OSVAI/KernelWarehouse's layout: the attention with the layer, the cells in the network's warehouse manager."""
+        """OSVAI/KernelWarehouse's layout: the cells are in the network's warehouse manager."""
         state = {"weight": tensors["weight"].reshape(self.weight.shape)}
         state |= {ours: tensors[theirs] for ours, theirs in self.released_names().items()}
         return state

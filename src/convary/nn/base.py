@@ -186,8 +186,8 @@ class DynamicConv(DynamicLayer):
     """Base of the dynamic convolutions: takes all of ``nn.ConvNd``'s arguments in its order, then the method's options.
 
     Subclasses set ``rank`` and ``config_type`` and define ``make_router``, ``reset_parameters`` and, where the bias is
-    static, ``mixed_bias = False``. One that mixes no bank of whole kernels defines ``make_weight``, ``convolve`` and what
-    ``DynamicLayer`` says of kernels besides.
+    static, ``mixed_bias = False``. One that mixes no bank of whole kernels defines ``make_weight``, ``convolve`` and
+    what ``DynamicLayer`` says of kernels besides.
 
     Args:
         in_channels: C.

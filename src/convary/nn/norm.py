@@ -40,7 +40,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Scale and shift that the running statistics make, (C,) each."""
-        assert self.running_mean is not None and self.running_var is not None  # it keeps statistics
+        assert self.running_mean is not None  # it keeps statistics
+        assert self.running_var is not None
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale, self.bias - self.running_mean * scale
 

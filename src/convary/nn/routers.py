@@ -94,9 +94,9 @@ class Router(nn.Module):
         if temperature > self.final_temperature:
             Router.warned = True
             warnings.warn(
-                f"evaluating with routers at temperature {temperature:g}, above the final {self.final_temperature:g}; step "
-                f"convary.anneal to its end, or convary.set_temperature(model, {self.final_temperature}) to measure the "
-                "final model",
+                f"evaluating with routers at temperature {temperature:g}, above the final {self.final_temperature:g}; "
+                f"step convary.anneal to its end, or convary.set_temperature(model, {self.final_temperature}) to "
+                "measure the final model",
                 TemperatureWarning,
                 stacklevel=3,
             )
