@@ -98,7 +98,7 @@ KINDS = [
 
 
 class TestTaps:
-    @settings(max_examples=150)
+    @settings(deadline=None, max_examples=150)
     @given(data=st.data())
     def test_any_geometry(self, data):
         x, weight, arguments = draw_call(data)
