@@ -87,9 +87,10 @@ CONVARY_API int32_t convary_mixed_conv_grad_blocks(const convary_conv_sizes* siz
 // The gradient of the bank, and sums that the gradients of the coefficients are made of. With
 // E[b, k, o, c, t] = (gradient of W)[b, o, c, t] * bank[k, o, c, t], each summed over the parts of the first axis:
 //     part_tap (blocks[0], B, K, T)      sum over o, c of filter channel E
-//     part_filter (blocks[1], B, K, O)   sum over c, t of channel tap E; depthwise: of tap E; may be NULL
-//     part_channel (blocks[2], B, K, C)  sum over o, t of filter tap E; may be NULL, not written where depthwise
-// The kernel factor is in none of them. Depthwise is C = O = G.
+//     part_filter (blocks[1], B, R, O)   sum over c, t of channel tap E; depthwise: of tap E; may be NULL
+//     part_channel (blocks[2], B, R, C)  sum over o, t of filter tap E; may be NULL, not written where depthwise
+// R is K where the filter or the channel factor has K > 1 rows, and 1 where the kernels share them: those sums go over k
+// too, of kernel times what is written there. Elsewhere the kernel factor is in no sum. Depthwise is C = O = G.
 CONVARY_API int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const float* x,
                                                      const float* grad_y, const float* bank, const float* kernel,
                                                      const float* filter, const float* channel, const float* tap,
@@ -115,16 +116,17 @@ CONVARY_API int32_t convary_sample_conv_grad_weight_f32(const convary_conv_sizes
 typedef struct {
     int64_t B, C, P;        // x (B, C, P): P positions, at least one
     int64_t hidden;         // 0: no hidden layer
-    int64_t outputs;
-    int64_t gates;          // this many outputs come first, with a sigmoid
-    int64_t rest;           // the activation of the others: 0 none, 1 sigmoid, 2 softmax
+    int64_t pieces[4];      // the outputs of the last layer, N, fall into pieces of these lengths; 0: no piece
+    int64_t gates;          // this many pieces come first, with a sigmoid
+    int64_t rest;           // the activation of each of the others: 0 none, 1 sigmoid, 2 softmax
     float epsilon;          // of the normalisation
 } convary_route_sizes;
 
 // v = mean of x over P;  h = relu(norm(squeeze v + squeeze_bias)), or v where hidden is 0
-// out[b] = activations((last h + last_bias) / temperature)
+// z = (last h + last_bias) / temperature, and out is, piece by piece, the activations of that piece of z: (B, length),
+// one piece behind the other.
 // norm(z) = (z - mean) / sqrt(variance + epsilon) * gain + shift, each (hidden), all NULL for none.
-// squeeze (hidden, C), last (outputs, hidden or C); the biases and temperature (one number) may be NULL.
+// squeeze (hidden, C), last (N, hidden or C); the biases and temperature (one number) may be NULL.
 // pooled (B, C) is written on the way.
 CONVARY_API int32_t convary_route_f32(const convary_route_sizes* sizes, const float* x, const float* squeeze,
                                       const float* squeeze_bias, const float* mean, const float* variance,

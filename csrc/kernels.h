@@ -20,11 +20,14 @@ struct MixTile {
     bool stream;  // write past the cache
 };
 
+constexpr int64_t route_pieces = 4;
+
 // A router in inference; pointers and sizes as convary_route_f32 in convary.h.
 struct Route {
     const float *x, *squeeze, *squeeze_bias, *mean, *variance, *gain, *shift, *last, *last_bias, *temperature;
     float *pooled, *out;
     int64_t B, C, P, hidden, outputs, gates, rest;
+    const int64_t* pieces;
     float epsilon;
 };
 

@@ -38,9 +38,10 @@ def pixel_conv(
             reach and a stride of 1, for both sides are padded alike).
         dilation: As in ``torch.nn.functional.conv2d``.
         border: What is read outside x: ``"zeros"``, ``"replicate"`` (the nearest position), ``"reflect"`` (mirrored at
-            the edge position), ``"circular"``; or ``"clamp"``: the whole window is moved until it lies in x (ContMix).
-        group_order: Channel c belongs to group c // (C/G) (``"contiguous"``, as in grouped convolutions and involution)
-            or c % G (``"interleaved"``, LSNet).
+            the edge position), ``"circular"``; or ``"clamp"``: the whole window is moved until it lies inside x
+            (ContMix).
+        group_order: Channel c belongs to group c // (C/G) (``"contiguous"``, as in grouped convolutions and
+            involution) or c % G (``"interleaved"``, LSNet).
         scale_factor: Every window serves this many output positions per axis, as if x were enlarged by nearest
             neighbour but with taps on the input grid (CARAFE).
 

@@ -135,7 +135,7 @@ def pixel_conv(
     C, G = x.shape[1], weight.shape[1]
     channels = torch.arange(C, device=x.device)
     group_of = channels // (C // G) if group_order == "contiguous" else channels % G
-    y = 0
+    y = x.new_zeros(x.shape[:2] + weight.shape[3:])
     for t, tap in enumerate(itertools.product(*(range(k) for k in kernel_size))):
         seen = x
         for axis, s in enumerate(x.shape[2:]):
