@@ -169,7 +169,7 @@ def _filled(value: Tensor, known: Tensor) -> Tensor:
 def _pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         deep = image.mode.startswith(("I", "F"))  # 16 or 32 bits, floats
-        return np.asarray(image if deep else image.convert("L"))
+        return np.array(image if deep else image.convert("L"))
 
 
 def _files(folder: Path, known: Iterable[str]) -> dict[str, Path]:
