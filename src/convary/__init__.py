@@ -27,12 +27,14 @@ from convary.export import export
 from convary.fold import Folded, fold, fold_norms, freeze_routing
 from convary.inspect import Summary, routing, summary
 from convary.methods import (
+    DDPM,
     METHODS,
     Annealing,
     CondConv,
     CondConv1d,
     CondConv2d,
     CondConv3d,
+    DepthDC,
     DyConv,
     DyConv1d,
     DyConv2d,
@@ -57,12 +59,12 @@ from convary.schedule import TemperatureAnnealing, anneal, set_temperature
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d",
-    "ConfigError", "ConvaryError", "DataError", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d",
-    "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded",
-    "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow",
-    "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal",
-    "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing", "load_released",
-    "method", "ops", "param_groups", "plan", "released_state", "routing",
-    "set_temperature", "summary", "where",
+    "DDPM", "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d",
+    "CondConv3d", "ConfigError", "ConvaryError", "DataError", "DepthDC", "DeviceError", "Diagnosis", "DtypeError",
+    "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d",
+    "ExportError", "Folded", "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d",
+    "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing",
+    "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold",
+    "fold_norms", "freeze_routing", "load_released", "method", "ops", "param_groups", "plan", "released_state",
+    "routing", "set_temperature", "summary", "where",
 ]  # fmt: skip

@@ -134,9 +134,7 @@ def released_state(source: nn.Module) -> dict[str, Tensor]:
             own = module.router.state_dict()
             state |= {f"{prefix}{ROUTER}.{leaf}": own[f"linear.{leaf}"] for leaf in ("weight", "bias")}
     return state | {
-        _their_name(source, name): value
-        for name, value in source.state_dict().items()
-        if not _is_dynamic(source, name)
+        _their_name(source, name): value for name, value in source.state_dict().items() if not _is_dynamic(source, name)
     }
 
 

@@ -21,7 +21,7 @@ def test_whole_network_agrees_with_the_authors(name):
         model = hdfnet(pretrained=False).double()
     model = model.to_empty(device="cpu")
     assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
-    report = cv.load_released(model, case.state)
+    cv.load_released(model, case.state)
     case.released(model)
     model.train(case.training)
     with torch.no_grad():

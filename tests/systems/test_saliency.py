@@ -36,7 +36,14 @@ def test_scores_agree_with_the_authors():
     for i in range(2):
         scores.compare(case.inputs[f"pred{i}"], case.inputs[f"gt{i}"] > 0.5)
     got = scores.result()
-    names = {"MaxF": "max_f", "MeanF": "mean_f", "WFM": "weighted_f", "MAE": "mae", "SM": "s_measure", "EM": "e_measure"}
+    names = {
+        "MaxF": "max_f",
+        "MeanF": "mean_f",
+        "WFM": "weighted_f",
+        "MAE": "mae",
+        "SM": "s_measure",
+        "EM": "e_measure",
+    }
     for theirs, ours in names.items():
         tolerance = 3e-3 if ours == "s_measure" else 1e-6  # PySODMetrics' S-measure is nearer to the original one
         assert got[ours] == pytest.approx(case.expected[f"out.{theirs}"].item(), abs=tolerance), ours

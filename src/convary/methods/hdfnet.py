@@ -117,8 +117,8 @@ class DepthDC(Released):
     """Filter each channel at each position with a kernel that another feature map generates, then mix the channels.
 
     ``W = generate(dense(conv(guide)))``: one kernel per channel and position, not normalised;
-    ``y = fuse(pixel_conv(x, W))`` with zeros outside x. The paper speaks of kernels enlarged by zeros (its KTU); that is
-    dilation, and the authors' three modules differ in nothing else.
+    ``y = fuse(pixel_conv(x, W))`` with zeros outside x. The paper speaks of kernels enlarged by zeros (its KTU); that
+    is dilation, and the authors' three modules differ in nothing else.
 
     Args:
         in_channels: C of x.
@@ -231,9 +231,7 @@ class DDPM(Released):
         inner = _divided("reduction", out_channels, reduction)
         self.reduce = nn.Conv2d(in_channels, inner, 1)
         self.branches = nn.ModuleList(
-            DepthDC(
-                inner, guide_channels, inner, kernel_size, dilation=d, reduction=reduction, recompute=recompute
-            )
+            DepthDC(inner, guide_channels, inner, kernel_size, dilation=d, reduction=reduction, recompute=recompute)
             for d in dilations
         )
         self.fuse = ConvNormReLU(inner * (1 + len(dilations)), out_channels)

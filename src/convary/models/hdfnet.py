@@ -5,11 +5,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models as torchvision_models
+from torchvision.models import (
+    ResNet50_Weights,
+    VGG16_BN_Weights,
+    VGG19_BN_Weights,
+    WeightsEnum,
+    resnet50,
+    vgg16_bn,
+    vgg19_bn,
+)
 
 from convary.errors import ConfigError, ShapeError, nearest
 from convary.methods.hdfnet import DDPM, ConvNormReLU, DenseTransLayer, Released
@@ -23,7 +31,8 @@ class HDFNet(Released):
     """Two encoders of the same shape, transport layers between them, pyramids of generated kernels in the decoder.
 
     Per level, from the coarsest: ``y = block(y + lateral(rgb))``; at the three coarsest ``y = DDPM(y, guide)`` with
-    ``guide = transport(rgb, depth)``; then y is enlarged to the next level's size. ``hdfnet`` builds the published ones.
+    ``guide = transport(rgb, depth)``; then y is enlarged to the next level's size. ``hdfnet`` builds the published
+    networks.
 
     Args:
         rgb: The stages of the RGB encoder by their stride, the finest first.
@@ -121,24 +130,26 @@ def hdfnet(backbone: Backbone = "vgg16", *, pretrained: bool = True, recompute: 
     Raises:
         ConfigError: an unknown backbone.
     """
-    if backbone not in get_args(Backbone):
-        raise ConfigError(
-            f"backbone must be one of {', '.join(get_args(Backbone))}; got {backbone!r}{nearest(backbone, get_args(Backbone))}"
-        )
-    name, stages, channels = _BACKBONES[backbone]
-    build, weights = getattr(torchvision_models, name), torchvision_models.get_model_weights(name).DEFAULT
-    rgb, depth = (with_weights(build, weights) if pretrained else build() for _ in range(2))
-    encoders = [stages(rgb), stages(depth)]
-    first = encoders[1][min(channels)]
-    first[0] = nn.Conv2d(
-        1, first[0].out_channels, first[0].kernel_size, first[0].stride, first[0].padding, bias=first[0].bias is not None
-    )
-    return HDFNet(*encoders, channels, recompute=recompute)
+    if backbone not in _BACKBONES:
+        known = ", ".join(_BACKBONES)
+        raise ConfigError(f"backbone must be one of {known}; got {backbone!r}{nearest(backbone, _BACKBONES)}")
+    build, weights, stages, channels = _BACKBONES[backbone]
+    rgb, depth = (stages(with_weights(build, weights) if pretrained else build()) for _ in range(2))
+    first = depth[min(channels)]
+    first[0] = _one_channel(first[0])
+    return HDFNet(rgb, depth, channels, recompute=recompute)
 
 
-def _vgg(network: nn.Module) -> dict[int, nn.Sequential]:
-    """The layers between the poolings, each pooling at the head of what it shrinks for; the last one is dropped."""
-    stages, layers = {}, []
+def _one_channel(conv: Any) -> nn.Conv2d:
+    """The same for depth, with random weights."""
+    size, stride, padding = conv.kernel_size, conv.stride, conv.padding
+    return nn.Conv2d(1, conv.out_channels, size, stride, padding, bias=conv.bias is not None)
+
+
+def _vgg(network: Any) -> dict[int, nn.Sequential]:
+    """The layers between the poolings, each pooling at the head of the stage it shrinks for; the last is dropped."""
+    stages: dict[int, nn.Sequential] = {}
+    layers: list[nn.Module] = []
     for layer in network.features:
         if isinstance(layer, nn.MaxPool2d):
             stages[2 ** len(stages)] = nn.Sequential(*layers)
@@ -147,17 +158,18 @@ def _vgg(network: nn.Module) -> dict[int, nn.Sequential]:
     return stages
 
 
-def _resnet(network: nn.Module) -> dict[int, nn.Module]:
+def _resnet(network: Any) -> dict[int, nn.Sequential]:
     stem = nn.Sequential(network.conv1, network.bn1, network.relu)
     first = nn.Sequential(network.maxpool, network.layer1)
     return {2: stem, 4: first, 8: network.layer2, 16: network.layer3, 32: network.layer4}
 
 
 _VGG_CHANNELS = {1: 64, 2: 128, 4: 256, 8: 512, 16: 512}
-_BACKBONES: dict[Backbone, tuple[str, Callable, dict[int, int]]] = {
-    "vgg16": ("vgg16_bn", _vgg, _VGG_CHANNELS),
-    "vgg19": ("vgg19_bn", _vgg, _VGG_CHANNELS),
-    "resnet50": ("resnet50", _resnet, {2: 64, 4: 256, 8: 512, 16: 1024, 32: 2048}),
+_RESNET_CHANNELS = {2: 64, 4: 256, 8: 512, 16: 1024, 32: 2048}
+_BACKBONES: dict[str, tuple[Callable[..., nn.Module], WeightsEnum, Callable, dict[int, int]]] = {
+    "vgg16": (vgg16_bn, VGG16_BN_Weights.IMAGENET1K_V1, _vgg, _VGG_CHANNELS),
+    "vgg19": (vgg19_bn, VGG19_BN_Weights.IMAGENET1K_V1, _vgg, _VGG_CHANNELS),
+    "resnet50": (resnet50, ResNet50_Weights.IMAGENET1K_V1, _resnet, _RESNET_CHANNELS),
 }
 
 

