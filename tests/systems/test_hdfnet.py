@@ -45,6 +45,8 @@ def test_trains_on_the_photograph_from_the_command_line(tmp_path, small, capsys)
     assert main(command) == 0
     assert "max_f" in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text())["run"]["recompute"]
+    assert main(["train", "hdfnet-published"]) == 2
+    assert "wants --data, a folder that holds RGB, depth and GT" in capsys.readouterr().err
 
 
 def test_the_loss_falls(tmp_path, small):
@@ -52,6 +54,14 @@ def test_the_loss_falls(tmp_path, small):
     curve = fit(config)["curve"]
     first = HDFNetConfig(out=tmp_path / "one", steps=1, size=32, lr=0.05, cpu=True)
     assert sum(curve[-1]["losses"].values()) < 0.8 * sum(fit(first)["curve"][-1]["losses"].values())
+
+
+def test_the_loss_is_taken_in_float32(tmp_path, small):
+    loaded = HDFNetConfig(out=tmp_path, size=32).load()
+    model, batch = loaded.model().train(), loaded.collate([loaded.item(0, generator(0))])
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = loaded.losses(model, batch)
+    assert all(part.dtype == torch.float32 and part.isfinite() for part in parts.values())
 
 
 def test_items_are_normalised_squares(tmp_path):

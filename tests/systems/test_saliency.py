@@ -59,3 +59,11 @@ def test_a_prediction_is_brought_to_the_mask():
     assert result["mae"] == 0 and result["max_f"] == pytest.approx(1) and result["s_measure"] == pytest.approx(1)
     scores.add(1 - exact, mask)
     assert scores.result()["mae"] == 0.5
+
+
+def test_a_photograph_without_objects_is_scored():
+    scores, empty = SaliencyScores(), torch.zeros(8, 10, dtype=torch.bool)
+    scores.add(torch.zeros(8, 10), empty)
+    result = scores.result()
+    assert result["mae"] == 0 and result["s_measure"] == 1
+    assert result["max_f"] == result["mean_f"] == result["weighted_f"] == 0
