@@ -50,7 +50,7 @@ def test_trains_on_the_photograph_from_the_command_line(tmp_path, small, capsys)
 
 
 def test_the_loss_falls(tmp_path, small):
-    config = HDFNetConfig(out=tmp_path, steps=30, size=32, lr=0.05, cpu=True)
+    config = HDFNetConfig(out=tmp_path, steps=15, size=32, lr=0.05, cpu=True)
     curve = fit(config)["curve"]
     first = HDFNetConfig(out=tmp_path / "one", steps=1, size=32, lr=0.05, cpu=True)
     assert sum(curve[-1]["losses"].values()) < 0.8 * sum(fit(first)["curve"][-1]["losses"].values())
