@@ -37,7 +37,9 @@ def out_size(sizes: dict[str, int]) -> list[int] | None:
     """Of y, or None where there is no convolution."""
     sides = []
     for a, size in (("h", sizes["H"]), ("w", sizes["W"])):
-        taps, stride, pad, dilation, scale = (sizes[f"{n}_{a}"] for n in ("kernel", "stride", "pad", "dilation", "scale"))
+        taps, stride, pad, dilation, scale = (
+            sizes[f"{n}_{a}"] for n in ("kernel", "stride", "pad", "dilation", "scale")
+        )
         reach = (taps - 1) * dilation + 1
         least = {2: pad + 1, 3: pad, 4: reach}.get(sizes["border"], 1)
         if min(size, taps, stride, dilation, scale) < 1 or size + 2 * pad < reach or size < least:

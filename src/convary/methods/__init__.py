@@ -12,6 +12,7 @@ from convary.methods.config import Annealing, MethodConfig
 from convary.methods.dcd import DCD, DCDConv1d, DCDConv2d, DCDConv3d, DCDLinear
 from convary.methods.dyconv import DyConv, DyConv1d, DyConv2d, DyConv3d
 from convary.methods.dynet import DyNet, DyNetConv1d, DyNetConv2d, DyNetConv3d
+from convary.methods.hdfnet import DDPM, DepthDC
 from convary.methods.kernel_warehouse import (
     KernelWarehouse,
     KernelWarehouse1d,
@@ -62,8 +63,9 @@ def config_from_json(text: str) -> MethodConfig:
 
 
 __all__ = [
-    "DCD", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DCDConv1d", "DCDConv2d",
-    "DCDConv3d", "DCDLinear", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d",
-    "DyNetConv3d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig",
-    "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
+    "DCD", "DDPM", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DCDConv1d",
+    "DCDConv2d", "DCDConv3d", "DCDLinear", "DepthDC", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet",
+    "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
+    "KernelWarehouse3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d",
+    "config_from_json", "method",
 ]  # fmt: skip
