@@ -79,7 +79,7 @@ def test_training_gives_both_heads(net):
 
 
 def test_parameters_as_published():
-    """mmsegmentation's heads on a ResNet-50: 4096 -> 512 3x3, four modules of 2048 -> 512, auxiliary 1024 -> 256."""
+    """The released heads on a ResNet-50: 4096 -> 512 3x3, four modules of 2048 -> 512, auxiliary 1024 -> 256."""
     with torch.device("meta"):
         model = DMNet(19)
     module = 2048 * 512 + 512 + 2048 * 512 + 2 * 512 + 2 * 512

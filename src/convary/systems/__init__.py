@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from convary.systems.dmnet import DMNetConfig
 from convary.train.system import SystemConfig
 
-SYSTEMS: tuple[type[SystemConfig], ...] = ()
+SYSTEMS: tuple[type[SystemConfig], ...] = (DMNetConfig,)
