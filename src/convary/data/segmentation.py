@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,14 @@ VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+
+
+class Pairs(Protocol):
+    """A sequence of images (3, H, W) uint8 with their masks (H, W) int64."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +79,14 @@ class SegmentationSet:
     Attributes:
         title: For people.
         classes: Names by class id; 0 is the background where there is one.
-        train: Pairs of an image (3, H, W) uint8 and a mask (H, W) int64.
-        val: The same, to score.
+        train: What is learned from.
+        val: What is scored.
     """
 
     title: str
     classes: tuple[str, ...]
-    train: Sequence[tuple[Tensor, Tensor]] | FilePairs
-    val: Sequence[tuple[Tensor, Tensor]] | FilePairs
+    train: Pairs
+    val: Pairs
 
 
 def load_sample() -> SegmentationSet:

@@ -132,7 +132,8 @@ class DMNetSystem(System):
         count = len(self.data.classes)
         iou = MulticlassJaccardIndex(count, ignore_index=IGNORE).to(device)
         accuracy = MulticlassAccuracy(count, average="micro", ignore_index=IGNORE).to(device)
-        for image, mask in self.data.val:
+        for index in range(len(self.data.val)):
+            image, mask = self.data.val[index]
             predicted = predict(model, image, device)
             for metric in (iou, accuracy):
                 metric.update(predicted, mask.to(device))
