@@ -31,17 +31,15 @@ class MethodConfig:
     """Options of a method. Subclasses are frozen, keyword-only dataclasses with a default for every field.
 
     Attributes:
-        experts: K, the number of kernels in the bank.
+        upcycles: Whether its layers can take over a trained layer's weights so that the output stays the same.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     citation: ClassVar[str]
     annealing: ClassVar[Annealing | None] = None
-    layers: ClassVar[dict[int, type[DynamicConv]]]
+    upcycles: ClassVar[bool] = True
     version: ClassVar[int] = 1
-
-    experts: int = 4
 
     def __post_init__(self) -> None:
         """Check every field against its annotation; subclasses add what they know.
@@ -52,8 +50,6 @@ class MethodConfig:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             _check_field(field.name, getattr(self, field.name), hints[field.name])
-        if self.experts < 1:
-            raise ConfigError(f"experts must be at least 1; got {self.experts!r}")
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -93,10 +89,7 @@ class MethodConfig:
         Raises:
             ConfigError: the method has no dynamic form of ``module``.
         """
-        reason = self.refuses(module)
-        if reason:
-            raise ConfigError(reason)
-        return self.layers[len(module.kernel_size)].from_conv(module, self)
+        raise TypeError(f"{type(self).__name__} must define build(module)")
 
     @classmethod
     def placement(cls, site: Site) -> bool:
@@ -106,6 +99,37 @@ class MethodConfig:
     def to_json(self) -> str:
         """One line of JSON that ``config_from_json`` reads back."""
         return json.dumps({"method": self.name, "version": self.version, **self.options()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankConfig(MethodConfig):
+    """Options of a method that mixes a bank of kernels.
+
+    Attributes:
+        layers: The method's layer by the number of spatial axes.
+        experts: K, the number of kernels in the bank.
+    """
+
+    layers: ClassVar[dict[int, type[DynamicConv]]]
+
+    experts: int = 4
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a value that can't work.
+        """
+        super().__post_init__()
+        if self.experts < 1:
+            raise ConfigError(f"experts must be at least 1; got {self.experts!r}")
+
+    def build(self, module: Any) -> nn.Module:
+        """A dynamic layer of the same geometry, freshly initialised; see ``MethodConfig.build``."""
+        reason = self.refuses(module)
+        if reason:
+            raise ConfigError(reason)
+        return self.layers[len(module.kernel_size)].from_conv(module, self)
 
 
 def _check_field(name: str, value: Any, hint: Any) -> None:

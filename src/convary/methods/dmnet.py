@@ -11,12 +11,13 @@ names, so that the head of a released checkpoint loads as it is.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
+from convary.nn.conv import conv_norm_relu
 from convary.nn.pool import adaptive_avg_pool
 from convary.ops import sample_conv
 
@@ -51,7 +52,7 @@ class DynamicConvModule(nn.Module):
             raise ConfigError(
                 f"channels and kernel_size must be at least 1; got {in_channels=}, {channels=}, {kernel_size=}"
             )
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_channels, self.kernel_size = in_channels, kernel_size
         self.filter_gen_conv = nn.Conv2d(in_channels, channels, 1, **factory)
         self.input_redu_conv = conv_norm_relu(in_channels, channels, 1, **factory)
@@ -83,9 +84,3 @@ class DynamicConvModule(nn.Module):
     def extra_repr(self) -> str:
         """The size of its kernels."""
         return f"kernel_size={self.kernel_size}"
-
-
-def conv_norm_relu(in_channels: int, channels: int, kernel_size: int, **factory) -> nn.Sequential:
-    """A convolution of odd size that keeps the map's, batch normalisation, ReLU."""
-    conv = nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False, **factory)
-    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(channels, **factory), activate=nn.ReLU()))

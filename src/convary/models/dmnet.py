@@ -8,6 +8,7 @@ He, Deng, Qiao, "Dynamic Multi-scale Filters for Semantic Segmentation", ICCV 20
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from torchvision import models
 from torchvision.models import ResNet
 
 from convary.errors import ConfigError
-from convary.methods.dmnet import DynamicConvModule, conv_norm_relu
+from convary.methods.dmnet import DynamicConvModule
 from convary.models.backbone import pretrained
+from convary.nn.conv import conv_norm_relu
 
 WEIGHTS = {
     "resnet18": models.ResNet18_Weights.IMAGENET1K_V1,
@@ -91,7 +93,7 @@ def classifier(channels: int, num_classes: int) -> nn.Conv2d:
     """A 1x1 convolution to logits, its weights normal with a deviation of 0.01 as released."""
     conv = nn.Conv2d(channels, num_classes, 1)
     nn.init.normal_(conv.weight, std=0.01)
-    nn.init.zeros_(conv.bias)
+    nn.init.zeros_(conv.get_parameter("bias"))
     return conv
 
 
@@ -131,7 +133,8 @@ class DMNet(nn.Module):
         if backbone not in WEIGHTS:
             raise ConfigError(f"backbone must be one of {', '.join(WEIGHTS)}; got {backbone!r}")
         build = getattr(models, backbone)
-        self.backbone = dilate(pretrained(build, WEIGHTS[backbone]) if imagenet else build())
+        resnet = pretrained(build, WEIGHTS[backbone]) if imagenet else build()
+        self.backbone = dilate(cast("ResNet", resnet))
         width = self.backbone.fc.in_features
         del self.backbone.fc
         self.decode_head = DMHead(

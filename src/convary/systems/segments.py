@@ -45,7 +45,7 @@ def draw_segments(rows: Sequence[tuple[Tensor, Tensor, Tensor]], classes: Sequen
         for panel, title in zip(panels[0], ("photograph", "truth", "DMNet"), strict=True):
             panel.set_title(title, loc="left", fontsize=9.5, color=ink, fontweight="bold")
         seen = {int(i) for _, *maps in rows for ids in maps for i in ids.unique()} - {IGNORE}
-        key = [Patch(facecolor=(palette[i] / 255).tolist(), label=classes[i]) for i in sorted(seen)]
+        key = [Patch(facecolor=tuple((palette[i] / 255).tolist()), label=classes[i]) for i in sorted(seen)]
         drawn.legend(handles=key, loc="outside lower left", ncols=7, frameon=False, fontsize=8.5, labelcolor=ink)
         drawn.savefig(path, dpi=110)
     return path
