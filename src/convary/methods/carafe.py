@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CARAFE: upsampling with a kernel per output position, made from the features.
 
-``y[c, p] = sum_t w[t, p] x[c, p // scale + t]`` with ``w = softmax_t(pixel_shuffle(W_2 * (W_1 x)))``, where ``*`` is a 3x3
-convolution: weights stand on the output's grid, taps on the input's.
+``y[c, p] = sum_t w[t, p] x[c, p // scale + t]`` with ``w = softmax_t(pixel_shuffle(W_2 * (W_1 x)))``, where ``*`` is a
+3x3 convolution: weights stand on the output's grid, taps on the input's.
 
 Wang, Chen, Xu, Liu, Loy, Lin, "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019; as in the authors' code, whose
 names the submodules have.
@@ -103,6 +103,5 @@ class CARAFE(nn.Module):
 
     def extra_repr(self) -> str:
         """The sizes that decide the output."""
-        return (
-            f"{self.channels}, scale_factor={self.scale_factor}, kernel_size={self.kernel_size}, groups={self.groups}"
-        )
+        names = ("scale_factor", "kernel_size", "groups")
+        return ", ".join([str(self.channels), *(f"{name}={getattr(self, name)}" for name in names)])
