@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
@@ -65,7 +66,7 @@ class Involution(MethodConfig):
             return f"involution keeps the number of channels; the layer makes {module.out_channels} of {C}"
         if C % self.group_channels or C < self.reduction:
             return (
-                f"group_channels={self.group_channels} must divide {C} channels, reduction={self.reduction} not exceed"
+                f"group_channels={self.group_channels} must divide {C} channels, and {self.reduction=} not exceed them"
             )
         if pads_like_tensorflow(module) or not _is_centered(module):
             return f"involution wants an odd kernel and padding dilation*(k-1)/2; the layer has {k=}, {module.padding=}"
@@ -154,14 +155,15 @@ class Involution2d(nn.Module):
         self.padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = padding_mode
         self.hidden = channels // reduction
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.pool = nn.AvgPool2d(self.stride, self.stride, ceil_mode=True) if self.stride != (1, 1) else nn.Identity()
         self.conv1 = conv_norm_relu(channels, self.hidden, 1, **factory)
         span = nn.Conv2d(self.hidden, self.groups * prod(self.kernel_size), 1, **factory)
         self.conv2 = nn.Sequential(OrderedDict(conv=span))
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels of x (B, C, H, W): (B, G, T, ceil(H / stride), ceil(W / stride)), taps row-major."""
-        return self.conv2(self.conv1(self.pool(x))).unflatten(1, (self.groups, -1))
+        if self.stride != (1, 1):
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True)
+        return self.conv2(self.conv1(x)).unflatten(1, (self.groups, -1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
