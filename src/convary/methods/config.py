@@ -28,18 +28,15 @@ class Annealing:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Options of a method. Subclasses are frozen, keyword-only dataclasses with a default for every field.
-
-    Attributes:
-        upcycles: Whether its layers can take over a trained layer's weights so that the output stays the same.
-    """
+    """Options of a method. Subclasses are frozen, keyword-only dataclasses with a default for every field."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     citation: ClassVar[str]
     annealing: ClassVar[Annealing | None] = None
-    upcycles: ClassVar[bool] = True
+    layers: ClassVar[dict[int, type[DynamicConv]]]
     version: ClassVar[int] = 1
+    upcycles: ClassVar[bool] = True  # whether its layers can start as what a trained layer computes
 
     def __post_init__(self) -> None:
         """Check every field against its annotation; subclasses add what they know.
@@ -89,7 +86,10 @@ class MethodConfig:
         Raises:
             ConfigError: the method has no dynamic form of ``module``.
         """
-        raise TypeError(f"{type(self).__name__} must define build(module)")
+        reason = self.refuses(module)
+        if reason:
+            raise ConfigError(reason)
+        return self.layers[len(module.kernel_size)].from_conv(module, self)
 
     @classmethod
     def placement(cls, site: Site) -> bool:
@@ -106,16 +106,13 @@ class BankConfig(MethodConfig):
     """Options of a method that mixes a bank of kernels.
 
     Attributes:
-        layers: The method's layer by the number of spatial axes.
         experts: K, the number of kernels in the bank.
     """
-
-    layers: ClassVar[dict[int, type[DynamicConv]]]
 
     experts: int = 4
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Check the number.
 
         Raises:
             ConfigError: a value that can't work.
@@ -123,13 +120,6 @@ class BankConfig(MethodConfig):
         super().__post_init__()
         if self.experts < 1:
             raise ConfigError(f"experts must be at least 1; got {self.experts!r}")
-
-    def build(self, module: Any) -> nn.Module:
-        """A dynamic layer of the same geometry, freshly initialised; see ``MethodConfig.build``."""
-        reason = self.refuses(module)
-        if reason:
-            raise ConfigError(reason)
-        return self.layers[len(module.kernel_size)].from_conv(module, self)
 
 
 def _check_field(name: str, value: Any, hint: Any) -> None:
