@@ -174,8 +174,8 @@ def plan(
     _check_arguments(config, where, noise)
     if upcycle and not config.upcycles:
         raise ConfigError(
-            f"{config.title} can't compute what a trained convolution computes; pass upcycle=False (on the command "
-            "line --init paper) to start the selected layers anew, and train"
+            f"{config.title} can't compute what a trained convolution computes; pass upcycle=False to start the "
+            "selected layers anew (convary plan: --init paper), and train"
         )
     selector = paper(config) if where is None else where
     positions = _positions(model, example) if example is not None else {}
