@@ -38,9 +38,9 @@ class DMNetConfig(SystemConfig):
     out: Path = Path("runs/dmnet")
     data: Path | None = None
     """A folder in Pascal VOC's layout, or with {train,val}/{images,masks} and classes.txt; else the photograph."""
-    steps: int = 150
-    batch_size: int = 4
-    lr: float = 0.01
+    steps: int = 320
+    batch_size: int = 2
+    lr: float = 0.05
     weight_decay: float = 5e-4
     """Of SGD, whose momentum is 0.9."""
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
@@ -57,8 +57,8 @@ class DMNetConfig(SystemConfig):
     """Before the classifiers."""
     crop: int = 256
     """Side of the squares that are trained on. Published: 512 and more."""
-    scales: tuple[float, float] = (0.5, 2.0)
-    """Smallest and largest factor that images are scaled by in training."""
+    scales: tuple[float, float] = (0.75, 1.25)
+    """Smallest and largest factor that images are scaled by in training. Published: 0.5 and 2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
