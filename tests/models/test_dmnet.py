@@ -1,5 +1,7 @@
 """DMNet whole: its head as released, its backbone as dilated as torchvision's, recorded for every size."""
 
+from urllib.error import URLError
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torchvision.models import resnet18, resnet50
 
 import convary as cv
 from convary.errors import ConfigError
+from convary.models.backbone import RandomWeightsWarning
 from convary.models.dmnet import DMHead, DMNet, dilate
 from tests.test_golden import Case
 
@@ -87,6 +90,15 @@ def test_parameters_as_published():
     assert sum(p.numel() for p in model.decode_head.parameters()) == head
     assert sum(p.numel() for p in model.auxiliary_head.parameters()) == 1024 * 256 * 9 + 2 * 256 + 256 * 19 + 19
     assert sum(p.numel() for p in model.backbone.parameters()) == 23_508_032
+
+
+def test_says_that_the_backbone_is_random(monkeypatch):
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.warns(RandomWeightsWarning, match="resnet18 starts from random"):
+        small(imagenet=True)
 
 
 def test_there_is_no_such_backbone():
