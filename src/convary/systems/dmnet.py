@@ -145,7 +145,7 @@ class DMNetSystem(System):
         for index in range(min(SHOWN, len(self.data.val))):
             image, mask = self.data.val[index]
             rows.append((image, mask, predict(model, image, device).cpu()))
-        return [draw_segments(rows, self.data.classes, folder / "dmnet.png")]
+        return [draw_segments(rows, self.data.classes, folder / "dmnet.png", name="DMNet")]
 
 
 def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:

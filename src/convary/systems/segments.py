@@ -16,13 +16,16 @@ WIDTH = 9.0  # inches
 OPACITY = 0.75
 
 
-def draw_segments(rows: Sequence[tuple[Tensor, Tensor, Tensor]], classes: Sequence[str], path: Path) -> Path:
+def draw_segments(
+    rows: Sequence[tuple[Tensor, Tensor, Tensor]], classes: Sequence[str], path: Path, *, name: str
+) -> Path:
     """Write a PNG.
 
     Args:
         rows: Photographs (3, H, W) uint8, with true and predicted class ids (H, W).
         classes: Names by id.
         path: Where to.
+        name: Who predicts.
 
     Returns:
         ``path``.
@@ -42,7 +45,7 @@ def draw_segments(rows: Sequence[tuple[Tensor, Tensor, Tensor]], classes: Sequen
             for panel, picture in zip(line, pictures, strict=True):
                 panel.imshow(picture.numpy(), interpolation="antialiased")
                 panel.set_axis_off()
-        for panel, title in zip(panels[0], ("photograph", "truth", "DMNet"), strict=True):
+        for panel, title in zip(panels[0], ("photograph", "truth", name), strict=True):
             panel.set_title(title, loc="left", fontsize=9.5, color=ink, fontweight="bold")
         seen = {int(i) for _, *maps in rows for ids in maps for i in ids.unique()} - {IGNORE}
         key = [Patch(facecolor=tuple((palette[i] / 255).tolist()), label=classes[i]) for i in sorted(seen)]
