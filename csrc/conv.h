@@ -115,23 +115,30 @@ struct ConvGrad {
     float* grad_bank;
     // Sums over a work item's weights of mixed gradient * bank * the other factors except kernel:
     float* part_tap;      // (items, B, K, T), without tap
-    float* part_filter;   // (c_blocks, B, K, O), without filter (depthwise: nor channel), or null
-    float* part_channel;  // (o_blocks, B, K, C), without channel, or null; unused in a depthwise convolution
+    float* part_filter;   // (c_blocks, B, factor_rows, O), without filter (depthwise: nor channel), or null
+    float* part_channel;  // (o_blocks, B, factor_rows, C), without channel, or null; unused in a depthwise convolution
     bool depthwise, thin;
     int64_t panel, panels, channels, rows, columns, o_blocks, c_blocks;  // blocks within a group
     int64_t width;  // channels of a packed position: whole vectors
 
+    // Whether features are scaled, and in how many ways: once where the kernels share both factors. Then the sums above
+    // but part_tap are over the kernels, with the kernel factor.
+    CONVARY_INLINE bool scaled() const { return conv.filter != nullptr || conv.channel != nullptr; }
+    CONVARY_INLINE int64_t factor_rows() const {
+        const bool each = (conv.filter != nullptr && conv.filter_rows > 1) || (conv.channel != nullptr && conv.channel_rows > 1);
+        return each ? conv.K : 1;
+    }
     CONVARY_INLINE int64_t items() const {
         return (depthwise ? 1 : conv.G) * o_blocks * c_blocks * (conv.bank_step == 0 ? 1 : conv.B);
     }
 };
 
 struct GradScratch {
-    int64_t bank, grad_bank, grad_weights, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets;
+    int64_t bank, grad_bank, grad_weights, steps, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets;
 
     GradScratch(const ConvGrad& grad, int64_t lanes);  // abi/conv_plan.cpp
     CONVARY_INLINE int64_t total() const {
-        return bank + grad_bank + grad_weights + factors + plain + channel + tap + filter + inputs + grads + ones +
+        return bank + grad_bank + grad_weights + steps + factors + plain + channel + tap + filter + inputs + grads + ones +
                sums + offsets;
     }
     bool fits;

@@ -217,7 +217,7 @@ GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
     const double columns = static_cast<double>(grad.columns - 1) * static_cast<double>(conv.w.stride) +
                            static_cast<double>((conv.w.taps - 1) * conv.w.dilation) + 1;
     if (grad.thin) {  // partial sums of each weight, and the last vector of inputs and gradients
-        bank = grad_bank = grad_weights = factors = plain = channel = tap = filter = inputs = grads = ones = offsets = 0;
+        bank = grad_bank = grad_weights = steps = factors = plain = channel = tap = filter = inputs = grads = ones = offsets = 0;
         sums = part(static_cast<double>(conv.Cg() * conv.Og() + conv.Cg() + conv.Og()) * vector);
         return;
     }
@@ -227,6 +227,7 @@ GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
     bank = part(K * depth * panel * panels + panel * panel * K);
     grad_bank = bank;
     grad_weights = part(S * depth * panel * panels + T * vector * vector);
+    steps = part(S * K * T);
     factors = part(S * K * depth);
     plain = part(S * K * depth);
     channel = part(S * K * static_cast<double>(grad.channels));
@@ -235,7 +236,7 @@ GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
     inputs = part(grad.depthwise ? stencil : rows * columns * static_cast<double>(grad.width));
     grads = part(grad.depthwise ? stencil : positions * panel);
     ones = part((depth > positions + columns ? depth : positions + columns) + vector);
-    sums = part(S * K * (static_cast<double>(grad.channels) + 4) * vector + panel * 2);
+    sums = part((S * (static_cast<double>(grad.channels) + 2) + vector) * vector + panel * 2);
     offsets = part(2 * (positions + 2 * T));
 }
 

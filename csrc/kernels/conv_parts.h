@@ -131,10 +131,10 @@ struct Ahead {
 void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, int64_t rows,
               int64_t columns, int64_t width, float* acc, bool add, Ahead* ahead);
 
-// factors[k * k_step + d * d_step] for d = (c, t) of the channels [c0, c0 + channels) of group g and the `T` taps of the
-// bank that `taps` lists: what multiplies the bank's weight in sample b, without the filter factor.
+// factors (K, channels, T) of the channels [c0, c0 + channels) of group g and the `T` taps of the bank that `taps` lists:
+// what multiplies the bank's weight in sample b, without the filter factor.
 void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, const int64_t* taps, int64_t T,
-                    int64_t k_step, int64_t d_step, float* factors);
+                    float* factors);
 
 // K rows of `count` sources each: source r of kernel k begins at rows + k * k_step + r * row_step. Reads may go on to
 // `end`, past what is asked for.
@@ -152,7 +152,7 @@ void mix_transposed(const Rows& rows, int64_t depth, const float* factors, int64
 // filter[k * lanes + r] = channel and filter factor of channel c + r in sample b of a depthwise convolution, 1 from count.
 void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float* filter);
 
-// out[s, d, n] = sum_k factors[s, d, k] * filter[s][k, n] * packed[d, k, n]; filter may be null, and so is filter[s]'s
+// out[s, d, n] = sum_k factors[s, k, d] * filter[s][k, n] * packed[d, k, n]; filter may be null, and so is filter[s]'s
 // row step then.
 void mix_packed(const float* packed, int64_t K, int64_t depth, int64_t width, const float* factors, const float* filter,
                 int64_t samples, float* out);

@@ -149,7 +149,7 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
     if (filtered) channel_filter(conv, b, c, count, filter);
     Conv without = conv;
     without.channel = nullptr;
-    mixing_factors(without, b, 0, 0, 1, all_taps, T, T, 1, factors);
+    mixing_factors(without, b, 0, 0, 1, all_taps, T, factors);
     const auto mix = [&](int64_t sample) {
         const Rows rows = {conv.bank + sample * conv.bank_step + c * T, conv.bank_end, conv.K, conv.O * T, T, count};
         mix_transposed(rows, T, factors, T, filtered ? filter : nullptr, lanes, nullptr, weights, lanes);

@@ -37,7 +37,7 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
     const Conv& conv = grad.conv;
     const GradScratch size(grad, lanes);
     float *bank = scratch, *grad_bank = bank + size.bank, *dots = grad_bank + size.grad_bank;
-    float *factors = dots + size.grad_weights, *plain = factors + size.factors, *channel = plain + size.plain;
+    float *steps = dots + size.grad_weights, *factors = steps + size.steps, *plain = factors + size.factors, *channel = plain + size.plain;
     float *tap = channel + size.channel, *filter = tap + size.tap, *inputs = filter + size.filter;
     float *grads = inputs + size.inputs, *ones = grads + size.grads, *sums = ones + size.ones;
     int64_t *all_taps = reinterpret_cast<int64_t*>(sums + size.sums), *offsets = all_taps + conv.T();
@@ -87,17 +87,17 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
         }
         Conv part = conv;
         part.channel = nullptr;
-        mixing_factors(part, b, 0, 0, 1, all_taps, T, 1, K, factors);
+        mixing_factors(part, b, 0, 0, 1, all_taps, T, steps);
         part.kernel = nullptr;
-        mixing_factors(part, b, 0, 0, 1, all_taps, T, 1, K, plain);
+        mixing_factors(part, b, 0, 0, 1, all_taps, T, tap);
         for (int64_t k = 0; k < K; ++k) channel[k] = 1.0f;
-        const bool filtered = conv.filter != nullptr || conv.channel != nullptr;
-        if (filtered) channel_filter(conv, b, c0, count, filter);
-        const Spread call = {dots, 0, bank, grad_bank, factors, plain, channel, plain, filtered ? filter : nullptr, sums,
-                             K, T, 1, T, lanes, grad.part_tap + (item * conv.B + b) * K * T,
-                             grad.part_filter == nullptr ? nullptr : grad.part_filter + b * K * conv.O + c0, nullptr,
+        const int64_t rows = grad.factor_rows();
+        if (grad.scaled()) channel_filter(conv, b, c0, count, filter);
+        const Spread call = {dots, 0, bank, grad_bank, steps, channel, grad.scaled() ? filter : nullptr, tap, steps, tap,
+                             rows, sums, K, T, 1, lanes, grad.part_tap + (item * conv.B + b) * K * T,
+                             grad.part_filter == nullptr ? nullptr : grad.part_filter + b * rows * conv.O + c0, nullptr,
                              conv.O, conv.C, count, false};
-        spread_gradient(call, 1, filtered);
+        spread_gradient(call, 1);
     }
     for (int64_t k = 0; k < K; ++k) {
         put_columns(grad_bank + k * lanes, K * lanes, T, count, grad.grad_bank + (k * conv.O + c0) * T);

@@ -161,9 +161,9 @@ private:
             if (!blocks.direct) pack_inputs(b + s, inputs + s * blocks.channels * window.plane);
             float* to = factors + s * conv.K * depth;
             if (blocks.pack_bank) {
-                mixing_factors(conv, b + s, g, c0, channels, taps, conv.T(), 1, conv.K, to);
+                mixing_factors(conv, b + s, g, c0, channels, taps, conv.T(), to);
             } else {
-                mixing_factors(conv, b, g, c0, channels, all_taps, conv.T_bank, channels * conv.T_bank, 1, to);
+                mixing_factors(conv, b, g, c0, channels, all_taps, conv.T_bank, to);
             }
         }
         for (int64_t panel = 0; panel < panels(); ++panel) {

@@ -25,7 +25,8 @@ public:
         bank = scratch;
         grad_bank = bank + size.bank;
         weights = grad_bank + size.grad_bank;
-        factors = weights + size.grad_weights;
+        steps = weights + size.grad_weights;
+        factors = steps + size.steps;
         plain = factors + size.factors;
         channel = plain + size.plain;
         tap = channel + size.channel;
@@ -59,7 +60,7 @@ private:
     const Conv& conv;
     const int64_t item;
     int64_t g, ob, cb, o0, o1, c0, channels, depth, pitch;
-    float *bank, *grad_bank, *weights, *factors, *plain, *channel, *tap, *filter, *inputs, *grads, *ones, *sums;
+    float *bank, *grad_bank, *weights, *steps, *factors, *plain, *channel, *tap, *filter, *inputs, *grads, *ones, *sums;
     int64_t *offsets, *all_taps;
 
     int64_t panels() const { return ceil_div(o1 - o0, grad.panel); }
@@ -101,16 +102,26 @@ private:
     void serve(int64_t b, int64_t samples) {
         for (int64_t s = 0; s < samples; ++s) {
             correlate(b + s, s);
-            Conv part = conv;
-            mixing_factors(part, b + s, g, c0, channels, all_taps, conv.T(), 1, conv.K, factors + s * depth * conv.K);
-            part.kernel = nullptr;
-            mixing_factors(part, b + s, g, c0, channels, all_taps, conv.T(), 1, conv.K, plain + s * depth * conv.K);
-            part.tap = nullptr;
-            mixing_factors(part, b + s, g, c0, channels, all_taps, 1, 1, conv.K, channel + s * channels * conv.K);
-            part.tap = conv.tap, part.channel = nullptr;
-            mixing_factors(part, b + s, g, 0, 1, all_taps, conv.T(), 1, conv.K, tap + s * conv.T() * conv.K);
+            find_factors(b, s);
         }
         for (int64_t panel = 0; panel < panels(); ++panel) spread(b, samples, panel);
+    }
+
+    void find_factors(int64_t b, int64_t s) {
+        const int64_t K = conv.K, T = conv.T(), rows = grad.factor_rows();
+        Conv part = conv;
+        part.channel = nullptr;
+        mixing_factors(part, b + s, g, 0, 1, all_taps, T, steps + s * T * K);
+        if (!grad.scaled()) return;
+        part.channel = conv.channel, part.kernel = part.tap = nullptr, part.K = rows;
+        mixing_factors(part, b + s, g, c0, channels, all_taps, 1, channel + s * rows * channels);
+        if (rows == 1) return;
+        part = conv;
+        mixing_factors(part, b + s, g, c0, channels, all_taps, T, factors + s * depth * K);
+        part.kernel = nullptr;
+        mixing_factors(part, b + s, g, c0, channels, all_taps, T, plain + s * depth * K);
+        part.channel = nullptr;
+        mixing_factors(part, b + s, g, 0, 1, all_taps, T, tap + s * T * K);
     }
 
     // The window's share of the mixed gradient of every panel.
@@ -164,27 +175,22 @@ private:
     }
 
     void spread(int64_t b, int64_t samples, int64_t panel) {
-        const int64_t n = width(panel), used = count(panel);
-        if (conv.filter != nullptr) {
-            for (int64_t s = 0; s < samples; ++s) {
-                for (int64_t k = 0; k < conv.K; ++k) {
-                    const int64_t row = (b + s) * conv.filter_rows + (conv.filter_rows == 1 ? 0 : k);
-                    float* to = filter + (s * conv.K + k) * n;
-                    copy(to, conv.filter + row * conv.O + first(panel), used);
-                    clear(to + used, n - used);
-                }
-            }
+        const int64_t n = width(panel), used = count(panel), rows = grad.factor_rows();
+        for (int64_t i = 0; i < samples * rows && grad.scaled(); ++i) {
+            const int64_t row = conv.filter_rows == 1 ? b + i / rows : b * rows + i;
+            copy(filter + i * n, conv.filter == nullptr ? ones : conv.filter + row * conv.O + first(panel), used);
+            clear(filter + i * n + used, n - used);
         }
-        const Spread call = {mixed(panel, 0), depth * grad.panel, tile(bank, panel), tile(grad_bank, panel), factors,
-                             plain, channel, tap, conv.filter == nullptr ? nullptr : filter, sums, conv.K, conv.T(),
-                             channels, depth, n,
+        const Spread call = {mixed(panel, 0), depth * grad.panel, tile(bank, panel), tile(grad_bank, panel), steps,
+                             channel, grad.scaled() ? filter : nullptr, tap, factors, plain, rows, sums, conv.K,
+                             conv.T(), channels, n,
                              grad.part_tap + (item * conv.B + b) * conv.K * conv.T(),
                              grad.part_filter == nullptr ? nullptr
-                                 : grad.part_filter + (cb * conv.B + b) * conv.K * conv.O + first(panel),
+                                 : grad.part_filter + (cb * conv.B + b) * rows * conv.O + first(panel),
                              grad.part_channel == nullptr ? nullptr
-                                 : grad.part_channel + (ob * conv.B + b) * conv.K * conv.C + g * conv.Cg() + c0,
+                                 : grad.part_channel + (ob * conv.B + b) * rows * conv.C + g * conv.Cg() + c0,
                              conv.O, conv.C, used, panel > 0};
-        spread_gradient(call, samples, conv.filter != nullptr || conv.channel != nullptr);
+        spread_gradient(call, samples);
     }
 
     void finish() {

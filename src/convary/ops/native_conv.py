@@ -183,8 +183,9 @@ def gradient_of_bank(
     depthwise = geometry.groups == C == O
     by_tap = x.new_empty(blocks[0], B, K, bank[0, 0, 0].numel())
     both = coeffs.channel is not None and depthwise
-    by_filter = x.new_empty(blocks[1], B, K, O) if coeffs.filter is not None or both else None
-    by_channel = x.new_empty(blocks[2], B, K, C) if coeffs.channel is not None and not depthwise else None
+    rows = max(_rows(coeffs.filter), _rows(coeffs.channel))
+    by_filter = x.new_empty(blocks[1], B, rows, O) if coeffs.filter is not None or both else None
+    by_channel = x.new_empty(blocks[2], B, rows, C) if coeffs.channel is not None and not depthwise else None
     grad_bank = bank.new_empty(bank.shape)
     _call(native.loaded().mixed_conv_grad_bank, sizes, address, *tensors, grad_bank, by_tap, by_filter, by_channel)
     sums = [None if part is None else part.sum(0) for part in (by_tap, by_filter, by_channel)]
@@ -200,13 +201,20 @@ def _call_blocks(sizes: _Sizes, address: int, blocks: ctypes.Array) -> None:
 def _gradients(
     coeffs: Coefficients, by_tap: Tensor | None, by_filter: Tensor | None, by_channel: Tensor | None, *, depthwise: bool
 ) -> Coefficients:
-    """Put the factors into the sums that they were left out of: by_tap (B, K, T), by_filter (B, K, O), by_channel."""
+    """Put the factors into the sums that they were left out of.
+
+    by_tap is (B, K, T), by_filter (B, 1 or K, O), by_channel (B, 1 or K, C): 1 where the sums are over the kernels.
+    """
     kernel, filter, channel, tap = coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap
 
-    def finish(sums: Tensor, factor: Tensor) -> Tensor:
+    def finish(sums: Tensor, factor: Tensor, *, summed: bool = False) -> Tensor:
+        if summed:
+            return sums
         if kernel is not None:
             sums = sums * kernel[:, :, None]
         return sums.sum(1, keepdim=True) if factor.shape[1] == 1 else sums
+
+    summed = max(_rows(filter), _rows(channel)) == 1
 
     gradients = {}
     if kernel is not None and by_tap is not None:
@@ -214,12 +222,13 @@ def _gradients(
     if tap is not None and by_tap is not None:
         gradients["tap"] = finish(by_tap, tap)
     if filter is not None and by_filter is not None:
-        gradients["filter"] = finish(by_filter * channel if depthwise and channel is not None else by_filter, filter)
+        sums = by_filter * channel if depthwise and channel is not None else by_filter
+        gradients["filter"] = finish(sums, filter, summed=summed)
     if channel is not None:
         if depthwise:
             by_channel = by_filter if filter is None or by_filter is None else by_filter * filter
         assert by_channel is not None
-        gradients["channel"] = finish(by_channel, channel)
+        gradients["channel"] = finish(by_channel, channel, summed=summed)
     return Coefficients(**gradients)
 
 
