@@ -65,13 +65,16 @@ def test_starts_as_an_average():
     assert (cv.CARAFE(64)(x) - want).abs().max() < 0.01
 
 
-def test_exports_compiles_and_autocasts():
+def test_exports_compiles_and_autocasts(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
     layer = cv.CARAFE(6, kernel_size=3, compressed_channels=4)
-    program = cv.export(layer, torch.randn(2, 6, 5, 7)).module()
-    x = torch.randn(3, 6, 8, 4)
+    program = cv.export(layer, torch.randn(2, 6, 8, 9), tmp_path / "layer.onnx").module()
+    session = onnxruntime.InferenceSession(str(tmp_path / "layer.onnx"), providers=["CPUExecutionProvider"])
+    x = torch.randn(3, 6, 11, 6)
+    (onnx,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         want = layer(x)
-        assert torch.allclose(program(x), want, atol=1e-5)
+        assert torch.allclose(program(x), want, atol=1e-5) and torch.allclose(torch.from_numpy(onnx), want, atol=1e-5)
         assert torch.allclose(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), want, atol=1e-5)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.allclose(layer(x).float(), want, atol=0.1)
