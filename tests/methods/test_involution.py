@@ -1,5 +1,6 @@
 """Involution: as released, in place of convolutions, at every stride; what it can't replace, and why."""
 
+import re
 from collections import OrderedDict
 
 import pytest
@@ -77,8 +78,8 @@ def test_says_that_it_cannot_upcycle():
     ("conv", "reason"),
     [
         (nn.Conv2d(16, 32, 3, padding=1), "makes 32 of 16"),
-        (nn.Conv2d(24, 24, 3, padding=1), "group_channels=16 must divide 24"),
-        (nn.Conv2d(16, 16, 3), "padding"),
+        (nn.Conv2d(24, 24, 3, padding=1), "24 channels are no multiple of group_channels=16"),
+        (nn.Conv2d(16, 16, 3), r"padding .* got \(3, 3\) and \(0, 0\)"),
         (nn.Conv2d(16, 16, 4, padding=2), "odd kernel"),
         (nn.Conv2d(16, 16, 1), "1x1"),
         (nn.Conv1d(16, 16, 3, padding=1), "2-D"),
@@ -90,7 +91,7 @@ def test_gives_the_reason_why_a_layer_stays(conv, reason):
     with pytest.raises(ConfigError, match=reason):
         config.build(conv)
     plan = cv.plan(nn.Sequential(conv, nn.Conv2d(16, 16, 3, padding=1)), config, where.all(), upcycle=False)
-    assert reason in plan.rows[0].reason or plan.rows[0].reason in str(plan)
+    assert re.search(reason, plan.rows[0].reason) and plan.rows[0].reason in str(plan)
     assert plan.converted == ("1",)
 
 

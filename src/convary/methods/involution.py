@@ -65,11 +65,9 @@ class Involution(MethodConfig):
         if module.out_channels != C:
             return f"involution keeps the number of channels; the layer makes {module.out_channels} of {C}"
         if C % self.group_channels or C < self.reduction:
-            return (
-                f"group_channels={self.group_channels} must divide {C} channels, and {self.reduction=} not exceed them"
-            )
+            return f"its {C} channels are no multiple of group_channels={self.group_channels}, or below the reduction"
         if pads_like_tensorflow(module) or not _is_centered(module):
-            return f"involution wants an odd kernel and padding dilation*(k-1)/2; the layer has {k=}, {module.padding=}"
+            return f"involution wants an odd kernel and padding dilation*(k-1)/2; got {k} and {module.padding}"
         return None
 
     def build(self, module: Any) -> nn.Module:
