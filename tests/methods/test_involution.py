@@ -90,7 +90,8 @@ def test_gives_the_reason_why_a_layer_stays(conv, reason):
     config = cv.Involution()
     with pytest.raises(ConfigError, match=reason):
         config.build(conv)
-    plan = cv.plan(nn.Sequential(conv, nn.Conv2d(16, 16, 3, padding=1)), config, where.all(), upcycle=False)
+    net = nn.Sequential(conv, nn.Conv2d(16, 16, 3, padding=1))
+    plan = cv.plan(net, config, where.all() | where.linear(), upcycle=False)
     assert re.search(reason, plan.rows[0].reason) and plan.rows[0].reason in str(plan)
     assert plan.converted == ("1",)
 
