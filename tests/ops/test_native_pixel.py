@@ -57,7 +57,7 @@ EDGES = [
 
 @needs_library
 class TestValues:
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=100)
     @given(data=st.data())
     def test_any_geometry(self, data):
         check(*draw_call(data, ranks=(1, 2, 2)))

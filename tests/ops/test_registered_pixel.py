@@ -32,7 +32,7 @@ CASES = {
 
 
 def tensors(case: str, batch: int = 3, grow: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """x and weight, as leaves; another batch and a larger map where asked for."""
+    """Leaves x and weight; another batch and a larger map where asked for."""
     C, G, size, arguments = CASES[case]
     x = torch.randn(batch, C, *(s + 2 * grow for s in size))
     k, *rest = arguments["kernel_size"] if isinstance(arguments["kernel_size"], tuple) else [arguments["kernel_size"]]
