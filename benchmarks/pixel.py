@@ -2,8 +2,9 @@
 """What pixel_conv costs against unfold, multiply, sum: what code without a kernel of its own does.
 
 Times are ratios of calls that follow each other (``convary.bench.timing``), each line checked against what unfold
-gives first. Memory is the peak above an idle process that holds the inputs, results and gradients included, in a fresh
-process per line. Figures stay in benchmarks/results/pixel.json and are drawn into docs/pixel.md: measure a few lines at a time.
+gives first. Memory is the peak above an idle process that holds the inputs, results and gradients included, in a
+fresh process per line. Figures stay in benchmarks/results/pixel.json and are drawn into docs/pixel.md: measure a few
+lines at a time.
 
     python benchmarks/pixel.py time [--shape NAME] [--strategy NAME] [--mode forward|training]
     python benchmarks/pixel.py memory

@@ -157,6 +157,7 @@ class TestCompile:
         assert is_native(backend.fw_graphs[0].code)
         assert is_native(backend.bw_graphs[0].code)
 
+    @pytest.mark.slow
     def test_inductor(self):
         torch._dynamo.reset()
         compiled = torch.compile(Layer(CASES["plain"][3]), fullgraph=True)
