@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from convary.systems.dfn_moving_mnist import DFNMovingMNIST
+from convary.systems.dfn_steerable import DFNSteerable
+from convary.systems.dfn_video import DFNVideo
 from convary.train.system import SystemConfig
 
-SYSTEMS: tuple[type[SystemConfig], ...] = ()
+SYSTEMS: tuple[type[SystemConfig], ...] = (DFNMovingMNIST, DFNVideo, DFNSteerable)
