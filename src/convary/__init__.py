@@ -33,6 +33,8 @@ from convary.methods import (
     CondConv1d,
     CondConv2d,
     CondConv3d,
+    DFNConv2d,
+    DFNLocalFilter2d,
     DyConv,
     DyConv1d,
     DyConv2d,
@@ -58,7 +60,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d",
-    "ConfigError", "ConvaryError", "DataError", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d",
+    "ConfigError", "ConvaryError", "DFNConv2d", "DFNLocalFilter2d", "DataError", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d",
     "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded",
     "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow",
     "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal",

@@ -53,10 +53,9 @@ def read_video(path: Path, *, gray: bool = False, limit: int | None = None) -> T
                 if len(frames) == limit:
                     break
                 frames.append(frame.to_ndarray(format="gray" if gray else "rgb24"))
-    except (av.FFmpegError, OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} cannot be decoded after frame {len(frames)} ({error}); repair it or give another") from error
+    except av.FFmpegError as error:
+        where = f"after frame {len(frames)}" if frames else "at all"
+        raise DataError(f"{path} cannot be decoded {where} ({error.strerror}); repair it or give another") from error
     if not frames:
         raise DataError(f"{path} has a video stream but no frame in it; give another")
     if len(sizes := {frame.shape for frame in frames}) > 1:

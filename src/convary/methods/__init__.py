@@ -9,6 +9,7 @@ from typing import Any
 from convary.errors import ConfigError, nearest
 from convary.methods.condconv import CondConv, CondConv1d, CondConv2d, CondConv3d
 from convary.methods.config import Annealing, MethodConfig
+from convary.methods.dfn import DFNConv2d, DFNLocalFilter2d
 from convary.methods.dyconv import DyConv, DyConv1d, DyConv2d, DyConv3d
 from convary.methods.dynet import DyNet, DyNetConv1d, DyNetConv2d, DyNetConv3d
 from convary.methods.odconv import ODConv, ODConv1d, ODConv2d, ODConv3d
@@ -55,7 +56,7 @@ def config_from_json(text: str) -> MethodConfig:
 
 
 __all__ = [
-    "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DyConv", "DyConv1d", "DyConv2d",
+    "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DFNConv2d", "DFNLocalFilter2d", "DyConv", "DyConv1d", "DyConv2d",
     "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "MethodConfig", "MixedLinear", "ODConv",
     "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
 ]  # fmt: skip

@@ -6,10 +6,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
 from convary.methods.dfn import init_filter_net, local_filter, odd_sizes, split_filters
+from convary.ops.pixel import Border
 
 
 class Prediction(NamedTuple):
@@ -39,6 +41,7 @@ class DFN(nn.Module):
         kernel_size: Odd; how far a pixel can come from.
         dynamic_bias: Generate one more channel, which is added to the last frame before filtering (the authors' driving
             experiment), so that what was nowhere in it can appear.
+        border: What filters read outside the frame, see ``ops.pixel_conv``; zeros as released, which is black.
 
     Shape:
         frames (B, N, C, H, W), N at least ``frames``, to the frames that follow, (B, steps, C, H, W). Any H and W.
@@ -61,21 +64,20 @@ class DFN(nn.Module):
         hidden: int = 128,
         kernel_size: int = 9,
         dynamic_bias: bool = False,
+        border: Border = "zeros",
     ) -> None:
         super().__init__()
         if min(channels, frames, hidden) < 1:
             raise ConfigError(f"channels, frames and hidden must be at least 1; got {channels}, {frames}, {hidden}")
         (k, _) = odd_sizes(kernel_size, 2)
         self.channels, self.frames, self.hidden = channels, frames, hidden
-        self.kernel_size, self.dynamic_bias = k, dynamic_bias
+        self.kernel_size, self.dynamic_bias, self.border = k, dynamic_bias, border
         self.encoder = nn.Sequential(
             *_conv(frames * channels, 32), *_conv(32, 32, stride=2), *_conv(32, 64), *_conv(64, 64), *_conv(64, hidden)
         )
         self.recurrent = nn.Sequential(*_conv(hidden, hidden), *_conv(hidden, hidden))
-        self.decoder = nn.Sequential(
-            *_conv(hidden, 64),
-            *_conv(64, 64),
-            nn.Upsample(scale_factor=2),
+        self.decoder = nn.Sequential(*_conv(hidden, 64), *_conv(64, 64))
+        self.filters = nn.Sequential(
             *_conv(64, 64),
             *_conv(64, 64),
             *_conv(64, 128, kernel_size=1),
@@ -118,10 +120,11 @@ class DFN(nn.Module):
         return z + self.recurrent(torch.zeros_like(z) if hidden is None else hidden)
 
     def _predict(self, last: Tensor, hidden: Tensor) -> Prediction:
-        H, W = last.shape[2:]
-        theta = self.decoder(hidden)[..., :H, :W]  # odd sizes: one row or column more came out than went in
-        filters, bias = split_filters(theta, softmax=True, dynamic_bias=self.dynamic_bias)
-        return Prediction(local_filter(last, filters, bias, kernel_size=self.kernel_size, grouping=True), filters)
+        # To the frame's size: each pixel twice, and at odd sizes the last ones once.
+        z = F.interpolate(self.decoder(hidden), size=last.shape[2:], mode="nearest")
+        filters, bias = split_filters(self.filters(z), softmax=True, dynamic_bias=self.dynamic_bias)
+        k, border = self.kernel_size, self.border
+        return Prediction(local_filter(last, filters, bias, kernel_size=k, grouping=True, border=border), filters)
 
 
 def _conv(C: int, O: int, *, kernel_size: int = 3, stride: int = 1) -> tuple[nn.Module, nn.Module]:

@@ -110,7 +110,10 @@ class Video(System):
     def model(self) -> nn.Module:
         """The network for this video's channels."""
         C = self.train.shape[1]
-        return DFN(C, frames=2, hidden=self.config.hidden, kernel_size=self.config.kernel_size, dynamic_bias=True)
+        c = self.config
+        return DFN(
+            C, frames=2, hidden=c.hidden, kernel_size=c.kernel_size, dynamic_bias=True, border="replicate"
+        )
 
     def rate(self, step: int) -> float:
         """Halved every ``halve_every`` steps."""
