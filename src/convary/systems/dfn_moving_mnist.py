@@ -38,10 +38,10 @@ class DFNMovingMNIST(SystemConfig):
     citation: ClassVar[str] = "De Brabandere et al., Dynamic Filter Networks, NIPS 2016"
 
     out: Path = Path("runs/dfn-moving-mnist")
-    steps: int = 700
+    steps: int = 1500
     batch_size: int = 4
     lr: float = 1e-3
-    halve_every: int = 200
+    halve_every: int = 300
     """Steps after which the learning rate is halved, again and again."""
     digits: Source = "auto"
     """MNIST's (downloaded where they are missing), scikit-learn's (offline), or whichever can be had."""
