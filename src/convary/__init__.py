@@ -27,12 +27,17 @@ from convary.export import export
 from convary.fold import Folded, fold, fold_norms, freeze_routing
 from convary.inspect import Summary, routing, summary
 from convary.methods import (
+    DCD,
     METHODS,
     Annealing,
     CondConv,
     CondConv1d,
     CondConv2d,
     CondConv3d,
+    DCDConv1d,
+    DCDConv2d,
+    DCDConv3d,
+    DCDLinear,
     DFNConv2d,
     DFNLocalFilter2d,
     DyConv,
@@ -43,6 +48,10 @@ from convary.methods import (
     DyNetConv1d,
     DyNetConv2d,
     DyNetConv3d,
+    KernelWarehouse,
+    KernelWarehouse1d,
+    KernelWarehouse2d,
+    KernelWarehouse3d,
     MethodConfig,
     MixedLinear,
     ODConv,
@@ -59,12 +68,14 @@ from convary.schedule import TemperatureAnnealing, anneal, set_temperature
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d",
-    "ConfigError", "ConvaryError", "DFNConv2d", "DFNLocalFilter2d", "DataError", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d",
-    "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded",
-    "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow",
-    "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal",
-    "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing", "load_released",
-    "method", "ops", "param_groups", "plan", "released_state", "routing",
-    "set_temperature", "summary", "where",
+    "DCD", "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d",
+    "CondConv3d", "ConfigError", "ConvaryError", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d",
+    "DFNLocalFilter2d", "DataError",
+    "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d",
+    "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded", "KernelWarehouse", "KernelWarehouse1d",
+    "KernelWarehouse2d", "KernelWarehouse3d", "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d",
+    "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing",
+    "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold",
+    "fold_norms", "freeze_routing", "load_released", "method", "ops", "param_groups", "plan", "released_state",
+    "routing", "set_temperature", "summary", "where",
 ]  # fmt: skip

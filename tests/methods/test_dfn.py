@@ -40,7 +40,9 @@ def test_the_steerable_network_agrees_with_the_released_one():
     out = layer(image, angle)
     case.close("out", out)
     case.backward(out)
-    grads = {f"{letter}{i}": p.grad for i, conv in enumerate(convs) for letter, p in (("W", conv.weight), ("b", conv.bias))}
+    grads = {
+        f"{letter}{i}": p.grad for i, conv in enumerate(convs) for letter, p in (("W", conv.weight), ("b", conv.bias))
+    }
     case.check_gradients(grads | {"input_batch": both.grad})
 
 
@@ -58,9 +60,7 @@ def test_local_filtering_over_several_channels_is_its_definition():
     filters = torch.randn(2, 3 * 15, 6, 7, dtype=torch.double)
     columns = nn.functional.unfold(x + bias, (3, 5), padding=(1, 2)).unflatten(2, (6, 7))
     options = {"kernel_size": (3, 5), "border": "zeros"}
-    torch.testing.assert_close(
-        local_filter(x, filters, bias, **options), (columns * filters).sum(1, keepdim=True)
-    )
+    torch.testing.assert_close(local_filter(x, filters, bias, **options), (columns * filters).sum(1, keepdim=True))
     shared = filters[:, :15]
     want = torch.stack([(part * shared).sum(1) for part in columns.split(15, 1)], 1)
     torch.testing.assert_close(local_filter(x, shared, bias, grouping=True, **options), want)
@@ -140,9 +140,17 @@ def test_flow_is_where_the_filter_looks():
         (lambda: DFNLocalFilter2d(0, 3), ConfigError, "in_channels"),
         (lambda: DFNConv2d(3, 4, 3, groups=2), ConfigError, "groups must divide"),
         (lambda: DFNConv2d(1, 1, 3, generator=nn.Identity())(torch.ones(2, 1, 8, 8)), ShapeError, r"give \(B, 9\)"),
-        (lambda: DFNLocalFilter2d(1, 3, generator=nn.Identity())(torch.ones(2, 1, 8, 8)), ShapeError, r"\(B, 9, H, W\)"),
+        (
+            lambda: DFNLocalFilter2d(1, 3, generator=nn.Identity())(torch.ones(2, 1, 8, 8)),
+            ShapeError,
+            r"\(B, 9, H, W\)",
+        ),
         (lambda: DFNLocalFilter2d(1, 3)(torch.ones(2, 1, 8, 8), torch.ones(2, 1, 4, 4)), ShapeError, "every position"),
-        (lambda: DFNLocalFilter2d(1, 3)(torch.ones(2, 1, 8, 8), torch.ones(3, 1, 8, 8)), ShapeError, r"\(2, G, 9|\(2, 1, 9"),
+        (
+            lambda: DFNLocalFilter2d(1, 3)(torch.ones(2, 1, 8, 8), torch.ones(3, 1, 8, 8)),
+            ShapeError,
+            r"\(2, G, 9|\(2, 1, 9",
+        ),
         (lambda: DFNConv2d(1, 1, 3)(torch.ones(2, 1, 8, 8), torch.ones(3, 1, 8, 8)), ShapeError, "3"),
     ],
 )

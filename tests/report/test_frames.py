@@ -7,7 +7,9 @@ from convary.report.frames import diverging, draw_rows, flow_colors
 
 def test_a_table_with_gaps_is_written(tmp_path):
     gray, color = torch.rand(1, 8, 12), torch.randint(0, 256, (3, 8, 12), dtype=torch.uint8)
-    path = draw_rows([("one", [gray, color]), ("two", [None, gray])], tmp_path / "table.png", columns=["a", "b"], note="n")
+    path = draw_rows(
+        [("one", [gray, color]), ("two", [None, gray])], tmp_path / "table.png", columns=["a", "b"], note="n"
+    )
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -55,7 +55,9 @@ def test_what_auto_found_is_part_of_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("convary.data.digits.MNIST", unreachable)
     config = dataclasses.replace(moving_mnist(tmp_path, steps=1), digits="auto", root=tmp_path / "nowhere")
     with pytest.warns(UserWarning, match="no MNIST"):
-        assert fit(config)["run"]["digits"] == "scikit-learn"
+        results = fit(config)
+    assert results["run"]["digits"] == "scikit-learn"
+    with pytest.warns(UserWarning, match="no MNIST"):
         restore(config)
     fit(dataclasses.replace(config, digits="scikit-learn"))
 

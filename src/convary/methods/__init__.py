@@ -9,13 +9,20 @@ from typing import Any
 from convary.errors import ConfigError, nearest
 from convary.methods.condconv import CondConv, CondConv1d, CondConv2d, CondConv3d
 from convary.methods.config import Annealing, MethodConfig
+from convary.methods.dcd import DCD, DCDConv1d, DCDConv2d, DCDConv3d, DCDLinear
 from convary.methods.dfn import DFNConv2d, DFNLocalFilter2d
 from convary.methods.dyconv import DyConv, DyConv1d, DyConv2d, DyConv3d
 from convary.methods.dynet import DyNet, DyNetConv1d, DyNetConv2d, DyNetConv3d
+from convary.methods.kernel_warehouse import (
+    KernelWarehouse,
+    KernelWarehouse1d,
+    KernelWarehouse2d,
+    KernelWarehouse3d,
+)
 from convary.methods.odconv import ODConv, ODConv1d, ODConv2d, ODConv3d
 from convary.methods.perceptron import MixedLinear
 
-METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv)
+METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse, DCD)
 
 
 def method(name: str, **options: Any) -> MethodConfig:
@@ -56,7 +63,8 @@ def config_from_json(text: str) -> MethodConfig:
 
 
 __all__ = [
-    "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DFNConv2d", "DFNLocalFilter2d", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "MethodConfig", "MixedLinear", "ODConv",
-    "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
+    "DCD", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DCDConv1d", "DCDConv2d",
+    "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d",
+    "DyNetConv3d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig",
+    "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
 ]  # fmt: skip

@@ -12,19 +12,20 @@ that they are equal; they are (tests/methods/test_methods.py), so here the strat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from convary.methods.config import MethodConfig, check_positive
+from convary.methods.config import BankConfig, check_positive
 from convary.nn import DynamicConv, PerceptronRouter, Router, Site
 from convary.nn.base import per_expert_
 from convary.ops import Coefficients
 
 
 @dataclass(frozen=True, kw_only=True)
-class DyNet(MethodConfig):
+class DyNet(BankConfig):
     """Options of DyNet.
 
     Attributes:
@@ -83,9 +84,9 @@ class FilterRouter(PerceptronRouter):
         """The predictor."""
         return self.linear
 
-    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
+    def named(self, pieces: Sequence[Tensor]) -> Coefficients:
         """filter: (B, K, O)."""
-        return Coefficients(filter=rest.unflatten(1, self.shape))
+        return Coefficients(filter=pieces[0].unflatten(1, self.shape))
 
 
 class _DyNetNd(DynamicConv):

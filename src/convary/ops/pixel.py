@@ -3,20 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
-from typing import Literal
-
+import torch
 from torch import Tensor
 
-from convary.errors import ConfigError, DeviceError, DtypeError, ShapeError
-from convary.ops import reference
-from convary.ops.geometry import Geometry, Size, autocasting, per_axis, resolve
-
-Border = Literal["zeros", "replicate", "reflect", "circular", "clamp"]
-GroupOrder = Literal["contiguous", "interleaved"]
-BORDERS = ("zeros", "replicate", "reflect", "circular", "clamp")
-GROUP_ORDERS = ("contiguous", "interleaved")
+from convary.ops import native_pixel, registered_pixel, taps
+from convary.ops.geometry import Size
+from convary.ops.operators import in_format_of
+from convary.ops.strategy import Problem, Strategy, choose, choose_traced, is_traced
+from convary.ops.window import Border, GroupOrder, Window, resolve
 
 
 def pixel_conv(
@@ -57,75 +51,55 @@ def pixel_conv(
     Raises:
         ShapeError, DtypeError, DeviceError: the tensors do not fit together.
         ConfigError: an argument that is not one of those named.
+        StrategyError: the forced strategy can't run.
     """
-    geometry, sizes = _check(x, weight, kernel_size, stride, padding, dilation, border, group_order, scale_factor)
-    return reference.pixel_conv(
-        x,
-        weight,
-        kernel_size=sizes,
-        stride=geometry.stride,
-        padding=geometry.padding,
-        dilation=geometry.dilation,
-        border=border,
-        group_order=group_order,
-        scale_factor=scale_factor,
+    return run(x, weight, resolve(x, weight, kernel_size, stride, padding, dilation, border, group_order, scale_factor))
+
+
+def run(x: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """``pixel_conv`` after its checks."""
+    if is_traced(x, weight):
+        name = choose_traced(STRATEGIES, lambda: describe(x, weight, window))
+    elif x.numel() == 0 or weight.numel() == 0:
+        return x.new_zeros(*x.shape[:2], *weight.shape[3:]) + 0 * (x.sum() + weight.sum())  # backward gives zeros
+    else:
+        obstacle = native_pixel.obstacle(x, weight)
+        key = ("pixel_conv", x.shape, weight.shape, window, needs_gradient(x, weight), x.device.type, x.dtype, obstacle)
+        name = choose(STRATEGIES, key, lambda: describe(x, weight, window))
+    return in_format_of(x, STRATEGIES[name].run(x, weight, window))
+
+
+def needs_gradient(x: Tensor, weight: Tensor) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+
+def describe(x: Tensor, weight: Tensor, window: Window) -> Problem:
+    """The problem that a call poses: a depthwise convolution of C channels, with kernels that G groups share."""
+    C = x.shape[1]
+    return Problem(
+        op="pixel_conv",
+        B=x.shape[0],
+        C=C,
+        O=C,
+        G=weight.shape[1],
+        K=1,
+        kernel_size=window.kernel_size,
+        size=tuple(x.shape[2:]),
+        out_size=tuple(weight.shape[3:]),
+        stride=window.stride,
+        axes=(),
+        shared=(),
+        training=needs_gradient(x, weight),
+        traced=is_traced(x, weight),
+        device=x.device.type,
+        itemsize=x.element_size(),
+        reach=tuple(s + 2 * p for s, p in zip(x.shape[2:], window.padding, strict=True)),
+        obstacle=native_pixel.obstacle(x, weight),
     )
 
 
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    kernel_size: Size,
-    stride: Size,
-    padding: Size | str,
-    dilation: Size,
-    border: str,
-    group_order: str,
-    scale_factor: int,
-) -> tuple[Geometry, tuple[int, ...]]:
-    rank = x.ndim - 2
-    if not 1 <= rank <= 3 or weight.ndim != rank + 3:
-        raise ShapeError(
-            f"x wants one to three spatial axes, (B, C, *S), and weight (B, G, T, *S_out); got {tuple(x.shape)} and "
-            f"{tuple(weight.shape)}"
-        )
-    k = per_axis(kernel_size, rank, "kernel_size")
-    for name, value, allowed in (("border", border, BORDERS), ("group_order", group_order, GROUP_ORDERS)):
-        if value not in allowed:
-            raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-    per_axis(scale_factor, rank, "scale_factor")
-    padded, geometry = resolve(x, k, stride, padding, dilation, 1)
-    if padded is not x:
-        raise ConfigError(
-            f"padding='same' wants stride 1 and an odd reach, dilation*(kernel_size-1)+1; got {k=}, {stride=}, "
-            f"{dilation=}; give padding in numbers"
-        )
-    reach = [d * (n - 1) + 1 for n, d in zip(k, geometry.dilation, strict=True)]
-    if any(s + 2 * p < r for s, p, r in zip(x.shape[2:], geometry.padding, reach, strict=True)):
-        raise ShapeError(
-            f"the kernels reach over {reach} positions but x has only {list(x.shape[2:])} with padding "
-            f"{list(geometry.padding)}; use a larger input or more padding"
-        )
-    _check_border(x.shape[2:], border, geometry.padding, reach)
-    B, C = x.shape[:2]
-    S_out = [scale_factor * n for n in geometry.out_size(x.shape[2:], k)]
-    G = weight.shape[1]
-    if weight.shape[0] != B or weight.shape[2] != prod(k) or list(weight.shape[3:]) != S_out or G < 1 or C % G:
-        raise ShapeError(
-            f"weight must be (B, G, T, *S_out) = ({B}, G, {prod(k)}, {', '.join(map(str, S_out))}) with G dividing {C} "
-            f"channels; got {tuple(weight.shape)}"
-        )
-    if x.dtype != weight.dtype and not autocasting(x):
-        raise DtypeError(f"x is {x.dtype} but weight is {weight.dtype}; cast one of them or use torch.autocast")
-    if x.device != weight.device:
-        raise DeviceError(f"x is on {x.device} but weight is on {weight.device}; move one of them")
-    return geometry, k
-
-
-def _check_border(size: Sequence[int], border: str, padding: Sequence[int], reach: Sequence[int]) -> None:
-    """Raise where one turn at the edge does not reach, or no window lies inside."""
-    for s, p, r in zip(size, padding, reach, strict=True):
-        if (border == "reflect" and p >= s) or (border == "circular" and p > s):
-            raise ShapeError(f"border={border!r} provides fewer than {s} positions a side; got padding {p} on size {s}")
-        if border == "clamp" and s < r:
-            raise ShapeError(f"border='clamp' wants a window inside x; got size {s} for a reach of {r}")
+STRATEGIES = {
+    "taps": Strategy(lambda problem: None, taps.run),
+    "native": Strategy(native_pixel.why_not, registered_pixel.run),
+}

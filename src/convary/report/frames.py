@@ -28,8 +28,8 @@ def draw_rows(
     """Write a table of pictures.
 
     Args:
-        rows: Name and pictures of each row, all of one shape or square: (1, H, W) in gray or (3, H, W), floats that are clipped to
-            0..1 or uint8; None leaves a place empty.
+        rows: Name and pictures of each row, all of one shape or square: (1, H, W) in gray or (3, H, W), uint8 or floats
+            that are clipped to 0..1; None leaves a place empty.
         path: .png, .svg or .pdf; replaced in one step.
         columns: Names above the columns.
         note: Below the table.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steerable filters: from an angle alone, learn the filter whose response is the image's derivative in that direction."""
+"""Steerable filters: of an angle alone, make the filter that answers with an image's derivative in its direction."""
 
 from __future__ import annotations
 

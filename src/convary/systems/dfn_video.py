@@ -117,9 +117,7 @@ class Video(System):
         """The network for this video's channels."""
         C = self.frames.shape[1]
         c = self.config
-        return DFN(
-            C, frames=2, hidden=c.hidden, kernel_size=c.kernel_size, dynamic_bias=True, border="replicate"
-        )
+        return DFN(C, frames=2, hidden=c.hidden, kernel_size=c.kernel_size, dynamic_bias=True, border="replicate")
 
     def rate(self, step: int) -> float:
         """Halved every ``halve_every`` steps."""
@@ -158,7 +156,9 @@ class Video(System):
             last, truth, guess = windows[i][0, -2], windows[i][0, -1], prediction.frame[0]
             flow = filter_flow(prediction.filters, model.kernel_size)[0]
             errors = [(4 * (picture - truth).abs()).mean(0, keepdim=True) for picture in (last, guess)]
-            rows.append((f"frame {self.test[i] + self.config.seen + 1}", [last, truth, guess, *errors, flow_colors(-flow, 2.0)]))
+            rows.append(
+                (f"frame {self.test[i] + self.config.seen + 1}", [last, truth, guess, *errors, flow_colors(-flow, 2.0)])
+            )
         names = ["last seen", "true next", "predicted", "error of copying", "error of predicting", "filter flow"]
         note = "errors are four times as bright; the flow's colour is the direction of motion, full at two pixels"
         return [draw_rows(rows, folder / "next-frame.png", columns=names, note=note)]
