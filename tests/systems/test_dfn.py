@@ -194,4 +194,4 @@ def test_the_sample_training_beats_its_baseline(tmp_path, config):
     elif config is DFNVideo:
         assert scores["psnr"] > scores["psnr_copy"] and scores["mse"] < scores["mse_copy"]
     else:
-        assert scores["mse"] < scores["mse_zero"] / 10 and scores["cosine"] > 0.9
+        assert scores["mse"] < scores["mse_zero"] / 10 and scores["cosine"] > 0.85
