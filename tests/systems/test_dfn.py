@@ -10,9 +10,9 @@ from PIL import Image
 
 from convary.errors import ConfigError, DataError
 from convary.methods.dfn import DFNConv2d
-from convary.systems.dfn_moving_mnist import EPSILON, DFNMovingMNIST, cross_entropy
-from convary.systems.dfn_steerable import DFNSteerable, response, steered
-from convary.systems.dfn_video import DFNVideo
+from convary.systems.dfn_moving_mnist import EPSILON, DFNMovingMNISTConfig, cross_entropy
+from convary.systems.dfn_steerable import DFNSteerableConfig, response, steered
+from convary.systems.dfn_video import DFNVideoConfig
 from convary.train.fit import fit, restore
 from tests.data.test_video import write_video
 
@@ -28,7 +28,7 @@ class Copy(torch.nn.Module):
 
 def moving_mnist(folder, **options):
     options = {"size": 16, "seen": 2, "predicted": 2, "batch_size": 2, "sequences": 4, "steps": 2} | options
-    return DFNMovingMNIST(out=folder, digits="scikit-learn", cpu=True, **options)
+    return DFNMovingMNISTConfig(out=folder, digits="scikit-learn", cpu=True, **options)
 
 
 def video(folder, **options):
@@ -37,7 +37,7 @@ def video(folder, **options):
     frames = np.stack([picture[:19, 2 * t : 2 * t + 21] for t in range(options.pop("frames", 34))])
     path = write_video(folder / "moving.mkv", frames)
     options = {"seen": 2, "height": None, "crop": 12, "hidden": 8, "kernel_size": 5, "steps": 2} | options
-    return DFNVideo(out=folder / "run", video=path, batch_size=2, cpu=True, **options)
+    return DFNVideoConfig(out=folder / "run", video=path, batch_size=2, cpu=True, **options)
 
 
 def test_moving_mnist_trains_scores_and_draws(tmp_path):
@@ -112,15 +112,15 @@ def test_video_refuses_what_is_too_short_or_broken(tmp_path):
     with pytest.raises(DataError, match=r"moving.mkv gives 20 frames; at least 30 are needed with --seen 2"):
         video(tmp_path, frames=20).load()
     with pytest.raises(DataError, match=r"no video file"):
-        DFNVideo(out=tmp_path, video=tmp_path / "none.mp4").load()
+        DFNVideoConfig(out=tmp_path, video=tmp_path / "none.mp4").load()
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(bytes(range(256)) * 8)
     with pytest.raises(DataError, match=r"broken\.mp4 cannot be decoded"):
-        DFNVideo(out=tmp_path, video=broken).load()
+        DFNVideoConfig(out=tmp_path, video=broken).load()
 
 
 def test_steerable_trains_scores_and_draws(tmp_path):
-    results = fit(DFNSteerable(out=tmp_path, steps=3, batch_size=2, crops=4, cpu=True))
+    results = fit(DFNSteerableConfig(out=tmp_path, steps=3, batch_size=2, crops=4, cpu=True))
     assert results["params"] == 18_897
     assert list(results["scores"]) == ["mse", "mse_zero", "cosine"]
     assert (tmp_path / results["pictures"][0]).stat().st_size > 5000
@@ -142,35 +142,35 @@ def test_the_true_filters_score_perfectly(tmp_path):
         def forward(self, angle):
             return steered(angle).reshape(-1, 81)
 
-    system = DFNSteerable(out=tmp_path, crops=8).load()
+    system = DFNSteerableConfig(out=tmp_path, crops=8).load()
     scores = system.scores(DFNConv2d(1, 1, 9, padding=4, generator=True_()), CPU)
     assert scores["mse"] < 1e-9 < scores["mse_zero"] and scores["cosine"] == pytest.approx(1)
 
 
 def test_steerable_takes_a_folder_of_images(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 200, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-    system = DFNSteerable(out=tmp_path, data=tmp_path).load()
+    system = DFNSteerableConfig(out=tmp_path, data=tmp_path).load()
     assert [tuple(image.shape) for image in (*system.train, *system.test)] == [(40, 150), (40, 50)]
     with pytest.raises(DataError, match=r"a\.png is 40x200; a crop of 64"):
-        DFNSteerable(out=tmp_path, data=tmp_path, crop=64).load()
+        DFNSteerableConfig(out=tmp_path, data=tmp_path, crop=64).load()
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images in"):
-        DFNSteerable(out=tmp_path, data=tmp_path / "empty").load()
+        DFNSteerableConfig(out=tmp_path, data=tmp_path / "empty").load()
     (tmp_path / "b.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"b\.jpg is not a readable image"):
-        DFNSteerable(out=tmp_path, data=tmp_path).load()
+        DFNSteerableConfig(out=tmp_path, data=tmp_path).load()
 
 
 @pytest.mark.parametrize(
     ("config", "options"),
     [
-        (DFNMovingMNIST, {"size": 8}),
-        (DFNMovingMNIST, {"speed": 0.0}),
-        (DFNMovingMNIST, {"predicted": 0}),
-        (DFNVideo, {"seen": 1}),
-        (DFNVideo, {"crop": 4}),
-        (DFNSteerable, {"crop": 9}),
-        (DFNSteerable, {"halve_every": 0}),
+        (DFNMovingMNISTConfig, {"size": 8}),
+        (DFNMovingMNISTConfig, {"speed": 0.0}),
+        (DFNMovingMNISTConfig, {"predicted": 0}),
+        (DFNVideoConfig, {"seen": 1}),
+        (DFNVideoConfig, {"crop": 4}),
+        (DFNSteerableConfig, {"crop": 9}),
+        (DFNSteerableConfig, {"halve_every": 0}),
     ],
 )
 def test_impossible_values_are_refused(config, options):
@@ -185,13 +185,13 @@ def test_the_command_line_gives_the_config_again(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [DFNMovingMNIST, DFNVideo, DFNSteerable])
+@pytest.mark.parametrize("config", [DFNMovingMNISTConfig, DFNVideoConfig, DFNSteerableConfig])
 def test_the_sample_training_beats_its_baseline(tmp_path, config):
-    options = {"digits": "scikit-learn"} if config is DFNMovingMNIST else {}
+    options = {"digits": "scikit-learn"} if config is DFNMovingMNISTConfig else {}
     scores = fit(config(out=tmp_path, cpu=True, **options))["scores"]
-    if config is DFNMovingMNIST:
+    if config is DFNMovingMNISTConfig:
         assert scores["bce"] < scores["bce_copy"] / 2 and scores["mse"] < scores["mse_copy"] / 2
-    elif config is DFNVideo:
+    elif config is DFNVideoConfig:
         assert scores["psnr"] > scores["psnr_copy"] and scores["mse"] < scores["mse_copy"]
     else:
         assert scores["mse"] < scores["mse_zero"] / 10 and scores["cosine"] > 0.85

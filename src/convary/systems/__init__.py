@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from convary.systems.dfn_moving_mnist import DFNMovingMNIST
-from convary.systems.dfn_steerable import DFNSteerable
-from convary.systems.dfn_video import DFNVideo
+from convary.systems.dfn_moving_mnist import DFNMovingMNISTConfig
+from convary.systems.dfn_steerable import DFNSteerableConfig
+from convary.systems.dfn_video import DFNVideoConfig
 from convary.systems.dmnet import DMNetConfig
 from convary.systems.hdfnet import HDFNetConfig, HDFNetPublishedConfig
 from convary.train.system import SystemConfig
 
 SYSTEMS: tuple[type[SystemConfig], ...] = (
-    DFNMovingMNIST,
-    DFNVideo,
-    DFNSteerable,
+    DFNMovingMNISTConfig,
+    DFNVideoConfig,
+    DFNSteerableConfig,
     DMNetConfig,
     HDFNetConfig,
     HDFNetPublishedConfig,

@@ -26,7 +26,7 @@ PICTURED = 3  # test sequences
 
 
 @dataclass(frozen=True, kw_only=True)
-class DFNMovingMNIST(SystemConfig):
+class DFNMovingMNISTConfig(SystemConfig):
     """The next frames of Moving MNIST, generated on the fly; the defaults take minutes on a CPU.
 
     The network is the published one, 637,361 parameters. As published it trains with --size 64 --seen 10 --predicted 10
@@ -38,10 +38,10 @@ class DFNMovingMNIST(SystemConfig):
     citation: ClassVar[str] = "De Brabandere et al., Dynamic Filter Networks, NIPS 2016"
 
     out: Path = Path("runs/dfn-moving-mnist")
-    steps: int = 1500
+    steps: int = 800
     batch_size: int = 4
     lr: float = 1e-3
-    halve_every: int = 300
+    halve_every: int = 200
     """Steps after which the learning rate is halved, again and again."""
     digits: Source = "auto"
     """MNIST's (downloaded where they are missing), scikit-learn's (offline), or whichever can be had."""
@@ -78,9 +78,9 @@ class DFNMovingMNIST(SystemConfig):
 class MovingMNIST(System):
     """Sequences out of single digits; the loss is binary cross-entropy, for a pixel is nearly black or white."""
 
-    config: DFNMovingMNIST
+    config: DFNMovingMNISTConfig
 
-    def __init__(self, config: DFNMovingMNIST) -> None:
+    def __init__(self, config: DFNMovingMNISTConfig) -> None:
         source, *parts = load_digits(config.digits, config.root)
         self.config = dataclasses.replace(config, digits=source)
         self.train, self.test = (scaled(digits, 28 * config.size // 64) for digits in parts)

@@ -27,7 +27,7 @@ ANGLES, SIDE = 8, 96  # pictured: directions, pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class DFNSteerable(SystemConfig):
+class DFNSteerableConfig(SystemConfig):
     """An angle is the condition; the generated filter is held against the derivative of a Gaussian in that direction.
 
     As published: --steps 5000 --batch-size 64 --crop 64 --lr 1e-3 --halve-every 1000. The defaults take more steps of
@@ -65,9 +65,9 @@ class DFNSteerable(SystemConfig):
 class Steerable(System):
     """Crops, angles and their responses."""
 
-    config: DFNSteerable
+    config: DFNSteerableConfig
 
-    def __init__(self, config: DFNSteerable) -> None:
+    def __init__(self, config: DFNSteerableConfig) -> None:
         self.config = config
         self.train, self.test = [], []
         for name, image in photographs(config.data):

