@@ -152,6 +152,8 @@ def test_flow_is_where_the_filter_looks():
             r"\(2, G, 9|\(2, 1, 9",
         ),
         (lambda: DFNConv2d(1, 1, 3)(torch.ones(2, 1, 8, 8), torch.ones(3, 1, 8, 8)), ShapeError, "3"),
+        (lambda: DFNConv2d(2, 2, 3)(torch.ones(2, 3, 8, 8)), ShapeError, r"\(B, 2, H, W\); got \(2, 3, 8, 8\)"),
+        (lambda: DFNLocalFilter2d(2, 3, grouping=True)(torch.ones(2, 8, 8)), ShapeError, r"got \(2, 8, 8\)"),
     ],
 )
 def test_what_cannot_work_is_refused(wrong, error, match):

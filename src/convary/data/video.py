@@ -43,6 +43,7 @@ def read_video(path: Path, *, gray: bool = False, limit: int | None = None) -> T
     """
     require("convary.data.video", "systems", "av")
     import av
+    from av.error import FFmpegError
 
     if not path.is_file():
         raise DataError(f"no video file {path}; give the path of one")
@@ -55,7 +56,7 @@ def read_video(path: Path, *, gray: bool = False, limit: int | None = None) -> T
                 if len(frames) == limit:
                     break
                 frames.append(frame.to_ndarray(format="gray" if gray else "rgb24"))
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         where = f"after frame {len(frames)}" if frames else "at all"
         raise DataError(f"{path} cannot be decoded {where} ({error.strerror}); repair it or give another") from error
     if not frames:

@@ -240,6 +240,7 @@ class DFNConv2d(nn.Module):
         Raises:
             ShapeError: x, the condition or the generator's output do not fit.
         """
+        _check(self, x)
         kernel, bias = self.filters(x if condition is None else condition)
         return sample_conv(
             x, kernel, bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups
@@ -302,7 +303,8 @@ class DFNLocalFilter2d(nn.Module):
         if in_channels < 1:
             raise ConfigError(f"in_channels must be at least 1; got {in_channels}")
         self.in_channels, self.kernel_size = in_channels, odd_sizes(kernel_size, 2)
-        self.grouping, self.softmax, self.dynamic_bias, self.border = grouping, softmax, dynamic_bias, border
+        self.grouping, self.softmax, self.dynamic_bias = grouping, softmax, dynamic_bias
+        self.border: Border = border
         if generator is None:
             D = in_channels if condition_channels is None else condition_channels
             k = generator_kernel_size
@@ -336,6 +338,7 @@ class DFNLocalFilter2d(nn.Module):
         Raises:
             ShapeError: x, the condition or the generator's output do not fit.
         """
+        _check(self, x)
         filters, bias = self.filters(x if condition is None else condition)
         return local_filter(x, filters, bias, kernel_size=self.kernel_size, grouping=self.grouping, border=self.border)
 
@@ -349,6 +352,13 @@ def split_filters(theta: Tensor, *, softmax: bool, dynamic_bias: bool) -> tuple[
     """What a generator gives, (B, N, *S), as filters and the bias: its last channel, if there is one."""
     filters, bias = (theta[:, :-1], theta[:, -1:]) if dynamic_bias else (theta, None)
     return filters.softmax(1) if softmax else filters, bias
+
+
+def _check(layer: DFNConv2d | DFNLocalFilter2d, x: Tensor) -> None:
+    if x.ndim != 4 or x.shape[1] != layer.in_channels:
+        raise ShapeError(
+            f"{type(layer).__name__} wants x of shape (B, {layer.in_channels}, H, W); got {tuple(x.shape)}"
+        )
 
 
 def _unusual(layer: nn.Module, usual: dict[str, Any]) -> str:

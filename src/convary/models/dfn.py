@@ -71,7 +71,8 @@ class DFN(nn.Module):
             raise ConfigError(f"channels, frames and hidden must be at least 1; got {channels}, {frames}, {hidden}")
         (k, _) = odd_sizes(kernel_size, 2)
         self.channels, self.frames, self.hidden = channels, frames, hidden
-        self.kernel_size, self.dynamic_bias, self.border = k, dynamic_bias, border
+        self.kernel_size, self.dynamic_bias = k, dynamic_bias
+        self.border: Border = border
         self.encoder = nn.Sequential(
             *_conv(frames * channels, 32), *_conv(32, 32, stride=2), *_conv(32, 64), *_conv(64, 64), *_conv(64, hidden)
         )
