@@ -70,10 +70,10 @@ def test_split_params_by_layer():
     """The order of other ports: the same kernels after their numbers are moved."""
     head = MaskHead()
     params = torch.arange(head.num_params).expand(2, -1)
-    moved = torch.cat([params[:, i:j] for i, j in ((0, 80), (152, 160), (80, 144), (160, 168), (144, 152), (168, 169))], 1)
-    for one, other in zip(
-        split_params(params, head), split_params(moved, MaskHead(order="by_layer")), strict=True
-    ):
+    moved = torch.cat(
+        [params[:, i:j] for i, j in ((0, 80), (152, 160), (80, 144), (160, 168), (144, 152), (168, 169))], 1
+    )
+    for one, other in zip(split_params(params, head), split_params(moved, MaskHead(order="by_layer")), strict=True):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
@@ -108,7 +108,13 @@ def test_golden_dice_loss():
 
 @pytest.mark.parametrize(
     "head",
-    [MaskHead(), MaskHead(coordinates=False), MaskHead(order="by_layer"), MaskHead(layers=1), MaskHead(layers=2, features=4, channels=3)],
+    [
+        MaskHead(),
+        MaskHead(coordinates=False),
+        MaskHead(order="by_layer"),
+        MaskHead(layers=1),
+        MaskHead(layers=2, features=4, channels=3),
+    ],
 )
 def test_equals_the_plain_form(head):
     """The split of the first layer is an identity; with float32 and the native kernels up to rounding."""

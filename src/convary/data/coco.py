@@ -241,7 +241,9 @@ def _checked(annotation: dict[str, Any], size: tuple[int, int], name: str) -> li
         box = _box(annotation, size)
         extent = _extent(annotation, size)
     except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise DataError(f"{name} cannot be read ({error}); its box is four numbers, its mask polygons or RLE") from error
+        raise DataError(
+            f"{name} cannot be read ({error}); its box is four numbers, its mask polygons or RLE"
+        ) from error
     if extent is None or _area(box) <= 0 or _area(extent) <= 0:
         return None
     common = _area([max(a, b) for a, b in zip(box[:2], extent[:2], strict=True)]

@@ -185,6 +185,8 @@ def dice_loss(probability: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
         (N,).
     """
     if probability.shape != target.shape:
-        raise ShapeError(f"got probability {tuple(probability.shape)} and target {tuple(target.shape)}; make them equal")
+        raise ShapeError(
+            f"got probability {tuple(probability.shape)} and target {tuple(target.shape)}; make them equal"
+        )
     p, g = probability.flatten(1), target.flatten(1).to(probability.dtype)
     return 1 - 2 * (p * g).sum(1) / (p.square().sum(1) + g.square().sum(1) + eps)

@@ -3,8 +3,7 @@
 
 Tian, Shen, Chen, "Conditional Convolutions for Instance Segmentation", ECCV 2020. Backbone, pyramid and heads are
 torchvision's, so weights of its ``fcos_resnet50_fpn`` fit by name; unlike the authors' FCOS these have no learned scale per
-level. The mask branch sums three levels of the pyramid as the authors' code does (the paper's text: P3 alone), and masks
-have a stride of 4 (the paper's tables: 2, within 0.1 AP).
+level. The mask branch sums three levels of the pyramid as the authors' code does (the paper's text: P3 alone).
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from convary.models.backbone import pretrained
 
 BACKBONES = tuple(list_models(module=torchvision.models, include=["resnet*", "resnext*", "wide_resnet*", "regnet*"]))
 STRIDE = 8  # of P3 and of the mask features
-MASK_STRIDE = 4  # of the masks
 UNIT = 8  # strides of its level that make one unit of an instance's relative coordinates
 
 
@@ -60,10 +58,11 @@ class CondInst(nn.Module):
         backbone: One of ``BACKBONES``.
         pretrained: Start from ImageNet's weights; the stem, the first stage and all statistics then stay as they are.
             Where the weights cannot be downloaded, a ``RandomWeightsWarning`` says so and everything is trained.
-        channels: Of the pyramid and the towers, a multiple of 32.
+        channels: Of the pyramid and the towers: 64, 96, ...
         convs: Convolutions of either tower.
         mask_channels: Of the mask branch.
         head: The dynamic mask head.
+        mask_stride: Pixels per position of the masks, 8, 4 or 2: 4 in the authors' code, 2 in the paper (0.1 AP more).
     """
 
     def __init__(
@@ -76,17 +75,20 @@ class CondInst(nn.Module):
         convs: int = 4,
         mask_channels: int = 128,
         head: MaskHead | None = None,
+        mask_stride: int = 4,
     ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
             raise ConfigError(
                 f"backbone must be a ResNet or RegNet of torchvision; got {backbone!r}{nearest(backbone, BACKBONES)}"
             )
-        if channels < 32 or channels % 32:
-            raise ConfigError(f"channels must be a multiple of 32, for the towers' group norms; got {channels}")
+        if channels < 64 or channels % 32:  # a group of one channel has no variance where a level is one position
+            raise ConfigError(f"channels must be 64, 96, ..., for the towers' 32 groups of a norm; got {channels}")
         if classes < 1:
             raise ConfigError(f"classes must be at least 1; got {classes}")
-        self.mask_head = head or MaskHead()
+        if mask_stride not in (8, 4, 2):
+            raise ConfigError(f"mask_stride must be 8, 4 or 2; got {mask_stride}")
+        self.mask_head, self.mask_stride = head or MaskHead(), mask_stride
         body, stages, self.frozen = _body(backbone, pretrained)
         if self.frozen:
             _freeze(body, stages)
@@ -99,7 +101,7 @@ class CondInst(nn.Module):
         )
         self.head = nn.ModuleDict(
             {
-                "classification_head": FCOSClassificationHead(channels, 1, classes, convs),
+                "classification_head": ClassTower(channels, 1, classes, convs),
                 "regression_head": BoxTower(channels, convs, self.mask_head.num_params),
             }
         )
@@ -138,6 +140,14 @@ class CondInst(nn.Module):
         )
 
 
+class ClassTower(FCOSClassificationHead):
+    """torchvision's class tower; takes an empty batch too."""
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        """Levels (B, C, H, W) to logits (B, P, classes)."""
+        return _by_position([self.cls_logits(self.conv(level)) for level in x])
+
+
 class BoxTower(FCOSRegressionHead):
     """torchvision's box tower with the controller beside its two predictions.
 
@@ -156,11 +166,11 @@ class BoxTower(FCOSRegressionHead):
     def forward(self, x: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Levels (B, C, H, W) to distances (B, P, 4) in strides, centerness (B, P, 1) and params (B, P, num_params)."""
         towers = [self.conv(level) for level in x]
-        layers = (lambda t: self.bbox_reg(t).relu(), self.bbox_ctrness, self.controller)
         distances, centerness, params = (
-            torch.cat([layer(tower).flatten(2).transpose(1, 2) for tower in towers], 1) for layer in layers
+            _by_position([layer(tower) for tower in towers])
+            for layer in (self.bbox_reg, self.bbox_ctrness, self.controller)
         )
-        return distances, centerness, params
+        return distances.relu(), centerness, params
 
 
 class MaskBranch(nn.Module):
@@ -185,6 +195,11 @@ class MaskBranch(nn.Module):
             # A level of an odd size is rounded up, so enlarged it may reach over P3.
             x = x + aligned_bilinear(refine(level), factor)[:, :, :H, :W]
         return self.tower(x)
+
+
+def _by_position(levels: list[Tensor]) -> Tensor:
+    """Levels (B, C, H, W) one after the other: (B, P, C)."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
 
 
 def positions(levels: list[Tensor]) -> tuple[Tensor, Tensor]:

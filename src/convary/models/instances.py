@@ -13,7 +13,7 @@ from torchvision.ops import nms
 
 from convary.errors import ConfigError, DataError
 from convary.methods.condinst import MaskHead, aligned_bilinear, mask_logits
-from convary.models.condinst import MASK_STRIDE, STRIDE, UNIT, CondInst, Dense
+from convary.models.condinst import STRIDE, UNIT, CondInst, Dense
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's backbones assume
 _CHUNK = 16  # masks enlarged at a time: at the size of a photograph they are what memory goes to
@@ -26,7 +26,8 @@ class Detections(NamedTuple):
         boxes: (B, K, 4) x1 y1 x2 y2 in pixels of the input.
         scores: (B, K) in [0, 1].
         labels: (B, K) int64.
-        masks: (B, K, 2 * ceil(H / 8), 2 * ceil(W / 8)) logits, one position per 4 pixels.
+        masks: (B, K, h, w) logits, one per ``mask_stride`` pixels; (h, w) is (ceil(H / 8), ceil(W / 8)) times
+            8 / mask_stride.
     """
 
     boxes: Tensor
@@ -88,7 +89,7 @@ class Detector(nn.Module):
         scores, rank = scores.topk(self.detections, 1)
         labels, place = labels.gather(1, rank), place.gather(1, rank)
         boxes = boxes.gather(1, rank.unsqueeze(2).expand(-1, -1, 4))
-        masks = masks_at(dense, place, self.model.mask_head)
+        masks = masks_at(dense, place, self.model.mask_head, STRIDE // self.model.mask_stride)
         return Detections(boxes, scores, labels, masks)
 
 
@@ -116,38 +117,51 @@ def boxes_at(dense: Dense, place: Tensor, size: tuple[int, int] | torch.Size) ->
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, overlap: float) -> Tensor:
     """``scores`` with 0 for what greedy non-maximum suppression within image and class drops.
 
-    All images and classes go in one call, set apart by an offset, in float64 so that the offset costs no digits.
-
     Args:
-        boxes: (B, K, 4).
+        boxes: (B, K, 4), no coordinate below 0.
         scores: (B, K).
         labels: (B, K) int64.
         overlap: Intersection over union that is still kept.
     """
-    B = boxes.shape[0]
-    group = labels + (labels.max() + 1) * torch.arange(B, device=labels.device).unsqueeze(1) if B else labels
-    apart = boxes.double() + (group * (boxes.max() + 1)).double().unsqueeze(2) if B else boxes.double()
-    kept = nms(apart.flatten(0, 1), scores.flatten().double(), overlap)
-    keep = torch.zeros_like(scores).flatten().index_fill(0, kept, 1)
-    return scores * keep.reshape(scores.shape)
+    B, K = scores.shape
+    if not B:
+        return scores
+    # One call for all: an offset sets images and classes apart, in float64 so that it costs no digits. Two boxes beside
+    # them always survive, for torchvision tells torch.export that at least two do.
+    image = torch.arange(B, device=labels.device).unsqueeze(1)
+    offset = ((labels.max() + 1) * image + labels) * (boxes.max() + 1).double()
+    beside = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]], dtype=torch.float64)
+    apart = torch.cat(((boxes.double() + offset.unsqueeze(2)).flatten(0, 1), beside))
+    kept = nms(apart, F.pad(scores.flatten().double(), (0, 2)), overlap)
+    keep = scores.new_zeros(B * K + 2).index_fill(0, kept, 1)[: B * K]
+    return scores * keep.reshape(B, K)
 
 
-def masks_at(dense: Dense, place: Tensor, head: MaskHead) -> Tensor:
-    """Mask logits (B, K, h, w) of the instances at positions (B, K), one per ``MASK_STRIDE`` pixels."""
+def masks_at(dense: Dense, place: Tensor, head: MaskHead, factor: int) -> Tensor:
+    """Mask logits (B, K, h, w) of the instances at positions (B, K), ``factor`` times the size of the features."""
     B, K = place.shape
     index = torch.arange(B, device=place.device).unsqueeze(1).expand(B, K).flatten()
     params = dense.params.gather(1, place.unsqueeze(2).expand(-1, -1, dense.params.shape[2])).flatten(0, 1)
-    logits = instance_masks(dense, params, index, place.flatten(), head)
+    logits = instance_masks(dense, params, index, place.flatten(), head, factor)
     return logits.unflatten(0, (B, K))
 
 
-def instance_masks(dense: Dense, params: Tensor, index: Tensor, place: Tensor, head: MaskHead) -> Tensor:
-    """Mask logits (N, h, w) of N instances with ``params`` (N, num_params), of images (N,) and positions (N,)."""
+def instance_masks(dense: Dense, params: Tensor, index: Tensor, place: Tensor, head: MaskHead, factor: int) -> Tensor:
+    """Mask logits (N, h, w) of N instances.
+
+    Args:
+        dense: What the network says.
+        params: (N, num_params) of the instances.
+        index: (N,) their images.
+        place: (N,) their positions.
+        head: The shape of the mask heads.
+        factor: How much larger than the features the masks are.
+    """
     with torch.autocast(dense.features.device.type, enabled=False):  # a coordinate has more digits than bfloat16
         logits = mask_logits(
             dense.features, params, index, dense.points[place], UNIT * dense.strides[place], head, stride=STRIDE
         )
-        return aligned_bilinear(logits, STRIDE // MASK_STRIDE).squeeze(1)
+        return aligned_bilinear(logits, factor).squeeze(1)
 
 
 def scaled(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
@@ -175,7 +189,13 @@ def prepare(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def predict(
-    model: CondInst, image: Tensor, *, short: int = 800, long: int = 1333, threshold: float = 0.05, detections: int = 100
+    model: CondInst,
+    image: Tensor,
+    *,
+    short: int = 800,
+    long: int = 1333,
+    threshold: float = 0.05,
+    detections: int = 100,
 ) -> Instances:
     """The instances of a photograph.
 
@@ -199,16 +219,19 @@ def predict(
     used = scores > 0
     factor = boxes.new_tensor([size[1] / inner[1], size[0] / inner[0]]).repeat(2)
     return Instances(
-        boxes=boxes[used] * factor, scores=scores[used], labels=labels[used], masks=enlarge(masks[used], inner, size)
+        boxes=boxes[used] * factor,
+        scores=scores[used],
+        labels=labels[used],
+        masks=enlarge(masks[used], model.mask_stride, inner, size),
     )
 
 
-def enlarge(logits: Tensor, inner: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Mask logits (N, h, w) of an input of ``inner`` (H, W) as masks (N, *size), a few at a time."""
+def enlarge(logits: Tensor, stride: int, inner: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Mask logits (N, h, w), one per ``stride`` pixels of an input of ``inner`` (H, W), as masks (N, *size)."""
     masks = torch.zeros(len(logits), *size, dtype=torch.bool, device=logits.device)
     for first in range(0, len(logits), _CHUNK):
         some = logits[first : first + _CHUNK].unsqueeze(1).sigmoid()
-        some = aligned_bilinear(some, MASK_STRIDE)[:, :, : inner[0], : inner[1]]
+        some = aligned_bilinear(some, stride)[:, :, : inner[0], : inner[1]]
         masks[first : first + _CHUNK] = (
             F.interpolate(some, size=size, mode="bilinear", align_corners=False).squeeze(1) > 0.5
         )

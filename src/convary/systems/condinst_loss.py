@@ -26,7 +26,7 @@ class Targets(NamedTuple):
         boxes: (M, 4) x1 y1 x2 y2 in pixels of the input.
         labels: (M,) int64.
         centres: (M, 2) x and y of the centre of mass of each mask.
-        masks: (M, h, w) bool, one position per 4 pixels, as large as the network's masks.
+        masks: (M, h, w) bool, as large as the network's masks: one position per 8, 4 or 2 pixels.
     """
 
     index: Tensor
@@ -91,15 +91,13 @@ def condinst_losses(dense: Dense, targets: Targets, head: MaskHead, max_instance
     if len(found) > max_instances:
         drawn = torch.randperm(len(found), device=found.device)[:max_instances]
     image, place, found = image[drawn], place[drawn], found[drawn]
-    masks = instance_masks(dense, dense.params[image, place], image, place, head)
+    factor = targets.masks.shape[2] // dense.features.shape[3]
+    masks = instance_masks(dense, dense.params[image, place], image, place, head, factor)
     dice = dice_loss(masks.sigmoid(), targets.masks[found])
 
     return {
         "class": sigmoid_focal_loss(dense.logits, wanted, reduction="sum") / count,
         "box": (overlap * center).sum() / center.sum().clamp(min=1e-6),
-        "center": F.binary_cross_entropy_with_logits(
-            dense.centerness[match >= 0], center, reduction="sum"
-        )
-        / count,
+        "center": F.binary_cross_entropy_with_logits(dense.centerness[match >= 0], center, reduction="sum") / count,
         "mask": dice.sum() / max(1, len(found)),
     }

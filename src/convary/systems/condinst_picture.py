@@ -36,8 +36,11 @@ def draw_photos(photos: list[Photo], found: list[Instances], classes: Sequence[s
         for row, photo, instances in zip(panels, photos, found, strict=True):
             names = [classes[label] for label in instances.labels.tolist()]
             words = [f"{n} {s:.2f}" for n, s in zip(names, instances.scores.tolist(), strict=True)]
-            _panel(row[0], photo.image, photo.masks, photo.boxes, [classes[label] for label in photo.labels.tolist()])
-            _panel(row[1], photo.image, instances.masks.cpu(), instances.boxes.cpu(), words)
+            masks = instances.masks.cpu()
+            own = torch.arange(len(photo.masks))
+            said = [classes[label] for label in photo.labels.tolist()]
+            _panel(row[0], photo.image, photo.masks, photo.boxes, said, own)
+            _panel(row[1], photo.image, masks, instances.boxes.cpu(), words, _nearest(masks, photo.masks))
         for panel, title in zip(panels[0], ("annotated", "found"), strict=True):
             panel.set_title(title, loc="left", fontsize=9.5, color=ink, fontweight="bold")
         buffer = io.BytesIO()
@@ -46,16 +49,24 @@ def draw_photos(photos: list[Photo], found: list[Instances], classes: Sequence[s
     return path
 
 
-def _panel(panel, image: Tensor, masks: Tensor, boxes: Tensor, words: list[str]) -> None:
+def _nearest(masks: Tensor, others: Tensor) -> Tensor:
+    """(N,) of masks (N, H, W) the one of ``others`` (M, H, W) that each covers best; M where it meets none."""
+    one, other = masks.flatten(1).float(), others.flatten(1).float()
+    common = one @ other.T
+    overlap = common / (one.sum(1, keepdim=True) + other.sum(1) - common).clamp(min=1)
+    return torch.cat((overlap, torch.full((len(one), 1), 1e-6)), 1).argmax(1)
+
+
+def _panel(panel, image: Tensor, masks: Tensor, boxes: Tensor, words: list[str], numbers: Tensor) -> None:
     from matplotlib.patches import Rectangle
 
-    colors = [COLORS[SERIES[n % len(SERIES)]][0] for n in range(len(masks))]
+    colors = [COLORS[SERIES[n % len(SERIES)]][0] for n in numbers.tolist()]
     if len(masks):
         image = draw_segmentation_masks(image, masks, alpha=0.55, colors=colors)
     panel.imshow(image.permute(1, 2, 0).numpy(), aspect="equal", interpolation="antialiased")
     panel.set_axis_off()
-    big = torch.ones(len(boxes)) if not len(boxes) else (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    for box, color, word, area in zip(boxes.tolist(), colors, words, big.tolist(), strict=True):
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1).tolist()
+    for box, color, word, area in zip(boxes.tolist(), colors, words, areas, strict=True):
         x, y, x2, y2 = box
         panel.add_patch(Rectangle((x, y), x2 - x, y2 - y, fill=False, edgecolor=color, linewidth=0.9))
         if area > 0.005 * image.shape[1] * image.shape[2]:
