@@ -117,7 +117,7 @@ def test_max_instances_limits_the_mask_heads(system):
 def test_items_of_odd_sizes_make_one_batch(system):
     batch = batch_of(system, [0, 1])
     H, W = batch["images"].shape[2:]
-    assert batch["targets"].masks.shape == (27, 2 * math.ceil(H / 8), 2 * math.ceil(W / 8))
+    assert batch["targets"].masks.shape == (27, 4 * math.ceil(H / 8), 4 * math.ceil(W / 8))
     assert batch["targets"].index.tolist() == [0] * 8 + [1] * 19
     assert (batch["targets"].boxes[:, 2] <= W).all()
 

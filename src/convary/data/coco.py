@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photographs with instance masks in COCO's format: one JSON file and one folder, checked before anything is trained."""
+"""Photographs with instance masks in COCO's format, a JSON file and a folder; checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ class CocoSet:
         size = (int(record["height"]), int(record["width"]))
         if tuple(image.shape[1:]) != size:
             raise DataError(
-                f"{record['file_name']} has {tuple(image.shape[1:])} pixels, but {self.source} says {size}; they belong "
-                "to different versions of the set"
+                f"{record['file_name']} has {tuple(image.shape[1:])} pixels, but {self.source} says {size}; they are "
+                "of different versions of the set"
             )
         objects = self._objects[place]
         masks = [torch.from_numpy(rle.decode(_run_lengths(found, size))) for found in objects]
@@ -208,7 +208,7 @@ def sample_set() -> CocoSet:
 
 def encode(mask: Tensor) -> dict[str, Any]:
     """A mask (H, W) as COCO's run lengths."""
-    code = rle.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
+    code: Any = rle.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
     return {"size": list(code["size"]), "counts": code["counts"].decode()}
 
 
@@ -227,7 +227,7 @@ def _box(annotation: dict[str, Any], size: tuple[int, int]) -> list[float]:
     return [min(max(x, 0), size[1]), min(max(y, 0), size[0]), min(x + w, size[1]), min(y + h, size[0])]
 
 
-def _run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def _run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> Any:
     """Polygons, or run lengths packed or not, as pycocotools' packed run lengths."""
     shape = annotation["segmentation"]
     if isinstance(shape, list):
@@ -236,7 +236,7 @@ def _run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str,
 
 
 def _checked(annotation: dict[str, Any], size: tuple[int, int], name: str) -> list[float] | None:
-    """The extent x1 y1 x2 y2 of an annotation's mask, or None where mask or box has no area; raises where they differ."""
+    """The extent x1 y1 x2 y2 of a mask, or None where it or its box has no area; raises where they differ."""
     try:
         box = _box(annotation, size)
         extent = _extent(annotation, size)

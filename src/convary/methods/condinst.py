@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CondInst's dynamic mask head: three 1x1 convolutions whose kernels a controller generates for every instance.
 
-``m_n = conv(relu(conv(relu(conv([rel_n, F], W0_n)), W1_n)), W2_n)`` where F are the mask features of the instance's image
-and ``rel_n(p) = (location_n - p) / size_n`` its coordinates as the instance sees them.
+``m_n = conv(relu(conv(relu(conv([rel_n, F], W0_n)), W1_n)), W2_n)`` where F are the mask features of the instance's
+image and ``rel_n(p) = (location_n - p) / size_n`` the coordinates as the instance sees them.
 
 Tian, Shen, Chen, "Conditional Convolutions for Instance Segmentation", ECCV 2020. Nothing normalises the kernels.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """CondInst: instance segmentation whose mask head is generated for every instance, on torchvision's FCOS.
 
-Tian, Shen, Chen, "Conditional Convolutions for Instance Segmentation", ECCV 2020. Backbone, pyramid and heads are
-torchvision's, so weights of its ``fcos_resnet50_fpn`` fit by name; unlike the authors' FCOS these have no learned scale per
-level. The mask branch sums three levels of the pyramid as the authors' code does (the paper's text: P3 alone).
+Tian, Shen, Chen, "Conditional Convolutions for Instance Segmentation", ECCV 2020. Backbone, pyramid and towers are
+torchvision's, so weights of its ``fcos_resnet50_fpn`` fit by name; unlike the authors' FCOS they have no learned scale
+per level. The mask branch sums three levels of the pyramid as the authors' code does (the paper's text: P3 alone).
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class BoxTower(FCOSRegressionHead):
         super().__init__(channels, 1, convs)
         self.controller = nn.Conv2d(channels, num_params, 3, padding=1)
         nn.init.normal_(self.controller.weight, std=0.01)
-        nn.init.zeros_(self.controller.bias)
+        self.controller.bias = nn.Parameter(torch.zeros(num_params))
 
     def forward(self, x: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Levels (B, C, H, W) to distances (B, P, 4) in strides, centerness (B, P, 1) and params (B, P, num_params)."""
@@ -225,7 +225,7 @@ def _body(name: str, imagenet: bool) -> tuple[nn.Module, list[str], bool]:
         return body
 
     build.__name__ = name
-    body = pretrained(build, get_model_weights(name).DEFAULT) if imagenet else build()
+    body = pretrained(build, get_model_weights(name)["DEFAULT"]) if imagenet else build()
     stages = [f"layer{stage}" for stage in range(1, 5)]
     if isinstance(body, RegNet):
         body = nn.Sequential(OrderedDict(stem=body.stem, **dict(body.trunk_output.named_children())))

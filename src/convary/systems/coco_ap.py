@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -16,12 +17,12 @@ from convary.models.instances import Instances
 _STATS = {"ap": 0, "ap50": 1, "ap75": 2}  # where COCOeval keeps them
 
 
-def average_precision(dataset: CocoSet, found: list[Instances]) -> dict[str, float]:
+def average_precision(dataset: CocoSet, found: Iterable[Instances]) -> dict[str, float]:
     """Mask and box AP over all thresholds, at 0.5 and at 0.75.
 
     Args:
         dataset: What is there.
-        found: What was found, per photograph of the set.
+        found: What was found, photograph after photograph; taken one at a time, for masks are large.
 
     Returns:
         ``mask_ap``, ``mask_ap50``, ``mask_ap75`` and the same for boxes, in [0, 1].
@@ -35,13 +36,13 @@ def average_precision(dataset: CocoSet, found: list[Instances]) -> dict[str, flo
             boxes.append(result | {"bbox": [x1, y1, x2 - x1, y2 - y1]})
             masks.append(result | {"segmentation": encode(mask)})
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
+        truth: Any = COCO()
         truth.dataset = dataset.content
         truth.createIndex()
         return _scores(truth, masks, "segm", "mask") | _scores(truth, boxes, "bbox", "box")
 
 
-def _scores(truth: COCO, results: list[dict[str, Any]], kind: str, name: str) -> dict[str, float]:
+def _scores(truth: Any, results: list[dict[str, Any]], kind: Literal["segm", "bbox"], name: str) -> dict[str, float]:
     if not results:  # which pycocotools cannot load
         return {f"{name}_{stat}": 0.0 for stat in _STATS}
     evaluation = COCOeval(truth, truth.loadRes(results), kind)

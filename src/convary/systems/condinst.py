@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from convary.data.coco import CocoSet, Photo, coco_folder, sample_set
 from convary.errors import ConfigError
 from convary.methods.condinst import MaskHead
 from convary.models.condinst import STRIDE, CondInst
-from convary.models.instances import predict, prepare, scaled
+from convary.models.instances import Instances, predict, prepare, scaled
 from convary.systems.coco_ap import average_precision
 from convary.systems.condinst_loss import Targets, condinst_losses
 from convary.systems.condinst_picture import draw_photos
@@ -197,7 +197,7 @@ class CondInstSystem(System):
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """COCO's mask and box AP."""
-        found = [self._predict(model, self.scored[place], 0.05) for place in range(len(self.scored))]
+        found = (self._predict(model, self.scored[place], 0.05) for place in range(len(self.scored)))
         return average_precision(self.scored, found)
 
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
@@ -206,9 +206,9 @@ class CondInstSystem(System):
         found = [self._predict(model, photo, 0.3) for photo in photos]
         return [draw_photos(photos, found, self.scored.classes, folder / "instances.png")]
 
-    def _predict(self, model: nn.Module, photo: Photo, threshold: float):
-        short = self.config.short[-1]
-        return predict(model, photo.image, short=short, long=self.config.long, threshold=threshold)
+    def _predict(self, model: nn.Module, photo: Photo, threshold: float) -> Instances:
+        short, long = self.config.short[-1], self.config.long
+        return predict(cast(CondInst, model), photo.image, short=short, long=long, threshold=threshold)
 
 
 def example(photo: Photo, size: tuple[int, int], stride: int) -> dict[str, Tensor]:

@@ -39,8 +39,8 @@ class Targets(NamedTuple):
 def assign(points: Tensor, strides: Tensor, targets: Targets, images: int) -> Tensor:
     """The object that each position answers for: (B, P) indices into the targets, -1 for none.
 
-    A position answers for an object if it lies in its box, within ``RADIUS`` strides of its centre of mass on both axes,
-    and its level is made for the distance to the farthest side; the smallest of several objects wins.
+    A position answers for an object if it lies in its box and, on both axes, within ``RADIUS`` strides of its centre of
+    mass, and its level is made for the distance to the farthest side; the smallest of several objects wins.
     """
     x, y = points.unbind(1)
     x1, y1, x2, y2 = targets.boxes.unsqueeze(2).unbind(1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,11 +35,11 @@ def draw_photos(photos: list[Photo], found: list[Instances], classes: Sequence[s
         figure = Figure(figsize=(9.5, height + 0.3), layout="constrained")
         panels = figure.subplots(len(photos), 2, squeeze=False)
         for row, photo, instances in zip(panels, photos, found, strict=True):
-            names = [classes[label] for label in instances.labels.tolist()]
+            names = [classes[int(label)] for label in instances.labels.tolist()]
             words = [f"{n} {s:.2f}" for n, s in zip(names, instances.scores.tolist(), strict=True)]
             masks = instances.masks.cpu()
             own = torch.arange(len(photo.masks))
-            said = [classes[label] for label in photo.labels.tolist()]
+            said = [classes[int(label)] for label in photo.labels.tolist()]
             _panel(row[0], photo.image, photo.masks, photo.boxes, said, own)
             _panel(row[1], photo.image, masks, instances.boxes.cpu(), words, _nearest(masks, photo.masks))
         for panel, title in zip(panels[0], ("annotated", "found"), strict=True):
@@ -57,10 +58,10 @@ def _nearest(masks: Tensor, others: Tensor) -> Tensor:
     return torch.cat((overlap, torch.full((len(one), 1), 1e-6)), 1).argmax(1)
 
 
-def _panel(panel, image: Tensor, masks: Tensor, boxes: Tensor, words: list[str], numbers: Tensor) -> None:
+def _panel(panel, image: Tensor, masks: Tensor, boxes: Tensor, words: Sequence[str], numbers: Tensor) -> None:
     from matplotlib.patches import Rectangle
 
-    colors = [COLORS[SERIES[n % len(SERIES)]][0] for n in numbers.tolist()]
+    colors: list[Any] = [COLORS[SERIES[n % len(SERIES)]][0] for n in numbers.tolist()]
     if len(masks):
         image = draw_segmentation_masks(image, masks, alpha=0.55, colors=colors)
     panel.imshow(image.permute(1, 2, 0).numpy(), aspect="equal", interpolation="antialiased")
