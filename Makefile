@@ -9,11 +9,14 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 # One torch thread per pytest worker; tests of threading ask for more themselves.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test slow sanitize lint format types arch check docs benchmarks clean
+.PHONY: demo condinst test slow sanitize lint format types arch check docs benchmarks clean
 
 demo: $(STAMP)
 	$(BIN)/convary compare --data fashion-mnist-mini --model mobilenet_v2_tiny \
 	  --methods static condconv dyconv dynet odconv --epochs 3 --seeds 1 --out runs/demo
+
+condinst: $(STAMP)
+	$(BIN)/convary train condinst --out runs/condinst $(ARGS)
 
 test: $(STAMP)
 	$(PYTEST) $(ARGS)

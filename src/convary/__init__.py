@@ -50,6 +50,7 @@ from convary.methods import (
     config_from_json,
     method,
 )
+from convary.methods.condinst import MaskHead, mask_logits, split_params
 from convary.ops import Coefficients
 from convary.released import load_released, released_state
 from convary.schedule import TemperatureAnnealing, anneal, set_temperature
@@ -60,9 +61,9 @@ __all__ = [
     "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d",
     "ConfigError", "ConvaryError", "DataError", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d",
     "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded",
-    "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow",
-    "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal",
+    "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan",
+    "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal",
     "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing", "load_released",
-    "method", "ops", "param_groups", "plan", "released_state", "routing",
-    "set_temperature", "summary", "where",
+    "mask_logits", "method", "ops", "param_groups", "plan", "released_state", "routing",
+    "set_temperature", "split_params", "summary", "where",
 ]  # fmt: skip

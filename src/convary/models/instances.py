@@ -126,13 +126,13 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, overlap: float) -> T
     B, K = scores.shape
     if not B:
         return scores
-    # One call for all: an offset sets images and classes apart, in float64 so that it costs no digits. Two boxes beside
-    # them always survive, for torchvision tells torch.export that at least two do.
-    image = torch.arange(B, device=labels.device).unsqueeze(1)
-    offset = ((labels.max() + 1) * image + labels) * (boxes.max() + 1).double()
-    beside = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]], dtype=torch.float64)
-    apart = torch.cat(((boxes.double() + offset.unsqueeze(2)).flatten(0, 1), beside))
-    kept = nms(apart, F.pad(scores.flatten().double(), (0, 2)), overlap)
+    # One call for all: classes are set apart along x and images along y, so that the offset costs few digits. Two boxes
+    # beside them always survive, for torchvision tells torch.export that at least two do.
+    image = torch.arange(B, device=labels.device).unsqueeze(1).expand(B, K)
+    offset = torch.stack((labels, image), 2) * (boxes.max() + 1)
+    beside = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
+    apart = torch.cat(((boxes + offset.repeat(1, 1, 2)).flatten(0, 1), beside))
+    kept = nms(apart, F.pad(scores.flatten(), (0, 2)), overlap)
     keep = scores.new_zeros(B * K + 2).index_fill(0, kept, 1)[: B * K]
     return scores * keep.reshape(B, K)
 
