@@ -62,8 +62,8 @@ __all__ = [
     "ConfigError", "ConvaryError", "DataError", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d",
     "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded",
     "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan",
-    "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal",
-    "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing", "load_released",
-    "mask_logits", "method", "ops", "param_groups", "plan", "released_state", "routing",
+    "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__",
+    "anneal", "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing",
+    "load_released", "mask_logits", "method", "ops", "param_groups", "plan", "released_state", "routing",
     "set_temperature", "split_params", "summary", "where",
 ]  # fmt: skip

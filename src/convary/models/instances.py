@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,23 +16,6 @@ from convary.models.condinst import STRIDE, UNIT, CondInst, Dense
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's backbones assume
 _CHUNK = 16  # masks enlarged at a time: at the size of a photograph they are what memory goes to
-
-
-class Detections(NamedTuple):
-    """The best K instances of each image, best first; unused places have a score of 0.
-
-    Attributes:
-        boxes: (B, K, 4) x1 y1 x2 y2 in pixels of the input.
-        scores: (B, K) in [0, 1].
-        labels: (B, K) int64.
-        masks: (B, K, h, w) logits, one per ``mask_stride`` pixels; (h, w) is (ceil(H / 8), ceil(W / 8)) times
-            8 / mask_stride.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    masks: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,8 +61,16 @@ class Detector(nn.Module):
         self.model = model
         self.candidates, self.detections, self.threshold, self.overlap = candidates, detections, threshold, overlap
 
-    def forward(self, images: Tensor) -> Detections:
-        """(B, 3, H, W), normalised, to detections."""
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """The best K instances of each image, best first; unused places have a score of 0.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            ``boxes`` (B, K, 4) x1 y1 x2 y2 in pixels of the input, ``scores`` (B, K) in [0, 1], ``labels``
+            (B, K) int64, ``masks`` (B, K, h, w) logits, where (h, w) is (ceil(H / 8), ceil(W / 8)) times 8 / mask_stride.
+        """
         dense = self.model(images)
         scores, labels, place = best(dense, self.candidates)
         boxes = boxes_at(dense, place, images.shape[2:])
@@ -90,7 +80,7 @@ class Detector(nn.Module):
         labels, place = labels.gather(1, rank), place.gather(1, rank)
         boxes = boxes.gather(1, rank.unsqueeze(2).expand(-1, -1, 4))
         masks = masks_at(dense, place, self.model.mask_head, STRIDE // self.model.mask_stride)
-        return Detections(boxes, scores, labels, masks)
+        return {"boxes": boxes, "scores": scores, "labels": labels, "masks": masks}
 
 
 def best(dense: Dense, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,14 +205,14 @@ def predict(
     inner = scaled(size, short, long) if image.numel() else size
     x = prepare(image.to(device), inner).unsqueeze(0)
     detector = Detector(model, threshold=threshold, detections=detections, candidates=max(1000, detections))
-    boxes, scores, labels, masks = (t[0] for t in detector(x))
-    used = scores > 0
-    factor = boxes.new_tensor([size[1] / inner[1], size[0] / inner[0]]).repeat(2)
+    found = {name: value[0] for name, value in detector(x).items()}
+    found = {name: value[found["scores"] > 0] for name, value in found.items()}
+    factor = x.new_tensor([size[1] / inner[1], size[0] / inner[0]]).repeat(2)
     return Instances(
-        boxes=boxes[used] * factor,
-        scores=scores[used],
-        labels=labels[used],
-        masks=enlarge(masks[used], model.mask_stride, inner, size),
+        boxes=found["boxes"] * factor,
+        scores=found["scores"],
+        labels=found["labels"],
+        masks=enlarge(found["masks"], model.mask_stride, inner, size),
     )
 
 

@@ -33,7 +33,7 @@ class CondInstConfig(SystemConfig):
     title: ClassVar[str] = "CondInst"
     citation: ClassVar[str] = "Tian et al., Conditional Convolutions for Instance Segmentation, ECCV 2020"
 
-    steps: int = 200
+    steps: int = 160
     batch_size: int = 2
     lr: float = 2e-3
     data: Path | None = None
@@ -66,7 +66,7 @@ class CondInstConfig(SystemConfig):
     after 2/3 and again after 8/9 of the steps."""
     warmup: int = 20
     """Steps over which the rate rises."""
-    max_instances: int = 500
+    max_instances: int = 100
     """Mask heads run per step and process, in training."""
 
     def __post_init__(self) -> None:
@@ -114,6 +114,7 @@ class CondInstCOCOConfig(CondInstConfig):
     flip: bool = True
     optimizer: Literal["adam", "sgd"] = "sgd"
     warmup: int = 1000
+    max_instances: int = 500
     workers: int = 4
 
     def __post_init__(self) -> None:
