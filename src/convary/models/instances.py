@@ -69,7 +69,8 @@ class Detector(nn.Module):
 
         Returns:
             ``boxes`` (B, K, 4) x1 y1 x2 y2 in pixels of the input, ``scores`` (B, K) in [0, 1], ``labels``
-            (B, K) int64, ``masks`` (B, K, h, w) logits, where (h, w) is (ceil(H / 8), ceil(W / 8)) times 8 / mask_stride.
+            (B, K) int64, ``masks`` (B, K, h, w) logits, where (h, w) is (ceil(H / 8), ceil(W / 8)) times
+            8 / mask_stride.
         """
         dense = self.model(images)
         scores, labels, place = best(dense, self.candidates)

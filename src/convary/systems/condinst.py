@@ -33,7 +33,7 @@ class CondInstConfig(SystemConfig):
     title: ClassVar[str] = "CondInst"
     citation: ClassVar[str] = "Tian et al., Conditional Convolutions for Instance Segmentation, ECCV 2020"
 
-    steps: int = 160
+    steps: int = 120
     batch_size: int = 2
     lr: float = 2e-3
     data: Path | None = None
