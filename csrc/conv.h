@@ -95,15 +95,20 @@ struct Blocks {
 // The cut for this call: `lanes` floats a vector, `threads` threads to keep busy. In abi/conv_plan.cpp.
 Blocks cut(const Conv& conv, int64_t lanes, int64_t threads);
 
-// Floats of each part of a work item's scratch memory, in this order, every part whole cache lines.
-struct ConvScratch {
-    int64_t weights, bank, factors, filter, inputs, sums, maps, scale, offsets;
+// A work item's scratch memory: parts of whole cache lines, one behind the other. In abi/conv_plan.cpp.
+struct Scratch {
+    static constexpr int most = 14;
+    int64_t begin[most + 1];  // in floats
+    bool fits;                // false where some part is beyond any memory
 
+    CONVARY_INLINE float* part(float* memory, int i) const { return memory + begin[i]; }
+    CONVARY_INLINE int64_t size(int i) const { return begin[i + 1] - begin[i]; }
+    CONVARY_INLINE int64_t total() const { return begin[most]; }
+};
+
+struct ConvScratch : Scratch {
+    enum { weights, bank, factors, filter, inputs, sums, maps, scale, shift, offsets, parts };
     ConvScratch(const Conv& conv, const Blocks& blocks);
-    CONVARY_INLINE int64_t total() const {
-        return weights + bank + factors + filter + inputs + sums + maps + 2 * scale + offsets;
-    }
-    bool fits;  // false where some part is beyond any memory
 };
 
 // The gradient of the bank and what the gradients of the coefficients are made of. A work item forms the gradient of
@@ -115,30 +120,34 @@ struct ConvGrad {
     float* grad_bank;
     // Sums over a work item's weights of mixed gradient * bank * the other factors except kernel:
     float* part_tap;      // (items, B, K, T), without tap
-    float* part_filter;   // (c_blocks, B, K, O), without filter (depthwise: nor channel), or null
-    float* part_channel;  // (o_blocks, B, K, C), without channel, or null; unused in a depthwise convolution
+    float* part_filter;   // (c_blocks, B, factor_rows, O), without filter (depthwise: nor channel), or null
+    float* part_channel;  // (o_blocks, B, factor_rows, C), without channel, or null; unused in a depthwise convolution
     bool depthwise, thin;
     int64_t panel, panels, channels, rows, columns, o_blocks, c_blocks;  // blocks within a group
     int64_t width;  // channels of a packed position: whole vectors
 
+    // Whether features are scaled, and in how many ways: once where the kernels share both factors. Then the sums above
+    // but part_tap are over the kernels, with the kernel factor.
+    CONVARY_INLINE bool scaled() const { return conv.filter != nullptr || conv.channel != nullptr; }
+    CONVARY_INLINE int64_t factor_rows() const {
+        const bool each = (conv.filter != nullptr && conv.filter_rows > 1) || (conv.channel != nullptr && conv.channel_rows > 1);
+        return each ? conv.K : 1;
+    }
     CONVARY_INLINE int64_t items() const {
         return (depthwise ? 1 : conv.G) * o_blocks * c_blocks * (conv.bank_step == 0 ? 1 : conv.B);
     }
 };
 
-struct GradScratch {
-    int64_t bank, grad_bank, grad_weights, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets;
-
-    GradScratch(const ConvGrad& grad, int64_t lanes);  // abi/conv_plan.cpp
-    CONVARY_INLINE int64_t total() const {
-        return bank + grad_bank + grad_weights + factors + plain + channel + tap + filter + inputs + grads + ones +
-               sums + offsets;
-    }
-    bool fits;
+struct GradScratch : Scratch {
+    enum {
+        bank, grad_bank, weights, steps, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets, parts
+    };
+    GradScratch(const ConvGrad& grad, int64_t lanes);
 };
 
 void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads);
 
+constexpr int64_t fresh_floats = 8 << 20;  // an output of that many comes straight from mmap: its first writing is dear
 constexpr int64_t mix_samples = 4;  // samples mixed together: a bank tile is then read once for all of them
 
 }  // namespace convary

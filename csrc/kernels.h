@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "conv.h"
+#include "pixel.h"
 
 namespace convary {
 
@@ -19,11 +20,14 @@ struct MixTile {
     bool stream;  // write past the cache
 };
 
+constexpr int64_t route_pieces = 4;
+
 // A router in inference; pointers and sizes as convary_route_f32 in convary.h.
 struct Route {
     const float *x, *squeeze, *squeeze_bias, *mean, *variance, *gain, *shift, *last, *last_bias, *temperature;
     float *pooled, *out;
     int64_t B, C, P, hidden, outputs, gates, rest;
+    const int64_t* pieces;
     float epsilon;
 };
 
@@ -37,7 +41,10 @@ struct Route {
     X(mixed_conv_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                      \
     X(mixed_conv_depthwise_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))            \
     X(sample_conv_thin_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))      \
-    X(sample_conv_thin_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))
+    X(sample_conv_thin_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                \
+    X(pixel_conv_f32, void, (const PixelConv& conv, int64_t item, float* scratch))                             \
+    X(pixel_conv_grad_x_f32, void, (const PixelConv& conv, int64_t item, float* scratch))                      \
+    X(pixel_conv_weights_f32, void, (const PixelConv& conv, int64_t item, float* scratch))
 
 // One row of the dispatch table per instruction set.
 struct Kernels {

@@ -14,7 +14,7 @@ from torch import nn
 
 import convary as cv
 from convary import METHODS
-from convary.ops import reference
+from convary.ops import mixed, reference
 
 RANKS = (1, 2, 3)
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -121,7 +121,7 @@ def test_equals_the_reference_under_every_strategy(config, rank, data):
         groups = layer.in_channels // kernels.shape[2]
         want = reference.sample_conv(x_padded, kernels, layer.biases(coeffs), **where, groups=groups)
     ran = 0
-    for name in (None, *cv.ops.strategies()):
+    for name in (None, *mixed.STRATEGIES):
         try:
             with cv.ops.strategy(name):
                 got = layer(x)
@@ -160,7 +160,7 @@ def no_constant_weights(coeffs) -> str | None:
 
 
 @every_variant
-@pytest.mark.parametrize("strategy", [None, *cv.ops.strategies()])
+@pytest.mark.parametrize("strategy", [None, *mixed.STRATEGIES])
 def test_samples_are_independent_bit_for_bit(config, strategy):
     layer, _ = build(config, 2, C=16, O=24, padding=1)
     excite(layer).eval()

@@ -131,17 +131,28 @@ Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     return blocks;
 }
 
-ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
-    const auto part = [this](double floats) {
-        fits = fits && floats < 1e10;
-        return fits ? (static_cast<int64_t>(floats) + 15) / 16 * 16 : 0;
-    };
+namespace {
+
+void lay_out(const double* floats, int parts, Scratch* scratch) {
+    scratch->fits = true;
+    scratch->begin[0] = 0;
+    for (int i = 0; i < Scratch::most; ++i) {
+        scratch->fits = scratch->fits && (i >= parts || floats[i] < 1e10);
+        const int64_t lines = scratch->fits && i < parts ? (static_cast<int64_t>(floats[i]) + 15) / 16 : 0;
+        scratch->begin[i + 1] = scratch->begin[i] + 16 * lines;
+    }
+}
+
+}  // namespace
+
+ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) {
+    double floats[parts] = {};
     const double together = blocks.pack_bank ? mix_samples : 1, panel = static_cast<double>(blocks.panel);
     const double depth = static_cast<double>(blocks.channels) * static_cast<double>(conv.T());
     if (blocks.thin) {  // the last vector of the inputs, and the results
-        weights = bank = factors = filter = maps = scale = offsets = 0;
-        inputs = part(depth * panel);
-        sums = part(static_cast<double>(conv.Og() * blocks.columns));
+        floats[inputs] = depth * panel;
+        floats[sums] = static_cast<double>(conv.Og() * blocks.columns);
+        lay_out(floats, parts, this);
         return;
     }
     const double K = static_cast<double>(conv.K), kept = static_cast<double>(blocks.samples * blocks.panels);
@@ -149,22 +160,23 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
     // A vector's rows more, where reads may end past the last one.
     const double more = blocks.depthwise ? 8 * panel : panel * panel;
     const double full = static_cast<double>(blocks.channels) * static_cast<double>(conv.T_bank);  // unused taps too
-    weights = part(together * (blocks.depthwise ? full : depth) * panel);
-    bank = part(blocks.pack_bank ? K * depth * panel * static_cast<double>(blocks.panels) : 0);
-    factors = part(together * K * full + panel);
-    filter = part(together * K * panel);
+    floats[weights] = together * (blocks.depthwise ? full : depth) * panel;
+    floats[bank] = blocks.pack_bank ? K * depth * panel * static_cast<double>(blocks.panels) : 0;
+    floats[factors] = together * K * full + panel;
+    floats[filter] = together * K * panel;
     const double maps_together = blocks.depthwise ? static_cast<double>(blocks.panels)
                                                   : together * static_cast<double>(blocks.channels);
-    inputs = part(blocks.direct ? 0 : maps_together * plane(conv, blocks) + more);
+    floats[inputs] = blocks.direct ? 0 : maps_together * plane(conv, blocks) + more;
     const double positions = static_cast<double>(blocks.rows) * static_cast<double>(blocks.columns);
-    sums = part(blocks.depthwise ? maps_together * (plane(conv, blocks) + more) : (single ? 1 : kept) * positions * panel + more);
-    maps = part(conv.y_column == 1 ? 0 : positions * panel);
+    floats[sums] = blocks.depthwise ? maps_together * (plane(conv, blocks) + more) : (single ? 1 : kept) * positions * panel + more;
+    floats[maps] = conv.y_column == 1 ? 0 : positions * panel;
     if (blocks.upright) {
-        inputs = part(upright_plane(conv) * panel);
-        sums = part((positions + panel) * panel);  // the store reads whole squares
+        floats[inputs] = upright_plane(conv) * panel;
+        floats[sums] = (positions + panel) * panel;  // the store reads whole squares
     }
-    scale = part(panel);
-    offsets = part(2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T()));
+    floats[shift] = floats[scale] = panel;
+    floats[offsets] = 2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T());
+    lay_out(floats, parts, this);
 }
 
 void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
@@ -202,11 +214,8 @@ void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
     grad->c_blocks = ceil_div(conv.Cg(), grad->channels);
 }
 
-GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
-    const auto part = [this](double floats) {
-        fits = fits && floats < 1e10;
-        return fits ? (static_cast<int64_t>(floats) + 15) / 16 * 16 : 0;
-    };
+GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) {
+    double floats[parts] = {};
     const Conv& conv = grad.conv;
     const double T = static_cast<double>(conv.T()), K = static_cast<double>(conv.K), S = mix_samples;
     const double depth = static_cast<double>(grad.channels) * T, panels = static_cast<double>(grad.panels);
@@ -217,26 +226,28 @@ GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
     const double columns = static_cast<double>(grad.columns - 1) * static_cast<double>(conv.w.stride) +
                            static_cast<double>((conv.w.taps - 1) * conv.w.dilation) + 1;
     if (grad.thin) {  // partial sums of each weight, and the last vector of inputs and gradients
-        bank = grad_bank = grad_weights = factors = plain = channel = tap = filter = inputs = grads = ones = offsets = 0;
-        sums = part(static_cast<double>(conv.Cg() * conv.Og() + conv.Cg() + conv.Og()) * vector);
+        floats[sums] = static_cast<double>(conv.Cg() * conv.Og() + conv.Cg() + conv.Og()) * vector;
+        lay_out(floats, parts, this);
         return;
     }
     Blocks blocks = {};
     blocks.rows = grad.rows, blocks.columns = grad.columns;
     const double stencil = plane(conv, blocks) + 8 * vector;
-    bank = part(K * depth * panel * panels + panel * panel * K);
-    grad_bank = bank;
-    grad_weights = part(S * depth * panel * panels + T * vector * vector);
-    factors = part(S * K * depth);
-    plain = part(S * K * depth);
-    channel = part(S * K * static_cast<double>(grad.channels));
-    tap = part(S * K * T);
-    filter = part(S * K * panel);
-    inputs = part(grad.depthwise ? stencil : rows * columns * static_cast<double>(grad.width));
-    grads = part(grad.depthwise ? stencil : positions * panel);
-    ones = part((depth > positions + columns ? depth : positions + columns) + vector);
-    sums = part(S * K * (static_cast<double>(grad.channels) + 4) * vector + panel * 2);
-    offsets = part(2 * (positions + 2 * T));
+    floats[bank] = K * depth * panel * panels + panel * panel * K;
+    floats[grad_bank] = floats[bank];
+    floats[weights] = S * depth * panel * panels + T * vector * vector;
+    floats[steps] = S * K * T;
+    floats[factors] = S * K * depth;
+    floats[plain] = S * K * depth;
+    floats[channel] = S * K * static_cast<double>(grad.channels);
+    floats[tap] = S * K * T;
+    floats[filter] = S * K * panel;
+    floats[inputs] = grad.depthwise ? stencil : rows * columns * static_cast<double>(grad.width);
+    floats[grads] = grad.depthwise ? stencil : positions * panel;
+    floats[ones] = (depth > positions + columns ? depth : positions + columns) + vector;
+    floats[sums] = (S * (static_cast<double>(grad.channels) + 2) + vector) * vector + panel * 2;
+    floats[offsets] = 2 * (positions + 2 * T);
+    lay_out(floats, parts, this);
 }
 
 }  // namespace convary

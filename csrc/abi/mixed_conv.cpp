@@ -255,22 +255,22 @@ int32_t plan_grad(const convary_conv_sizes& sizes, ConvGrad* grad) {
     return CONVARY_OK;
 }
 
-// The parts of a sum over blocks, of which each sample has K rows of n.
-int32_t check_part(const void* data, bool optional, int64_t blocks, const Conv& conv, int64_t n, Extent* result) {
+// The parts of a sum over blocks, of which all samples together have `each` rows of n.
+int32_t check_part(const void* data, bool optional, int64_t blocks, int64_t each, int64_t n, Extent* result) {
     int64_t rows = 0;
-    if (__builtin_mul_overflow(blocks, conv.B * conv.K, &rows)) return CONVARY_SIZE_OVERFLOW;
+    if (__builtin_mul_overflow(blocks, each, &rows)) return CONVARY_SIZE_OVERFLOW;
     if (optional && data == nullptr) n = 0;
     return extent(data, rows, n, result);
 }
 
-int32_t check_grads(const ConvGrad& grad) {
+int32_t check_grads(const ConvGrad& grad, Extent* grad_bank) {
     const Conv& conv = grad.conv;
     Extent outs[4] = {}, ins[7] = {};
-    const int64_t kernel = conv.Cg() * conv.T();
+    const int64_t kernel = conv.Cg() * conv.T(), rows = grad.factor_rows();
     int32_t code = extent(grad.grad_bank, conv.K * conv.O, kernel, &outs[0]);
-    if (code == CONVARY_OK) code = check_part(grad.part_tap, false, grad.items(), conv, conv.T(), &outs[1]);
-    if (code == CONVARY_OK) code = check_part(grad.part_filter, true, grad.c_blocks, conv, conv.O, &outs[2]);
-    if (code == CONVARY_OK) code = check_part(grad.part_channel, true, grad.o_blocks, conv, conv.C, &outs[3]);
+    if (code == CONVARY_OK) code = check_part(grad.part_tap, false, grad.items(), conv.B * conv.K, conv.T(), &outs[1]);
+    if (code == CONVARY_OK) code = check_part(grad.part_filter, true, grad.c_blocks, conv.B * rows, conv.O, &outs[2]);
+    if (code == CONVARY_OK) code = check_part(grad.part_channel, true, grad.o_blocks, conv.B * rows, conv.C, &outs[3]);
     if (code == CONVARY_OK) code = extent(conv.x, conv.B * conv.C, conv.h.in * conv.w.in, &ins[0]);
     if (code == CONVARY_OK) code = extent(conv.bank, conv.K * conv.O, kernel, &ins[1]);
     if (code == CONVARY_OK) code = extent(grad.grad_y, conv.B * conv.O, conv.P(), &ins[2]);
@@ -283,6 +283,7 @@ int32_t check_grads(const ConvGrad& grad) {
             if (overlap(outs[i], outs[j])) code = CONVARY_OVERLAP;
         }
     }
+    *grad_bank = outs[0];
     return code;
 }
 
@@ -344,8 +345,10 @@ int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const 
     conv.x = x, conv.bank = bank, conv.kernel = kernel, conv.filter = filter, conv.channel = channel, conv.tap = tap;
     grad.grad_y = grad_y, grad.grad_bank = grad_bank;
     grad.part_tap = part_tap, grad.part_filter = part_filter, grad.part_channel = part_channel;
-    code = check_grads(grad);
+    Extent out = {};
+    code = check_grads(grad, &out);
     if (code != CONVARY_OK) return code;
+    expect_fresh(out);
     conv.x_end = x + conv.B * conv.C * conv.h.in * conv.w.in;
     conv.bank_end = bank + conv.K * conv.O * conv.Cg() * conv.T();
     return execute_weights(grad);

@@ -34,13 +34,17 @@ void run(int64_t begin, int64_t end, void* context) {
 
 int64_t grain(int64_t numbers) { return numbers >= grain_numbers ? 1 : grain_numbers / (numbers < 1 ? 1 : numbers); }
 
-int32_t check(const convary_route_sizes& sizes, const Route& route) {
-    const int64_t all[] = {sizes.B, sizes.C, sizes.P, sizes.hidden, sizes.outputs, sizes.gates};
+int32_t check(const convary_route_sizes& sizes, Route* call) {
+    const Route& route = *call;
+    const int64_t all[] = {sizes.B, sizes.C, sizes.P, sizes.hidden, sizes.pieces[0], sizes.pieces[1], sizes.pieces[2],
+                           sizes.pieces[3], sizes.gates};
     for (const int64_t size : all) {
         if (size < 0) return CONVARY_NEGATIVE_SIZE;
         if (size > INT32_MAX) return CONVARY_SIZE_OVERFLOW;
     }
-    if (sizes.C < 1 || sizes.P < 1 || sizes.gates > sizes.outputs || sizes.rest < 0 || sizes.rest > 2) {
+    for (const int64_t length : sizes.pieces) call->outputs += length;
+    if (route.outputs > INT32_MAX) return CONVARY_SIZE_OVERFLOW;
+    if (sizes.C < 1 || sizes.P < 1 || sizes.gates > route_pieces || sizes.rest < 0 || sizes.rest > 2) {
         return CONVARY_BAD_GEOMETRY;
     }
     const bool normed = route.mean != nullptr || route.variance != nullptr || route.gain != nullptr || route.shift != nullptr;
@@ -51,13 +55,13 @@ int32_t check(const convary_route_sizes& sizes, const Route& route) {
     } inputs[] = {
         {route.x, sizes.B * sizes.C, sizes.P}, {route.squeeze, sizes.hidden, sizes.C},
         {route.squeeze_bias, 1, route.squeeze_bias == nullptr ? 0 : sizes.hidden}, {route.mean, 1, norm},
-        {route.variance, 1, norm}, {route.gain, 1, norm}, {route.shift, 1, norm}, {route.last, sizes.outputs, width},
-        {route.last_bias, 1, route.last_bias == nullptr ? 0 : sizes.outputs},
+        {route.variance, 1, norm}, {route.gain, 1, norm}, {route.shift, 1, norm}, {route.last, route.outputs, width},
+        {route.last_bias, 1, route.last_bias == nullptr ? 0 : route.outputs},
         {route.temperature, 1, route.temperature == nullptr ? 0 : 1},
     };
     Extent pooled = {}, out = {}, in = {};
     int32_t code = extent(route.pooled, sizes.B, sizes.C, &pooled);
-    if (code == CONVARY_OK) code = extent(route.out, sizes.B, sizes.outputs, &out);
+    if (code == CONVARY_OK) code = extent(route.out, sizes.B, route.outputs, &out);
     if (code == CONVARY_OK && overlap(pooled, out)) code = CONVARY_OVERLAP;
     for (const auto& input : inputs) {
         if (code == CONVARY_OK) code = extent(input.data, input.rows, input.columns, &in);
@@ -77,13 +81,13 @@ int32_t convary_route_f32(const convary_route_sizes* sizes, const float* x, cons
     if (sizes == nullptr) return CONVARY_NULL_POINTER;
     Work work = {};
     work.route = {x, squeeze, squeeze_bias, mean, variance, gain, shift, last, last_bias, temperature, pooled, out,
-                  sizes->B, sizes->C, sizes->P, sizes->hidden, sizes->outputs, sizes->gates, sizes->rest, sizes->epsilon};
-    int32_t code = check(*sizes, work.route);
+                  sizes->B, sizes->C, sizes->P, sizes->hidden, 0, sizes->gates, sizes->rest, sizes->pieces, sizes->epsilon};
+    int32_t code = check(*sizes, &work.route);
     if (code != CONVARY_OK || sizes->B == 0) return code;
     work.kernels = kernels();
     code = parallel_for(sizes->B * sizes->C, grain(sizes->P), pool, &work);
     if (code != CONVARY_OK) return code;
     const int64_t width = sizes->hidden > 0 ? sizes->hidden : sizes->C;
-    code = parallel_for(sizes->B, grain(sizes->hidden * sizes->C + sizes->outputs * width), run, &work);
+    code = parallel_for(sizes->B, grain(sizes->hidden * sizes->C + work.route.outputs * width), run, &work);
     return code == CONVARY_OK && work.no_memory.load() ? CONVARY_NO_MEMORY : code;
 }

@@ -96,7 +96,7 @@ void mix_steps(const float* packed, int64_t K, int64_t depth, const float* facto
             for (int64_t v = 0; v < count; ++v) bank[v] = load(packed + (d * K + k) * width + v * lanes);
 #pragma GCC unroll 4
             for (int64_t s = 0; s < samples; ++s) {
-                const float factor = factors[(s * depth + d) * K + k];
+                const float factor = factors[(s * K + k) * depth + d];
 #pragma GCC unroll 2
                 for (int64_t v = 0; v < count; ++v) {
                     if (filtered) {
@@ -130,19 +130,22 @@ void mix_some(const float* packed, int64_t K, int64_t depth, int64_t width, cons
 }  // namespace
 
 void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, const int64_t* taps, int64_t T,
-                    int64_t k_step, int64_t d_step, float* factors) {
+                    float* factors) {
     for (int64_t k = 0; k < conv.K; ++k) {
         const float kernel = conv.kernel == nullptr ? 1.0f : conv.kernel[b * conv.K + k];
         const int64_t channel_row = b * conv.channel_rows + (conv.channel_rows == 1 ? 0 : k);
         const int64_t tap_row = b * conv.tap_rows + (conv.tap_rows == 1 ? 0 : k);
         const float* channel = conv.channel + channel_row * conv.C + g * conv.Cg() + c0;
         const float* tap = conv.tap + tap_row * conv.T_bank;
-        float* to = factors + k * k_step;
+        float* to = factors + k * channels * T;
+        if (T == 1) {
+            const float factor = conv.tap == nullptr ? kernel : kernel * tap[taps[0]];
+            for (int64_t c = 0; c < channels; ++c) to[c] = conv.channel == nullptr ? factor : factor * channel[c];
+            continue;
+        }
         for (int64_t c = 0; c < channels; ++c) {
             const float factor = conv.channel == nullptr ? kernel : kernel * channel[c];
-            for (int64_t t = 0; t < T; ++t) {
-                to[(c * T + t) * d_step] = conv.tap == nullptr ? factor : factor * tap[taps[t]];
-            }
+            for (int64_t t = 0; t < T; ++t) *to++ = conv.tap == nullptr ? factor : factor * tap[taps[t]];
         }
     }
 }

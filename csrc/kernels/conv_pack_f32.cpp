@@ -43,11 +43,16 @@ void pack_row(const float* from, const float* last, int64_t size, int64_t first,
 
 // Up to a vector of positions of up to a vector of channels.
 inline void store_square(const float* acc, int64_t width, int64_t positions, int64_t count, vec scale, vec shift,
-                         float* maps, int64_t map_step) {
+                         float* maps, int64_t map_step, bool past) {
     vec rows[lanes];
 #pragma GCC unroll 16
     for (int64_t p = 0; p < lanes; ++p) rows[p] = load(acc + p * width) * scale + shift;
     transpose(rows);
+    if (past && positions == lanes && count == lanes) {
+#pragma GCC unroll 16
+        for (int64_t n = 0; n < lanes; ++n) stream(maps + n * map_step, rows[n]);
+        return;
+    }
     if (positions == lanes && count == lanes) {
 #pragma GCC unroll 16
         for (int64_t n = 0; n < lanes; ++n) store(maps + n * map_step, rows[n]);
@@ -79,7 +84,8 @@ void pack_plane(const Conv& conv, const Window& window, const float* map, float*
 }
 
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
-                const float* shift, float* maps, int64_t map_step) {
+                const float* shift, float* maps, int64_t map_step, bool past) {
+    past = past && reinterpret_cast<uintptr_t>(maps) % vector_bytes == 0 && map_step % lanes == 0;
     for (int64_t n = 0; n < count; n += lanes) {
         const vec scales = load(scale + n), shifts = load(shift + n);
         const int64_t channels = least(lanes, count - n);
@@ -87,7 +93,7 @@ void store_maps(const float* acc, int64_t width, int64_t positions, int64_t coun
             // The last square of a long row reaches back instead of over the edge.
             const int64_t from = positions >= lanes ? least(p, positions - lanes) : p;
             store_square(acc + from * width + n, width, least(lanes, positions - from), channels, scales, shifts,
-                         maps + n * map_step + from, map_step);
+                         maps + n * map_step + from, map_step, past && from % lanes == 0);
         }
     }
 }

@@ -93,6 +93,13 @@ struct Window {
 // behind the last packed number is written.
 void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed);
 
+// n numbers brought into the cache, to be read or written soon.
+enum { read, write };
+template <int use>
+inline void fetch(const float* at, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(at + i, use, 3);
+}
+
 // Memory that will be read next: K groups of `rows` rows of `length` floats. Fetched into the level-2 cache a line at a
 // time while a product keeps the arithmetic busy, so that a bank larger than the caches costs its bandwidth, not its
 // latency on top of the arithmetic.
@@ -131,10 +138,10 @@ struct Ahead {
 void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, int64_t rows,
               int64_t columns, int64_t width, float* acc, bool add, Ahead* ahead);
 
-// factors[k * k_step + d * d_step] for d = (c, t) of the channels [c0, c0 + channels) of group g and the `T` taps of the
-// bank that `taps` lists: what multiplies the bank's weight in sample b, without the filter factor.
+// factors (K, channels, T) of the channels [c0, c0 + channels) of group g and the `T` taps of the bank that `taps` lists:
+// what multiplies the bank's weight in sample b, without the filter factor.
 void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, const int64_t* taps, int64_t T,
-                    int64_t k_step, int64_t d_step, float* factors);
+                    float* factors);
 
 // K rows of `count` sources each: source r of kernel k begins at rows + k * k_step + r * row_step. Reads may go on to
 // `end`, past what is asked for.
@@ -152,15 +159,16 @@ void mix_transposed(const Rows& rows, int64_t depth, const float* factors, int64
 // filter[k * lanes + r] = channel and filter factor of channel c + r in sample b of a depthwise convolution, 1 from count.
 void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float* filter);
 
-// out[s, d, n] = sum_k factors[s, d, k] * filter[s][k, n] * packed[d, k, n]; filter may be null, and so is filter[s]'s
+// out[s, d, n] = sum_k factors[s, k, d] * filter[s][k, n] * packed[d, k, n]; filter may be null, and so is filter[s]'s
 // row step then.
 void mix_packed(const float* packed, int64_t K, int64_t depth, int64_t width, const float* factors, const float* filter,
                 int64_t samples, float* out);
 
-// maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n] for p in [0, positions) and n in [0, count), written whole.
-// acc is (positions, width) of which `count` are used, and may be read up to a vector's rows further on; scale and shift have `width` numbers.
+// maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n] for p in [0, positions) and n in [0, count), written whole, and
+// past the cache where that is asked for and the maps lie on vectors. acc is (positions, width) of which `count` are used,
+// and may be read up to a vector's rows further on; scale and shift have `width` numbers.
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
-                const float* shift, float* maps, int64_t map_step);
+                const float* shift, float* maps, int64_t map_step, bool past = false);
 
 }  // namespace convary::CONVARY_VARIANT
 

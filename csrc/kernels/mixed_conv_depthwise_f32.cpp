@@ -124,12 +124,10 @@ void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float
 
 void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
     const ConvScratch size(conv, blocks);
-    float* weights = scratch;
-    float* factors = weights + size.weights + size.bank;
-    float* filter = factors + size.factors;
-    float* inputs = filter + size.filter;
-    float* sums = inputs + size.inputs;
-    int64_t* offsets = reinterpret_cast<int64_t*>(sums + size.sums + size.maps + 2 * size.scale);
+    float *weights = size.part(scratch, size.weights), *factors = size.part(scratch, size.factors);
+    float *filter = size.part(scratch, size.filter), *inputs = size.part(scratch, size.inputs);
+    float* sums = size.part(scratch, size.sums);
+    int64_t* offsets = reinterpret_cast<int64_t*>(size.part(scratch, size.offsets));
     int64_t *taps = offsets + conv.T(), *all_taps = taps + conv.T();
 
     const int64_t column = item % blocks.column_blocks * blocks.columns;
@@ -149,7 +147,7 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
     if (filtered) channel_filter(conv, b, c, count, filter);
     Conv without = conv;
     without.channel = nullptr;
-    mixing_factors(without, b, 0, 0, 1, all_taps, T, T, 1, factors);
+    mixing_factors(without, b, 0, 0, 1, all_taps, T, factors);
     const auto mix = [&](int64_t sample) {
         const Rows rows = {conv.bank + sample * conv.bank_step + c * T, conv.bank_end, conv.K, conv.O * T, T, count};
         mix_transposed(rows, T, factors, T, filtered ? filter : nullptr, lanes, nullptr, weights, lanes);
@@ -158,8 +156,7 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
     if (terms == 1) mix(conv.term(b, 0));
 
     if (blocks.upright) {
-        float* scale = sums + size.sums + size.maps;
-        float* shift = scale + size.scale;
+        float *scale = size.part(scratch, size.scale), *shift = size.part(scratch, size.shift);
         for (int64_t t = 0; t < conv.T(); ++t) {
             offsets[t] = t / conv.w.taps * conv.h.dilation * conv.w.extent() + t % conv.w.taps * conv.w.dilation;
         }
@@ -167,9 +164,12 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
             scale[r] = 1.0f;
             shift[r] = conv.bias != nullptr && r < count ? conv.bias[b * conv.bias_step + c + r] : 0.0f;
         }
+        fetch<write>(conv.y + (b * conv.C + c) * conv.y_map, count * conv.y_map);
         for (int64_t term = 0; term < terms; ++term) {
             const int64_t sample = conv.term(b, term);
             if (terms > 1) mix(sample);
+            // The next item's maps follow these.
+            fetch<read>(conv.x + (conv.source(sample) * conv.C + c + count) * conv.h.in * conv.w.in, lanes * conv.h.in * conv.w.in);
             stand(conv, conv.x + (conv.source(sample) * conv.C + c) * conv.h.in * conv.w.in, count, inputs);
             upright_stencil(conv, weights, taps, offsets, inputs, sums, term > 0);
         }

@@ -36,16 +36,18 @@ void put_columns(const float* from, int64_t step, int64_t T, int64_t count, floa
 void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
     const Conv& conv = grad.conv;
     const GradScratch size(grad, lanes);
-    float *bank = scratch, *grad_bank = bank + size.bank, *dots = grad_bank + size.grad_bank;
-    float *factors = dots + size.grad_weights, *plain = factors + size.factors, *channel = plain + size.plain;
-    float *tap = channel + size.channel, *filter = tap + size.tap, *inputs = filter + size.filter;
-    float *grads = inputs + size.inputs, *ones = grads + size.grads, *sums = ones + size.ones;
-    int64_t *all_taps = reinterpret_cast<int64_t*>(sums + size.sums), *offsets = all_taps + conv.T();
+    float *bank = size.part(scratch, size.bank), *grad_bank = size.part(scratch, size.grad_bank);
+    float *dots = size.part(scratch, size.weights), *steps = size.part(scratch, size.steps);
+    float *channel = size.part(scratch, size.channel), *tap = size.part(scratch, size.tap);
+    float *filter = size.part(scratch, size.filter), *inputs = size.part(scratch, size.inputs);
+    float *grads = size.part(scratch, size.grads), *ones = size.part(scratch, size.ones);
+    float* sums = size.part(scratch, size.sums);
+    int64_t *all_taps = reinterpret_cast<int64_t*>(size.part(scratch, size.offsets)), *offsets = all_taps + conv.T();
     const bool own = conv.bank_step != 0;  // the sample's own bank, whose gradient is that of the weights
     const int64_t c0 = item % grad.o_blocks * lanes, count = least(lanes, conv.C - c0), T = conv.T(), K = conv.K;
     const int64_t b0 = own ? item / grad.o_blocks : 0, b1 = own ? b0 + 1 : conv.B;
     const int64_t map = conv.h.in * conv.w.in;
-    for (int64_t i = 0; i < size.ones; ++i) ones[i] = 1.0f;
+    for (int64_t i = 0; i < size.size(size.ones); ++i) ones[i] = 1.0f;
     for (int64_t t = 0; t < T; ++t) all_taps[t] = t;
     for (int64_t k = 0; k < K && !own; ++k) {
         const Rows rows = {conv.bank + (k * conv.O + c0) * T, conv.bank_end, 1, 0, T, count};
@@ -87,17 +89,17 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
         }
         Conv part = conv;
         part.channel = nullptr;
-        mixing_factors(part, b, 0, 0, 1, all_taps, T, 1, K, factors);
+        mixing_factors(part, b, 0, 0, 1, all_taps, T, steps);
         part.kernel = nullptr;
-        mixing_factors(part, b, 0, 0, 1, all_taps, T, 1, K, plain);
+        mixing_factors(part, b, 0, 0, 1, all_taps, T, tap);
         for (int64_t k = 0; k < K; ++k) channel[k] = 1.0f;
-        const bool filtered = conv.filter != nullptr || conv.channel != nullptr;
-        if (filtered) channel_filter(conv, b, c0, count, filter);
-        const Spread call = {dots, 0, bank, grad_bank, factors, plain, channel, plain, filtered ? filter : nullptr, sums,
-                             K, T, 1, T, lanes, grad.part_tap + (item * conv.B + b) * K * T,
-                             grad.part_filter == nullptr ? nullptr : grad.part_filter + b * K * conv.O + c0, nullptr,
+        const int64_t rows = grad.factor_rows();
+        if (grad.scaled()) channel_filter(conv, b, c0, count, filter);
+        const Spread call = {dots, 0, bank, grad_bank, steps, channel, grad.scaled() ? filter : nullptr, tap, steps, tap,
+                             rows, sums, K, T, 1, lanes, grad.part_tap + (item * conv.B + b) * K * T,
+                             grad.part_filter == nullptr ? nullptr : grad.part_filter + b * rows * conv.O + c0, nullptr,
                              conv.O, conv.C, count, false};
-        spread_gradient(call, 1, filtered);
+        spread_gradient(call, 1);
     }
     for (int64_t k = 0; k < K; ++k) {
         put_columns(grad_bank + k * lanes, K * lanes, T, count, grad.grad_bank + (k * conv.O + c0) * T);

@@ -60,19 +60,18 @@ private:
                       least(blocks.columns, conv.w.out - column));
     }
 
-    // Every part starts on a vector; mixed_conv_scratch counts the same parts.
     void lay_out(float* scratch) {
         const ConvScratch size(conv, blocks);
-        weights = scratch;
-        bank = weights + size.weights;
-        factors = bank + size.bank;
-        filter = factors + size.factors;
-        inputs = filter + size.filter;
-        sums = inputs + size.inputs;
-        maps = sums + size.sums;
-        scale = maps + size.maps;
-        shift = scale + size.scale;
-        offsets = reinterpret_cast<int64_t*>(shift + size.scale);
+        weights = size.part(scratch, size.weights);
+        bank = size.part(scratch, size.bank);
+        factors = size.part(scratch, size.factors);
+        filter = size.part(scratch, size.filter);
+        inputs = size.part(scratch, size.inputs);
+        sums = size.part(scratch, size.sums);
+        maps = size.part(scratch, size.maps);
+        scale = size.part(scratch, size.scale);
+        shift = size.part(scratch, size.shift);
+        offsets = reinterpret_cast<int64_t*>(size.part(scratch, size.offsets));
         taps = offsets + blocks.channels * conv.T();
         places = taps + conv.T();
         all_taps = places + conv.T_bank;
@@ -161,9 +160,9 @@ private:
             if (!blocks.direct) pack_inputs(b + s, inputs + s * blocks.channels * window.plane);
             float* to = factors + s * conv.K * depth;
             if (blocks.pack_bank) {
-                mixing_factors(conv, b + s, g, c0, channels, taps, conv.T(), 1, conv.K, to);
+                mixing_factors(conv, b + s, g, c0, channels, taps, conv.T(), to);
             } else {
-                mixing_factors(conv, b, g, c0, channels, all_taps, conv.T_bank, channels * conv.T_bank, 1, to);
+                mixing_factors(conv, b, g, c0, channels, all_taps, conv.T_bank, to);
             }
         }
         for (int64_t panel = 0; panel < panels(); ++panel) {

@@ -11,7 +11,7 @@ namespace {
 
 class WeightItem {
 public:
-    WeightItem(const ConvGrad& grad, int64_t item, float* scratch) : grad(grad), conv(grad.conv), item(item) {
+    WeightItem(const ConvGrad& grad, int64_t item, float* scratch) : grad(grad), conv(grad.conv), item(item), ahead{Ahead(scratch), Ahead(scratch)} {
         cb = item % grad.c_blocks;
         ob = item / grad.c_blocks % grad.o_blocks;
         g = item / (grad.c_blocks * grad.o_blocks) % conv.G;
@@ -22,21 +22,22 @@ public:
         o1 = least(conv.Og(), o0 + grad.panels * grad.panel);
         pitch = (grad.columns - 1) * conv.w.stride + (conv.w.taps - 1) * conv.w.dilation + 1;
         const GradScratch size(grad, lanes);
-        bank = scratch;
-        grad_bank = bank + size.bank;
-        weights = grad_bank + size.grad_bank;
-        factors = weights + size.grad_weights;
-        plain = factors + size.factors;
-        channel = plain + size.plain;
-        tap = channel + size.channel;
-        filter = tap + size.tap;
-        inputs = filter + size.filter;
-        grads = inputs + size.inputs;
-        ones = grads + size.grads;
-        sums = ones + size.ones;
-        all_taps = reinterpret_cast<int64_t*>(sums + size.sums);
+        bank = size.part(scratch, size.bank);
+        grad_bank = size.part(scratch, size.grad_bank);
+        weights = size.part(scratch, size.weights);
+        steps = size.part(scratch, size.steps);
+        factors = size.part(scratch, size.factors);
+        plain = size.part(scratch, size.plain);
+        channel = size.part(scratch, size.channel);
+        tap = size.part(scratch, size.tap);
+        filter = size.part(scratch, size.filter);
+        inputs = size.part(scratch, size.inputs);
+        grads = size.part(scratch, size.grads);
+        ones = size.part(scratch, size.ones);
+        sums = size.part(scratch, size.sums);
+        all_taps = reinterpret_cast<int64_t*>(size.part(scratch, size.offsets));
         offsets = all_taps + conv.T();
-        for (int64_t i = 0; i < size.ones; ++i) ones[i] = 1.0f;
+        for (int64_t i = 0; i < size.size(size.ones); ++i) ones[i] = 1.0f;
         for (int64_t t = 0; t < conv.T(); ++t) all_taps[t] = t;
     }
 
@@ -59,8 +60,9 @@ private:
     const Conv& conv;
     const int64_t item;
     int64_t g, ob, cb, o0, o1, c0, channels, depth, pitch;
-    float *bank, *grad_bank, *weights, *factors, *plain, *channel, *tap, *filter, *inputs, *grads, *ones, *sums;
+    float *bank, *grad_bank, *weights, *steps, *factors, *plain, *channel, *tap, *filter, *inputs, *grads, *ones, *sums;
     int64_t *offsets, *all_taps;
+    Ahead ahead[2];  // for every other panel
 
     int64_t panels() const { return ceil_div(o1 - o0, grad.panel); }
     int64_t first(int64_t panel) const { return g * conv.Og() + o0 + panel * grad.panel; }
@@ -89,7 +91,27 @@ private:
         }
     }
 
+    // Fetch what is packed after sample b, during its products: inputs and gradients of the next one, or, after the last,
+    // the next item's bank.
+    void look_ahead(int64_t b) {
+        const int64_t steps = panels() * conv.T() * ceil_div(channels, tile_positions) * conv.P() / 2;
+        if (conv.bank_step == 0 && b + 1 < conv.B) {
+            const int64_t map = conv.h.in * conv.w.in;
+            const float* next = conv.x + ((b + 1) * conv.C + g * conv.Cg() + c0) * map;
+            ahead[0] = Ahead(next, 1, 0, 1, 0, channels * map, steps);
+            next = grad.grad_y + ((b + 1) * conv.O + first(0)) * conv.P();
+            ahead[1] = Ahead(next, 1, 0, 1, 0, (o1 - o0) * conv.P(), steps);
+        } else if (conv.bank_step == 0 && c0 + channels < conv.Cg()) {
+            const int64_t more = least(grad.channels, conv.Cg() - c0 - channels) * conv.T();
+            for (int64_t panel = 0; panel < least(2, panels()); ++panel) {
+                const float* next = bank_row(panel, 0) + channels * conv.T();
+                ahead[panel] = Ahead(next, conv.K, kernel_step(), count(panel), row_step(), more, steps);
+            }
+        }
+    }
+
     void correlate(int64_t b, int64_t s) {
+        look_ahead(b);
         for (int64_t row = 0; row < conv.h.out; row += grad.rows) {
             for (int64_t column = 0; column < conv.w.out; column += grad.columns) {
                 add_window(b, s, row, least(grad.rows, conv.h.out - row), column,
@@ -101,16 +123,26 @@ private:
     void serve(int64_t b, int64_t samples) {
         for (int64_t s = 0; s < samples; ++s) {
             correlate(b + s, s);
-            Conv part = conv;
-            mixing_factors(part, b + s, g, c0, channels, all_taps, conv.T(), 1, conv.K, factors + s * depth * conv.K);
-            part.kernel = nullptr;
-            mixing_factors(part, b + s, g, c0, channels, all_taps, conv.T(), 1, conv.K, plain + s * depth * conv.K);
-            part.tap = nullptr;
-            mixing_factors(part, b + s, g, c0, channels, all_taps, 1, 1, conv.K, channel + s * channels * conv.K);
-            part.tap = conv.tap, part.channel = nullptr;
-            mixing_factors(part, b + s, g, 0, 1, all_taps, conv.T(), 1, conv.K, tap + s * conv.T() * conv.K);
+            find_factors(b, s);
         }
         for (int64_t panel = 0; panel < panels(); ++panel) spread(b, samples, panel);
+    }
+
+    void find_factors(int64_t b, int64_t s) {
+        const int64_t K = conv.K, T = conv.T(), rows = grad.factor_rows();
+        Conv part = conv;
+        part.channel = nullptr;
+        mixing_factors(part, b + s, g, 0, 1, all_taps, T, steps + s * T * K);
+        if (!grad.scaled()) return;
+        part.channel = conv.channel, part.kernel = part.tap = nullptr, part.K = rows;
+        mixing_factors(part, b + s, g, c0, channels, all_taps, 1, channel + s * rows * channels);
+        if (rows == 1) return;
+        part = conv;
+        mixing_factors(part, b + s, g, c0, channels, all_taps, T, factors + s * depth * K);
+        part.kernel = nullptr;
+        mixing_factors(part, b + s, g, c0, channels, all_taps, T, plain + s * depth * K);
+        part.channel = nullptr;
+        mixing_factors(part, b + s, g, 0, 1, all_taps, T, tap + s * T * K);
     }
 
     // The window's share of the mixed gradient of every panel.
@@ -131,11 +163,10 @@ private:
                 mix_transposed(from, whole ? rows * columns : columns, ones, 0, nullptr, n, nullptr,
                                grads + r * columns * n, n);
             }
-            Ahead nothing(grads);
             for (int64_t t = 0; t < conv.T(); ++t) {
                 const int64_t i = t / conv.w.taps * conv.h.dilation, j = t % conv.w.taps * conv.w.dilation;
                 multiply(grads, offsets, rows * columns, inputs + (i * pitch + j) * grad.width, 0, 1, channels, n,
-                         mixed(panel, s) + t * channels * n, row + column > 0, &nothing);
+                         mixed(panel, s) + t * channels * n, row + column > 0, &ahead[panel % 2]);
             }
         }
     }
@@ -164,40 +195,37 @@ private:
     }
 
     void spread(int64_t b, int64_t samples, int64_t panel) {
-        const int64_t n = width(panel), used = count(panel);
-        if (conv.filter != nullptr) {
-            for (int64_t s = 0; s < samples; ++s) {
-                for (int64_t k = 0; k < conv.K; ++k) {
-                    const int64_t row = (b + s) * conv.filter_rows + (conv.filter_rows == 1 ? 0 : k);
-                    float* to = filter + (s * conv.K + k) * n;
-                    copy(to, conv.filter + row * conv.O + first(panel), used);
-                    clear(to + used, n - used);
-                }
-            }
+        const int64_t n = width(panel), used = count(panel), rows = grad.factor_rows();
+        for (int64_t i = 0; i < samples * rows && grad.scaled(); ++i) {
+            const int64_t row = conv.filter_rows == 1 ? b + i / rows : b * rows + i;
+            copy(filter + i * n, conv.filter == nullptr ? ones : conv.filter + row * conv.O + first(panel), used);
+            clear(filter + i * n + used, n - used);
         }
-        const Spread call = {mixed(panel, 0), depth * grad.panel, tile(bank, panel), tile(grad_bank, panel), factors,
-                             plain, channel, tap, conv.filter == nullptr ? nullptr : filter, sums, conv.K, conv.T(),
-                             channels, depth, n,
+        const Spread call = {mixed(panel, 0), depth * grad.panel, tile(bank, panel), tile(grad_bank, panel), steps,
+                             channel, grad.scaled() ? filter : nullptr, tap, factors, plain, rows, sums, conv.K,
+                             conv.T(), channels, n,
                              grad.part_tap + (item * conv.B + b) * conv.K * conv.T(),
                              grad.part_filter == nullptr ? nullptr
-                                 : grad.part_filter + (cb * conv.B + b) * conv.K * conv.O + first(panel),
+                                 : grad.part_filter + (cb * conv.B + b) * rows * conv.O + first(panel),
                              grad.part_channel == nullptr ? nullptr
-                                 : grad.part_channel + (ob * conv.B + b) * conv.K * conv.C + g * conv.Cg() + c0,
+                                 : grad.part_channel + (ob * conv.B + b) * rows * conv.C + g * conv.Cg() + c0,
                              conv.O, conv.C, used, panel > 0};
-        spread_gradient(call, samples, conv.filter != nullptr || conv.channel != nullptr);
+        spread_gradient(call, samples);
     }
 
     void finish() {
         float* scale = sums;
         float* shift = sums + grad.panel;
+        const bool past = conv.K * kernel_step() >= fresh_floats;
         for (int64_t i = 0; i < grad.panel; ++i) scale[i] = 1.0f, shift[i] = 0.0f;
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
             for (int64_t k = 0; k < conv.K; ++k) {
                 float* to = grad.grad_bank + (bank_row(panel, k) - conv.bank);
-                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to, row_step());
+                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to, row_step(), past);
             }
         }
+        if (past) stream_fence();
     }
 };
 

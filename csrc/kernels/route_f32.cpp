@@ -84,15 +84,20 @@ void route_f32(const Route& route, int64_t b, float* scratch) {
         v = scratch;
         n = route.hidden;
     }
-    float* out = route.out + b * route.outputs;
-    multiply(route.last, v, route.last_bias, route.outputs, n, out);
-    if (route.temperature != nullptr) {
-        for (int64_t i = 0; i < route.outputs; ++i) out[i] /= *route.temperature;
+    int64_t first = 0;  // output of the piece
+    for (int64_t i = 0; i < route_pieces; ++i) {
+        const int64_t length = route.pieces[i];
+        if (length == 0) continue;
+        float* out = route.out + route.B * first + b * length;
+        multiply(route.last + first * n, v, route.last_bias == nullptr ? nullptr : route.last_bias + first, length, n, out);
+        for (int64_t j = 0; j < length && route.temperature != nullptr; ++j) out[j] /= *route.temperature;
+        if (i < route.gates || route.rest == 1) {
+            sigmoid(out, length);
+        } else if (route.rest == 2) {
+            softmax(out, length);
+        }
+        first += length;
     }
-    sigmoid(out, route.gates);
-    const int64_t rest = route.outputs - route.gates;
-    if (rest > 0 && route.rest == 1) sigmoid(out + route.gates, rest);
-    if (rest > 0 && route.rest == 2) softmax(out + route.gates, rest);
 }
 
 }  // namespace convary::CONVARY_VARIANT

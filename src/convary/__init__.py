@@ -27,7 +27,9 @@ from convary.export import export
 from convary.fold import Folded, fold, fold_norms, freeze_routing
 from convary.inspect import Summary, routing, summary
 from convary.methods import (
+    CARAFE,
     DCD,
+    DDPM,
     METHODS,
     Annealing,
     CondConv,
@@ -38,14 +40,18 @@ from convary.methods import (
     DCDConv2d,
     DCDConv3d,
     DCDLinear,
+    DepthDC,
     DyConv,
     DyConv1d,
     DyConv2d,
     DyConv3d,
+    DynamicConvModule,
     DyNet,
     DyNetConv1d,
     DyNetConv2d,
     DyNetConv3d,
+    Involution,
+    Involution2d,
     KernelWarehouse,
     KernelWarehouse1d,
     KernelWarehouse2d,
@@ -66,13 +72,13 @@ from convary.schedule import TemperatureAnnealing, anneal, set_temperature
 __version__ = "0.1.0"
 
 __all__ = [
-    "DCD", "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d",
-    "CondConv3d", "ConfigError", "ConvaryError", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear", "DataError",
-    "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d",
-    "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded", "KernelWarehouse", "KernelWarehouse1d",
-    "KernelWarehouse2d", "KernelWarehouse3d", "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d",
-    "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing",
-    "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold",
-    "fold_norms", "freeze_routing", "load_released", "method", "ops", "param_groups", "plan", "released_state",
-    "routing", "set_temperature", "summary", "where",
+    "CARAFE", "DCD", "DDPM", "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d",
+    "CondConv2d", "CondConv3d", "ConfigError", "ConvaryError", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear",
+    "DataError", "DepthDC", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d",
+    "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "ExportError", "Folded", "Involution",
+    "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "LayerDiagnosis",
+    "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError",
+    "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal",
+    "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing", "load_released",
+    "method", "ops", "param_groups", "plan", "released_state", "routing", "set_temperature", "summary", "where",
 ]  # fmt: skip

@@ -120,6 +120,8 @@ class Plan:
         return model
 
     def _initialise(self, layer: Any, static: Any, router: Router | None) -> None:
+        if not isinstance(layer, DynamicLayer):  # all of its parameters are new
+            return
         if self.upcycle:
             weight, bias = static.weight, static.bias
             layer.load_static(weight.detach(), None if bias is None else bias.detach(), self.noise, router)
@@ -159,7 +161,8 @@ def plan(
         config: The method and its options.
         where: Which layers; by default the method's paper's own placement.
         upcycle: True: the converted model computes what the model computes. False: every expert is initialised on its
-            own, as the method publishes for training from scratch.
+            own, as the method publishes for training from scratch; the only way for methods without a bank
+            (``convary.Involution``).
         noise: Perturbation of the experts when upcycling, relative to the spread of each layer's weights. The
             perturbations sum to zero.
         example: An input for counting multiply-adds, (B, C, *S).
@@ -169,9 +172,14 @@ def plan(
         The plan, printable.
 
     Raises:
-        ConfigError: ``where`` selects nothing that can be converted.
+        ConfigError: ``where`` selects nothing that can be converted, or the method can't upcycle.
     """
     _check_arguments(config, where, noise)
+    if upcycle and not config.upcycles:
+        raise ConfigError(
+            f"{config.title} can't compute what a trained convolution computes; pass upcycle=False to start the "
+            "selected layers anew (convary plan: --init paper), and train"
+        )
     selector = paper(config) if where is None else where
     positions = _positions(model, example) if example is not None else {}
     context = _Context(config, _shared_parameters(model), _aliases(model), dict(model.named_modules()))
@@ -224,7 +232,7 @@ def convert(
         The converted model.
 
     Raises:
-        ConfigError: nothing that is selected can be converted.
+        ConfigError: nothing that is selected can be converted, or the method can't upcycle.
     """
     return plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks).apply(inplace=inplace)
 
@@ -326,7 +334,7 @@ def _row(
     macs = None if positions is None else site.module.weight.numel() * positions
     if reason is not None:
         return PlanRow(site.name, _describe(site.module), None, reason, before, before, macs, macs)
-    note = f"router shared in {site.block}" if site.is_conv and layer.router is None else ""
+    note = f"router shared in {site.block}" if site.is_conv and getattr(layer, "router", layer) is None else ""
     shared = next((counted[p] for p in layer.parameters() if p in counted), None)
     if shared is not None:
         note = f"weights shared with {shared}"

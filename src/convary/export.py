@@ -88,7 +88,8 @@ def _record(
     inputs = tuple(
         torch.cat([x, x]) if 0 in free and x.shape[0] == 1 else x for x, free in zip(inputs, axes, strict=True)
     )
-    with _running(model) as layers, evaluating(model), torch.no_grad(), ops.strategy(strategy):
+    forced = None if strategy == "bmm" else strategy  # each op's portable one, which for mixed kernels is bmm
+    with _running(model) as layers, evaluating(model), torch.no_grad(), ops.strategy(forced):
         try:
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
         except StrategyError as error:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,11 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path)
     """Load weights that a method's authors (or the common third-party code) saved.
 
     Known layouts: OSVAI/ODConv and OSVAI/KernelWarehouse; liyunsheng13/dcd; timm's CondConv EfficientNets and
-    ``CondConv2d``, d-li14/condconv.pytorch; kaijieshi7's and TArdelean's DyConv. A ``state_dict`` entry around the
-    tensors and a ``module.`` prefix in front of their names are taken off.
+    ``CondConv2d``, d-li14/condconv.pytorch; kaijieshi7's and TArdelean's DyConv; lartpang/HDFNet. A ``state_dict``
+    entry around the tensors and a ``module.`` prefix in front of their names are taken off.
 
     Args:
-        target: A converted model, or a single dynamic layer.
+        target: A converted model, a single dynamic layer, or a network with a ``released_name`` (HDFNet's).
         state_dict: The tensors by name, or the path of a checkpoint, of which nothing but tensors is read.
 
     Returns:
@@ -90,11 +90,13 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path)
         if name.endswith(("router.temperature", "router.starts")):  # no released layout saves them
             state[name] = tensor
         elif not _is_dynamic(target, name):
-            if name in tensors:
-                state[name] = tensors[name]
-                used.add(name)
+            theirs = _their_name(target, name)
+            if theirs in tensors:
+                state[name] = tensors[theirs]
+                used.add(theirs)
+                mapped += theirs != name
             else:
-                problems.append(f"{name} is missing{nearest(name, tensors.keys() - used)}")
+                problems.append(f"{theirs} is missing{nearest(theirs, tensors.keys() - used)}")
     problems += left_over((name for name in tensors if name not in used), own)
     problems += other_shapes(state, own)
     if problems:
@@ -111,8 +113,8 @@ def released_state(source: nn.Module) -> dict[str, Tensor]:
     """The weights of a model or layer in the layout of its method's authors: what ``load_released`` reads.
 
     ODConv and KernelWarehouse in OSVAI's, DCD in liyunsheng13's, CondConv in timm's (its routers as
-    ``routing_fn``), DyConv in kaijieshi7's, or TArdelean's where ``hidden_bias`` is set. Everything else keeps its
-    name. Temperatures are in none of them.
+    ``routing_fn``), DyConv in kaijieshi7's, or TArdelean's where ``hidden_bias`` is set, HDFNet in lartpang's.
+    Everything else keeps its name. Temperatures are in none of them.
 
     Args:
         source: A converted model, or a single dynamic layer.
@@ -137,7 +139,9 @@ def released_state(source: nn.Module) -> dict[str, Tensor]:
         elif isinstance(module, RoutedBlock):
             own = module.router.state_dict()
             state |= {f"{prefix}{ROUTER}.{leaf}": own[f"linear.{leaf}"] for leaf in ("weight", "bias")}
-    return state | {name: value for name, value in source.state_dict().items() if not _is_dynamic(source, name)}
+    return state | {
+        _their_name(source, name): value for name, value in source.state_dict().items() if not _is_dynamic(source, name)
+    }
 
 
 def _mapped(target: nn.Module, tensors: Mapping[str, Tensor], used: set[str], problems: list[str]) -> dict[str, Tensor]:
@@ -173,6 +177,12 @@ def _elsewhere(model: nn.Module) -> dict[str, dict[str, str]]:
                 number = numbers.setdefault(module.weight, len(numbers))
                 found[name] = {"weight": module.released_weight.format(number)}
     return found
+
+
+def _their_name(target: nn.Module, name: str) -> str:
+    """What a tensor that is no dynamic layer's is called by the network's authors."""
+    rename: Callable[[str], str] | None = getattr(target, "released_name", None)
+    return rename(name) if rename else name
 
 
 def _is_dynamic(target: nn.Module, name: str) -> bool:

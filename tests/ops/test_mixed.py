@@ -8,7 +8,7 @@ import torch
 
 from convary import ops
 from convary.errors import ConfigError, DeviceError, DtypeError, ShapeError, StrategyError
-from convary.ops import Coefficients, reference
+from convary.ops import Coefficients, mixed, reference
 
 K, B = 3, 2
 F64 = {"dtype": torch.float64}
@@ -37,7 +37,7 @@ def problem(rank=2, groups=1, presence=(True, None, None, None)):
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("strategy", ops.strategies())
+@pytest.mark.parametrize("strategy", mixed.STRATEGIES)
 def test_every_strategy_and_combination_of_factors(rank, groups, strategy):
     ran = 0
     for presence in PRESENCE:
@@ -188,7 +188,7 @@ def test_forcing_a_strategy():
 def test_explain_says_what_runs_and_why_not():
     x, bank, coeffs, bias, geometry = problem(presence=(True, None, None, K))
     told = ops.explain(ops.mixed_conv, x, bank, coeffs, bias, **geometry)
-    assert [row.strategy for row in told.rows] == list(ops.strategies())
+    assert [row.strategy for row in told.rows] == list(mixed.STRATEGIES)
     refused = {row.strategy: row.reason for row in told.rows if row.reason}
     assert list(refused) == ["outputs", "native"] and "tap" in refused["outputs"]
     assert told.chosen in str(told) and "fitted on" in str(told)
@@ -210,8 +210,6 @@ def test_the_explained_strategy_is_the_one_that_runs(training, monkeypatch):
     x, bank, coeffs, _, geometry = problem()
     bank.requires_grad_(training)
     chosen = ops.explain(ops.mixed_conv, x, bank, coeffs, **geometry).chosen
-    from convary.ops import mixed
-
     ran = []
     table = {
         name: type(entry)(entry.why_not, lambda *a, name=name, run=entry.run: (ran.append(name), run(*a))[1])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routing in one native call: against the plain layers in float64, and where it must not be taken."""
 
+import ctypes
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -57,6 +59,7 @@ def test_agrees_with_the_layers_in_float64(name, B, C, size):
     assert got.keys() == want.keys()
     for axis, factor in want.items():
         assert got[axis].shape == factor.shape
+        assert got[axis].is_contiguous()  # as the convolution reads it, without a copy
         torch.testing.assert_close(got[axis].double(), factor, rtol=2e-5, atol=2e-6)
 
 
@@ -138,6 +141,46 @@ def test_gives_way(use, monkeypatch):
     calls = native_calls(monkeypatch)
     use(layer, torch.randn(2, 16, 7, 7))
     assert not calls
+
+
+RAW = {"B": 2, "C": 3, "P": 5, "hidden": 4, "pieces": (3, 0, 2, 1), "gates": 1, "rest": 2, "epsilon": 0.0}
+
+
+def raw(**changes) -> tuple[int, torch.Tensor]:
+    """The code of the C entry, and the memory around the outputs."""
+    torch.manual_seed(0)
+    sizes = native_route._Sizes(*(RAW | changes).values())
+    tensors = [torch.rand(n) for n in (30, 12, 4, 4, 4, 4, 4, 24, 6, 1)]
+    pooled, out = torch.full((6,), torch.nan), torch.full((14,), torch.nan)
+    pointers = [t.data_ptr() for t in (*tensors, pooled)]
+    return native.loaded().route(ctypes.addressof(sizes), *pointers, out.data_ptr() + 4), out
+
+
+def test_each_piece_is_dense_and_nothing_else_is_written():
+    code, out = raw()
+    assert code == 0
+    assert out[[0, 13]].isnan().all()
+    assert ((out[1:7] > 0) & (out[1:7] < 1)).all()
+    torch.testing.assert_close(out[7:11].view(2, 2).sum(1), torch.ones(2))
+    torch.testing.assert_close(out[11:13], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"pieces": (-1, 0, 2, 1)}, 3),
+        ({"pieces": (2**31, 0, 2, 1)}, 4),
+        ({"pieces": (2**30, 2**30, 0, 0)}, 4),
+        ({"gates": 5}, 8),
+        ({"gates": -1}, 3),
+        ({"rest": 3}, 8),
+        ({"C": 0}, 8),
+    ],
+)
+def test_bad_sizes(change, code):
+    found, out = raw(**change)
+    assert found == code
+    assert out.isnan().all()
 
 
 def test_neutral_router_is_exact():

@@ -37,6 +37,7 @@ class MethodConfig:
     annealing: ClassVar[Annealing | None] = None
     layers: ClassVar[dict[int, type[DynamicConv]]]
     version: ClassVar[int] = 1
+    upcycles: ClassVar[bool] = True  # whether its layers can start as what a trained layer computes
 
     def __post_init__(self) -> None:
         """Check every field against its annotation; subclasses add what they know.

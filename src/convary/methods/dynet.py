@@ -12,6 +12,7 @@ that they are equal; they are (tests/methods/test_methods.py), so here the strat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -83,9 +84,9 @@ class FilterRouter(PerceptronRouter):
         """The predictor."""
         return self.linear
 
-    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
+    def named(self, pieces: Sequence[Tensor]) -> Coefficients:
         """filter: (B, K, O)."""
-        return Coefficients(filter=rest.unflatten(1, self.shape))
+        return Coefficients(filter=pieces[0].unflatten(1, self.shape))
 
 
 class _DyNetNd(DynamicConv):

@@ -15,7 +15,7 @@ bias is static, added after all attentions; a batch of one can be trained on; th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -99,10 +99,10 @@ class OmniAttention(PerceptronRouter):
     def __init__(
         self, in_channels: int, hidden: int, sizes: dict[str, int], K: int, config: ODConv, device=None, dtype=None
     ) -> None:
-        gates = {axis: size for axis, size in sizes.items() if axis != "kernel"}
-        super().__init__(in_channels, config.kernel_activation, config.temperature, sum(gates.values()), device)
+        gates = [size for axis, size in sizes.items() if axis != "kernel"]
+        super().__init__(in_channels, config.kernel_activation, config.temperature, gates, device)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.sizes, self.gate_axes, self.gate_sizes = sizes, list(gates), list(gates.values())
+        self.sizes = sizes
         self.copies = K if config.sharing == "per_kernel" else 1
         self.squeeze = nn.Linear(in_channels, hidden, bias=config.norm == "none", **factory)
         self.norm = make_norm(config.norm, hidden, **factory)
@@ -117,14 +117,12 @@ class OmniAttention(PerceptronRouter):
         """All heads side by side."""
         return self.heads
 
-    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
+    def named(self, pieces: Sequence[Tensor]) -> Coefficients:
         """Channel (B, 1|K, C), filter (B, 1|K, O), tap (B, 1|K, T), kernel (B, K); those that exist."""
-        factors = {}
-        if self.gate_sizes:
-            for axis, part in zip(self.gate_axes, gates.split_with_sizes(self.gate_sizes, 1), strict=True):
+        factors = dict(zip(self.sizes, pieces, strict=True))
+        for axis, part in factors.items():
+            if axis != "kernel":
                 factors[axis] = part.unsqueeze(1) if self.copies == 1 else part.unflatten(1, (self.copies, -1))
-        if "kernel" in self.sizes:
-            factors["kernel"] = rest
         return Coefficients(**factors)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ConfigError, ShapeError
-from convary.nn import single
+from convary.nn import prepared
 from convary.nn.routers import Router
 from convary.ops import Coefficients, mix_bias, mix_kernels, mixed_conv
 from convary.ops.geometry import Size, per_axis, same_padding
@@ -345,7 +345,7 @@ class DynamicConv(DynamicLayer):
                 f"got {tuple(x.shape)}"
             )
         if coeffs is None:
-            if not torch.is_grad_enabled() and (y := single.infer(self, x)) is not None:
+            if not torch.is_grad_enabled() and (y := prepared.infer(self, x)) is not None:
                 return y
             coeffs = self.coefficients(x)
         padding = self.padding

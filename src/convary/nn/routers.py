@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -145,16 +146,21 @@ class PerceptronRouter(Router):
 
     Args:
         in_channels: C.
-        activation: Of the logits behind the first ``gates``: "sigmoid" or "softmax".
+        activation: Of the logits behind the ``gates``: "sigmoid" or "softmax".
         temperature: Divides the logits; None for none.
-        gates: This many logits come first and get a sigmoid.
+        gates: Lengths of the pieces of the logits that come first, each of which gets a sigmoid.
     """
 
     def __init__(
-        self, in_channels: int, activation: str, temperature: float | None = None, gates: int = 0, device=None
+        self,
+        in_channels: int,
+        activation: str,
+        temperature: float | None = None,
+        gates: Sequence[int] = (),
+        device=None,
     ) -> None:
         super().__init__(in_channels, temperature, device)
-        self.activation, self.gates = activation, gates
+        self.activation, self.gates = activation, tuple(gates)
         self.squeeze: nn.Linear | None = None
         self.norm: nn.Module | None = None
 
@@ -163,15 +169,20 @@ class PerceptronRouter(Router):
         """The layer that makes the logits."""
         raise TypeError(f"{type(self).__name__} must define last")
 
-    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
-        """Coefficients out of the activated logits: (B, gates), of no meaning without gates, and (B, the others)."""
-        raise TypeError(f"{type(self).__name__} must define named(gates, rest)")
+    def named(self, pieces: Sequence[Tensor]) -> Coefficients:
+        """Coefficients out of the activated logits: (B, length) for each gate, then (B, the others) if any."""
+        raise TypeError(f"{type(self).__name__} must define named(pieces)")
 
     def _route(self, x: Tensor) -> Coefficients:
         layers = self.native_layers()
         if layers is None or not native_route.can_run(x, layers):
             return super()._route(x)
-        return self.split(native_route.route(x, layers))
+        return self.named(native_route.route(x, layers))
+
+    def pieces(self) -> tuple[int, ...]:
+        """Lengths of the pieces of the logits: the gates, then the others if there are any."""
+        rest = self.last.out_features - sum(self.gates)
+        return (*self.gates, rest) if rest else self.gates
 
     def coefficients(self, vector: Tensor) -> Coefficients:
         """Those that ``named`` makes."""
@@ -180,19 +191,15 @@ class PerceptronRouter(Router):
             vector = F.relu(hidden if self.norm is None else self.norm(hidden))
         logits = self._tempered(self.last(vector))
         if not self.gates:
-            return self.named(logits, activate(logits, self.activation))
-        gates, rest = logits[:, : self.gates], logits[:, self.gates :]
-        return self.named(gates.sigmoid(), activate(rest, self.activation) if rest.shape[1] else rest)
+            return self.named([activate(logits, self.activation)])
+        # One activation for each piece, because it makes the piece dense.
+        pieces = logits.split_with_sizes(self.pieces(), 1)
+        kinds = ["sigmoid"] * len(self.gates) + [self.activation]
+        return self.named([activate(piece, kind) for piece, kind in zip(pieces, kinds, strict=False)])
 
     def neutral_(self) -> None:
         """Zero logits: every sigmoid is 1/2, every softmax 1/K."""
         zero_(self.last)
-
-    def split(self, activated: Tensor) -> Coefficients:
-        """Coefficients out of what the native call makes: gates and the others side by side."""
-        if not self.gates:
-            return self.named(activated, activated)
-        return self.named(*activated.split_with_sizes([self.gates, activated.shape[1] - self.gates], 1))
 
     def native_layers(self) -> native_route.Layers | None:
         """The weights, where nothing but the plain layers would see them: no hook, no other class, no statistics."""
@@ -212,8 +219,8 @@ class PerceptronRouter(Router):
                 return None
         weight, bias = (None, None) if squeeze is None else (squeeze.weight, squeeze.bias)
         return native_route.Layers(
-            weight, bias, mean, variance, gain, shift, last.weight, last.bias, self.temperature, epsilon, self.gates,
-            self.activation,
+            weight, bias, mean, variance, gain, shift, last.weight, last.bias, self.temperature, epsilon,
+            self.pieces(), len(self.gates), self.activation,
         )  # fmt: skip
 
 
@@ -256,9 +263,9 @@ class LinearRouter(PerceptronRouter):
         """The only layer."""
         return self.linear
 
-    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
+    def named(self, pieces: Sequence[Tensor]) -> Coefficients:
         """kernel: (B, K)."""
-        return Coefficients(kernel=rest)
+        return Coefficients(kernel=pieces[0])
 
 
 class MLPRouter(PerceptronRouter):
@@ -293,9 +300,9 @@ class MLPRouter(PerceptronRouter):
         """The second layer."""
         return self.linear
 
-    def named(self, gates: Tensor, rest: Tensor) -> Coefficients:
+    def named(self, pieces: Sequence[Tensor]) -> Coefficients:
         """kernel: (B, K)."""
-        return Coefficients(kernel=rest)
+        return Coefficients(kernel=pieces[0])
 
 
 def zero_(linear: nn.Linear) -> None:

@@ -23,6 +23,11 @@ NOMINAL = {
     "call": 3e-5, "sample": 1e-5, "macs": 2e-13, "mixed": 8e-12, "bank": 4e-12, "features": 4e-12, "result": 4e-12,
     "columns": 8e-12, "fresh": 0.0, "mixing": 2e-13,
 }  # fmt: skip
+# pixel_conv on a CPU: seconds per amount of a forward pass, by hand from docs/pixel.md; their order is what counts.
+PIXEL = {
+    "taps": {"call": 5e-6, "macs": 1.8e-10, "mixed": 1.3e-10},
+    "native": {"call": 5e-6, "macs": 2.5e-11, "mixed": 2e-10, "features": 1.2e-10, "result": 1.2e-10},
+}
 FRESH_BYTES = 32 << 20  # glibc maps a larger buffer anew every time, and the kernel zeroes its pages
 AMOUNTS = tuple(NOMINAL)
 NATIVE_MARGIN = 1.2
@@ -37,6 +42,8 @@ def kind(problem: Problem) -> str:
 
 def amounts(problem: Problem, strategy: str) -> dict[str, float]:
     """What one call does, by the names in ``AMOUNTS``. Elements, not bytes; multiply-adds, not FLOPs."""
+    if problem.op == "pixel_conv":
+        return _pixel_amounts(problem, strategy)
     B, K, P, numel = problem.B, problem.K, problem.P, problem.kernel_numel
     stored = strategy not in ("outputs", "native")  # mixed kernels are written to memory and read back
     copies = K if strategy == "outputs" else 1
@@ -61,6 +68,19 @@ def amounts(problem: Problem, strategy: str) -> dict[str, float]:
     }
 
 
+def _pixel_amounts(problem: Problem, strategy: str) -> dict[str, float]:
+    """Of ``pixel_conv``: ``mixed`` are its kernels. Strategy ``taps`` goes over features and results once per tap."""
+    B, C, P, T = problem.B, problem.C, problem.P, problem.T
+    passes = T if strategy == "taps" else 1
+    return dict.fromkeys(AMOUNTS, 0.0) | {
+        "call": float(passes),
+        "macs": float(B * C * T * P),
+        "mixed": float(B * problem.G * T * P),
+        "features": float(B * C * prod(problem.size) * passes),
+        "result": float(B * C * P * passes),
+    }
+
+
 def macs(problem: Problem, strategy: str) -> int:
     """Multiply-adds of a call: convolution, and assembling the kernels where the strategy does."""
     done = amounts(problem, strategy)
@@ -71,6 +91,8 @@ def macs(problem: Problem, strategy: str) -> int:
 def bytes_moved(problem: Problem, strategy: str) -> int:
     """Bytes read and written once each, caches ignored; mixed kernels, columns and K-fold results count twice."""
     done = amounts(problem, strategy)
+    if problem.op == "pixel_conv":
+        return int(done["mixed"] + done["features"] + done["result"]) * problem.itemsize
     again = 2 if strategy == "outputs" else 1
     elements = 2 * done["mixed"] + done["bank"] + done["features"] + again * done["result"] + 2 * done["columns"]
     return int(elements) * problem.itemsize
@@ -79,6 +101,8 @@ def bytes_moved(problem: Problem, strategy: str) -> int:
 def estimate(problem: Problem, strategy: str) -> float:
     """Estimated seconds of a call (forward, or forward and backward where ``problem.training``)."""
     rates = _rates(problem, strategy)
+    if problem.op == "pixel_conv" and problem.device == "cpu":
+        rates = PIXEL[strategy]
     if strategy == "outputs":  # fitted without tap coefficients: a column then counts as a feature
         rates = {"columns": rates.get("features", 0.0), **rates}
     return sum(rates.get(name, 0.0) * amount for name, amount in amounts(problem, strategy).items())

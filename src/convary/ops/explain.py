@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from convary.errors import ConfigError, StrategyError, nearest
-from convary.ops import cost, instances, mixed, native, native_conv, native_sample, sample
+from convary.ops import cost, instances, mixed, native, native_conv, native_sample, pixel, sample, window
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import autocasting, check_conv, resolve
 from convary.ops.strategy import Problem, Strategy, decide, describe, recorded
 
-_TABLES = {"sample_conv": sample.STRATEGIES, "mixed_conv": mixed.STRATEGIES}
+_TABLES = {"sample_conv": sample.STRATEGIES, "mixed_conv": mixed.STRATEGIES, "pixel_conv": pixel.STRATEGIES}
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,13 @@ def explain(
     """Say what ``op(x, kernels, ...)`` would do, without doing it.
 
     Args:
-        op: ``mixed_conv``, ``sample_conv`` or their names.
+        op: ``mixed_conv``, ``sample_conv``, ``pixel_conv`` or their names.
         x: (B, C, *S); requires_grad decides, with ``torch.is_grad_enabled()``, whether training is estimated.
-        kernels: The bank (K, O, C/G, *k) of ``mixed_conv`` or the weight (N, O, C/G, *k) of ``sample_conv``.
+        kernels: The bank (K, O, C/G, *k) of ``mixed_conv``, the weight (N, O, C/G, *k) of ``sample_conv`` or the weight
+            (B, G, T, *S_out) of ``pixel_conv``.
         coeffs: The coefficients of ``mixed_conv``.
         bias: Accepted for symmetry with the op; it changes nothing.
-        **geometry: stride, padding, dilation, groups, index as for the op.
+        **geometry: The op's own arguments: stride, padding, dilation and so on.
 
     Returns:
         An explanation with one row per strategy.
@@ -96,23 +97,13 @@ def explain(
     """
     name = op if isinstance(op, str) else op.__name__
     if name not in _TABLES:
-        raise ConfigError(f"explain knows {' and '.join(_TABLES)}; got {name!r}{nearest(name, _TABLES)}")
+        raise ConfigError(f"explain knows {', '.join(_TABLES)}; got {name!r}{nearest(name, _TABLES)}")
     if (coeffs is None) == (name == "mixed_conv"):
-        raise ConfigError("explain needs coefficients for mixed_conv and takes none for sample_conv")
-    index = geometry.pop("index", None)
-    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | geometry
-    x, resolved = resolve(x, kernels.shape[3:], **arguments)
-    check_conv(x, kernels, resolved, mixed_dtypes=autocasting(x))
-    training = torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad)
-    batch, obstacle = x.shape[0], None
-    if coeffs is not None:
-        coeffs.check(kernels, batch=batch)
-        training = mixed.needs_gradient(x, kernels, coeffs)
-        obstacle = native_conv.obstacle(x, kernels, coeffs, bias)
+        raise ConfigError("explain needs coefficients for mixed_conv and takes none for the others")
+    if name == "pixel_conv":
+        problem = _pixel(x, kernels, **geometry)
     else:
-        instances.check_kernels(x, kernels, bias, index)
-        batch, obstacle = kernels.shape[0], native_sample.obstacle(x, kernels, bias, index)
-    problem = describe(name, x, kernels, resolved, batch=batch, training=training, coeffs=coeffs, obstacle=obstacle)
+        problem = _conv(name, x, kernels, coeffs, bias, geometry)
     table = _TABLES[name]
     chosen = decide(table, problem)
     rows = [
@@ -128,10 +119,35 @@ def explain(
     ]
     compiled, exported = (_recorded(table, replace(problem, traced=True), portable) for portable in (False, True))
     sizes = (
-        f"B={batch} C={problem.C} O={problem.O} G={problem.G} K={problem.K} k={problem.kernel_size} S={problem.size}"
+        f"B={problem.B} C={problem.C} O={problem.O} G={problem.G} K={problem.K} k={problem.kernel_size} "
+        f"S={problem.size}"
     )
-    what = "forward and backward" if training else "forward"
+    what = "forward and backward" if problem.training else "forward"
     return Explanation(name, f"{sizes}, {what}, {problem.device}", tuple(rows), compiled, exported, _source(x))
+
+
+def _conv(
+    name: str, x: Tensor, kernels: Tensor, coeffs: Coefficients | None, bias: Tensor | None, geometry: dict
+) -> Problem:
+    """What a call of ``mixed_conv`` or ``sample_conv`` poses, after its checks."""
+    index = geometry.pop("index", None)
+    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | geometry
+    x, resolved = resolve(x, kernels.shape[3:], **arguments)
+    check_conv(x, kernels, resolved, mixed_dtypes=autocasting(x))
+    if coeffs is not None:
+        coeffs.check(kernels, batch=x.shape[0])
+        training, batch = mixed.needs_gradient(x, kernels, coeffs), x.shape[0]
+        obstacle = native_conv.obstacle(x, kernels, coeffs, bias)
+    else:
+        instances.check_kernels(x, kernels, bias, index)
+        training, batch = torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad), kernels.shape[0]
+        obstacle = native_sample.obstacle(x, kernels, bias, index)
+    return describe(name, x, kernels, resolved, batch=batch, training=training, coeffs=coeffs, obstacle=obstacle)
+
+
+def _pixel(x: Tensor, weight: Tensor, **arguments) -> Problem:
+    """What a call of ``pixel_conv`` poses, after its checks."""
+    return pixel.describe(x, weight, window.resolve(x, weight, **arguments))
 
 
 def _recorded(table: dict[str, Strategy], problem: Problem, portable: bool) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from convary.errors import ConvaryError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 _FILES = {"linux": "libconvary.so", "darwin": "libconvary.so"}
 _TORCH_FILES = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib"}
 
@@ -39,6 +39,9 @@ class Library:
     sample_conv: Callable[..., int]
     sample_conv_grad_x: Callable[..., int]
     sample_conv_grad_weight: Callable[..., int]
+    pixel_conv: Callable[..., int]
+    pixel_conv_grad_x: Callable[..., int]
+    pixel_conv_grad_weight: Callable[..., int]
     error_text: Callable[[int], bytes]
 
 
@@ -183,6 +186,8 @@ def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
     handle.convary_sample_conv_f32.argtypes = [ctypes.c_void_p] * 6
     handle.convary_sample_conv_grad_x_f32.argtypes = [ctypes.c_void_p] * 5
     handle.convary_sample_conv_grad_weight_f32.argtypes = [ctypes.c_void_p] * 5
+    for name in ("convary_pixel_conv_f32", "convary_pixel_conv_grad_x_f32", "convary_pixel_conv_grad_weight_f32"):
+        getattr(handle, name).argtypes = [ctypes.c_void_p] * 4
     names = handle.convary_isas().decode()
     picked = handle.convary_cpu_isa()
     if picked is None:
@@ -200,6 +205,9 @@ def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
         sample_conv=handle.convary_sample_conv_f32,
         sample_conv_grad_x=handle.convary_sample_conv_grad_x_f32,
         sample_conv_grad_weight=handle.convary_sample_conv_grad_weight_f32,
+        pixel_conv=handle.convary_pixel_conv_f32,
+        pixel_conv_grad_x=handle.convary_pixel_conv_grad_x_f32,
+        pixel_conv_grad_weight=handle.convary_pixel_conv_grad_weight_f32,
         error_text=handle.convary_error_text,
     )
 

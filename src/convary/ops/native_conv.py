@@ -183,8 +183,9 @@ def gradient_of_bank(
     depthwise = geometry.groups == C == O
     by_tap = x.new_empty(blocks[0], B, K, bank[0, 0, 0].numel())
     both = coeffs.channel is not None and depthwise
-    by_filter = x.new_empty(blocks[1], B, K, O) if coeffs.filter is not None or both else None
-    by_channel = x.new_empty(blocks[2], B, K, C) if coeffs.channel is not None and not depthwise else None
+    rows = max(_rows(coeffs.filter), _rows(coeffs.channel))
+    by_filter = x.new_empty(blocks[1], B, rows, O) if coeffs.filter is not None or both else None
+    by_channel = x.new_empty(blocks[2], B, rows, C) if coeffs.channel is not None and not depthwise else None
     grad_bank = bank.new_empty(bank.shape)
     _call(native.loaded().mixed_conv_grad_bank, sizes, address, *tensors, grad_bank, by_tap, by_filter, by_channel)
     sums = [None if part is None else part.sum(0) for part in (by_tap, by_filter, by_channel)]
@@ -200,13 +201,20 @@ def _call_blocks(sizes: _Sizes, address: int, blocks: ctypes.Array) -> None:
 def _gradients(
     coeffs: Coefficients, by_tap: Tensor | None, by_filter: Tensor | None, by_channel: Tensor | None, *, depthwise: bool
 ) -> Coefficients:
-    """Put the factors into the sums that they were left out of: by_tap (B, K, T), by_filter (B, K, O), by_channel."""
+    """Put the factors into the sums that they were left out of.
+
+    by_tap is (B, K, T), by_filter (B, 1 or K, O), by_channel (B, 1 or K, C): 1 where the sums are over the kernels.
+    """
     kernel, filter, channel, tap = coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap
 
-    def finish(sums: Tensor, factor: Tensor) -> Tensor:
+    def finish(sums: Tensor, factor: Tensor, *, summed: bool = False) -> Tensor:
+        if summed:
+            return sums
         if kernel is not None:
             sums = sums * kernel[:, :, None]
         return sums.sum(1, keepdim=True) if factor.shape[1] == 1 else sums
+
+    summed = max(_rows(filter), _rows(channel)) == 1
 
     gradients = {}
     if kernel is not None and by_tap is not None:
@@ -214,12 +222,13 @@ def _gradients(
     if tap is not None and by_tap is not None:
         gradients["tap"] = finish(by_tap, tap)
     if filter is not None and by_filter is not None:
-        gradients["filter"] = finish(by_filter * channel if depthwise and channel is not None else by_filter, filter)
+        sums = by_filter * channel if depthwise and channel is not None else by_filter
+        gradients["filter"] = finish(sums, filter, summed=summed)
     if channel is not None:
         if depthwise:
             by_channel = by_filter if filter is None or by_filter is None else by_filter * filter
         assert by_channel is not None
-        gradients["channel"] = finish(by_channel, channel)
+        gradients["channel"] = finish(by_channel, channel, summed=summed)
     return Coefficients(**gradients)
 
 
@@ -241,11 +250,13 @@ def gradients(
         of_x: :func:`gradient_of_x` or its like.
         of_bank: :func:`gradient_of_bank` or its like.
     """
-    if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, grad)
     x, bank, *factors = ctx.saved_tensors
     coeffs = coefficients(factors)
     needs_x, *needs_weight, needs_row = ctx.needs_input_grad[:7]
+    if torch.is_grad_enabled():
+        y = reference.mixed_conv(x, bank, coeffs, None, **ctx.geometry._asdict())
+        grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
+        return *differentiable(y, (x, bank, *factors), ctx.needs_input_grad[:6], grad), grad_row
     grad_x = of_x(grad, x.shape, bank, coeffs, ctx.geometry) if needs_x else None
     grad_bank, grads = of_bank(grad, x, bank, coeffs, ctx.geometry) if any(needs_weight) else (None, Coefficients())
     grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
@@ -257,15 +268,20 @@ def _gradient_of_row(grad: Tensor, ndim: int) -> Tensor:
     return by_sample if ndim == 2 else by_sample.sum(0)
 
 
-def _differentiable_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """For ``create_graph=True``: the same gradients by the reference, whose operations can be differentiated again."""
-    x, bank, *factors = ctx.saved_tensors
-    y = reference.mixed_conv(x, bank, coefficients(factors), None, **ctx.geometry._asdict())
-    *needed, needs_row = ctx.needs_input_grad[:7]
-    wanted = [t for t, need in zip((x, bank, *factors), needed, strict=True) if need]
+def differentiable(
+    y: Tensor, tensors: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """For ``create_graph=True``: the gradients of the tensors that need one, to be differentiated again.
+
+    Args:
+        y: The result once more, by the reference: by operations that have second derivatives.
+        tensors: What it was made from.
+        needed: Which of these need a gradient.
+        grad: The gradient of y.
+    """
+    wanted = [t for t, need in zip(tensors, needed, strict=True) if need and t is not None]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
-    grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
-    return *(next(found) if need else None for need in needed), grad_row
+    return tuple(next(found) if need else None for need in needed)
 
 
 def coefficients(factors: Sequence[Tensor | None]) -> Coefficients:

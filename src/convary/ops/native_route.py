@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A router in inference as one call: pooling, hidden layer, last layer, activations.
 
-At batch 1 the ten small operations of a router cost more than the convolution of a small layer.
+Each piece of the coefficients is dense, as the convolution reads it. At batch 1 the ten small operations of a router
+cost more than the convolution of a small layer.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from convary.ops import native, native_conv
 from convary.ops.strategy import may_be_native
 
 ACTIVATIONS = {"sigmoid": 1, "softmax": 2}
+PIECES = 4  # at most
 
 
 class _Sizes(ctypes.Structure):
     """``convary_route_sizes`` of csrc/convary.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("B", "C", "P", "hidden", "outputs", "gates", "rest")),
+        *((name, ctypes.c_int64) for name in ("B", "C", "P", "hidden")),
+        ("pieces", ctypes.c_int64 * PIECES),
+        *((name, ctypes.c_int64) for name in ("gates", "rest")),
         ("epsilon", ctypes.c_float),
     )
 
@@ -43,8 +47,9 @@ class Layers(NamedTuple):
         last_bias: (outputs,) or None.
         temperature: One number, or None.
         epsilon: Of the normalisation.
-        gates: This many outputs come first, with a sigmoid.
-        rest: The activation of the others: "sigmoid" or "softmax".
+        pieces: Lengths of the pieces that the outputs fall into; they add up to all of them.
+        gates: This many pieces come first, with a sigmoid.
+        rest: The activation of each of the others: "sigmoid" or "softmax".
     """
 
     squeeze: Tensor | None
@@ -57,6 +62,7 @@ class Layers(NamedTuple):
     last_bias: Tensor | None
     temperature: Tensor | None
     epsilon: float
+    pieces: tuple[int, ...]
     gates: int
     rest: str
 
@@ -89,7 +95,7 @@ def _fits(x: Tensor, layers: Layers) -> bool:
         vectors += [(t, width) for t in (layers.squeeze_bias, *norm)]
     elif layers.mean is not None:
         return False
-    if layers.last.shape[1] != width or not 0 <= layers.gates <= outputs:
+    if layers.last.shape[1] != width or len(layers.pieces) > PIECES or sum(layers.pieces) != outputs:
         return False
     return all(t is None or t.numel() == n for t, n in vectors)
 
@@ -106,29 +112,36 @@ def _is_plain(t: Tensor) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _sizes(x: torch.Size, hidden: int, outputs: int, gates: int, rest: str, epsilon: float) -> tuple[_Sizes, int]:
+def _sizes(
+    x: torch.Size, hidden: int, pieces: tuple[int, ...], gates: int, rest: str, epsilon: float
+) -> tuple[_Sizes, int]:
     """The C structure and its address."""
-    sizes = _Sizes(*x[:2], x[2:].numel(), hidden, outputs, gates, ACTIVATIONS[rest], epsilon)
+    sizes = _Sizes(*x[:2], x[2:].numel(), hidden, pieces, gates, ACTIVATIONS[rest], epsilon)
     return sizes, ctypes.addressof(sizes)
 
 
 def sizes(x: torch.Size, layers: Layers) -> tuple[_Sizes, int]:
     """The C structure for x of this shape, and its address."""
     hidden = 0 if layers.squeeze is None else layers.squeeze.shape[0]
-    return _sizes(x, hidden, layers.last.shape[0], layers.gates, layers.rest, layers.epsilon)
+    return _sizes(x, hidden, layers.pieces, layers.gates, layers.rest, layers.epsilon)
 
 
-def route(x: Tensor, layers: Layers) -> Tensor:
-    """The coefficients of x, (B, C, *S) to (B, outputs), without a gradient.
+def route(x: Tensor, layers: Layers) -> list[Tensor]:
+    """The coefficients of x (B, C, *S) without a gradient: a tensor (B, length) for each piece, dense, in one memory.
 
     Raises:
         ConvaryError: the library refuses; the sizes are named.
     """
     _, address = sizes(x.shape, layers)
-    pooled, out = x.new_empty(x.shape[:2]), x.new_empty((x.shape[0], layers.last.shape[0]))
+    B = x.shape[0]
+    pooled, out = x.new_empty(x.shape[:2]), x.new_empty(B * layers.last.shape[0])
     pointers = [None if t is None else t.data_ptr() for t in layers[:TENSORS]]
     check(native.loaded().route(address, x.data_ptr(), *pointers, pooled.data_ptr(), out.data_ptr()), x.shape)
-    return out
+    pieces, first = [], 0
+    for length in layers.pieces:
+        pieces.append(out.as_strided((B, length), (length, 1), first))
+        first += B * length
+    return pieces
 
 
 def check(code: int, shape: torch.Size) -> None:

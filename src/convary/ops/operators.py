@@ -29,7 +29,7 @@ def no_gradient(ctx, *grads) -> None:
     """
     raise ConvaryError(
         "native gradients have no gradient of their own; differentiate the convolution itself with "
-        "create_graph=True outside of torch.compile, or force a strategy of torch's operations: ops.strategy('bmm')"
+        "create_graph=True outside of torch.compile, or force a strategy of torch's operations: ops.strategy('bmm'), or 'taps' for pixel_conv"
     )
 
 
@@ -60,10 +60,10 @@ def register(
     register_flop_formula(getattr(torch.ops.convary, name))(flops)
 
 
-def check_dtype(x: Tensor, op: str) -> None:
-    """Raise DtypeError unless the kernels take x."""
+def check_dtype(x: Tensor, op: str, other: str = "bmm") -> None:
+    """Raise DtypeError unless the kernels take x; ``other`` is a strategy that takes every dtype."""
     if x.dtype is not torch.float32:
-        raise DtypeError(f"native {op} takes torch.float32; got {x.dtype}; cast, or force strategy bmm")
+        raise DtypeError(f"native {op} takes torch.float32; got {x.dtype}; cast, or force strategy {other}")
 
 
 def check_grad(grad: Tensor, shape: Sequence[int], like: Tensor) -> None:

@@ -102,3 +102,59 @@ def mixed_conv(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | Non
     if bias is not None and bias.ndim == 2:
         bias = mix_bias(bias, coeffs)
     return sample_conv(x, mix_kernels(bank, coeffs), bias, **geometry)
+
+
+def pixel_conv(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    border: str,
+    group_order: str,
+    scale_factor: int,
+) -> Tensor:
+    """``y[b,c,p] = sum_t weight[b, g(c), t, p] x[b, c, (p // scale_factor)*stride + t*dilation - padding]``, by taps.
+
+    Args:
+        x: (B, C, *S).
+        weight: (B, G, T, *S_out), taps row-major.
+        kernel_size: One number per spatial axis; T is their product.
+        stride: One number per spatial axis.
+        padding: Positions on both sides that ``border`` provides, one number per spatial axis.
+        dilation: One number per spatial axis.
+        border: What is read outside x; see :func:`convary.ops.pixel_conv`.
+        group_order: ``"contiguous"``: channel c is of group c // (C/G); ``"interleaved"``: of group c % G.
+        scale_factor: Output positions per window and axis.
+
+    Returns:
+        (B, C, *S_out).
+    """
+    C, G = x.shape[1], weight.shape[1]
+    channels = torch.arange(C, device=x.device)
+    group_of = channels // (C // G) if group_order == "contiguous" else channels % G
+    y = x.new_zeros(x.shape[:2] + weight.shape[3:])
+    for t, tap in enumerate(itertools.product(*(range(k) for k in kernel_size))):
+        seen = x
+        for axis, s in enumerate(x.shape[2:]):
+            start = torch.arange(weight.shape[3 + axis], device=x.device) // scale_factor * stride[axis] - padding[axis]
+            if border == "clamp":
+                start = start.clamp(0, s - (kernel_size[axis] - 1) * dilation[axis] - 1)
+            at = start + tap[axis] * dilation[axis]
+            inside = torch.ones_like(at)
+            if border == "zeros":
+                inside = ((at >= 0) & (at < s)).to(at)
+                at = at.clamp(0, s - 1)
+            elif border == "replicate":
+                at = at.clamp(0, s - 1)
+            elif border == "circular":
+                at = at % s
+            elif border == "reflect":
+                at = (s - 1) - ((s - 1) - at.abs()).abs()
+            line = [1] * x.ndim
+            line[2 + axis] = -1
+            seen = seen.index_select(2 + axis, at) * inside.reshape(line)
+        y = y + weight[:, group_of, t] * seen
+    return y

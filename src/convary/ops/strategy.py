@@ -18,7 +18,8 @@ from convary.ops import cost
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
 
-NAMES = ("grouped", "loop", "outputs", "bmm", "native")
+NAMES = ("grouped", "loop", "outputs", "bmm", "taps", "native")
+_PORTABLE = ("bmm", "taps")  # in operations of torch alone, for every batch and size: each op has one
 _forced: ContextVar[str | None] = ContextVar("convary_strategy", default=None)
 
 
@@ -171,7 +172,7 @@ def choose_traced(table: dict[str, Strategy], problem: Callable[[], Problem]) ->
 
 
 def recorded(table: dict[str, Strategy], problem: Problem, *, portable: bool) -> str:
-    """What a graph records: the forced strategy, or ``native`` for this machine, or ``bmm``; the last two know no size.
+    """What a graph records: the forced strategy, or ``native`` for this machine, or what depends on no size either.
 
     Raises:
         StrategyError: the forced strategy can't run, or its graph would hold the batch size.
@@ -180,7 +181,9 @@ def recorded(table: dict[str, Strategy], problem: Problem, *, portable: bool) ->
     if name is not None:
         return _check_forced(table, name, problem)
     native = None if portable else table.get("native")
-    return "native" if native is not None and native.why_not(problem) is None else "bmm"
+    if native is not None and native.why_not(problem) is None:
+        return "native"
+    return next(name for name in _PORTABLE if name in table)
 
 
 def _check_forced(table: dict[str, Strategy], name: str, problem: Problem) -> str:

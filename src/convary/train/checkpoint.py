@@ -20,6 +20,7 @@ from convary.methods import MethodConfig, config_from_json
 from convary.models import build
 
 FORMAT = "convary checkpoint"
+SYSTEM = "convary system checkpoint"
 VERSION = 1
 _CONVERSION = 1  # sets the conversion's random numbers apart from the static network's
 
@@ -62,29 +63,35 @@ class Architecture:
             return convert(model, config_from_json(self.method), upcycle=self.init == "upcycle")
 
 
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, content: dict[str, Any], *, format: str = FORMAT) -> None:
     """Write whole or not at all; raises ConvaryError where that is not possible."""
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
+    torch.save({"format": format, "version": VERSION, **content}, buffer)
     write_whole(path, buffer.getvalue())
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, format: str = FORMAT) -> dict[str, Any]:
     """What :func:`write_checkpoint` wrote.
+
+    Args:
+        path: The file.
+        format: What it must be a checkpoint of.
 
     Raises:
         CheckpointError: no such file; a truncated one; a file of something else; of another version.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint {path}; convary compare writes OUT/METHOD/seed-N/checkpoint.pt")
+        places = {FORMAT: "compare writes OUT/METHOD/seed-N/checkpoint.pt", SYSTEM: "train writes OUT/checkpoint.pt"}
+        raise CheckpointError(f"no checkpoint {path}; convary {places[format]}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is truncated or not a checkpoint of convary; delete it to train that run again"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of convary; give a file that convary compare wrote")
+    if not isinstance(content, dict) or content.get("format") != format:
+        writer = {FORMAT: "compare", SYSTEM: "train"}[format]
+        raise CheckpointError(f"{path} is not such a checkpoint; give a file that convary {writer} wrote")
     if content.get("version") != VERSION:
         raise CheckpointError(f"{path} has version {content.get('version')}, this convary reads {VERSION}; use its own")
     return content

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference on one image by prepared calls: the same numbers, and never those of weights that are gone."""
+"""Inference by prepared calls: the same numbers, and never those of weights that are gone."""
 
 import copy
 import gc
@@ -13,7 +13,8 @@ from torch.nn.utils import prune as prune_module
 
 import convary as cv
 from convary import ops
-from convary.nn import VectorBatchNorm, single
+from convary.nn import VectorBatchNorm
+from convary.nn import prepared as module
 from convary.ops import native
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason="the native library is absent")
@@ -48,9 +49,9 @@ def usual(layer, x=X):
 def prepared(layer, x=X, forced="native"):
     """The layer's answer, and whether it came from a plan; small layers would choose another strategy."""
     used = []
-    run = single._Plan.run
+    run = module._Plan.run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(single._Plan, "run", lambda plan, x: used.append(1) or run(plan, x))
+        patch.setattr(module._Plan, "run", lambda plan, x: used.append(1) or run(plan, x))
         with ops.strategy(forced):
             layer(x)  # a shape is prepared when it comes for the second time
             used.clear()
@@ -61,14 +62,14 @@ def prepared(layer, x=X, forced="native"):
 @pytest.mark.parametrize("build", LAYERS)
 def test_same_numbers(build):
     layer = make(build)
-    for x in (X, X, X[:, :, :8, :5].contiguous(), X):
+    for x in (X, X, X[:, :, :8, :5].contiguous(), X, torch.cat((X, X + 1, -X)), X):
         y, used = prepared(layer, x)
         assert used
         assert torch.equal(y, usual(layer, x))
 
 
 def test_ever_new_sizes_are_not_prepared(monkeypatch):
-    monkeypatch.setattr(single, "_prepare", None)
+    monkeypatch.setattr(module, "_prepare", None)
     layer = make()
     with torch.no_grad(), ops.strategy("native"):
         for size in (9, 8, 9, 8, 7, 9):
@@ -78,7 +79,7 @@ def test_ever_new_sizes_are_not_prepared(monkeypatch):
 
 def test_another_strategy_is_asked_for_once(monkeypatch):
     layer = make()
-    monkeypatch.setattr(single, "explain", lambda *arguments, **options: asked.append(1) or Answer)
+    monkeypatch.setattr(module, "explain", lambda *arguments, **options: asked.append(1) or Answer)
     asked, Answer = [], type("Answer", (), {"chosen": "loop"})
     with torch.no_grad():
         for _ in range(4):
@@ -227,7 +228,7 @@ def twice(method):
     return overridden
 
 
-@pytest.mark.parametrize("name", ["coefficients", "named", "forward", "_route", "split"])
+@pytest.mark.parametrize("name", ["coefficients", "named", "forward", "_route"])
 @pytest.mark.parametrize("late", [False, True])
 def test_gives_way_to_a_router_that_overrides(name, late):
     layer = make(LAYERS[1])
@@ -270,7 +271,8 @@ def test_gives_way_to_modes():
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         assert not prepared(layer, X, None)[1]
     assert counter.get_total_flops() > 0
-    assert not prepared(layer, X.expand(2, -1, -1, -1), None)[1]
+    assert not prepared(layer, X.contiguous(memory_format=torch.channels_last), None)[1]
+    assert not prepared(layer, X[:0], None)[1]
     assert prepared(layer)[1]
     layer(X).sum().backward()
     assert layer.weight.grad is not None

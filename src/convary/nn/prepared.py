@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference on one image: a dynamic convolution as two native calls whose arguments were prepared before.
+"""Inference: a dynamic convolution as two native calls whose arguments were prepared before.
 
 A camera sends its images one by one. What Python does per layer (finding weights, checking them, shaping coefficients)
-then costs more than a small convolution, and several times that when large banks have just swept the caches. So the
-arguments of both calls are kept, and only what may have changed since is looked at again. Preparing costs more than it
-saves once, so it waits until a shape comes twice in a row: images of ever new sizes take the usual way.
+then costs more than a small convolution, and several times that when large banks have just swept the caches; in a batch
+of small maps it is still a tenth. So the arguments of both calls are kept, and only what may have changed since is
+looked at again. Preparing costs more than it saves once, so it waits until a shape comes twice in a row: images of ever
+new sizes take the usual way.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class _Plan:
     """Both calls for x of one shape, and all that they depend on: whose attributes the weights are, and where."""
 
     def __init__(
-        self, layer: DynamicConv, router: PerceptronRouter, layers: native_route.Layers, x: Tensor, out: Tensor
+        self, layer: DynamicConv, router: PerceptronRouter, layers: native_route.Layers, x: Tensor, pieces: list[Tensor]
     ) -> None:
         self.shape, self.threads = x.shape, torch.get_num_threads()
         self.options = _options(layer, router)
-        coeffs = router.split(out)
+        coeffs = router.named(pieces)
         _, geometry = resolve(x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
         self.sizes, self.address, self.y_shape = native_conv.structure(
             x.shape, layer.weight, coeffs, layer.bias, geometry
@@ -42,8 +43,8 @@ class _Plan:
         self.route_sizes, self.route_address = native_route.sizes(x.shape, layers)
         self.route_pointers = [None if t is None else t.data_ptr() for t in layers[: native_route.TENSORS]]
         factors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
-        self.offsets = [None if f is None else f.data_ptr() - out.data_ptr() for f in factors]
-        self.channels, self.outputs = x.shape[1], out.shape[1]
+        self.offsets = [None if f is None else f.data_ptr() - pieces[0].data_ptr() for f in factors]
+        self.pooled, self.outputs = x.shape[0] * x.shape[1], x.shape[0] * sum(layers.pieces)
         self.bank = layer.weight.data_ptr()
         self.bias = None if layer.bias is None else layer.bias.data_ptr()
 
@@ -70,9 +71,9 @@ class _Plan:
     def run(self, x: Tensor) -> Tensor:
         """Route and convolve."""
         library = native.loaded()
-        scratch, y = x.new_empty(self.channels + self.outputs), x.new_empty(self.y_shape)
+        scratch, y = x.new_empty(self.pooled + self.outputs), x.new_empty(self.y_shape)
         pooled = scratch.data_ptr()
-        out = pooled + FLOAT * self.channels
+        out = pooled + FLOAT * self.pooled
         code = library.route(self.route_address, x.data_ptr(), *self.route_pointers, pooled, out)
         native_route.check(code, x.shape)
         factors = [None if offset is None else out + offset for offset in self.offsets]
@@ -103,9 +104,9 @@ _plans: weakref.WeakKeyDictionary[nn.Module, _Plan | _Seen] = weakref.WeakKeyDic
 
 
 def infer(layer: DynamicConv, x: Tensor) -> Tensor | None:
-    """The layer's output for one image x (1, C, *S) without a gradient, or None where it takes the usual way."""
+    """The layer's output for x (B, C, *S) without a gradient, or None where it takes the usual way."""
     router = layer.router
-    if is_traced(x) or x.shape[0] != 1:
+    if is_traced(x):
         return None
     if not isinstance(router, PerceptronRouter) or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
@@ -132,19 +133,19 @@ def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan |
     layers = router.native_layers()
     if layers is None or not native_route.can_run(x, layers):
         return seen
-    out = native_route.route(x, layers)
-    coeffs = router.split(out)
+    pieces = native_route.route(x, layers)
+    coeffs = router.named(pieces)
     geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
     if explain("mixed_conv", x, layer.weight, coeffs, layer.bias, **geometry).chosen != "native":
         return _Seen(x.shape, torch.get_num_threads())
-    # The coefficients must be what the router made, where it made them: pieces of `out`, unchanged.
-    memory = out.untyped_storage().data_ptr()
+    # The coefficients must be what the router made, where it made them: the pieces, unchanged.
+    memory = pieces[0].untyped_storage().data_ptr()
     for factor in coeffs.factors().values():
         if factor.untyped_storage().data_ptr() != memory or not factor.is_contiguous():
             return seen
-    if not torch.equal(out, native_route.route(x, layers)):
+    if not all(map(torch.equal, pieces, native_route.route(x, layers))):
         return seen
-    return _Plan(layer, router, layers, x, out)
+    return _Plan(layer, router, layers, x, pieces)
 
 
 def _is_ordinary(layer: DynamicConv, router: PerceptronRouter) -> bool:
@@ -156,7 +157,7 @@ def _is_ordinary(layer: DynamicConv, router: PerceptronRouter) -> bool:
     kind = type(router)
     if kind.forward is not Router.forward or kind._route is not PerceptronRouter._route:
         return False
-    if kind.split is not PerceptronRouter.split:
+    if kind.pieces is not PerceptronRouter.pieces:
         return False
     owned = [(layer, "weight"), (layer, "bias"), *((m, n) for m in _modules(router) if m for n in ("weight", "bias"))]
     for owner, name in owned:  # a pruned or parametrised weight is made anew on every access

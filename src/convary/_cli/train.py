@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``convary train SYSTEM``: one of the published systems, with live progress, its scores and pictures."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from convary._cli.parse import parse
+from convary.errors import ConfigError, nearest
+from convary.extras import require
+
+if TYPE_CHECKING:
+    from convary.train.system import SystemConfig
+
+
+def run(argv: Sequence[str]) -> int:
+    """Find the system, parse its flags, train, print the scores."""
+    require("convary train", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib")
+    from convary.systems import SYSTEMS
+
+    by_name = {config.name: config for config in SYSTEMS}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help(by_name))
+        return 0
+    name, *rest = argv
+    if name not in by_name:
+        raise ConfigError(f"there is no system {name!r}; choose from {', '.join(by_name)}{nearest(name, by_name)}")
+    config = parse(by_name[name], rest, f"convary train {name}")
+
+    from convary._cli.live import LiveFit
+    from convary.train.fit import fit
+
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
+    console = Console(highlight=False, quiet=not first, width=None if sys.stdout.isatty() else 110)
+    try:
+        with LiveFit(console) as progress:
+            results = fit(config, progress)
+    except KeyboardInterrupt as interrupt:
+        saved = f"interrupted; what was done is saved in {config.out}. Resume with: {config.command()}"
+        raise KeyboardInterrupt(saved) from interrupt
+    _print(results, config, console)
+    return 0
+
+
+def _help(by_name: dict[str, type[SystemConfig]]) -> str:
+    width = max(map(len, by_name), default=0)
+    systems = "\n".join(f"  {name:<{width}}  {config.title}" for name, config in by_name.items())
+    return (
+        "usage: convary train SYSTEM [FLAGS]\n\n"
+        "Train one of the published systems whose kernels are generated; an interrupted training is resumed.\n\n"
+        f"systems:\n{systems}\n\n"
+        "convary train SYSTEM --help shows a system's flags and their defaults."
+    )
+
+
+def _print(results: dict[str, Any], config: SystemConfig, console: Console) -> None:
+    console.print()
+    width = max(map(len, results["scores"]))
+    for name, value in results["scores"].items():
+        console.print(f"{name:<{width}}  [bold]{value:.4f}[/bold]")
+    console.print()
+    for picture in results["pictures"]:
+        console.print(f"picture  {_link(config.out / picture)}", soft_wrap=True)
+    console.print(f"results  {_link(config.out / 'results.json')}", soft_wrap=True)
+
+
+def _link(path: Path) -> str:
+    return f"[link={path.resolve().as_uri()}]{escape(str(path))}[/link]"

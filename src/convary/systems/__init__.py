@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole systems as they were published: network, data, loss, scores. ``convary train NAME`` trains them."""
+
+from __future__ import annotations
+
+from convary.systems.dmnet import DMNetConfig
+from convary.systems.hdfnet import HDFNetConfig, HDFNetPublishedConfig
+from convary.train.system import SystemConfig
+
+SYSTEMS: tuple[type[SystemConfig], ...] = (DMNetConfig, HDFNetConfig, HDFNetPublishedConfig)

@@ -1,0 +1,131 @@
+"""``fit`` trains any system; killed at any moment it goes on where it was, to the same result bit for bit."""
+
+import dataclasses
+import json
+import os
+import signal
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from convary.errors import CheckpointError, ConfigError
+from convary.train.fit import FitProgress, fit, restore
+from convary.train.system import System, SystemConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LineConfig(SystemConfig):
+    """Fits a line with dropout to noisy points."""
+
+    name: ClassVar[str] = "line"
+    title: ClassVar[str] = "Line"
+    citation: ClassVar[str] = "Gauss, 1809"
+    steps: int = 12
+    batch_size: int = 4
+    lr: float = 0.1
+
+    def load(self):
+        return Line(self)
+
+
+class Line(System):
+    size = 10
+
+    def __init__(self, config):
+        self.config = config
+
+    def item(self, index, rng):
+        x = torch.tensor([index / 10.0])
+        return {"x": x, "y": 2 * x + 1 + 0.01 * torch.randn(1, generator=rng)}
+
+    def model(self):
+        return nn.Sequential(nn.Dropout(0.1), nn.Linear(1, 1))
+
+    def losses(self, model, batch):
+        error = model(batch["x"]) - batch["y"]
+        return {"square": error.square().mean(), "absolute": error.abs().mean()}
+
+    def scores(self, model, device):
+        return {"slope": model[1].weight.item()}
+
+    def draw(self, model, device, folder):
+        path = folder / "line.txt"
+        path.write_text("/")
+        return [path]
+
+
+class StopAt(FitProgress):
+    """Presses Ctrl-C at a step."""
+
+    def __init__(self, step):
+        self.stop = step
+
+    def on_step(self, step, losses, lr):
+        if step == self.stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def weights(config):
+    return {name: value.clone() for name, value in restore(config).state_dict().items()}
+
+
+def test_writes_scores_curve_pictures_and_a_checkpoint(tmp_path):
+    config = LineConfig(out=tmp_path, steps=40, evaluate_every=15, cpu=True)
+    results = fit(config)
+    assert results == json.loads((tmp_path / "results.json").read_text())
+    assert [point["step"] for point in results["curve"]] == [15, 30, 40]
+    assert results["curve"][-1]["losses"]["square"] < results["curve"][0]["losses"]["square"]
+    assert results["scores"]["slope"] == restore(config)[1].weight.item()
+    assert (tmp_path / results["pictures"][0]).exists()
+    assert fit(config) == results, "a finished run is read"
+
+
+@pytest.mark.parametrize("stop", [1, 7])
+def test_an_interrupted_run_ends_in_the_same_weights(tmp_path, stop):
+    whole, broken = (LineConfig(out=tmp_path / name, cpu=True) for name in ("whole", "broken"))
+    fit(whole)
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, StopAt(stop))
+    assert not (broken.out / "results.json").exists()
+    results = fit(broken)
+    assert results["scores"] == json.loads((whole.out / "results.json").read_text())["scores"]
+    for one, other in zip(weights(whole).values(), weights(broken).values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_workers_load_the_same_items(tmp_path):
+    one, two = (LineConfig(out=tmp_path / str(n), workers=n, cpu=True, threads=1) for n in (0, 2))
+    assert fit(one)["scores"] == fit(two)["scores"]
+
+
+def test_refuses_the_folder_and_the_checkpoint_of_another_run(tmp_path):
+    config = LineConfig(out=tmp_path, cpu=True)
+    fit(config)
+    other = dataclasses.replace(config, lr=0.2)
+    with pytest.raises(ConfigError, match=r"lr 0.1 there and 0.2 here"):
+        fit(other)
+    with pytest.raises(CheckpointError, match="another run"):
+        restore(other)
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="truncated"):
+        restore(config)
+
+
+def test_a_diverged_training_says_so(tmp_path):
+    with pytest.raises(ConfigError, match=r"diverged .* smaller --lr"):
+        fit(LineConfig(out=tmp_path, lr=1e25, cpu=True))
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"workers": -1}]
+)
+def test_impossible_values_are_refused(tmp_path, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        LineConfig(out=tmp_path, **options)
+
+
+def test_the_command_gives_the_config_again(tmp_path):
+    config = LineConfig(out=tmp_path, steps=3, precision="bf16", cpu=True)
+    assert config.command() == f"convary train line --out {tmp_path} --steps 3 --precision bf16 --cpu"
