@@ -34,8 +34,8 @@ def mixed_conv(
     torch's own operations, which run anywhere; under ``ops.strategy("native")`` they record
     ``torch.ops.convary.mixed_conv``, and the program needs ``import convary`` where it is loaded.
 
-    Contiguous and channels_last x are taken. The native kernels read and write contiguous maps: they copy x of the
-    latter kind before and y back after, which can take longer than the convolution itself.
+    Contiguous and channels_last x are taken, and y is in x's memory format. The native kernels read and write both as
+    they lie; inside a compiled or exported graph they copy channels_last features to the contiguous format and back.
 
     Args:
         x: (B, C, *S), one to three spatial axes.
