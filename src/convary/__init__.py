@@ -27,20 +27,37 @@ from convary.export import export
 from convary.fold import Folded, fold, fold_norms, freeze_routing
 from convary.inspect import Summary, routing, summary
 from convary.methods import (
+    CARAFE,
+    DCD,
+    DDPM,
     METHODS,
     Annealing,
     CondConv,
     CondConv1d,
     CondConv2d,
     CondConv3d,
+    DCDConv1d,
+    DCDConv2d,
+    DCDConv3d,
+    DCDLinear,
+    DepthDC,
+    DFNConv2d,
+    DFNLocalFilter2d,
     DyConv,
     DyConv1d,
     DyConv2d,
     DyConv3d,
+    DynamicConvModule,
     DyNet,
     DyNetConv1d,
     DyNetConv2d,
     DyNetConv3d,
+    Involution,
+    Involution2d,
+    KernelWarehouse,
+    KernelWarehouse1d,
+    KernelWarehouse2d,
+    KernelWarehouse3d,
     MethodConfig,
     MixedLinear,
     ODConv,
@@ -50,6 +67,7 @@ from convary.methods import (
     config_from_json,
     method,
 )
+from convary.methods.condinst import MaskHead, mask_logits, split_params
 from convary.ops import Coefficients
 from convary.released import load_released, released_state
 from convary.schedule import TemperatureAnnealing, anneal, set_temperature
@@ -57,12 +75,14 @@ from convary.schedule import TemperatureAnnealing, anneal, set_temperature
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d",
-    "ConfigError", "ConvaryError", "DataError", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d",
-    "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "ExportError", "Folded",
-    "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow",
-    "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal",
-    "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing", "load_released",
-    "method", "ops", "param_groups", "plan", "released_state", "routing",
-    "set_temperature", "summary", "where",
+    "CARAFE", "DCD", "DDPM", "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d",
+    "CondConv2d", "CondConv3d", "ConfigError", "ConvaryError", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear",
+    "DFNConv2d", "DFNLocalFilter2d", "DataError", "DepthDC", "DeviceError", "Diagnosis", "DtypeError", "DyConv",
+    "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule",
+    "ExportError", "Folded", "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
+    "KernelWarehouse3d", "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d",
+    "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing",
+    "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold",
+    "fold_norms", "freeze_routing", "load_released", "mask_logits", "method", "ops", "param_groups", "plan",
+    "released_state", "routing", "set_temperature", "split_params", "summary", "where",
 ]  # fmt: skip

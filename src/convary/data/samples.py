@@ -84,6 +84,14 @@ def scene(name: Literal["arc2017", "voc"]) -> Scene:
     )
 
 
+def class_map(scene: Scene) -> Tensor:
+    """(H, W) int64, the index of each pixel's class in ``scene.classes``; 0 where there is no object."""
+    ids = torch.zeros(scene.image.shape[1:], dtype=torch.int64)
+    for mask, label in zip(scene.masks, scene.labels, strict=True):
+        ids[mask] = label
+    return ids
+
+
 def boxes_of(masks: Tensor) -> Tensor:
     """(N, 4) float32 x1 y1 x2 y2 of masks (N, H, W), none of them empty; x2 and y2 are exclusive.
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods: one paper, one file. ``METHODS`` is the one list that tests, command line, report and docs iterate."""
+"""The methods: one paper, one file. ``METHODS`` is the one list that tests, command line, report and docs iterate.
+
+It holds the methods that mix a bank of kernels and so upcycle exactly. ``Involution`` replaces convolutions too, but
+can't take over what they learned; CARAFE and DMNet's module stand where no convolution stood.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,27 @@ import json
 from typing import Any
 
 from convary.errors import ConfigError, nearest
+from convary.methods.carafe import CARAFE
 from convary.methods.condconv import CondConv, CondConv1d, CondConv2d, CondConv3d
 from convary.methods.config import Annealing, MethodConfig
+from convary.methods.dcd import DCD, DCDConv1d, DCDConv2d, DCDConv3d, DCDLinear
+from convary.methods.dfn import DFNConv2d, DFNLocalFilter2d
+from convary.methods.dmnet import DynamicConvModule
 from convary.methods.dyconv import DyConv, DyConv1d, DyConv2d, DyConv3d
 from convary.methods.dynet import DyNet, DyNetConv1d, DyNetConv2d, DyNetConv3d
+from convary.methods.hdfnet import DDPM, DepthDC
+from convary.methods.involution import Involution, Involution2d
+from convary.methods.kernel_warehouse import (
+    KernelWarehouse,
+    KernelWarehouse1d,
+    KernelWarehouse2d,
+    KernelWarehouse3d,
+)
 from convary.methods.odconv import ODConv, ODConv1d, ODConv2d, ODConv3d
 from convary.methods.perceptron import MixedLinear
 
-METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv)
+METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse, DCD)
+_BY_NAME: dict[str, type[MethodConfig]] = {config.name: config for config in (*METHODS, Involution)}
 
 
 def method(name: str, **options: Any) -> MethodConfig:
@@ -26,10 +43,9 @@ def method(name: str, **options: Any) -> MethodConfig:
     >>> method("odconv", experts=1).experts
     1
     """
-    by_name = {config.name: config for config in METHODS}
-    if name not in by_name:
-        raise ConfigError(f"there is no method {name!r}; choose from {', '.join(by_name)}{nearest(name, by_name)}")
-    return by_name[name].from_options(options)
+    if name not in _BY_NAME:
+        raise ConfigError(f"there is no method {name!r}; choose from {', '.join(_BY_NAME)}{nearest(name, _BY_NAME)}")
+    return _BY_NAME[name].from_options(options)
 
 
 def config_from_json(text: str) -> MethodConfig:
@@ -46,16 +62,17 @@ def config_from_json(text: str) -> MethodConfig:
         name, version = options.pop("method"), options.pop("version")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"a method config is JSON like {ODConv().to_json()}; got {text[:80]!r}") from error
-    known = {config.name: config.version for config in METHODS}
-    if version != known.get(name, version):
+    if name in _BY_NAME and version != _BY_NAME[name].version:
         raise ConfigError(
-            f"{name} config has version {version}, this convary reads version {known[name]}; update convary"
+            f"{name} config has version {version}, this convary reads version {_BY_NAME[name].version}; update convary"
         )
     return method(str(name), **options)
 
 
 __all__ = [
-    "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "MethodConfig", "MixedLinear", "ODConv",
-    "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
+    "CARAFE", "DCD", "DDPM", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DCDConv1d",
+    "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d", "DepthDC", "DyConv", "DyConv1d", "DyConv2d",
+    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "Involution", "Involution2d",
+    "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig", "MixedLinear",
+    "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
 ]  # fmt: skip

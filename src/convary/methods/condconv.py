@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from convary.methods.config import MethodConfig
+from convary.methods.config import BankConfig
 from convary.methods.perceptron import MixedLinear
 from convary.nn import DynamicConv, LinearRouter, Router, Site
 from convary.nn.base import per_expert_
@@ -27,7 +27,7 @@ ROUTER = "routing_fn"  # in timm's layout
 
 
 @dataclass(frozen=True, kw_only=True)
-class CondConv(MethodConfig):
+class CondConv(BankConfig):
     """Options of CondConv.
 
     Attributes:

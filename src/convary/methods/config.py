@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -28,11 +29,7 @@ class Annealing:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Options of a method. Subclasses are frozen, keyword-only dataclasses with a default for every field.
-
-    Attributes:
-        experts: K, the number of kernels in the bank.
-    """
+    """Options of a method. Subclasses are frozen, keyword-only dataclasses with a default for every field."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -40,8 +37,7 @@ class MethodConfig:
     annealing: ClassVar[Annealing | None] = None
     layers: ClassVar[dict[int, type[DynamicConv]]]
     version: ClassVar[int] = 1
-
-    experts: int = 4
+    upcycles: ClassVar[bool] = True  # whether its layers can start as what a trained layer computes
 
     def __post_init__(self) -> None:
         """Check every field against its annotation; subclasses add what they know.
@@ -52,8 +48,6 @@ class MethodConfig:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             _check_field(field.name, getattr(self, field.name), hints[field.name])
-        if self.experts < 1:
-            raise ConfigError(f"experts must be at least 1; got {self.experts!r}")
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -84,6 +78,18 @@ class MethodConfig:
         """A router for all layers of a block with that many input channels; None: each layer has its own."""
         return None
 
+    def join(self, sites: Sequence[Site], layers: Mapping[str, nn.Module]) -> None:
+        """Let the new layers of one model share what the method shares between layers, in place; nothing by default.
+
+        Args:
+            sites: Every convolution and linear layer of the model as it was, in order.
+            layers: What ``build`` made of some of them, by name, before it is initialised from the model's weights.
+        """
+
+    def at(self, site: Site) -> MethodConfig:
+        """The config of the layer at ``site``, where the paper's depends on the block around it."""
+        return self
+
     def build(self, module: Any) -> nn.Module:
         """A dynamic layer of the same geometry, freshly initialised.
 
@@ -106,6 +112,27 @@ class MethodConfig:
     def to_json(self) -> str:
         """One line of JSON that ``config_from_json`` reads back."""
         return json.dumps({"method": self.name, "version": self.version, **self.options()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankConfig(MethodConfig):
+    """Options of a method that mixes a bank of kernels.
+
+    Attributes:
+        experts: K, the number of kernels in the bank.
+    """
+
+    experts: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the number.
+
+        Raises:
+            ConfigError: a value that can't work.
+        """
+        super().__post_init__()
+        if self.experts < 1:
+            raise ConfigError(f"experts must be at least 1; got {self.experts!r}")
 
 
 def _check_field(name: str, value: Any, hint: Any) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ConfigError
-from convary.methods.config import Annealing, MethodConfig, check_positive
+from convary.methods.config import Annealing, BankConfig, check_positive
 from convary.methods.perceptron import MixedLinear
 from convary.nn import DynamicConv, MLPRouter, Router, Site, check_temperature
 from convary.nn.base import per_expert_
@@ -29,7 +29,7 @@ _TARDELEAN = ("attention.to_scores.0", "attention.to_scores.2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DyConv(MethodConfig):
+class DyConv(BankConfig):
     """Options of DyConv.
 
     Attributes:

@@ -18,14 +18,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from convary.methods.config import MethodConfig, check_positive
+from convary.methods.config import BankConfig, check_positive
 from convary.nn import DynamicConv, PerceptronRouter, Router, Site
 from convary.nn.base import per_expert_
 from convary.ops import Coefficients
 
 
 @dataclass(frozen=True, kw_only=True)
-class DyNet(MethodConfig):
+class DyNet(BankConfig):
     """Options of DyNet.
 
     Attributes:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ConfigError, nearest
-from convary.methods.config import Annealing, MethodConfig, check_positive
+from convary.methods.config import Annealing, BankConfig, check_positive
 from convary.nn import DynamicConv, PerceptronRouter, Router, Site, check_temperature, make_norm
 from convary.nn.base import per_expert_
 from convary.ops import Coefficients
@@ -34,7 +34,7 @@ _RELEASED = {"channel": "channel_fc", "filter": "filter_fc", "tap": "spatial_fc"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ODConv(MethodConfig):
+class ODConv(BankConfig):
     """Options of ODConv.
 
     Attributes:
