@@ -99,6 +99,7 @@ void pixel_conv_f32(const PixelConv& conv, int64_t item, float* scratch) {
                 const int64_t j = width >= lanes ? least(begin, width - lanes) : 0, n = least(pixel_columns, width - j);
                 const float* weights = conv.weight + (b * conv.G + g) * T * P + i * width + j;
                 for (int64_t t = 0; t < T && !once; ++t) copy(packed + t * pixel_columns, weights + t * P, n);
+                for (int64_t t = 0; t < T && k0 == 0 && i + 1 < last; ++t) fetch_ahead(weights + t * P + width, n);
                 for (int64_t k = 0; k < count; k += together) {
                     const int64_t some = least(together, count - k);
                     float* y = conv.out + (c + k * step) * P + i * width + j;

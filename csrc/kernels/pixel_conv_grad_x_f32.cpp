@@ -100,7 +100,10 @@ void pixel_conv_grad_x_f32(const PixelConv& conv, int64_t item, float* scratch) 
                 places[slot] = i;
                 const float* weight = conv.weight + ((b * conv.G + g) * T + tap * conv.w.taps) * P + i * width;
                 float* weights = packed + conv.margin;
-                for (int64_t j = 0; j < conv.w.taps; ++j) copy(weights + j * conv.pitch, weight + j * P, width);
+                for (int64_t j = 0; j < conv.w.taps; ++j) {
+                    copy(weights + j * conv.pitch, weight + j * P, width);
+                    if (k0 == 0 && i + 1 < conv.h.out) fetch_ahead(weight + j * P + width, width);
+                }
                 for (int64_t k = 0; k < count && conv.spread; ++k) {
                     multiply_runs(conv, weights, grads + k * conv.pitch, sums + k * conv.line);
                 }

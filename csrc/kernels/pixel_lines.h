@@ -8,6 +8,12 @@
 
 namespace convary::CONVARY_VARIANT {
 
+// Sends for n floats. The kernels of one position lie a map apart, and the hardware does not foresee the next row of each
+// (measured: a quarter of the time where every channel has its own).
+inline void fetch_ahead(const float* from, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(from + i);
+}
+
 // columns[tap * windows + q]: the input that tap reads in window q of a row, or -1 for a zero.
 inline void find_columns(const PixelAxis& w, int64_t* columns) {
     for (int64_t tap = 0; tap < w.taps; ++tap) {
