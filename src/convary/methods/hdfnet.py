@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +176,7 @@ class DepthDC(Released):
                 f"x is {tuple(x.shape)} but the guide {tuple(guide.shape)}; only their channels may differ: resize one"
             )
         padding = tuple(d * (k - 1) // 2 for k, d in zip(self.kernel_size, self.dilation, strict=True))
-        window = {"kernel_size": self.kernel_size, "padding": padding, "dilation": self.dilation}
+        window: dict[str, Any] = {"kernel_size": self.kernel_size, "padding": padding, "dilation": self.dilation}
         if self.recompute:
             return self.fuse(recomputed(self.kernels, x, guide, **window))
         return self.fuse(pixel_conv(x, self.kernels(guide), **window))
