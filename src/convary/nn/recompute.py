@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -40,18 +40,21 @@ def recompute(generate: Callable[..., Tensor], x: Tensor, *condition: Tensor, **
     if torch.compiler.is_compiling() or not isinstance(owner, nn.Module):  # a compiled graph writes buffers once
         return checkpoint(run, x, *condition, use_reentrant=False)
     return checkpoint(
-        run, x, *condition, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _forgetting(owner))
+        run, x, *condition, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _Forgetting(owner))
     )
 
 
-@contextlib.contextmanager
-def _forgetting(module: nn.Module) -> Iterator[None]:
-    """Let the module write to copies of its buffers."""
-    kept = [(part, dict(part._buffers)) for part in module.modules()]
-    for part, buffers in kept:
-        part._buffers.update({name: b.clone() for name, b in buffers.items() if b is not None})
-    try:
-        yield
-    finally:
-        for part, buffers in kept:
+class _Forgetting:
+    """Lets a module write to copies of its buffers; entered anew by every backward pass through the same graph."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.kept = [(part, dict(part._buffers)) for part in self.module.modules()]
+        for part, buffers in self.kept:
+            part._buffers.update({name: b.clone() for name, b in buffers.items() if b is not None})
+
+    def __exit__(self, *exception: object) -> None:
+        for part, buffers in self.kept:
             part._buffers.update(buffers)

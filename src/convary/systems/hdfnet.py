@@ -52,7 +52,7 @@ class HDFNetConfig(SystemConfig):
     """Both encoders."""
     pretrained: bool = False
     """Start the encoders from ImageNet's weights."""
-    size: int = 160
+    size: int = 128
     """Side of the square that image, depth and mask are brought to. Published: 320."""
     augment: bool = False
     """Mirror half of the images, turn them by up to 10 degrees, change their colours. Published: yes."""
