@@ -204,7 +204,7 @@ class CondInstSystem(System):
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
         """The first photographs with what is annotated and what was found."""
         photos = [self.scored[place] for place in range(min(_PICTURED, len(self.scored)))]
-        found = [self._predict(model, photo, 0.3) for photo in photos]
+        found = [self._predict(model, photo, 0.4) for photo in photos]
         return [draw_photos(photos, found, self.scored.classes, folder / "instances.png")]
 
     def _predict(self, model: nn.Module, photo: Photo, threshold: float) -> Instances:
