@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pixel_conv costs against unfold, multiply, sum: what code without a kernel of its own does.
 
-Times are ratios of calls that follow each other (``convary.bench.timing``), each line checked against unfold's numbers
-first. Memory is the peak above an idle process that holds the inputs, results and gradients included, in a fresh process
-per line. Figures are kept in benchmarks/results/pixel.json and drawn into docs/pixel.md, so that lines can be measured
-a few at a time.
+Times are ratios of calls that follow each other (``convary.bench.timing``), each line checked against what unfold
+gives first. Memory is the peak above an idle process that holds the inputs, results and gradients included, in a
+fresh process per line. Figures stay in benchmarks/results/pixel.json and are drawn into docs/pixel.md: measure a few
+lines at a time.
 
     python benchmarks/pixel.py time [--shape NAME] [--strategy NAME] [--mode forward|training]
     python benchmarks/pixel.py memory
@@ -127,8 +127,8 @@ def tables(results: dict) -> str:
         lines.append(f"| {sizes(shape)} | {mode} | `{strategy}` | {numbers} |")
     if results["time"]:
         facts = results["time"][-1]["machine"]
-        lines += ["", f"Machine: {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, native kernels for "
-                  f"{facts['native']}, torch {facts['torch']}, {facts['os']}."]  # fmt: skip
+        where = f"Machine: {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads"
+        lines += ["", f"{where}, native kernels for {facts['native']}, torch {facts['torch']}, {facts['os']}."]
     return "\n".join(lines) + "\n\n"
 
 

@@ -57,7 +57,8 @@ struct Conv {
     bool transposed;
     TapRange h_taps, w_taps;
     int64_t T_bank;                          // taps of the bank
-    int64_t y_map, y_row, y_column;          // from one map, row, column of y to the next
+    int64_t y_sample, y_map, y_row, y_column;  // from one sample, map, row, column of y to the next
+    bool last;                               // features have their channels innermost: (B, H, W, C)
 
     CONVARY_INLINE int64_t terms(int64_t b) const { return first == nullptr ? 1 : first[b + 1] - first[b]; }
     CONVARY_INLINE int64_t term(int64_t b, int64_t i) const { return first == nullptr ? b : members[first[b] + i]; }
@@ -71,6 +72,11 @@ struct Conv {
         const int64_t i = tap / w.taps, j = tap % w.taps;
         return h_taps.first + i * h_taps.step + w_taps.first + j * w_taps.step;
     }
+    CONVARY_INLINE int64_t x_map() const { return last ? 1 : h.in * w.in; }
+    CONVARY_INLINE int64_t x_column() const { return last ? C : 1; }
+    CONVARY_INLINE const float* input(int64_t sample, int64_t c) const {
+        return x + source(sample) * C * h.in * w.in + c * x_map();
+    }
     CONVARY_INLINE int64_t P() const { return h.out * w.out; }
     CONVARY_INLINE int64_t Cg() const { return C / G; }
     CONVARY_INLINE int64_t Og() const { return O / G; }
@@ -79,7 +85,7 @@ struct Conv {
 // How a Conv is cut. A work item is `samples` x (rows x columns) outputs x `panels` panels of output channels.
 struct Blocks {
     bool depthwise;    // one input and one output channel per group: a stencil, `panel` channels an item
-    bool upright;      // a depthwise one of small maps: channels in the lanes, not positions
+    bool upright;      // a depthwise one of small maps, or of channels innermost: channels in the lanes, not positions
     bool direct;       // x is read where it lies: 1x1 at stride 1 without padding
     bool thin;         // 1x1 kernels of few channels, given per sample: positions in the lanes
     bool pack_bank;    // pack a tile of the K kernels once and mix it for every sample of the item

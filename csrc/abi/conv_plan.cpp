@@ -27,7 +27,14 @@ int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 // Parts of at most `size`, as even as can be.
 int64_t even(int64_t whole, int64_t size) { return ceil_div(whole, ceil_div(whole, most(1, least(size, whole)))); }
 
+// Positions that are packed for a window, of every channel.
 double plane(const Conv& conv, const Blocks& blocks) {
+    if (conv.last) {
+        const auto extent = [](const Axis& axis, int64_t out) {
+            return static_cast<double>((out - 1) * axis.stride) + static_cast<double>((axis.taps - 1) * axis.dilation) + 1;
+        };
+        return extent(conv.h, blocks.rows) * extent(conv.w, blocks.columns);
+    }
     const double rows = static_cast<double>(blocks.rows) + static_cast<double>(conv.h.reach());
     const double pitch = static_cast<double>(blocks.columns) + static_cast<double>(conv.w.reach());
     return static_cast<double>(conv.h.phases()) * static_cast<double>(conv.w.phases()) * rows * pitch;
@@ -39,17 +46,19 @@ int64_t fit(int64_t limit, double size) { return static_cast<int64_t>(static_cas
 double upright_plane(const Conv& conv) { return static_cast<double>(conv.h.extent()) * static_cast<double>(conv.w.extent()); }
 
 bool is_upright(const Conv& conv, const Blocks& blocks, int64_t lanes) {
+    if (conv.last) return true;
     const bool whole = blocks.rows == conv.h.out && blocks.columns == conv.w.out;
     const bool dense = conv.y_column == 1 && conv.y_row == conv.w.out;
     const double numbers = upright_plane(conv) + static_cast<double>(conv.P());
     return whole && dense && numbers * static_cast<double>(lanes) <= upright_floats;
 }
 
-void cut_window(const Conv& conv, Blocks* blocks) {
-    const int64_t positions = blocks->depthwise ? plane_floats : window_positions;
-    blocks->columns = conv.w.out <= positions ? conv.w.out : even(conv.w.out, window_columns);
+void cut_window(const Conv& conv, int64_t lanes, Blocks* blocks) {
+    const int64_t upright = upright_floats / lanes * 2 / 3;  // inputs, with as many results as half of them
+    const int64_t positions = !blocks->depthwise ? window_positions : conv.last ? upright / 2 : plane_floats;
+    blocks->columns = conv.w.out <= positions ? conv.w.out : even(conv.w.out, least(positions, window_columns));
     blocks->rows = even(conv.h.out, positions / blocks->columns);
-    const double limit = blocks->depthwise ? plane_floats : input_floats / least(16, conv.Cg());
+    const double limit = !blocks->depthwise ? input_floats / least(16, conv.Cg()) : conv.last ? upright : plane_floats;
     while (blocks->rows > 1 && plane(conv, *blocks) > limit) blocks->rows = (blocks->rows + 1) / 2;
 }
 
@@ -75,7 +84,7 @@ bool cut_for_reuse(const Conv& conv, int64_t threads, Blocks* blocks) {
 // 1x1 at stride 1 without padding, of a map that is one row: the inputs can be read where they lie.
 bool in_place(const Conv& conv) {
     return conv.h.in == 1 && conv.h.out == 1 && conv.h.pad == 0 && conv.w.in == conv.w.out && conv.T() == 1 &&
-           conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == 1;
+           conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == (conv.last ? conv.O : 1);
 }
 
 // Positions of a window, whole vectors; 0 where the convolution is not thin.
@@ -109,7 +118,7 @@ Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     blocks.depthwise = conv.Cg() == 1 && conv.Og() == 1;
     blocks.direct = !blocks.depthwise && in_place(conv);
     blocks.panel = blocks.depthwise ? lanes : 2 * lanes;
-    cut_window(conv, &blocks);
+    cut_window(conv, lanes, &blocks);
     if (blocks.depthwise) {
         blocks.samples = blocks.channels = 1;
         blocks.upright = is_upright(conv, blocks, lanes);
@@ -171,7 +180,7 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) {
     floats[sums] = blocks.depthwise ? maps_together * (plane(conv, blocks) + more) : (single ? 1 : kept) * positions * panel + more;
     floats[maps] = conv.y_column == 1 ? 0 : positions * panel;
     if (blocks.upright) {
-        floats[inputs] = upright_plane(conv) * panel;
+        floats[inputs] = (conv.last ? plane(conv, blocks) : upright_plane(conv)) * panel;
         floats[sums] = (positions + panel) * panel;  // the store reads whole squares
     }
     floats[shift] = floats[scale] = panel;
@@ -184,7 +193,7 @@ void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
     grad->depthwise = conv.Cg() == 1 && conv.Og() == 1;
     Blocks blocks = {};
     blocks.depthwise = grad->depthwise;
-    cut_window(conv, &blocks);
+    cut_window(conv, lanes, &blocks);
     grad->rows = blocks.rows;
     grad->columns = blocks.columns;
     grad->panel = grad->depthwise ? lanes : 2 * lanes;
@@ -232,7 +241,7 @@ GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) {
     }
     Blocks blocks = {};
     blocks.rows = grad.rows, blocks.columns = grad.columns;
-    const double stencil = plane(conv, blocks) + 8 * vector;
+    const double stencil = plane(conv, blocks) * (conv.last ? vector : 1) + 8 * vector;
     floats[bank] = K * depth * panel * panels + panel * panel * K;
     floats[grad_bank] = floats[bank];
     floats[weights] = S * depth * panel * panels + T * vector * vector;

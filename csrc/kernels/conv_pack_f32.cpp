@@ -65,6 +65,48 @@ inline void store_square(const float* acc, int64_t width, int64_t positions, int
 
 }  // namespace
 
+void pack_pixels(const Conv& conv, const Window& window, const float* first, int64_t channels, int64_t width, float* packed) {
+    const int64_t left = window.column * conv.w.stride - conv.w.pad, top = window.row * conv.h.stride - conv.h.pad;
+    const int64_t begin = least(window.pitch, most(0, -left)), end = most(begin, least(window.pitch, conv.w.in - left));
+    const bool vectors = channels <= lanes && width >= lanes;
+    for (int64_t i = 0; i < window.packed_rows; ++i, packed += window.pitch * width) {
+        if (top + i < 0 || top + i >= conv.h.in) {
+            clear(packed, window.pitch * width);
+            continue;
+        }
+        const float* from = first + ((top + i) * conv.w.in + left) * conv.C;
+        clear(packed, begin * width);
+        for (int64_t j = begin; j < end; ++j) {
+            if (vectors && from + j * conv.C + lanes <= conv.x_end) {
+                store(packed + j * width, keep(load(from + j * conv.C), channels));
+            } else {
+                if (vectors) store(packed + j * width, vec{});
+                copy(packed + j * width, from + j * conv.C, channels);
+            }
+        }
+        clear(packed + end * width, (window.pitch - end) * width);
+    }
+}
+
+void store_pixels(const Conv& conv, const Window& window, const float* acc, int64_t width, int64_t count, const float* scale,
+                  const float* shift, float* y) {
+    for (int64_t i = 0; i < window.rows; ++i) {
+        for (int64_t j = 0; j < window.columns; ++j, acc += width) {
+            float* to = y + i * conv.y_row + j * conv.y_column;
+            for (int64_t n = 0; n < count; n += lanes) {
+                const vec numbers = load(acc + n) * load(scale + n) + load(shift + n);
+                if (n + lanes <= count) {
+                    store(to + n, numbers);
+                } else {
+                    alignas(vector_bytes) float edge[lanes];
+                    store(edge, numbers);
+                    copy(to + n, edge, count - n);
+                }
+            }
+        }
+    }
+}
+
 void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed) {
     const Axis &h = conv.h, &w = conv.w;
     for (int64_t i = 0; i < h.phases(); ++i) {

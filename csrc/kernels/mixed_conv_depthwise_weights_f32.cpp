@@ -24,6 +24,25 @@ void correlate(const float* grads, const float* inputs, const int64_t* offsets, 
     }
 }
 
+// dots[t * lanes ..] += the sum over a window's outputs of gradient * input, channels in the lanes. `grads` is (B, H, W, C),
+// and is not read from `end` on.
+void correlate_upright(const Conv& conv, const Window& window, const float* grads, const float* end, int64_t count,
+                       const float* inputs, const int64_t* offsets, float* dots) {
+    for (int64_t i = 0; i < window.rows; ++i) {
+        for (int64_t j = 0; j < window.columns; ++j) {
+            const float* at = grads + (i * conv.w.out + j) * conv.C;
+            alignas(vector_bytes) float edge[lanes] = {};
+            if (at + lanes > end) copy(edge, at, count);
+            const vec gradient = keep(load(at + lanes > end ? edge : at), count);
+            const float* from = inputs + (i * conv.h.stride * window.pitch + j * conv.w.stride) * lanes;
+            for (int64_t t = 0; t < conv.T(); ++t) {
+                float* to = dots + t * lanes;
+                store(to, load(to) + gradient * load(from + offsets[t] * lanes));
+            }
+        }
+    }
+}
+
 // to[r, t] = from[t * step + r]
 void put_columns(const float* from, int64_t step, int64_t T, int64_t count, float* to) {
     for (int64_t r = 0; r < count; ++r) {
@@ -61,6 +80,13 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
                 const Window window(conv, row, least(grad.rows, conv.h.out - row), column,
                                     least(grad.columns, conv.w.out - column));
                 for (int64_t t = 0; t < T; ++t) offsets[t] = window.offset(conv, t / conv.w.taps, t % conv.w.taps);
+                if (conv.last) {
+                    pack_pixels(conv, window, conv.input(b, c0), count, lanes, inputs);
+                    const float* grads_at = grad.grad_y + (b * conv.P() + row * conv.w.out + column) * conv.C + c0;
+                    correlate_upright(conv, window, grads_at, grad.grad_y + conv.B * conv.C * conv.P(), count,
+                                      inputs, offsets, dots);
+                    continue;
+                }
                 const int64_t n = ceil_div((window.rows - 1) * window.pitch + window.columns, unroll * lanes) * unroll * lanes;
                 clear(grads, n);
                 // What is read past the window meets zeros of the gradient, but an earlier window may have left an Inf.
@@ -76,7 +102,7 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
             }
         }
         // A channel's partial sums are a row of a square; the columns' sum has a channel in each lane.
-        for (int64_t t = 0; t < T; ++t) {
+        for (int64_t t = 0; t < T && !conv.last; ++t) {
             vec rows[lanes], sum = {};
             for (int64_t r = 0; r < lanes; ++r) rows[r] = load(dots + (t * lanes + r) * lanes);
             transpose(rows);

@@ -98,6 +98,7 @@ private:
         if (conv.bank_step == 0 && b + 1 < conv.B) {
             const int64_t map = conv.h.in * conv.w.in;
             const float* next = conv.x + ((b + 1) * conv.C + g * conv.Cg() + c0) * map;
+            if (conv.last) return;  // a block's channels lie apart
             ahead[0] = Ahead(next, 1, 0, 1, 0, channels * map, steps);
             next = grad.grad_y + ((b + 1) * conv.O + first(0)) * conv.P();
             ahead[1] = Ahead(next, 1, 0, 1, 0, (o1 - o0) * conv.P(), steps);
@@ -155,24 +156,38 @@ private:
         }
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
+            if (conv.last) copy_gradients(b, row, rows, column, columns, panel);
             const float* maps = grad.grad_y + (b * conv.O + first(panel)) * conv.P() + row * conv.w.out + column;
             const float* end = grad.grad_y + conv.B * conv.O * conv.P();
             const bool whole = columns == conv.w.out;
-            for (int64_t r = 0; r < (whole ? 1 : rows); ++r) {
+            for (int64_t r = 0; r < (conv.last ? 0 : whole ? 1 : rows); ++r) {
                 const Rows from = {maps + r * conv.w.out, end, 1, 0, conv.P(), count(panel)};
                 mix_transposed(from, whole ? rows * columns : columns, ones, 0, nullptr, n, nullptr,
                                grads + r * columns * n, n);
             }
             for (int64_t t = 0; t < conv.T(); ++t) {
                 const int64_t i = t / conv.w.taps * conv.h.dilation, j = t % conv.w.taps * conv.w.dilation;
-                multiply(grads, offsets, rows * columns, inputs + (i * pitch + j) * grad.width, 0, 1, channels, n,
+                multiply(grads, offsets, rows * columns, inputs + (i * pitch + j) * grad.width, 1, 0, 1, channels, n,
                          mixed(panel, s) + t * channels * n, row + column > 0, &ahead[panel % 2]);
             }
         }
     }
 
+    void copy_gradients(int64_t b, int64_t row, int64_t rows, int64_t column, int64_t columns, int64_t panel) {
+        const int64_t n = width(panel), used = count(panel);
+        for (int64_t p = 0; p < rows * columns; ++p) {
+            const int64_t position = (row + p / columns) * conv.w.out + column + p % columns;
+            copy(grads + p * n, grad.grad_y + (b * conv.P() + position) * conv.O + first(panel), used);
+            clear(grads + p * n + used, n - used);
+        }
+    }
+
     // inputs[row, column, channel] with the window's zero padding.
     void pack_inputs(int64_t b, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+        if (conv.last) {
+            const Window window(conv, row, rows, column, grad.columns);  // whose pitch all windows have
+            return pack_pixels(conv, window, conv.input(b, g * conv.Cg() + c0), channels, grad.width, inputs);
+        }
         const int64_t map = conv.h.in * conv.w.in;
         const float* maps = conv.x + (conv.source(b) * conv.C + g * conv.Cg() + c0) * map;
         const float* end = conv.x_end;

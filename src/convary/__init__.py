@@ -67,6 +67,7 @@ from convary.methods import (
     config_from_json,
     method,
 )
+from convary.methods.condinst import MaskHead, mask_logits, split_params
 from convary.ops import Coefficients
 from convary.released import load_released, released_state
 from convary.schedule import TemperatureAnnealing, anneal, set_temperature
@@ -79,9 +80,9 @@ __all__ = [
     "DFNConv2d", "DFNLocalFilter2d", "DataError", "DepthDC", "DeviceError", "Diagnosis", "DtypeError", "DyConv",
     "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule",
     "ExportError", "Folded", "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
-    "KernelWarehouse3d", "LayerDiagnosis", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d",
-    "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning",
-    "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms",
-    "freeze_routing", "load_released", "method", "ops", "param_groups", "plan", "released_state", "routing",
-    "set_temperature", "summary", "where",
+    "KernelWarehouse3d", "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d",
+    "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing",
+    "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold",
+    "fold_norms", "freeze_routing", "load_released", "mask_logits", "method", "ops", "param_groups", "plan",
+    "released_state", "routing", "set_temperature", "split_params", "summary", "where",
 ]  # fmt: skip

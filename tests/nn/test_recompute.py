@@ -125,7 +125,7 @@ print(json.dumps([peak(True), peak(False)]))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts resident memory as Linux does")
 def test_memory_does_not_grow_with_the_layers():
-    """Six layers: kept, the kernels of all of them are there at the end; made again, those of one and their gradient."""
+    """Six layers: kept, the kernels of all are there at the end; made again, those of one and their gradient."""
     remade, kept = json.loads(python(MEMORY, MALLOC_MMAP_THRESHOLD_="65536"))  # what is freed is given back at once
     kernels = 4 * 8 * 49 * 96 * 96
     assert remade <= 4 * kernels, (remade / kernels, kept / kernels)

@@ -98,7 +98,7 @@ KINDS = [
 
 
 class TestTaps:
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=100)
     @given(data=st.data())
     def test_any_geometry(self, data):
         x, weight, arguments = draw_call(data)
@@ -361,7 +361,9 @@ class Layer(torch.nn.Module):
         return ops.pixel_conv(x, weight, **self.arguments)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    "kind", [{"rank": 1}, {}, {"border": "reflect"}, {"border": "clamp", "scale_factor": 2}], ids=str
+)
 def test_export_with_any_batch_and_size(kind):
     x, weight, arguments = call(**kind)
     if kind.get("border", "zeros") != "zeros" or kind.get("scale_factor", 1) > 1:

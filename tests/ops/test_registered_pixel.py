@@ -32,7 +32,7 @@ CASES = {
 
 
 def tensors(case: str, batch: int = 3, grow: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """x and weight, as leaves; another batch and a larger map where asked for."""
+    """Leaves x and weight; another batch and a larger map where asked for."""
     C, G, size, arguments = CASES[case]
     x = torch.randn(batch, C, *(s + 2 * grow for s in size))
     k, *rest = arguments["kernel_size"] if isinstance(arguments["kernel_size"], tuple) else [arguments["kernel_size"]]
@@ -157,6 +157,7 @@ class TestCompile:
         assert is_native(backend.fw_graphs[0].code)
         assert is_native(backend.bw_graphs[0].code)
 
+    @pytest.mark.slow
     def test_inductor(self):
         torch._dynamo.reset()
         compiled = torch.compile(Layer(CASES["plain"][3]), fullgraph=True)

@@ -16,10 +16,10 @@ from convary.ops import pixel_conv
 def recompute(generate: Callable[..., Tensor], x: Tensor, *condition: Tensor, **window) -> Tensor:
     """``ops.pixel_conv(x, generate(*condition), **window)`` without keeping the kernels for the backward pass.
 
-    One kernel per position is T/(C/G) times as large as x, and a network has many layers: kept, kernels are most of what
+    Kernels per position are T/(C/G) times as large as x, and a network has many layers: kept, they are most of what
     training takes. Here x and the condition are kept, and the backward pass runs ``generate`` and the convolution once
-    more (``torch.utils.checkpoint``): about a third more time. What ``generate`` writes to its buffers while it runs
-    again, such as the running statistics of a norm, is forgotten, so that training is the same either way.
+    more (``torch.utils.checkpoint``). What ``generate`` writes to its buffers while it runs again, such as the running
+    statistics of a norm, is forgotten, so that training is the same either way.
 
     Args:
         generate: A module, a method of one, or a function that makes kernels (B, G, T, *S_out) of the condition.

@@ -32,7 +32,7 @@ def _structure(
 ) -> tuple[_Sizes, int, tuple[int, ...]]:
     """The C structure, its address and the shape of a map of y, for shapes of one call."""
     rows = (1, 1, 1, bias.shape[0] if bias is not None and bias.ndim == 2 else 1)
-    sizes, address, shape = _sizes(torch.Size(x), torch.Size(weight), geometry, rows, torch.get_num_threads())
+    sizes, address, shape = _sizes(torch.Size(x), torch.Size(weight), geometry, rows, False, torch.get_num_threads())
     return sizes, address, shape[1:]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from convary.systems.condinst import CondInstCOCOConfig, CondInstConfig
 from convary.systems.dfn_moving_mnist import DFNMovingMNISTConfig
 from convary.systems.dfn_steerable import DFNSteerableConfig
 from convary.systems.dfn_video import DFNVideoConfig
@@ -17,4 +18,6 @@ SYSTEMS: tuple[type[SystemConfig], ...] = (
     DMNetConfig,
     HDFNetConfig,
     HDFNetPublishedConfig,
+    CondInstConfig,
+    CondInstCOCOConfig,
 )
