@@ -82,7 +82,7 @@ def test_cross_entropy_per_pixel():
 def test_video_trains_scores_and_draws_at_an_odd_size(tmp_path):
     config = video(tmp_path)
     results = fit(config)
-    assert list(results["scores"])[:2] == ["psnr", "psnr_copy"]
+    assert list(results["scores"])[:2] == ["mse", "mse_copy"]
     assert (config.out / results["pictures"][0]).stat().st_size > 5000
     assert restore(config).channels == 3
 
@@ -192,6 +192,6 @@ def test_the_sample_training_beats_its_baseline(tmp_path, config):
     if config is DFNMovingMNISTConfig:
         assert scores["bce"] < scores["bce_copy"] / 2 and scores["mse"] < scores["mse_copy"] / 2
     elif config is DFNVideoConfig:
-        assert scores["psnr"] > scores["psnr_copy"] and scores["mse"] < scores["mse_copy"]
+        assert scores["mse"] < 0.95 * scores["mse_copy"]
     else:
         assert scores["mse"] < scores["mse_zero"] / 10 and scores["cosine"] > 0.85

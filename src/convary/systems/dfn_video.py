@@ -128,17 +128,17 @@ class Video(System):
         return {"mse": F.mse_loss(model(batch[:, :-1]).float(), batch[:, 1:][:, -1:])}
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """PSNR and squared error of the test frames beside copying the frame before; and how often copying is worse."""
+        """Squared error (the authors' score) and mean PSNR beside copying the frame before; how often copying is worse."""
         own, copied = [], []
         for window in self._tests(device):
             own.append(F.mse_loss(model(window[:, :-1])[:, 0].float().clamp(0, 1), window[:, -1]).item())
             copied.append(F.mse_loss(window[:, -2], window[:, -1]).item())
         count = len(own)
         return {
-            "psnr": sum(map(psnr, own)) / count,
-            "psnr_copy": sum(map(psnr, copied)) / count,
             "mse": sum(own) / count,
             "mse_copy": sum(copied) / count,
+            "psnr": sum(map(psnr, own)) / count,
+            "psnr_copy": sum(map(psnr, copied)) / count,
             "better": sum(mine < theirs for mine, theirs in zip(own, copied, strict=True)) / count,
         }
 
