@@ -57,7 +57,8 @@ struct Conv {
     bool transposed;
     TapRange h_taps, w_taps;
     int64_t T_bank;                          // taps of the bank
-    int64_t y_map, y_row, y_column;          // from one map, row, column of y to the next
+    int64_t y_sample, y_map, y_row, y_column;  // from one sample, map, row, column of y to the next
+    bool last;                               // features have their channels innermost: (B, H, W, C)
 
     CONVARY_INLINE int64_t terms(int64_t b) const { return first == nullptr ? 1 : first[b + 1] - first[b]; }
     CONVARY_INLINE int64_t term(int64_t b, int64_t i) const { return first == nullptr ? b : members[first[b] + i]; }
@@ -71,6 +72,11 @@ struct Conv {
         const int64_t i = tap / w.taps, j = tap % w.taps;
         return h_taps.first + i * h_taps.step + w_taps.first + j * w_taps.step;
     }
+    CONVARY_INLINE int64_t x_map() const { return last ? 1 : h.in * w.in; }
+    CONVARY_INLINE int64_t x_column() const { return last ? C : 1; }
+    CONVARY_INLINE const float* input(int64_t sample, int64_t c) const {
+        return x + source(sample) * C * h.in * w.in + c * x_map();
+    }
     CONVARY_INLINE int64_t P() const { return h.out * w.out; }
     CONVARY_INLINE int64_t Cg() const { return C / G; }
     CONVARY_INLINE int64_t Og() const { return O / G; }
@@ -79,7 +85,7 @@ struct Conv {
 // How a Conv is cut. A work item is `samples` x (rows x columns) outputs x `panels` panels of output channels.
 struct Blocks {
     bool depthwise;    // one input and one output channel per group: a stencil, `panel` channels an item
-    bool upright;      // a depthwise one of small maps: channels in the lanes, not positions
+    bool upright;      // a depthwise one of small maps, or of channels innermost: channels in the lanes, not positions
     bool direct;       // x is read where it lies: 1x1 at stride 1 without padding
     bool thin;         // 1x1 kernels of few channels, given per sample: positions in the lanes
     bool pack_bank;    // pack a tile of the K kernels once and mix it for every sample of the item
@@ -95,15 +101,20 @@ struct Blocks {
 // The cut for this call: `lanes` floats a vector, `threads` threads to keep busy. In abi/conv_plan.cpp.
 Blocks cut(const Conv& conv, int64_t lanes, int64_t threads);
 
-// Floats of each part of a work item's scratch memory, in this order, every part whole cache lines.
-struct ConvScratch {
-    int64_t weights, bank, factors, filter, inputs, sums, maps, scale, offsets;
+// A work item's scratch memory: parts of whole cache lines, one behind the other. In abi/conv_plan.cpp.
+struct Scratch {
+    static constexpr int most = 14;
+    int64_t begin[most + 1];  // in floats
+    bool fits;                // false where some part is beyond any memory
 
+    CONVARY_INLINE float* part(float* memory, int i) const { return memory + begin[i]; }
+    CONVARY_INLINE int64_t size(int i) const { return begin[i + 1] - begin[i]; }
+    CONVARY_INLINE int64_t total() const { return begin[most]; }
+};
+
+struct ConvScratch : Scratch {
+    enum { weights, bank, factors, filter, inputs, sums, maps, scale, shift, offsets, parts };
     ConvScratch(const Conv& conv, const Blocks& blocks);
-    CONVARY_INLINE int64_t total() const {
-        return weights + bank + factors + filter + inputs + sums + maps + 2 * scale + offsets;
-    }
-    bool fits;  // false where some part is beyond any memory
 };
 
 // The gradient of the bank and what the gradients of the coefficients are made of. A work item forms the gradient of
@@ -133,19 +144,16 @@ struct ConvGrad {
     }
 };
 
-struct GradScratch {
-    int64_t bank, grad_bank, grad_weights, steps, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets;
-
-    GradScratch(const ConvGrad& grad, int64_t lanes);  // abi/conv_plan.cpp
-    CONVARY_INLINE int64_t total() const {
-        return bank + grad_bank + grad_weights + steps + factors + plain + channel + tap + filter + inputs + grads + ones +
-               sums + offsets;
-    }
-    bool fits;
+struct GradScratch : Scratch {
+    enum {
+        bank, grad_bank, weights, steps, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets, parts
+    };
+    GradScratch(const ConvGrad& grad, int64_t lanes);
 };
 
 void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads);
 
+constexpr int64_t fresh_floats = 8 << 20;  // an output of that many comes straight from mmap: its first writing is dear
 constexpr int64_t mix_samples = 4;  // samples mixed together: a bank tile is then read once for all of them
 
 }  // namespace convary

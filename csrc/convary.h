@@ -2,14 +2,14 @@
 // The C ABI of convary's native library: plain C types, no torch, no Python. Everything a caller may use is here.
 //
 // Every operation checks its sizes and pointers, returns one of the codes below and never throws or aborts.
-// Tensors are dense float32, row-major; sizes are int64_t counts of elements.
+// Tensors are dense float32, row-major but for the features of a convolution with channels_last; sizes are int64_t counts of elements.
 #ifndef CONVARY_H
 #define CONVARY_H
 
 #include <stdint.h>
 
 // Raised with every change of a signature or of a meaning below; convary.ops.native refuses any other number.
-#define CONVARY_ABI_VERSION 5
+#define CONVARY_ABI_VERSION 6
 
 #define CONVARY_API __attribute__((visibility("default")))
 
@@ -62,6 +62,7 @@ typedef struct {
     int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     int64_t filter_rows, channel_rows, tap_rows;  // 1: shared by the kernels; K: one row for each
     int64_t bias_rows;                            // 1: for all samples; B: one row for each
+    int64_t channels_last;                        // 1: x, y and their gradients are (B, H, W, C), (B, H, W, O); else 0
     int64_t threads;                              // how many threads to cut the work for; y and the gradient of x do not depend on it
 } convary_conv_sizes;
 
@@ -98,7 +99,7 @@ CONVARY_API int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* s
                                                      float* part_channel);
 
 // A convolution with kernels given per sample. In the sizes K counts the kernels, weight (K, O, C / G, kernel_h,
-// kernel_w), and so the samples of y; the rows of factors are 1, those of the bias 1 or K.
+// kernel_w), and so the samples of y; the rows of factors are 1, those of the bias 1 or K, and channels_last is 0.
 // y[n, o, p] = bias[n, o] + sum_c sum_t weight[n, o, c, t] x[index[n], c, p * stride + t * dilation - pad]
 // y (K, O, ...) as above. index (K,) may be NULL: n, and K is B then. Else every number is in [0, B).
 CONVARY_API int32_t convary_sample_conv_f32(const convary_conv_sizes* sizes, const float* x, const float* weight,

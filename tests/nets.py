@@ -8,6 +8,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops import Conv2dNormActivation
 
 import convary as cv
+from convary.nn import Router
 
 
 class Net(nn.Module):
@@ -41,8 +42,11 @@ def dynamic_net(config: cv.MethodConfig) -> nn.Module:
 
 
 def excite(model: nn.Module) -> nn.Module:
-    """Random routers, so that samples get different kernels; in eval mode."""
+    """Random routers at their final temperature, so that samples get different kernels; in eval mode."""
     with torch.no_grad():
+        for router in model.modules():
+            if isinstance(router, Router) and router.temperature is not None:
+                router.temperature.fill_(router.final_temperature)
         for name, p in model.named_parameters():
             if "router" in name:
                 p.copy_(torch.randn_like(p))

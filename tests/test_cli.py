@@ -448,3 +448,67 @@ def test_what_restore_refuses(run, tmp_path):
     for name, message in refused.items():
         with pytest.raises(convary.CheckpointError, match=message):
             models.restore(tmp_path / name)
+
+
+def told_change(told: str) -> float:
+    return float(re.search(r"scores within (\S+) of the network's", " ".join(told.split()))[1])
+
+
+def test_export_of_what_convert_and_compare_wrote(run, finished, tmp_path):
+    words = ("--model", "timm:test_byobnet", "--method", "odconv", "--experts", 2, "--weights", "random")
+    assert run("convert", *words, "--where", "last", "--out", tmp_path / "model.pt")[0] == 0
+    checkpoint = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
+    sources = {
+        "free.pt2": (tmp_path / "model.pt", "--shape", 3, 64, 64, "--dynamic", 0),
+        "fixed.pt2": (checkpoint, "--strategy", "outputs", "--dynamic"),
+    }
+    for name, source in sources.items():
+        code, told, error = run("export", *source, "--out", tmp_path / name)
+        assert (code, error) == (0, "")
+        assert f"wrote {tmp_path / name} (" in " ".join(told.split())
+        assert told_change(told) < 1e-4
+        batch = {"free.pt2": 1, "fixed.pt2": 2}[name]
+        assert f"run by torch on {batch} image" in told
+    assert torch.export.load(tmp_path / "free.pt2").module()(torch.randn(5, 3, 64, 64)).shape[0] == 5
+
+
+@pytest.mark.slow
+def test_export_to_onnx_is_run_by_onnxruntime(run, finished, tmp_path):
+    pytest.importorskip("onnxruntime")
+    checkpoint = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
+    code, told, _ = run("export", checkpoint, "--out", tmp_path / "model.onnx", "--dynamic", 0)
+    assert code == 0 and "run by onnxruntime on 1 image" in told and told_change(told) < 1e-3
+
+
+def test_export_tells_of_a_hot_router(run, tmp_path):
+    words = ("--model", "timm:test_byobnet", "--method", "kernelwarehouse", "--where", "last", "--weights", "random")
+    code, told, error = run("export", *words, "--shape", 3, 64, 64, "--dynamic", 0, "--out", tmp_path / "model.pt2")
+    assert (code, error) == (0, "")
+    assert "note: exporting routers at temperature 1, above the final 0" in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "wants FILE or --model, and not both"),
+        ("{tmp}/none.pt --model timm:test_byobnet", "wants FILE or --model, and not both"),
+        ("{tmp}/none.pt --method odconv", "none.pt says itself what it is"),
+        ("{tmp}/none.pt", "there is no file {tmp}/none.pt"),
+        ("{tmp}/text.pt", "text.pt is truncated or not a file of convary convert"),
+        ("--model timm:test_byobnt", "did you mean"),
+        ("--model timm:test_byobnet --weights random --method odconf", "did you mean 'odconv'?"),
+        ("--model timm:test_byobnet --weights random --strategy grouped", "invalid choice 'grouped'"),
+        ("--model timm:test_byobnet --weights random --out {tmp}/model.pb", "must end in .onnx (ONNX) or .pt2"),
+        (
+            "--model timm:test_byobnet --weights random --out {tmp}/no/model.pt2 --shape 3 64 64 --dynamic 0",
+            "no folder",
+        ),
+    ],
+)
+def test_export_says_what_is_wrong_and_writes_nothing(run, tmp_path, words, message):
+    (tmp_path / "text.pt").write_text("text")
+    argv = words.format(tmp=tmp_path).split()
+    code, told, error = run("export", *argv, *([] if "--out" in argv else ["--out", tmp_path / "model.pt2"]))
+    assert (code, told) == (2, "")
+    assert message.format(tmp=tmp_path) in one_line(error)
+    assert not list(tmp_path.glob("model.*"))

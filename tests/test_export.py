@@ -36,7 +36,7 @@ def constant_convolutions(path) -> tuple[int, int]:
     graph = onnx.load(path).graph
     constant = {tensor.name for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
-    held = sum(node.input[1] in constant for node in products)
+    held = sum(not constant.isdisjoint(node.input[:2]) for node in products)
     return held, len(products) - held
 
 
@@ -47,6 +47,10 @@ def constant_convolutions(path) -> tuple[int, int]:
 def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, rank, tmp_path):
     layer = excite(config.build(CONVS[rank](4, 6, 3, padding=1, stride=2, groups=2)))
     path = tmp_path / "layer.onnx"
+    if strategy == "outputs" and config.name == "kernelwarehouse":  # no kernel of a bank to convolve with
+        with pytest.raises(cv.ExportError, match="no constant weights to export"):
+            cv.export(layer, torch.randn(1, 4, *SIZE[rank]), path, strategy=strategy)
+        return
     cv.export(layer, torch.randn(1, 4, *SIZE[rank]), path, strategy=strategy)
     for batch, grow in ((1, 0), (5, 3)):
         x = torch.randn(batch, 4, *(s + grow for s in SIZE[rank]))
@@ -55,7 +59,7 @@ def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, r
     free = [dim.dim_param or dim.dim_value for dim in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
     assert free == ["batch", 4, *{1: ["length"], 2: ["height", "width"]}[rank]]
     _, mixed = constant_convolutions(path)
-    assert mixed == (0 if strategy == "outputs" else 1)
+    assert mixed == (0 if strategy == "outputs" and config.name != "dcd" else 1)  # DCD fuses latent channels
 
 
 @pytest.mark.slow
@@ -74,10 +78,12 @@ def test_three_axes_run_in_onnxruntime(strategy, tmp_path):
 def test_networks_run_in_onnxruntime_at_another_batch_and_size(config, strategy, tmp_path):
     model = dynamic_net(config)
     path = tmp_path / "model.onnx"
+    if strategy == "outputs" and config.name == "kernelwarehouse":
+        pytest.skip("refused: its layers have no constant weights")
     cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)
     x = torch.randn(3, 3, 19, 24)
     torch.testing.assert_close(run_onnx(path, x), model(x).detach(), rtol=1e-4, atol=1e-4)
-    assert (constant_convolutions(path)[1] == 0) == (strategy == "outputs")
+    assert (constant_convolutions(path)[1] == 0) == (strategy == "outputs" and config.name != "dcd")
     assert all(group == 1 or group == 16 for group in groups(path))  # the depthwise layers' own, never the batch
 
 
@@ -96,6 +102,8 @@ def groups(path) -> list[int]:
 @every_strategy
 def test_networks_run_in_torch_export_at_another_batch_and_size(config, strategy, tmp_path):
     model = dynamic_net(config)
+    if strategy == "outputs" and config.name == "kernelwarehouse":
+        pytest.skip("refused: its layers have no constant weights")
     path = tmp_path / "model.pt2"
     cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)
     x = torch.randn(3, 3, 19, 24)
@@ -174,7 +182,7 @@ def test_bad_arguments(tmp_path):
 
 def test_a_hot_router_is_told_of():
     layer = cv.DyConv2d(3, 4, 3, temperature=30.0)
-    with pytest.warns(cv.TemperatureWarning, match="30 times"):
+    with pytest.warns(cv.TemperatureWarning, match="temperature 30, above the final 1"):
         cv.export(layer, torch.randn(2, 3, 6, 6))
     cv.set_temperature(layer, 1.0)
     with warnings.catch_warnings():

@@ -5,6 +5,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections import Counter
 
 import pytest
 import torch
@@ -90,17 +91,16 @@ def test_autocast_trains_with_routers_in_float32(config, dtype):
 def test_half_precision_model(config, dtype):
     model = dynamic_net(config)
     tempered = [r for r in model.modules() if isinstance(r, Router) and r.temperature is not None]
+    hot = 0.999 * tempered[0].first_temperature if tempered else 0.0
     if tempered:
-        cv.set_temperature(model, 29.97)
+        cv.set_temperature(model, hot)
     x = images()
     want = model(x)
     half = copy.deepcopy(model).to(dtype)
     got = half(x.to(dtype))
     assert got.dtype == dtype
     assert (got.float() - want).abs().max() < 0.1 * want.abs().max()
-    assert all(
-        float(r.temperature) == pytest.approx(29.97) for r in half.modules() if r.__class__ in map(type, tempered)
-    )
+    assert all(float(r.temperature) == pytest.approx(hot) for r in half.modules() if r.__class__ in map(type, tempered))
 
 
 @every_config
@@ -122,16 +122,19 @@ def test_moving_averages_of_torch_and_timm(config):
     )
     torch_ema.update_parameters(model)
     timm_ema = timm_utils.ModelEmaV3(model, decay=0.5)
-    if any(r.temperature is not None for r in model.modules() if isinstance(r, Router)):
-        cv.set_temperature(model, 3.0)
+    tempered = [r for r in model.modules() if isinstance(r, Router) and r.temperature is not None]
+    if tempered:
+        cv.set_temperature(model, 0.1 * tempered[0].first_temperature)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train_step(model, images())
     torch_ema.update_parameters(model)
     timm_ema.update(model)
+    holders = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
     for name, p in model.named_parameters():
         want = (before[name] + p) / 2
         torch.testing.assert_close(torch_ema.module.get_parameter(name), want)
-        torch.testing.assert_close(timm_ema.module.get_parameter(name), want)
+        if holders[p] == 1:  # timm averages a shared weight once for every name that it has
+            torch.testing.assert_close(timm_ema.module.get_parameter(name), want)
     for average in (torch_ema, timm_ema):
         assert average.eval()(images()).isfinite().all()
 

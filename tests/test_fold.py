@@ -11,6 +11,7 @@ import convary as cv
 from convary import METHODS
 from tests.nets import Net, dynamic_net, excite
 
+FOLDABLE = [c() for c in METHODS if c.layers[2].absorbs]
 every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
 
 
@@ -23,7 +24,7 @@ def norms(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
-@every_method
+@pytest.mark.parametrize("config", FOLDABLE, ids=lambda c: c.name)
 def test_norms_are_folded_exactly(config):
     model = dynamic_net(config).double()
     x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
@@ -35,7 +36,7 @@ def test_norms_are_folded_exactly(config):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@every_method
+@pytest.mark.parametrize("config", FOLDABLE, ids=lambda c: c.name)
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("affine", [True, False])
 def test_norms_behind_a_bias_are_folded_exactly(config, rank, affine):
@@ -48,6 +49,12 @@ def test_norms_behind_a_bias_are_folded_exactly(config, rank, affine):
     x = torch.randn(5, 4, *(5,) * rank, dtype=torch.float64)
     model(x)  # running statistics
     torch.testing.assert_close(cv.fold_norms(model, x)(x), model.eval()(x), rtol=1e-9, atol=1e-9)
+
+
+def test_filters_that_share_their_cells_can_not_be_scaled_one_by_one():
+    model = nn.Sequential(cv.KernelWarehouse2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(cv.ConfigError, match="share their cells"):
+        cv.fold_norms(model, torch.randn(2, 3, 5, 5))
 
 
 class Tapped(nn.Module):

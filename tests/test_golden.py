@@ -11,6 +11,7 @@ from torch import nn
 
 import convary as cv
 from convary import where
+from convary.methods.kernel_warehouse import stock
 from convary.nn import routed_layers
 from tests.golden import fill
 
@@ -262,6 +263,156 @@ def test_condconv_efficientnet(name):
     model = cv.convert(static, config, where.paper(config) & ~where.classifier(), upcycle=False).double()
     assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
     cv.load_released(model, case.state)
+    case.released(model)
+    model.train(case.training)
+    with torch.no_grad():
+        case.close("out", model(case.inputs["x"]))
+
+
+def warehouse_net(case: Case) -> nn.ModuleDict:
+    """The vector's layers by name; those that it lists together share a warehouse."""
+    manager = case.kwargs["manager"]
+    config = cv.KernelWarehouse(
+        cell_ratio=manager["cell_num_ratio"],
+        in_ratio=manager.get("cell_inplane_ratio", 1.0),
+        out_ratio=manager.get("cell_outplane_ratio", 1.0),
+        temperature=case.settings["tau"],
+    )
+    made = []
+    for name, k in case.kwargs["layers"]:
+        arguments = {n: v for n, v in k.items() if n in ("kernel_size", "stride", "padding", "bias", "groups")}
+        static = nn.Conv2d(k["in_planes"], k["out_planes"], **arguments, dtype=torch.float64)
+        made.append((name, config.build(static)))
+    rest = [layer for _, layer in made]
+    for warehouse in case.settings["warehouses"].values():
+        stock(rest[: len(warehouse["layers"])], config)
+        rest = rest[len(warehouse["layers"]) :]
+    return nn.ModuleDict(made)
+
+
+@pytest.mark.parametrize("name", cases("kw_tiny_*"))
+def test_kernel_warehouse(name):
+    case = Case(name)
+    net = warehouse_net(case)
+    cv.load_released(net, case.state)
+    case.released(net)
+    net.train(case.training)
+    h = x = case.inputs["x"].requires_grad_()
+    for i, (layer_name, layer) in enumerate(net.items()):
+        seen = []
+        handle = layer.router.register_forward_hook(lambda m, a, out, seen=seen: seen.append(out))
+        h = layer(h.relu() if i else h)
+        handle.remove()
+        case.close(f"temp_bias.{layer_name}", layer.router.one_hot())
+        case.close(f"attention.{layer_name}", seen[0].cells.transpose(1, 2))
+        if f"kernel.aggregated.{layer_name}" in case.expected:
+            case.close(f"kernel.aggregated.{layer_name}", layer.kernels(seen[0]))
+    case.close("out", h)
+    case.backward(h)
+    grads = {"x": x.grad}
+    for i, weight in enumerate(dict.fromkeys(layer.weight for layer in net.values())):
+        grads[f"warehouse_manager.weights.{i}"] = weight.grad
+    for layer_name, layer in net.items():
+        for ours, theirs in layer.released_names().items():
+            if not ours.startswith("router.norm.") or ours.endswith(("weight", "bias")):
+                grads[f"{layer_name}.{theirs}"] = layer.get_parameter(ours).grad
+    case.check_gradients(grads)
+    for key in (k for k in case.expected if k.startswith("post.")):
+        case.close(key, net.get_buffer(key.removeprefix("post.").replace("attention.norm1", "router.norm")))
+
+
+@pytest.mark.parametrize("name", cases("kw_resnet18_*"))
+def test_kernel_warehouse_resnet18(name):
+    from torchvision.models import resnet18
+
+    case = Case(name)
+    config = cv.KernelWarehouse(cell_ratio=0.25, in_ratio=0.5, out_ratio=0.5, temperature=case.settings["tau"])
+    model = cv.convert(resnet18(), config, upcycle=False).double()
+    assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
+    assert len(cv.load_released(model, case.state).dynamic) == 19
+    case.released(model)
+    model.train(case.training)
+    with torch.no_grad():
+        case.close("out", model(case.inputs["x"]))
+
+
+def test_kernel_warehouse_temperature_schedule():
+    case = Case("kw_temperature_schedule")
+    per_epoch, epochs = case.kwargs["iter_per_epoch"], case.kwargs["temp_epoch"]
+    layer = cv.KernelWarehouse2d(4, 4, 1)
+    annealing = cv.anneal(layer, steps=per_epoch * epochs)
+    seen = [float(layer.router.temperature)]
+    assert seen == [case.kwargs["temp_init_value"]]
+    for _ in range(int(case.inputs["epoch"].max() + 1) * per_epoch):
+        annealing.step()
+        seen.append(float(layer.router.temperature))
+    steps = (case.inputs["epoch"] * per_epoch + case.inputs["iteration"]).long()
+    case.close("out", torch.tensor(seen, dtype=torch.float64)[steps])
+
+
+@pytest.mark.parametrize("name", cases("dcd_*"))
+def test_dcd(name):
+    case = Case(name)
+    k = case.kwargs
+    if "dycls" in name:
+        layer = cv.DCDLinear(k["inp"], k["oup"], dtype=torch.float64)
+    else:
+        latent = next(v for part, v in LATENT.items() if part in name)
+        C, O = (k.get(a, k.get(b)) for a, b in (("inplanes", "inp"), ("planes", "oup")))
+        size = 1 if latent == "pointwise" else 3
+        layer = cv.DCDConv2d(
+            C, O, size, k.get("stride", 1), size // 2, bias=False, latent=latent, squeeze=k.get("fc_squeeze", 16),
+            dtype=torch.float64,
+        )  # fmt: skip
+    cv.load_released(layer, case.state)
+    case.released(layer)
+    layer.train(case.training)
+    x = case.inputs["x"].requires_grad_()
+    seen = []
+    layer.router.register_forward_hook(lambda m, a, out: seen.append(out))
+    out = layer(x)
+    case.close("out", out)
+    case.close("attention.phi", seen[0].latent)
+    case.close("attention.scale", seen[0].filter)
+    case.backward(out)
+    kind = layer.released_kind()
+    names = layer.released_names(kind) | {n: f"{kind}{n}.weight" for n in ("q", "p")}
+    own = dict(layer.named_parameters())
+    grads = {theirs: own[ours].grad for ours, theirs in names.items() if ours in own}
+    phi, scale = layer.router.heads.weight.grad.split(layer.router.sizes)
+    case.check_gradients(grads | {"x": x.grad, "fc_phi.weight": phi, "fc_scale.weight": scale})
+    for key in (k for k in case.expected if k.startswith("post.")):
+        case.close(key, layer.get_buffer(key.removeprefix("post.bn").replace("1.", "norm1.").replace("2.", "norm2.")))
+
+
+LATENT = {"conv_basic_dy": "basic", "conv_dy": "bottleneck", "dymodule": "pointwise"}
+
+
+class TheirMobileNetV2(nn.Module):
+    """torchvision's network with the names that liyunsheng13/dcd gives its parts."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        from torchvision.models import mobilenet_v2
+
+        *blocks, last = mobilenet_v2(width_mult=width).features
+        for block in blocks[1:]:
+            parts = [p for part in block.conv for p in (part if isinstance(part, nn.Sequential) else [part])]
+            block.conv = nn.Sequential(*parts)
+        self.features, self.conv = nn.Sequential(*blocks), last
+        self.classifier = nn.Sequential(nn.Linear(1280, 1000))
+
+    def forward(self, x):
+        return self.classifier(self.conv(self.features(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", cases("mobilenetv2_dcd_*"))
+def test_dcd_mobilenetv2(name):
+    case = Case(name)
+    config = cv.DCD(squeeze=case.kwargs["fc_squeeze"])
+    model = cv.convert(TheirMobileNetV2(case.kwargs["width_mult"]), config, upcycle=False).double()
+    assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
+    assert len(cv.load_released(model, case.state).dynamic) == 33
     case.released(model)
     model.train(case.training)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published parameter counts and static MACs, exactly (tests/golden/param_counts.json)."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -49,6 +50,22 @@ def cases():
         yield f"dyconv_{net}_4x_last_static", net, cv.DyConv(), None
         for K in (4, 8):
             yield f"cond_{net}_{K}e", net, cv.CondConv(experts=K, router="block"), None
+    for K in (1, 2, 4):
+        yield f"kw{K}x_resnet18", "resnet18", cv.KernelWarehouse(cell_ratio=K), None
+    half = cv.KernelWarehouse(cell_ratio=1 / 2, in_ratio=1 / 2, out_ratio=1 / 2)
+    yield "kw1d2x_resnet18", "resnet18", half, None
+    yield "kw1d4x_resnet18", "resnet18", dataclasses.replace(half, cell_ratio=1 / 4), None
+    for K in (1, 4):
+        yield f"kw{K}x_resnet50", "resnet50", cv.KernelWarehouse(cell_ratio=K), None
+    yield "kw1d2x_resnet50", "resnet50", dataclasses.replace(half, nonlocal_ratio=1 / 16), None
+    for net in (MOBILE[0], MOBILE[2]):
+        yield f"kw1x_{net}", net, cv.KernelWarehouse(), None
+        yield f"kw4x_{net}", net, cv.KernelWarehouse(cell_ratio=4, sharing="role"), None
+    for net in NETS[:4]:
+        yield f"{net}_dcd", net, cv.DCD(), None
+    for net in MOBILE:
+        for squeeze in (8, 16):
+            yield f"{net.replace('_', '_dcd_')}_squeeze{squeeze}", net, cv.DCD(squeeze=squeeze), None
     for net in NETS[:4]:
         yield f"kaijieshi7_dy_{net}", net, cv.DyConv(extra_hidden=1), all_but_stem
 

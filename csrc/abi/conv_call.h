@@ -16,6 +16,9 @@ int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv);
 // hold the gradient of y and x: their shapes change places.
 int32_t check_tensors(Conv* conv, bool transposed, int64_t bias_rows, Extent* y);
 
+// Where y, which is dense, has its samples, maps, rows and columns.
+void place_y(Conv* conv);
+
 // The convolution, and the gradient of x, on the caller's threads, after the checks.
 int32_t execute(Conv conv, int64_t threads);
 int32_t execute_grad_x(const Conv& conv, int64_t threads);

@@ -27,7 +27,14 @@ int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 // Parts of at most `size`, as even as can be.
 int64_t even(int64_t whole, int64_t size) { return ceil_div(whole, ceil_div(whole, most(1, least(size, whole)))); }
 
+// Positions that are packed for a window, of every channel.
 double plane(const Conv& conv, const Blocks& blocks) {
+    if (conv.last) {
+        const auto extent = [](const Axis& axis, int64_t out) {
+            return static_cast<double>((out - 1) * axis.stride) + static_cast<double>((axis.taps - 1) * axis.dilation) + 1;
+        };
+        return extent(conv.h, blocks.rows) * extent(conv.w, blocks.columns);
+    }
     const double rows = static_cast<double>(blocks.rows) + static_cast<double>(conv.h.reach());
     const double pitch = static_cast<double>(blocks.columns) + static_cast<double>(conv.w.reach());
     return static_cast<double>(conv.h.phases()) * static_cast<double>(conv.w.phases()) * rows * pitch;
@@ -39,17 +46,19 @@ int64_t fit(int64_t limit, double size) { return static_cast<int64_t>(static_cas
 double upright_plane(const Conv& conv) { return static_cast<double>(conv.h.extent()) * static_cast<double>(conv.w.extent()); }
 
 bool is_upright(const Conv& conv, const Blocks& blocks, int64_t lanes) {
+    if (conv.last) return true;
     const bool whole = blocks.rows == conv.h.out && blocks.columns == conv.w.out;
     const bool dense = conv.y_column == 1 && conv.y_row == conv.w.out;
     const double numbers = upright_plane(conv) + static_cast<double>(conv.P());
     return whole && dense && numbers * static_cast<double>(lanes) <= upright_floats;
 }
 
-void cut_window(const Conv& conv, Blocks* blocks) {
-    const int64_t positions = blocks->depthwise ? plane_floats : window_positions;
-    blocks->columns = conv.w.out <= positions ? conv.w.out : even(conv.w.out, window_columns);
+void cut_window(const Conv& conv, int64_t lanes, Blocks* blocks) {
+    const int64_t upright = upright_floats / lanes * 2 / 3;  // inputs, with as many results as half of them
+    const int64_t positions = !blocks->depthwise ? window_positions : conv.last ? upright / 2 : plane_floats;
+    blocks->columns = conv.w.out <= positions ? conv.w.out : even(conv.w.out, least(positions, window_columns));
     blocks->rows = even(conv.h.out, positions / blocks->columns);
-    const double limit = blocks->depthwise ? plane_floats : input_floats / least(16, conv.Cg());
+    const double limit = !blocks->depthwise ? input_floats / least(16, conv.Cg()) : conv.last ? upright : plane_floats;
     while (blocks->rows > 1 && plane(conv, *blocks) > limit) blocks->rows = (blocks->rows + 1) / 2;
 }
 
@@ -75,7 +84,7 @@ bool cut_for_reuse(const Conv& conv, int64_t threads, Blocks* blocks) {
 // 1x1 at stride 1 without padding, of a map that is one row: the inputs can be read where they lie.
 bool in_place(const Conv& conv) {
     return conv.h.in == 1 && conv.h.out == 1 && conv.h.pad == 0 && conv.w.in == conv.w.out && conv.T() == 1 &&
-           conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == 1;
+           conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == (conv.last ? conv.O : 1);
 }
 
 // Positions of a window, whole vectors; 0 where the convolution is not thin.
@@ -109,7 +118,7 @@ Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     blocks.depthwise = conv.Cg() == 1 && conv.Og() == 1;
     blocks.direct = !blocks.depthwise && in_place(conv);
     blocks.panel = blocks.depthwise ? lanes : 2 * lanes;
-    cut_window(conv, &blocks);
+    cut_window(conv, lanes, &blocks);
     if (blocks.depthwise) {
         blocks.samples = blocks.channels = 1;
         blocks.upright = is_upright(conv, blocks, lanes);
@@ -131,17 +140,28 @@ Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     return blocks;
 }
 
-ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
-    const auto part = [this](double floats) {
-        fits = fits && floats < 1e10;
-        return fits ? (static_cast<int64_t>(floats) + 15) / 16 * 16 : 0;
-    };
+namespace {
+
+void lay_out(const double* floats, int parts, Scratch* scratch) {
+    scratch->fits = true;
+    scratch->begin[0] = 0;
+    for (int i = 0; i < Scratch::most; ++i) {
+        scratch->fits = scratch->fits && (i >= parts || floats[i] < 1e10);
+        const int64_t lines = scratch->fits && i < parts ? (static_cast<int64_t>(floats[i]) + 15) / 16 : 0;
+        scratch->begin[i + 1] = scratch->begin[i] + 16 * lines;
+    }
+}
+
+}  // namespace
+
+ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) {
+    double floats[parts] = {};
     const double together = blocks.pack_bank ? mix_samples : 1, panel = static_cast<double>(blocks.panel);
     const double depth = static_cast<double>(blocks.channels) * static_cast<double>(conv.T());
     if (blocks.thin) {  // the last vector of the inputs, and the results
-        weights = bank = factors = filter = maps = scale = offsets = 0;
-        inputs = part(depth * panel);
-        sums = part(static_cast<double>(conv.Og() * blocks.columns));
+        floats[inputs] = depth * panel;
+        floats[sums] = static_cast<double>(conv.Og() * blocks.columns);
+        lay_out(floats, parts, this);
         return;
     }
     const double K = static_cast<double>(conv.K), kept = static_cast<double>(blocks.samples * blocks.panels);
@@ -149,22 +169,23 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) : fits(true) {
     // A vector's rows more, where reads may end past the last one.
     const double more = blocks.depthwise ? 8 * panel : panel * panel;
     const double full = static_cast<double>(blocks.channels) * static_cast<double>(conv.T_bank);  // unused taps too
-    weights = part(together * (blocks.depthwise ? full : depth) * panel);
-    bank = part(blocks.pack_bank ? K * depth * panel * static_cast<double>(blocks.panels) : 0);
-    factors = part(together * K * full + panel);
-    filter = part(together * K * panel);
+    floats[weights] = together * (blocks.depthwise ? full : depth) * panel;
+    floats[bank] = blocks.pack_bank ? K * depth * panel * static_cast<double>(blocks.panels) : 0;
+    floats[factors] = together * K * full + panel;
+    floats[filter] = together * K * panel;
     const double maps_together = blocks.depthwise ? static_cast<double>(blocks.panels)
                                                   : together * static_cast<double>(blocks.channels);
-    inputs = part(blocks.direct ? 0 : maps_together * plane(conv, blocks) + more);
+    floats[inputs] = blocks.direct ? 0 : maps_together * plane(conv, blocks) + more;
     const double positions = static_cast<double>(blocks.rows) * static_cast<double>(blocks.columns);
-    sums = part(blocks.depthwise ? maps_together * (plane(conv, blocks) + more) : (single ? 1 : kept) * positions * panel + more);
-    maps = part(conv.y_column == 1 ? 0 : positions * panel);
+    floats[sums] = blocks.depthwise ? maps_together * (plane(conv, blocks) + more) : (single ? 1 : kept) * positions * panel + more;
+    floats[maps] = conv.y_column == 1 ? 0 : positions * panel;
     if (blocks.upright) {
-        inputs = part(upright_plane(conv) * panel);
-        sums = part((positions + panel) * panel);  // the store reads whole squares
+        floats[inputs] = (conv.last ? plane(conv, blocks) : upright_plane(conv)) * panel;
+        floats[sums] = (positions + panel) * panel;  // the store reads whole squares
     }
-    scale = part(panel);
-    offsets = part(2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T()));
+    floats[shift] = floats[scale] = panel;
+    floats[offsets] = 2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T());
+    lay_out(floats, parts, this);
 }
 
 void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
@@ -172,7 +193,7 @@ void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
     grad->depthwise = conv.Cg() == 1 && conv.Og() == 1;
     Blocks blocks = {};
     blocks.depthwise = grad->depthwise;
-    cut_window(conv, &blocks);
+    cut_window(conv, lanes, &blocks);
     grad->rows = blocks.rows;
     grad->columns = blocks.columns;
     grad->panel = grad->depthwise ? lanes : 2 * lanes;
@@ -202,11 +223,8 @@ void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
     grad->c_blocks = ceil_div(conv.Cg(), grad->channels);
 }
 
-GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
-    const auto part = [this](double floats) {
-        fits = fits && floats < 1e10;
-        return fits ? (static_cast<int64_t>(floats) + 15) / 16 * 16 : 0;
-    };
+GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) {
+    double floats[parts] = {};
     const Conv& conv = grad.conv;
     const double T = static_cast<double>(conv.T()), K = static_cast<double>(conv.K), S = mix_samples;
     const double depth = static_cast<double>(grad.channels) * T, panels = static_cast<double>(grad.panels);
@@ -217,27 +235,28 @@ GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) : fits(true) {
     const double columns = static_cast<double>(grad.columns - 1) * static_cast<double>(conv.w.stride) +
                            static_cast<double>((conv.w.taps - 1) * conv.w.dilation) + 1;
     if (grad.thin) {  // partial sums of each weight, and the last vector of inputs and gradients
-        bank = grad_bank = grad_weights = steps = factors = plain = channel = tap = filter = inputs = grads = ones = offsets = 0;
-        sums = part(static_cast<double>(conv.Cg() * conv.Og() + conv.Cg() + conv.Og()) * vector);
+        floats[sums] = static_cast<double>(conv.Cg() * conv.Og() + conv.Cg() + conv.Og()) * vector;
+        lay_out(floats, parts, this);
         return;
     }
     Blocks blocks = {};
     blocks.rows = grad.rows, blocks.columns = grad.columns;
-    const double stencil = plane(conv, blocks) + 8 * vector;
-    bank = part(K * depth * panel * panels + panel * panel * K);
-    grad_bank = bank;
-    grad_weights = part(S * depth * panel * panels + T * vector * vector);
-    steps = part(S * K * T);
-    factors = part(S * K * depth);
-    plain = part(S * K * depth);
-    channel = part(S * K * static_cast<double>(grad.channels));
-    tap = part(S * K * T);
-    filter = part(S * K * panel);
-    inputs = part(grad.depthwise ? stencil : rows * columns * static_cast<double>(grad.width));
-    grads = part(grad.depthwise ? stencil : positions * panel);
-    ones = part((depth > positions + columns ? depth : positions + columns) + vector);
-    sums = part((S * (static_cast<double>(grad.channels) + 2) + vector) * vector + panel * 2);
-    offsets = part(2 * (positions + 2 * T));
+    const double stencil = plane(conv, blocks) * (conv.last ? vector : 1) + 8 * vector;
+    floats[bank] = K * depth * panel * panels + panel * panel * K;
+    floats[grad_bank] = floats[bank];
+    floats[weights] = S * depth * panel * panels + T * vector * vector;
+    floats[steps] = S * K * T;
+    floats[factors] = S * K * depth;
+    floats[plain] = S * K * depth;
+    floats[channel] = S * K * static_cast<double>(grad.channels);
+    floats[tap] = S * K * T;
+    floats[filter] = S * K * panel;
+    floats[inputs] = grad.depthwise ? stencil : rows * columns * static_cast<double>(grad.width);
+    floats[grads] = grad.depthwise ? stencil : positions * panel;
+    floats[ones] = (depth > positions + columns ? depth : positions + columns) + vector;
+    floats[sums] = (S * (static_cast<double>(grad.channels) + 2) + vector) * vector + panel * 2;
+    floats[offsets] = 2 * (positions + 2 * T);
+    lay_out(floats, parts, this);
 }
 
 }  // namespace convary

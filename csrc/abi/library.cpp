@@ -64,12 +64,12 @@ const Choice choice;
 std::atomic<convary_parallel_for_fn> threads{nullptr};
 
 // Released when its thread ends.
-struct Scratch {
+struct Memory {
     float* data = nullptr;
     int64_t floats = 0;
-    ~Scratch() { free(data); }
+    ~Memory() { free(data); }
 };
-thread_local Scratch scratch;
+thread_local Memory scratch;
 
 }  // namespace
 
@@ -80,7 +80,7 @@ void expect_fresh(const Extent& out) {
     constexpr uintptr_t huge = uintptr_t{2} << 20;
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.data) + huge - 1) / huge * huge;
     const uintptr_t end = (reinterpret_cast<uintptr_t>(out.data) + static_cast<uintptr_t>(out.count) * 4) / huge * huge;
-    if (out.count >= int64_t{8} << 20) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    if (out.count >= fresh_floats) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
     (void)out;
 #endif

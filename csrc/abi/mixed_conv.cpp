@@ -54,18 +54,20 @@ int32_t check_axis(Axis* axis) {
 int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv) {
     const int64_t all[] = {sizes.B, sizes.C, sizes.H, sizes.W, sizes.O, sizes.K, sizes.G, sizes.kernel_h, sizes.kernel_w,
                            sizes.stride_h, sizes.stride_w, sizes.pad_h, sizes.pad_w, sizes.dilation_h, sizes.dilation_w,
-                           sizes.filter_rows, sizes.channel_rows, sizes.tap_rows, sizes.bias_rows, sizes.threads};
+                           sizes.filter_rows, sizes.channel_rows, sizes.tap_rows, sizes.bias_rows, sizes.channels_last,
+                           sizes.threads};
     for (const int64_t size : all) {
         if (size < 0) return CONVARY_NEGATIVE_SIZE;
         if (size > most_size) return CONVARY_SIZE_OVERFLOW;
     }
     const auto rows = [&](int64_t count) { return count == 1 || count == sizes.K; };
     if (sizes.G < 1 || sizes.C % sizes.G != 0 || sizes.O % sizes.G != 0 || !rows(sizes.filter_rows) ||
-        !rows(sizes.channel_rows) || !rows(sizes.tap_rows) || (sizes.bias_rows != 1 && sizes.bias_rows != sizes.B)) {
+        !rows(sizes.channel_rows) || !rows(sizes.tap_rows) || sizes.channels_last > 1 || (sizes.bias_rows != 1 && sizes.bias_rows != sizes.B)) {
         return CONVARY_BAD_GEOMETRY;
     }
     conv->B = conv->images = sizes.B, conv->C = sizes.C, conv->O = sizes.O, conv->K = sizes.K, conv->G = sizes.G;
     conv->filter_rows = sizes.filter_rows, conv->channel_rows = sizes.channel_rows, conv->tap_rows = sizes.tap_rows;
+    conv->last = sizes.channels_last == 1;
     conv->bias_step = sizes.bias_rows == 1 ? 0 : sizes.O;
     conv->h = {sizes.H, 0, sizes.kernel_h, sizes.stride_h, sizes.pad_h, sizes.dilation_h, 1};
     conv->w = {sizes.W, 0, sizes.kernel_w, sizes.stride_w, sizes.pad_w, sizes.dilation_w, 1};
@@ -128,13 +130,21 @@ namespace {
 // A 1x1 convolution that touches every input once sees a map as one row.
 void flatten(Conv* conv) {
     const bool plain = conv->T() == 1 && conv->h.stride == 1 && conv->w.stride == 1 && conv->h.pad == 0 && conv->w.pad == 0;
-    if (!plain || conv->y_column != 1 || conv->y_row != conv->w.out || conv->h.in != conv->h.out) return;
+    const int64_t column = conv->last ? conv->O : 1;
+    if (!plain || conv->y_column != column || conv->y_row != conv->w.out * column || conv->h.in != conv->h.out) return;
     conv->w.in = conv->w.out = conv->P();
     conv->h.in = conv->h.out = 1;
-    conv->y_row = conv->w.in;
+    conv->y_row = conv->w.in * column;
 }
 
 }  // namespace
+
+void place_y(Conv* conv) {
+    conv->y_column = conv->last ? conv->O : 1;
+    conv->y_row = conv->w.out * conv->y_column;
+    conv->y_map = conv->last ? 1 : conv->P();
+    conv->y_sample = conv->O * conv->P();
+}
 
 int32_t execute(Conv conv, int64_t threads) {
     flatten(&conv);
@@ -182,15 +192,16 @@ int32_t execute_grad_x(const Conv& conv, int64_t threads) {
     back.filter = conv.channel, back.filter_rows = conv.channel_rows;
     back.channel = conv.filter, back.channel_rows = conv.filter_rows;
     back.transposed = true;
-    const int64_t map = conv.h.in * conv.w.in;
-    back.y_map = map, back.y_row = conv.w.in * conv.h.stride, back.y_column = conv.w.stride;
+    const int64_t map = conv.h.in * conv.w.in, column = conv.x_column();
+    back.y_sample = conv.C * map, back.y_map = conv.x_map();
+    back.y_row = conv.w.in * conv.h.stride * column, back.y_column = conv.w.stride * column;
     const bool gaps = conv.h.phases() < conv.h.stride || conv.w.phases() < conv.w.stride;  // positions that no tap reaches
     if (gaps || conv.h.in == 0 || conv.w.in == 0) memset(conv.y, 0, static_cast<size_t>(conv.B * conv.C * map) * 4);
     for (int64_t i = 0; i < conv.h.stride && i < conv.h.in; ++i) {
         for (int64_t j = 0; j < conv.w.stride && j < conv.w.in; ++j) {
             if (!transpose_axis(conv.h, i, conv.w.taps, &back.h, &back.h_taps)) continue;
             if (!transpose_axis(conv.w, j, 1, &back.w, &back.w_taps)) continue;
-            back.y = conv.y + i * conv.w.in + j;
+            back.y = conv.y + (i * conv.w.in + j) * column;
             const int32_t code = execute(back, threads);
             if (code != CONVARY_OK) return code;
         }
@@ -235,7 +246,7 @@ int32_t execute_weights(const ConvGrad& grad) {
 
 void plan_weights(ConvGrad* grad, int64_t threads) {
     Conv& conv = grad->conv;
-    conv.y_map = conv.P(), conv.y_row = conv.w.out, conv.y_column = 1;
+    place_y(&conv);
     flatten(&conv);
     cut_weights(grad, kernels()->lanes, threads < 1 ? 1 : threads);
 }
@@ -302,7 +313,7 @@ int32_t convary_mixed_conv_f32(const convary_conv_sizes* sizes, const float* x, 
     if (code == CONVARY_OK) code = check_tensors(&conv, false, sizes->bias_rows, &out);
     if (code != CONVARY_OK || out.count == 0) return code;
     expect_fresh(out);
-    conv.y_map = conv.P(), conv.y_row = conv.w.out, conv.y_column = 1;
+    place_y(&conv);
     return execute(conv, sizes->threads);
 }
 

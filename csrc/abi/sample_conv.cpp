@@ -14,7 +14,7 @@ namespace {
 int32_t check_sample_sizes(const convary_conv_sizes& sizes, const int64_t* index, Conv* conv) {
     if (sizes.B < 0 || sizes.K < 0) return CONVARY_NEGATIVE_SIZE;
     if (sizes.B > INT32_MAX) return CONVARY_SIZE_OVERFLOW;
-    if (index == nullptr && sizes.B != sizes.K) return CONVARY_BAD_GEOMETRY;
+    if ((index == nullptr && sizes.B != sizes.K) || sizes.channels_last > 0) return CONVARY_BAD_GEOMETRY;
     convary_conv_sizes one = sizes;
     one.B = sizes.K, one.K = 1;
     const int32_t code = check_sizes(one, conv);
@@ -78,7 +78,7 @@ int32_t convary_sample_conv_f32(const convary_conv_sizes* sizes, const float* x,
     if (code == CONVARY_OK) code = check_index(conv, out);
     if (code != CONVARY_OK || out.count == 0) return code;
     expect_fresh(out);
-    conv.y_map = conv.P(), conv.y_row = conv.w.out, conv.y_column = 1;
+    place_y(&conv);
     return execute(conv, sizes->threads);
 }
 

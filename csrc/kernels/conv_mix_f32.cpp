@@ -23,14 +23,6 @@ void mix_edge(const Rows& rows, int64_t count, int64_t size, const float* factor
     }
 }
 
-// The first `count` numbers, and zeros.
-inline vec keep(vec v, int64_t count) {
-    typedef int32_t whole __attribute__((vector_size(vector_bytes)));
-    whole index;
-    for (int32_t i = 0; i < lanes; ++i) index[i] = i;
-    return reinterpret_cast<vec>(reinterpret_cast<whole>(v) & (index < static_cast<int32_t>(count)));
-}
-
 // A square, transposed in registers; its first `size` steps are kept, and zeros stand for sources from `count` on.
 inline void mix_square(const Rows& rows, int64_t count, int64_t size, const float* factors, int64_t factor_step, const float* filter,
                        int64_t width, const int64_t* place, float* out, int64_t out_step) {

@@ -43,11 +43,16 @@ void pack_row(const float* from, const float* last, int64_t size, int64_t first,
 
 // Up to a vector of positions of up to a vector of channels.
 inline void store_square(const float* acc, int64_t width, int64_t positions, int64_t count, vec scale, vec shift,
-                         float* maps, int64_t map_step) {
+                         float* maps, int64_t map_step, bool past) {
     vec rows[lanes];
 #pragma GCC unroll 16
     for (int64_t p = 0; p < lanes; ++p) rows[p] = load(acc + p * width) * scale + shift;
     transpose(rows);
+    if (past && positions == lanes && count == lanes) {
+#pragma GCC unroll 16
+        for (int64_t n = 0; n < lanes; ++n) stream(maps + n * map_step, rows[n]);
+        return;
+    }
     if (positions == lanes && count == lanes) {
 #pragma GCC unroll 16
         for (int64_t n = 0; n < lanes; ++n) store(maps + n * map_step, rows[n]);
@@ -59,6 +64,48 @@ inline void store_square(const float* acc, int64_t width, int64_t positions, int
 }
 
 }  // namespace
+
+void pack_pixels(const Conv& conv, const Window& window, const float* first, int64_t channels, int64_t width, float* packed) {
+    const int64_t left = window.column * conv.w.stride - conv.w.pad, top = window.row * conv.h.stride - conv.h.pad;
+    const int64_t begin = least(window.pitch, most(0, -left)), end = most(begin, least(window.pitch, conv.w.in - left));
+    const bool vectors = channels <= lanes && width >= lanes;
+    for (int64_t i = 0; i < window.packed_rows; ++i, packed += window.pitch * width) {
+        if (top + i < 0 || top + i >= conv.h.in) {
+            clear(packed, window.pitch * width);
+            continue;
+        }
+        const float* from = first + ((top + i) * conv.w.in + left) * conv.C;
+        clear(packed, begin * width);
+        for (int64_t j = begin; j < end; ++j) {
+            if (vectors && from + j * conv.C + lanes <= conv.x_end) {
+                store(packed + j * width, keep(load(from + j * conv.C), channels));
+            } else {
+                if (vectors) store(packed + j * width, vec{});
+                copy(packed + j * width, from + j * conv.C, channels);
+            }
+        }
+        clear(packed + end * width, (window.pitch - end) * width);
+    }
+}
+
+void store_pixels(const Conv& conv, const Window& window, const float* acc, int64_t width, int64_t count, const float* scale,
+                  const float* shift, float* y) {
+    for (int64_t i = 0; i < window.rows; ++i) {
+        for (int64_t j = 0; j < window.columns; ++j, acc += width) {
+            float* to = y + i * conv.y_row + j * conv.y_column;
+            for (int64_t n = 0; n < count; n += lanes) {
+                const vec numbers = load(acc + n) * load(scale + n) + load(shift + n);
+                if (n + lanes <= count) {
+                    store(to + n, numbers);
+                } else {
+                    alignas(vector_bytes) float edge[lanes];
+                    store(edge, numbers);
+                    copy(to + n, edge, count - n);
+                }
+            }
+        }
+    }
+}
 
 void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed) {
     const Axis &h = conv.h, &w = conv.w;
@@ -79,7 +126,8 @@ void pack_plane(const Conv& conv, const Window& window, const float* map, float*
 }
 
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
-                const float* shift, float* maps, int64_t map_step) {
+                const float* shift, float* maps, int64_t map_step, bool past) {
+    past = past && reinterpret_cast<uintptr_t>(maps) % vector_bytes == 0 && map_step % lanes == 0;
     for (int64_t n = 0; n < count; n += lanes) {
         const vec scales = load(scale + n), shifts = load(shift + n);
         const int64_t channels = least(lanes, count - n);
@@ -87,7 +135,7 @@ void store_maps(const float* acc, int64_t width, int64_t positions, int64_t coun
             // The last square of a long row reaches back instead of over the edge.
             const int64_t from = positions >= lanes ? least(p, positions - lanes) : p;
             store_square(acc + from * width + n, width, least(lanes, positions - from), channels, scales, shifts,
-                         maps + n * map_step + from, map_step);
+                         maps + n * map_step + from, map_step, past && from % lanes == 0);
         }
     }
 }

@@ -42,6 +42,14 @@ inline void clear(float* to, int64_t n) {
 
 inline vec broadcast(float value) { return value - vec{}; }
 
+// The first `count` numbers, and zeros.
+inline vec keep(vec v, int64_t count) {
+    typedef int32_t whole __attribute__((vector_size(vector_bytes)));
+    whole index;
+    for (int32_t i = 0; i < lanes; ++i) index[i] = i;
+    return reinterpret_cast<vec>(reinterpret_cast<whole>(v) & (index < static_cast<int32_t>(count)));
+}
+
 // The two halves of rows a and b interleaved: a0 b0 a1 b1 ...
 #if CONVARY_LANES == 16
 inline vec zip_low(vec a, vec b) {
@@ -80,10 +88,16 @@ struct Window {
 
     Window(const Conv& conv, int64_t row, int64_t rows, int64_t column, int64_t columns)
         : row(row), rows(rows), column(column), columns(columns), packed_rows(rows + conv.h.reach()),
-          pitch(columns + conv.w.reach()), plane(conv.h.phases() * conv.w.phases() * packed_rows * pitch) {}
+          pitch(columns + conv.w.reach()), plane(conv.h.phases() * conv.w.phases() * packed_rows * pitch) {
+        if (!conv.last) return;  // channels innermost: positions as they lie, [rows][pitch][channel]
+        packed_rows = (rows - 1) * conv.h.stride + (conv.h.taps - 1) * conv.h.dilation + 1;
+        pitch = (columns - 1) * conv.w.stride + (conv.w.taps - 1) * conv.w.dilation + 1;
+        plane = packed_rows * pitch;
+    }
 
     // Where tap (i, j) of output (0, 0) lies in a packed channel.
     int64_t offset(const Conv& conv, int64_t i, int64_t j) const {
+        if (conv.last) return i * conv.h.dilation * pitch + j * conv.w.dilation;
         const int64_t run = conv.h.phase(i) * conv.w.phases() + conv.w.phase(j);
         return (run * packed_rows + conv.h.shift(i)) * pitch + conv.w.shift(j);
     }
@@ -92,6 +106,21 @@ struct Window {
 // Packs the inputs of a window out of one channel's map (H, W), zeros where it reaches past the edge. Up to a vector
 // behind the last packed number is written.
 void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed);
+
+// The same where channels are innermost: `channels` numbers of each position, from the image's `first`; `width` numbers in
+// `packed`, where zeros fill a vector.
+void pack_pixels(const Conv& conv, const Window& window, const float* first, int64_t channels, int64_t width, float* packed);
+
+// y[n] of each position = acc[position, n] * scale[n] + shift[n], n in [0, count); y has its channels innermost.
+void store_pixels(const Conv& conv, const Window& window, const float* acc, int64_t width, int64_t count, const float* scale,
+                  const float* shift, float* y);
+
+// n numbers brought into the cache, to be read or written soon.
+enum { read, write };
+template <int use>
+inline void fetch(const float* at, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(at + i, use, 3);
+}
 
 // Memory that will be read next: K groups of `rows` rows of `length` floats. Fetched into the level-2 cache a line at a
 // time while a product keeps the arithmetic busy, so that a bank larger than the caches costs its bandwidth, not its
@@ -126,10 +155,10 @@ struct Ahead {
     static constexpr int64_t line = 16;
 };
 
-// acc[p, n] (+)= sum_d weights[d, n] * x[offsets[d] + p] over a window's positions p (rows of `pitch` floats in x)
-// and the `width` numbers n, one or two vectors. acc is (rows * columns, width).
-void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, int64_t rows,
-              int64_t columns, int64_t width, float* acc, bool add, Ahead* ahead);
+// acc[p, n] (+)= sum_d weights[d, n] * x[offsets[d] + p] over a window's positions p, columns `step` and rows `pitch` floats
+// apart in x, and the `width` numbers n, one or two vectors. acc is (rows * columns, width).
+void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t step, int64_t pitch,
+              int64_t rows, int64_t columns, int64_t width, float* acc, bool add, Ahead* ahead);
 
 // factors (K, channels, T) of the channels [c0, c0 + channels) of group g and the `T` taps of the bank that `taps` lists:
 // what multiplies the bank's weight in sample b, without the filter factor.
@@ -157,10 +186,11 @@ void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float
 void mix_packed(const float* packed, int64_t K, int64_t depth, int64_t width, const float* factors, const float* filter,
                 int64_t samples, float* out);
 
-// maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n] for p in [0, positions) and n in [0, count), written whole.
-// acc is (positions, width) of which `count` are used, and may be read up to a vector's rows further on; scale and shift have `width` numbers.
+// maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n] for p in [0, positions) and n in [0, count), written whole, and
+// past the cache where that is asked for and the maps lie on vectors. acc is (positions, width) of which `count` are used,
+// and may be read up to a vector's rows further on; scale and shift have `width` numbers.
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
-                const float* shift, float* maps, int64_t map_step);
+                const float* shift, float* maps, int64_t map_step, bool past = false);
 
 }  // namespace convary::CONVARY_VARIANT
 

@@ -6,12 +6,12 @@
 namespace convary::CONVARY_VARIANT {
 namespace {
 
-typedef void (*Tile)(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch,
+typedef void (*Tile)(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t step, int64_t pitch,
                      float* acc, int64_t acc_pitch, bool add, Ahead* ahead);
 
-// `count` vectors of channels x `rows` rows of `columns` positions.
-template <int64_t count, int64_t rows, int64_t columns>
-void tile(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, float* acc,
+// `count` vectors of channels x `rows` rows of `columns` positions, which are neighbours in x where they are not apart.
+template <bool apart, int64_t count, int64_t rows, int64_t columns>
+void tile(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t step, int64_t pitch, float* acc,
           int64_t acc_pitch, bool add, Ahead* ahead) {
     constexpr int64_t width = count * lanes;
     vec sum[rows * columns][count];
@@ -22,14 +22,14 @@ void tile(const float* weights, const int64_t* offsets, int64_t depth, const flo
         for (int64_t v = 0; v < count; ++v) sum[p][v] = add ? load(from + v * lanes) : vec{};
     }
     const float *at = ahead->at, *end = ahead->end;
-    int64_t step = ahead->step, rate = ahead->rate;
+    int64_t stride = ahead->step, rate = ahead->rate;
     for (int64_t d = 0; d < depth; ++d) {
         for (int64_t i = 0; i < rate; ++i) {
             __builtin_prefetch(at, 0, 2);
-            at += step;
+            at += stride;
             if (at >= end) {
                 ahead->next_row();
-                at = ahead->at, end = ahead->end, step = ahead->step, rate = ahead->rate;
+                at = ahead->at, end = ahead->end, stride = ahead->step, rate = ahead->rate;
             }
         }
         const float* first = x + offsets[d];
@@ -38,7 +38,7 @@ void tile(const float* weights, const int64_t* offsets, int64_t depth, const flo
         for (int64_t v = 0; v < count; ++v) w[v] = load(weights + d * width + v * lanes);
 #pragma GCC unroll 14
         for (int64_t p = 0; p < rows * columns; ++p) {
-            const float value = first[p / columns * pitch + p % columns];
+            const float value = first[p / columns * pitch + p % columns * (apart ? step : 1)];
 #pragma GCC unroll 2
             for (int64_t v = 0; v < count; ++v) sum[p][v] += value * w[v];
         }
@@ -52,37 +52,38 @@ void tile(const float* weights, const int64_t* offsets, int64_t depth, const flo
     }
 }
 
-#define CONVARY_TILES(count)                                                                                       \
+#define CONVARY_TILES(apart, count)                                                                                       \
     {                                                                                                              \
-        {tile<count, 1, 1>, tile<count, 1, 2>, tile<count, 1, 3>, tile<count, 1, 4>, tile<count, 1, 5>,            \
-         tile<count, 1, 6>, CONVARY_WIDE_TILES(count)},                                                            \
-        {tile<count, 2, 1>, tile<count, 2, 2>, tile<count, 2, 3>, CONVARY_WIDE_PAIRS(count)},                      \
+        {tile<apart, count, 1, 1>, tile<apart, count, 1, 2>, tile<apart, count, 1, 3>, tile<apart, count, 1, 4>, tile<apart, count, 1, 5>,            \
+         tile<apart, count, 1, 6>, CONVARY_WIDE_TILES(apart, count)},                                                            \
+        {tile<apart, count, 2, 1>, tile<apart, count, 2, 2>, tile<apart, count, 2, 3>, CONVARY_WIDE_PAIRS(apart, count)},                      \
     }
 #if CONVARY_LANES == 16 || defined(__aarch64__)
-#define CONVARY_WIDE_TILES(count)                                                                                  \
-    tile<count, 1, 7>, tile<count, 1, 8>, tile<count, 1, 9>, tile<count, 1, 10>, tile<count, 1, 11>,               \
-        tile<count, 1, 12>, tile<count, 1, 13>, tile<count, 1, 14>
-#define CONVARY_WIDE_PAIRS(count) tile<count, 2, 4>, tile<count, 2, 5>, tile<count, 2, 6>, tile<count, 2, 7>
+#define CONVARY_WIDE_TILES(apart, count)                                                                                  \
+    tile<apart, count, 1, 7>, tile<apart, count, 1, 8>, tile<apart, count, 1, 9>, tile<apart, count, 1, 10>, tile<apart, count, 1, 11>,               \
+        tile<apart, count, 1, 12>, tile<apart, count, 1, 13>, tile<apart, count, 1, 14>
+#define CONVARY_WIDE_PAIRS(apart, count) tile<apart, count, 2, 4>, tile<apart, count, 2, 5>, tile<apart, count, 2, 6>, tile<apart, count, 2, 7>
 #else
-#define CONVARY_WIDE_TILES(count)
-#define CONVARY_WIDE_PAIRS(count)
+#define CONVARY_WIDE_TILES(apart, count)
+#define CONVARY_WIDE_PAIRS(apart, count)
 #endif
 
-const Tile tiles[2][2][tile_positions] = {CONVARY_TILES(1), CONVARY_TILES(2)};
+const Tile tiles[2][2][2][tile_positions] = {{CONVARY_TILES(false, 1), CONVARY_TILES(false, 2)},
+                                             {CONVARY_TILES(true, 1), CONVARY_TILES(true, 2)}};
 
 }  // namespace
 
-void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t pitch, int64_t rows,
-              int64_t columns, int64_t width, float* acc, bool add, Ahead* ahead) {
-    const auto& kinds = tiles[width / lanes - 1];
+void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t step, int64_t pitch,
+              int64_t rows, int64_t columns, int64_t width, float* acc, bool add, Ahead* ahead) {
+    const auto& kinds = tiles[step != 1][width / lanes - 1];
     const int64_t acc_pitch = columns * width;
-    const int64_t step = ceil_div(columns, ceil_div(columns, tile_positions));  // tiles of even width
+    const int64_t together = ceil_div(columns, ceil_div(columns, tile_positions));  // tiles of even width
     const bool pairs = 2 * columns <= tile_positions;
     for (int64_t row = 0; row < rows;) {
         const int64_t height = pairs && row + 2 <= rows ? 2 : 1;
-        for (int64_t column = 0; column < columns; column += step) {
-            const int64_t size = least(step, columns - column);
-            kinds[height - 1][size - 1](weights, offsets, depth, x + row * pitch + column, pitch,
+        for (int64_t column = 0; column < columns; column += together) {
+            const int64_t size = least(together, columns - column);
+            kinds[height - 1][size - 1](weights, offsets, depth, x + row * pitch + column * step, step, pitch,
                                         acc + (row * columns + column) * width, acc_pitch, add,
                                         ahead);
         }

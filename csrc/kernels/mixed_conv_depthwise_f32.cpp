@@ -95,13 +95,13 @@ const UprightRun upright_runs[] = {
 };
 
 // sums[output, r] (+)= sum_t weights[taps[t], r] * upright[input of that output and tap, r].
-void upright_stencil(const Conv& conv, const float* weights, const int64_t* taps, const int64_t* offsets, const float* upright,
-                     float* sums, bool add) {
-    const int64_t columns = conv.w.out, run = ceil_div(columns, ceil_div(columns, tile_positions));
-    for (int64_t i = 0; i < conv.h.out; ++i) {
+void upright_stencil(const Conv& conv, const Window& window, const float* weights, const int64_t* taps, const int64_t* offsets,
+                     const float* upright, int64_t pitch, float* sums, bool add) {
+    const int64_t columns = window.columns, run = ceil_div(columns, ceil_div(columns, tile_positions));
+    for (int64_t i = 0; i < window.rows; ++i) {
         for (int64_t j = 0; j < columns; j += run) {
             const int64_t n = least(run, columns - j);
-            const float* from = upright + (i * conv.h.stride * conv.w.extent() + j * conv.w.stride) * lanes;
+            const float* from = upright + (i * conv.h.stride * pitch + j * conv.w.stride) * lanes;
             upright_runs[n - 1](weights, taps, offsets, conv.T(), from, conv.w.stride * lanes, sums + (i * columns + j) * lanes, add);
         }
     }
@@ -124,12 +124,10 @@ void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float
 
 void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
     const ConvScratch size(conv, blocks);
-    float* weights = scratch;
-    float* factors = weights + size.weights + size.bank;
-    float* filter = factors + size.factors;
-    float* inputs = filter + size.filter;
-    float* sums = inputs + size.inputs;
-    int64_t* offsets = reinterpret_cast<int64_t*>(sums + size.sums + size.maps + 2 * size.scale);
+    float *weights = size.part(scratch, size.weights), *factors = size.part(scratch, size.factors);
+    float *filter = size.part(scratch, size.filter), *inputs = size.part(scratch, size.inputs);
+    float* sums = size.part(scratch, size.sums);
+    int64_t* offsets = reinterpret_cast<int64_t*>(size.part(scratch, size.offsets));
     int64_t *taps = offsets + conv.T(), *all_taps = taps + conv.T();
 
     const int64_t column = item % blocks.column_blocks * blocks.columns;
@@ -158,33 +156,41 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
     if (terms == 1) mix(conv.term(b, 0));
 
     if (blocks.upright) {
-        float* scale = sums + size.sums + size.maps;
-        float* shift = scale + size.scale;
+        float *scale = size.part(scratch, size.scale), *shift = size.part(scratch, size.shift);
+        const int64_t pitch = conv.last ? window.pitch : conv.w.extent();
         for (int64_t t = 0; t < conv.T(); ++t) {
-            offsets[t] = t / conv.w.taps * conv.h.dilation * conv.w.extent() + t % conv.w.taps * conv.w.dilation;
+            offsets[t] = t / conv.w.taps * conv.h.dilation * pitch + t % conv.w.taps * conv.w.dilation;
         }
         for (int64_t r = 0; r < lanes; ++r) {
             scale[r] = 1.0f;
             shift[r] = conv.bias != nullptr && r < count ? conv.bias[b * conv.bias_step + c + r] : 0.0f;
         }
+        float* y = conv.y + b * conv.y_sample + c * conv.y_map + row * conv.y_row + column * conv.y_column;
+        if (!conv.last) fetch<write>(y, count * conv.y_map);
         for (int64_t term = 0; term < terms; ++term) {
             const int64_t sample = conv.term(b, term);
             if (terms > 1) mix(sample);
-            stand(conv, conv.x + (conv.source(sample) * conv.C + c) * conv.h.in * conv.w.in, count, inputs);
-            upright_stencil(conv, weights, taps, offsets, inputs, sums, term > 0);
+            if (conv.last) {
+                pack_pixels(conv, window, conv.input(sample, c), count, lanes, inputs);
+            } else {
+                fetch<read>(conv.input(sample, c + count), lanes * conv.x_map());  // the next item's maps follow these
+                stand(conv, conv.input(sample, c), count, inputs);
+            }
+            upright_stencil(conv, window, weights, taps, offsets, inputs, pitch, sums, term > 0);
         }
-        if (terms > 0) store_maps(sums, lanes, conv.P(), count, scale, shift, conv.y + (b * conv.C + c) * conv.y_map, conv.y_map);
-        return;
+        if (terms == 0) return;
+        if (conv.last) return store_pixels(conv, window, sums, lanes, count, scale, shift, y);
+        return store_maps(sums, lanes, conv.P(), count, scale, shift, y, conv.y_map);
     }
 
     const int64_t n = (window.rows - 1) * window.pitch + window.columns;
     // A few maps step by step together: reading what was only just written, in other pieces, would stall.
     const int64_t room = window.plane + unroll * lanes;
     for (int64_t r0 = 0; r0 < count; r0 += blocks.panels) {
-        const int64_t maps = least(blocks.panels, count - r0), first = b * conv.C + c + r0;
+        const int64_t maps = least(blocks.panels, count - r0), first = c + r0;
         for (int64_t term = 0; term < terms; ++term) {
             const int64_t sample = conv.term(b, term);
-            const float* x = conv.x + (conv.source(sample) * conv.C + c + r0) * conv.h.in * conv.w.in;
+            const float* x = conv.input(sample, c + r0);
             if (terms > 1) mix(sample);
             for (int64_t r = 0; r < maps; ++r) {
                 pack_plane(conv, window, x + r * conv.h.in * conv.w.in, inputs + r * window.plane);
@@ -196,7 +202,7 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
             }
         }
         for (int64_t r = 0; r < maps && terms > 0; ++r) {
-            float* y = conv.y + (first + r) * conv.y_map + row * conv.y_row + column * conv.y_column;
+            float* y = conv.y + b * conv.y_sample + (first + r) * conv.y_map + row * conv.y_row + column * conv.y_column;
             put_rows(conv, window, sums + r * room, y);
         }
     }

@@ -24,6 +24,25 @@ void correlate(const float* grads, const float* inputs, const int64_t* offsets, 
     }
 }
 
+// dots[t * lanes ..] += the sum over a window's outputs of gradient * input, channels in the lanes. `grads` is (B, H, W, C),
+// and is not read from `end` on.
+void correlate_upright(const Conv& conv, const Window& window, const float* grads, const float* end, int64_t count,
+                       const float* inputs, const int64_t* offsets, float* dots) {
+    for (int64_t i = 0; i < window.rows; ++i) {
+        for (int64_t j = 0; j < window.columns; ++j) {
+            const float* at = grads + (i * conv.w.out + j) * conv.C;
+            alignas(vector_bytes) float edge[lanes] = {};
+            if (at + lanes > end) copy(edge, at, count);
+            const vec gradient = keep(load(at + lanes > end ? edge : at), count);
+            const float* from = inputs + (i * conv.h.stride * window.pitch + j * conv.w.stride) * lanes;
+            for (int64_t t = 0; t < conv.T(); ++t) {
+                float* to = dots + t * lanes;
+                store(to, load(to) + gradient * load(from + offsets[t] * lanes));
+            }
+        }
+    }
+}
+
 // to[r, t] = from[t * step + r]
 void put_columns(const float* from, int64_t step, int64_t T, int64_t count, float* to) {
     for (int64_t r = 0; r < count; ++r) {
@@ -36,16 +55,18 @@ void put_columns(const float* from, int64_t step, int64_t T, int64_t count, floa
 void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
     const Conv& conv = grad.conv;
     const GradScratch size(grad, lanes);
-    float *bank = scratch, *grad_bank = bank + size.bank, *dots = grad_bank + size.grad_bank;
-    float *steps = dots + size.grad_weights, *factors = steps + size.steps, *plain = factors + size.factors, *channel = plain + size.plain;
-    float *tap = channel + size.channel, *filter = tap + size.tap, *inputs = filter + size.filter;
-    float *grads = inputs + size.inputs, *ones = grads + size.grads, *sums = ones + size.ones;
-    int64_t *all_taps = reinterpret_cast<int64_t*>(sums + size.sums), *offsets = all_taps + conv.T();
+    float *bank = size.part(scratch, size.bank), *grad_bank = size.part(scratch, size.grad_bank);
+    float *dots = size.part(scratch, size.weights), *steps = size.part(scratch, size.steps);
+    float *channel = size.part(scratch, size.channel), *tap = size.part(scratch, size.tap);
+    float *filter = size.part(scratch, size.filter), *inputs = size.part(scratch, size.inputs);
+    float *grads = size.part(scratch, size.grads), *ones = size.part(scratch, size.ones);
+    float* sums = size.part(scratch, size.sums);
+    int64_t *all_taps = reinterpret_cast<int64_t*>(size.part(scratch, size.offsets)), *offsets = all_taps + conv.T();
     const bool own = conv.bank_step != 0;  // the sample's own bank, whose gradient is that of the weights
     const int64_t c0 = item % grad.o_blocks * lanes, count = least(lanes, conv.C - c0), T = conv.T(), K = conv.K;
     const int64_t b0 = own ? item / grad.o_blocks : 0, b1 = own ? b0 + 1 : conv.B;
     const int64_t map = conv.h.in * conv.w.in;
-    for (int64_t i = 0; i < size.ones; ++i) ones[i] = 1.0f;
+    for (int64_t i = 0; i < size.size(size.ones); ++i) ones[i] = 1.0f;
     for (int64_t t = 0; t < T; ++t) all_taps[t] = t;
     for (int64_t k = 0; k < K && !own; ++k) {
         const Rows rows = {conv.bank + (k * conv.O + c0) * T, conv.bank_end, 1, 0, T, count};
@@ -59,6 +80,13 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
                 const Window window(conv, row, least(grad.rows, conv.h.out - row), column,
                                     least(grad.columns, conv.w.out - column));
                 for (int64_t t = 0; t < T; ++t) offsets[t] = window.offset(conv, t / conv.w.taps, t % conv.w.taps);
+                if (conv.last) {
+                    pack_pixels(conv, window, conv.input(b, c0), count, lanes, inputs);
+                    const float* grads_at = grad.grad_y + (b * conv.P() + row * conv.w.out + column) * conv.C + c0;
+                    correlate_upright(conv, window, grads_at, grad.grad_y + conv.B * conv.C * conv.P(), count,
+                                      inputs, offsets, dots);
+                    continue;
+                }
                 const int64_t n = ceil_div((window.rows - 1) * window.pitch + window.columns, unroll * lanes) * unroll * lanes;
                 clear(grads, n);
                 // What is read past the window meets zeros of the gradient, but an earlier window may have left an Inf.
@@ -74,7 +102,7 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
             }
         }
         // A channel's partial sums are a row of a square; the columns' sum has a channel in each lane.
-        for (int64_t t = 0; t < T; ++t) {
+        for (int64_t t = 0; t < T && !conv.last; ++t) {
             vec rows[lanes], sum = {};
             for (int64_t r = 0; r < lanes; ++r) rows[r] = load(dots + (t * lanes + r) * lanes);
             transpose(rows);

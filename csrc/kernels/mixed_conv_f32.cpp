@@ -60,19 +60,18 @@ private:
                       least(blocks.columns, conv.w.out - column));
     }
 
-    // Every part starts on a vector; mixed_conv_scratch counts the same parts.
     void lay_out(float* scratch) {
         const ConvScratch size(conv, blocks);
-        weights = scratch;
-        bank = weights + size.weights;
-        factors = bank + size.bank;
-        filter = factors + size.factors;
-        inputs = filter + size.filter;
-        sums = inputs + size.inputs;
-        maps = sums + size.sums;
-        scale = maps + size.maps;
-        shift = scale + size.scale;
-        offsets = reinterpret_cast<int64_t*>(shift + size.scale);
+        weights = size.part(scratch, size.weights);
+        bank = size.part(scratch, size.bank);
+        factors = size.part(scratch, size.factors);
+        filter = size.part(scratch, size.filter);
+        inputs = size.part(scratch, size.inputs);
+        sums = size.part(scratch, size.sums);
+        maps = size.part(scratch, size.maps);
+        scale = size.part(scratch, size.scale);
+        shift = size.part(scratch, size.shift);
+        offsets = reinterpret_cast<int64_t*>(size.part(scratch, size.offsets));
         taps = offsets + blocks.channels * conv.T();
         places = taps + conv.T();
         all_taps = places + conv.T_bank;
@@ -93,7 +92,9 @@ private:
         for (int64_t c = 0, d = 0; c < channels; ++c) {
             for (int64_t i = 0; i < conv.h.taps; ++i) {
                 for (int64_t j = 0; j < conv.w.taps; ++j, ++d) {
-                    offsets[d] = blocks.direct ? c * conv.w.in : c * window.plane + window.offset(conv, i, j);
+                    const int64_t at = blocks.direct ? 0 : window.offset(conv, i, j);
+                    const int64_t map = blocks.direct ? conv.w.in : window.plane;
+                    offsets[d] = conv.last ? at * channels + c : c * map + at;
                 }
             }
         }
@@ -172,21 +173,22 @@ private:
             for (int64_t s = 0; s < samples; ++s) {
                 const int64_t kept = single ? 0 : (b + s - b0) * blocks.panels + panel;
                 float* acc = sums + kept * blocks.rows * blocks.columns * blocks.panel;
-                const float* x = blocks.direct ? map(b + s) + window.column
+                const float* x = blocks.direct ? map(b + s) + window.column * conv.x_column()
                                                : inputs + s * blocks.channels * window.plane;
-                multiply(weights + s * depth * width(panel), offsets, depth, x, window.pitch, window.rows,
-                         window.columns, width(panel), acc, term + c0 > 0, &ahead);
+                const int64_t step = !conv.last ? 1 : blocks.direct ? conv.C : conv.w.stride * channels;
+                const int64_t pitch = conv.last ? conv.h.stride * window.pitch * channels : window.pitch;
+                multiply(weights + s * depth * width(panel), offsets, depth, x, step, pitch, window.rows, window.columns, width(panel), acc, term + c0 > 0, &ahead);
                 if (last) finish(b + s, panel, acc);
             }
         }
     }
 
     const float* map(int64_t b) const {
-        const int64_t channel = conv.source(conv.term(b, term)) * conv.C + g * conv.Cg() + c0;
-        return conv.x + channel * conv.h.in * conv.w.in;
+        return conv.input(conv.term(b, term), g * conv.Cg() + c0);
     }
 
     void pack_inputs(int64_t b, float* to) const {
+        if (conv.last) return pack_pixels(conv, window, map(b), channels, channels, to);
         for (int64_t c = 0; c < channels; ++c) {
             pack_plane(conv, window, map(b) + c * conv.h.in * conv.w.in, to + c * window.plane);
         }
@@ -218,9 +220,11 @@ private:
             scale[n] = conv.filter != nullptr && !filtered() ? conv.filter[b * conv.O + first + n] : 1.0f;
             shift[n] = conv.bias != nullptr ? conv.bias[b * conv.bias_step + first + n] : 0.0f;
         }
-        float* y = conv.y + (b * conv.O + first) * conv.y_map + window.row * conv.y_row + window.column * conv.y_column;
+        float* y = conv.y + b * conv.y_sample + first * conv.y_map + window.row * conv.y_row + window.column * conv.y_column;
         const int64_t n = width(panel);
-        if (conv.y_column != 1) {
+        if (conv.last) {
+            store_pixels(conv, window, acc, n, used, scale, shift, y);
+        } else if (conv.y_column != 1) {
             store_maps(acc, n, positions, used, scale, shift, maps, positions);
             scatter(used, y);
         } else if (window.columns == conv.y_row) {  // whole rows follow each other

@@ -11,7 +11,7 @@ namespace {
 
 class WeightItem {
 public:
-    WeightItem(const ConvGrad& grad, int64_t item, float* scratch) : grad(grad), conv(grad.conv), item(item) {
+    WeightItem(const ConvGrad& grad, int64_t item, float* scratch) : grad(grad), conv(grad.conv), item(item), ahead{Ahead(scratch), Ahead(scratch)} {
         cb = item % grad.c_blocks;
         ob = item / grad.c_blocks % grad.o_blocks;
         g = item / (grad.c_blocks * grad.o_blocks) % conv.G;
@@ -22,22 +22,22 @@ public:
         o1 = least(conv.Og(), o0 + grad.panels * grad.panel);
         pitch = (grad.columns - 1) * conv.w.stride + (conv.w.taps - 1) * conv.w.dilation + 1;
         const GradScratch size(grad, lanes);
-        bank = scratch;
-        grad_bank = bank + size.bank;
-        weights = grad_bank + size.grad_bank;
-        steps = weights + size.grad_weights;
-        factors = steps + size.steps;
-        plain = factors + size.factors;
-        channel = plain + size.plain;
-        tap = channel + size.channel;
-        filter = tap + size.tap;
-        inputs = filter + size.filter;
-        grads = inputs + size.inputs;
-        ones = grads + size.grads;
-        sums = ones + size.ones;
-        all_taps = reinterpret_cast<int64_t*>(sums + size.sums);
+        bank = size.part(scratch, size.bank);
+        grad_bank = size.part(scratch, size.grad_bank);
+        weights = size.part(scratch, size.weights);
+        steps = size.part(scratch, size.steps);
+        factors = size.part(scratch, size.factors);
+        plain = size.part(scratch, size.plain);
+        channel = size.part(scratch, size.channel);
+        tap = size.part(scratch, size.tap);
+        filter = size.part(scratch, size.filter);
+        inputs = size.part(scratch, size.inputs);
+        grads = size.part(scratch, size.grads);
+        ones = size.part(scratch, size.ones);
+        sums = size.part(scratch, size.sums);
+        all_taps = reinterpret_cast<int64_t*>(size.part(scratch, size.offsets));
         offsets = all_taps + conv.T();
-        for (int64_t i = 0; i < size.ones; ++i) ones[i] = 1.0f;
+        for (int64_t i = 0; i < size.size(size.ones); ++i) ones[i] = 1.0f;
         for (int64_t t = 0; t < conv.T(); ++t) all_taps[t] = t;
     }
 
@@ -62,6 +62,7 @@ private:
     int64_t g, ob, cb, o0, o1, c0, channels, depth, pitch;
     float *bank, *grad_bank, *weights, *steps, *factors, *plain, *channel, *tap, *filter, *inputs, *grads, *ones, *sums;
     int64_t *offsets, *all_taps;
+    Ahead ahead[2];  // for every other panel
 
     int64_t panels() const { return ceil_div(o1 - o0, grad.panel); }
     int64_t first(int64_t panel) const { return g * conv.Og() + o0 + panel * grad.panel; }
@@ -90,7 +91,28 @@ private:
         }
     }
 
+    // Fetch what is packed after sample b, during its products: inputs and gradients of the next one, or, after the last,
+    // the next item's bank.
+    void look_ahead(int64_t b) {
+        const int64_t steps = panels() * conv.T() * ceil_div(channels, tile_positions) * conv.P() / 2;
+        if (conv.bank_step == 0 && b + 1 < conv.B) {
+            const int64_t map = conv.h.in * conv.w.in;
+            const float* next = conv.x + ((b + 1) * conv.C + g * conv.Cg() + c0) * map;
+            if (conv.last) return;  // a block's channels lie apart
+            ahead[0] = Ahead(next, 1, 0, 1, 0, channels * map, steps);
+            next = grad.grad_y + ((b + 1) * conv.O + first(0)) * conv.P();
+            ahead[1] = Ahead(next, 1, 0, 1, 0, (o1 - o0) * conv.P(), steps);
+        } else if (conv.bank_step == 0 && c0 + channels < conv.Cg()) {
+            const int64_t more = least(grad.channels, conv.Cg() - c0 - channels) * conv.T();
+            for (int64_t panel = 0; panel < least(2, panels()); ++panel) {
+                const float* next = bank_row(panel, 0) + channels * conv.T();
+                ahead[panel] = Ahead(next, conv.K, kernel_step(), count(panel), row_step(), more, steps);
+            }
+        }
+    }
+
     void correlate(int64_t b, int64_t s) {
+        look_ahead(b);
         for (int64_t row = 0; row < conv.h.out; row += grad.rows) {
             for (int64_t column = 0; column < conv.w.out; column += grad.columns) {
                 add_window(b, s, row, least(grad.rows, conv.h.out - row), column,
@@ -134,25 +156,38 @@ private:
         }
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
+            if (conv.last) copy_gradients(b, row, rows, column, columns, panel);
             const float* maps = grad.grad_y + (b * conv.O + first(panel)) * conv.P() + row * conv.w.out + column;
             const float* end = grad.grad_y + conv.B * conv.O * conv.P();
             const bool whole = columns == conv.w.out;
-            for (int64_t r = 0; r < (whole ? 1 : rows); ++r) {
+            for (int64_t r = 0; r < (conv.last ? 0 : whole ? 1 : rows); ++r) {
                 const Rows from = {maps + r * conv.w.out, end, 1, 0, conv.P(), count(panel)};
                 mix_transposed(from, whole ? rows * columns : columns, ones, 0, nullptr, n, nullptr,
                                grads + r * columns * n, n);
             }
-            Ahead nothing(grads);
             for (int64_t t = 0; t < conv.T(); ++t) {
                 const int64_t i = t / conv.w.taps * conv.h.dilation, j = t % conv.w.taps * conv.w.dilation;
-                multiply(grads, offsets, rows * columns, inputs + (i * pitch + j) * grad.width, 0, 1, channels, n,
-                         mixed(panel, s) + t * channels * n, row + column > 0, &nothing);
+                multiply(grads, offsets, rows * columns, inputs + (i * pitch + j) * grad.width, 1, 0, 1, channels, n,
+                         mixed(panel, s) + t * channels * n, row + column > 0, &ahead[panel % 2]);
             }
+        }
+    }
+
+    void copy_gradients(int64_t b, int64_t row, int64_t rows, int64_t column, int64_t columns, int64_t panel) {
+        const int64_t n = width(panel), used = count(panel);
+        for (int64_t p = 0; p < rows * columns; ++p) {
+            const int64_t position = (row + p / columns) * conv.w.out + column + p % columns;
+            copy(grads + p * n, grad.grad_y + (b * conv.P() + position) * conv.O + first(panel), used);
+            clear(grads + p * n + used, n - used);
         }
     }
 
     // inputs[row, column, channel] with the window's zero padding.
     void pack_inputs(int64_t b, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+        if (conv.last) {
+            const Window window(conv, row, rows, column, grad.columns);  // whose pitch all windows have
+            return pack_pixels(conv, window, conv.input(b, g * conv.Cg() + c0), channels, grad.width, inputs);
+        }
         const int64_t map = conv.h.in * conv.w.in;
         const float* maps = conv.x + (conv.source(b) * conv.C + g * conv.Cg() + c0) * map;
         const float* end = conv.x_end;
@@ -196,14 +231,16 @@ private:
     void finish() {
         float* scale = sums;
         float* shift = sums + grad.panel;
+        const bool past = conv.K * kernel_step() >= fresh_floats;
         for (int64_t i = 0; i < grad.panel; ++i) scale[i] = 1.0f, shift[i] = 0.0f;
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
             for (int64_t k = 0; k < conv.K; ++k) {
                 float* to = grad.grad_bank + (bank_row(panel, k) - conv.bank);
-                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to, row_step());
+                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to, row_step(), past);
             }
         }
+        if (past) stream_fence();
     }
 };
 

@@ -132,8 +132,7 @@ void add_all_dots(const float* y, const float* x, int64_t outputs, int64_t chann
 
 void sample_conv_thin_f32(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
     const ConvScratch size(conv, blocks);
-    float* tail = scratch + size.weights + size.bank + size.factors + size.filter;
-    float* sums = tail + size.inputs;
+    float *tail = size.part(scratch, size.inputs), *sums = size.part(scratch, size.sums);
     const int64_t column = item % blocks.column_blocks * blocks.columns;
     const int64_t b = item / blocks.column_blocks % conv.B, g = item / (blocks.column_blocks * conv.B);
     const int64_t columns = least(blocks.columns, conv.w.out - column), Cg = conv.Cg(), Og = conv.Og();
@@ -163,7 +162,8 @@ void sample_conv_thin_f32(const Conv& conv, const Blocks& blocks, int64_t item, 
 void sample_conv_thin_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
     const Conv& conv = grad.conv;
     const int64_t Cg = conv.Cg(), Og = conv.Og(), P = conv.w.out, b = item / conv.G, g = item % conv.G;
-    float *dots = scratch, *x_tail = dots + Og * Cg * lanes, *y_tail = x_tail + Cg * lanes;
+    const GradScratch size(grad, lanes);
+    float *dots = size.part(scratch, size.sums), *x_tail = dots + Og * Cg * lanes, *y_tail = x_tail + Cg * lanes;
     const float* x = conv.x + (conv.source(b) * conv.C + g * Cg) * P;
     const float* y = grad.grad_y + (b * conv.O + g * Og) * P;
     clear(dots, Og * Cg * lanes);

@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": ("convary._cli.compare", "Train a network and its dynamic versions alike; write tables and a report."),
     "plan": ("convary._cli.plan", "Show which layers of a model a method would make dynamic, and at what cost."),
     "convert": ("convary._cli.convert", "Make a trained network of timm or torchvision dynamic; write it to a file."),
+    "export": ("convary._cli.export", "Write a dynamic network as ONNX or a torch program, and check the file."),
     "explain": ("convary._cli.explain", "Show which strategy would run a dynamic convolution, and why."),
     "bench": ("convary._cli.bench", "Time dynamic convolutions and networks against static ones; peak memory."),
     "train": ("convary._cli.train", "Train a published system with generated kernels: DFN, DMNet, HDFNet, CondInst."),

@@ -101,10 +101,14 @@ class Plan:
         model = self.model if inplace else copy.deepcopy(self.model)
         modules = dict(model.named_modules(remove_duplicate=False))
         routers = self._block_routers(model)
+        places = list(sites(model, self.blocks))
+        layers = {site.name: self.config.at(site).build(site.module) for site in places if site.name in self.converted}
+        self.config.join(places, layers)
         made: dict[nn.Module, nn.Module] = {}
-        for site in sites(model, self.blocks):
-            if site.name in self.converted:
-                made[site.module] = self._make(site.module, routers.get(site.block))
+        for site in places:
+            if site.name in layers:
+                made[site.module] = layer = layers[site.name]
+                self._initialise(layer, site.module, routers.get(site.block))
         if model in made:
             return made[model]
         for name, module in modules.items():
@@ -115,17 +119,16 @@ class Plan:
             share_router(modules[block or ""], router)
         return model
 
-    def _make(self, static: Any, router: Router | None) -> nn.Module:
-        layer: Any = self.config.build(static)
+    def _initialise(self, layer: Any, static: Any, router: Router | None) -> None:
         if not isinstance(layer, DynamicLayer):  # all of its parameters are new
-            return layer
+            return
         if self.upcycle:
             weight, bias = static.weight, static.bias
             layer.load_static(weight.detach(), None if bias is None else bias.detach(), self.noise, router)
-        layer.weight.requires_grad_(static.weight.requires_grad)
+        if not static.weight.requires_grad:  # a weight that layers share is frozen with any of them
+            layer.weight.requires_grad_(False)
         if layer.bias is not None:
             layer.bias.requires_grad_(static.bias.requires_grad)
-        return layer
 
     def _block_routers(self, model: nn.Module) -> dict[str | None, Router]:
         """One router for every block that holds converted convolutions, by the block's name; none unless asked for."""
@@ -183,16 +186,19 @@ def plan(
     rows = []
     routed: set[str | None] = set()
     inputs = _block_inputs(model, blocks)
-    for site in sites(model, blocks):
-        reason = None if selector(site) else "not selected"
-        reason = reason or context.refusal(site)
+    places = list(sites(model, blocks))
+    reasons = {site.name: context.refusal(site) if selector(site) else "not selected" for site in places}
+    layers = _layers_on_meta(places, config, reasons)
+    counted: dict[nn.Parameter, str] = {}
+    for site in places:
+        reason, layer = reasons[site.name], layers.get(site.name)
         router = None
         if (
             reason is None and site.is_conv and site.block not in routed
         ):  # its block's first layer carries the router here
             router = config.block_router(inputs.get(site.block, 1), device="meta")
             routed.add(site.block)
-        rows.append(_row(site, config, reason, positions.get(site.name), router))
+        rows.append(_row(site, layer, reason, positions.get(site.name), router, counted))
     if not any(row.after for row in rows):
         raise ConfigError(_nothing(model, selector, rows))
     total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
@@ -299,21 +305,41 @@ def _shared_parameters(model: nn.Module) -> set[int]:
     return {key for key, count in holders.items() if count > 1}
 
 
-def _row(site: Site, config: MethodConfig, reason: str | None, positions: int | None, router: Router | None) -> PlanRow:
+def _layers_on_meta(places: list[Site], config: MethodConfig, reasons: dict[str, str | None]) -> dict[str, nn.Module]:
+    """What the layers without a reason to stay become; where one can't be built, the reason is noted."""
+    layers: dict[str, nn.Module] = {}
+    with torch.device("meta"):
+        for site in places:
+            lazy = any(nn.parameter.is_lazy(p) for p in site.module.parameters())
+            if reasons[site.name] is None and not lazy:
+                try:
+                    layers[site.name] = config.at(site).build(_on_meta(site.module))
+                except ConfigError as error:
+                    reasons[site.name] = str(error)
+        config.join(places, layers)
+    return layers
+
+
+def _row(
+    site: Site,
+    layer: Any,
+    reason: str | None,
+    positions: int | None,
+    router: Router | None,
+    counted: dict[nn.Parameter, str],
+) -> PlanRow:
     if any(nn.parameter.is_lazy(p) for p in site.module.parameters()):
         return PlanRow(site.name, type(site.module).__name__, None, reason or "it has no sizes yet", 0, 0)
     before = sum(p.numel() for p in site.module.parameters())
     macs = None if positions is None else site.module.weight.numel() * positions
-    if reason is None:
-        try:
-            with torch.device("meta"):
-                layer: Any = config.build(_on_meta(site.module))
-        except ConfigError as error:
-            reason = str(error)
     if reason is not None:
         return PlanRow(site.name, _describe(site.module), None, reason, before, before, macs, macs)
     note = f"router shared in {site.block}" if site.is_conv and getattr(layer, "router", layer) is None else ""
-    after = sum(p.numel() for p in layer.parameters())
+    shared = next((counted[p] for p in layer.parameters() if p in counted), None)
+    if shared is not None:
+        note = f"weights shared with {shared}"
+    after = sum(p.numel() for p in layer.parameters() if p not in counted)
+    counted.update(dict.fromkeys((p for p in layer.parameters() if p not in counted), site.name))
     after_macs = None if positions is None else sum(layer.macs(positions).values())
     if router is not None:
         after += sum(p.numel() for p in router.parameters())
@@ -337,8 +363,7 @@ def _describe(module: Any) -> str:
     else:
         groups = f"/{module.groups}" if module.groups != 1 else ""
         sizes = f"{module.in_channels}->{module.out_channels}{groups} {'x'.join(map(str, module.kernel_size))}"
-    experts = f" x{module.num_experts}" if isinstance(module, DynamicLayer) else ""
-    return f"{type(module).__name__} {sizes}{experts}"
+    return f"{type(module).__name__} {sizes}{f' {module.size}' if isinstance(module, DynamicLayer) else ''}".rstrip()
 
 
 def _positions(model: nn.Module, example: Tensor) -> dict[str, int]:

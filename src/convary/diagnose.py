@@ -212,7 +212,7 @@ def _layer(name: str, module: DynamicLayer, tally: _Tally, router: Router) -> La
         share=tuple(share.tolist()),
         entropy=tally.entropy / tally.count if tally.varies else None,
         variation=tally.variation(),
-        divergence=float((bank - mean).square().sum(1).mean().sqrt() / mean.norm().clamp(min=1e-12)),
+        divergence=float((bank - mean).square().sum(1).mean().sqrt() / mean.norm().clamp(min=1e-12)) if K > 1 else 0.0,
         dead=tuple(k for k in range(K) if tally.varies and tally.most[k] < DEAD / K),
         duplicates=tuple(pairs),
         temperature=None if router.temperature is None else float(router.temperature),
@@ -246,8 +246,8 @@ def _advice(layers: tuple[LayerDiagnosis, ...]) -> Iterable[str]:
     if hot:
         yield (
             f"{some(hot)} are at temperature {max(layer.temperature or 0 for layer in hot):g}, above the final "
-            f"{hot[0].final_temperature:g}, which makes their mixing nearly uniform: step convary.anneal to its end, "
-            "or call convary.set_temperature(model, 1.0)"
+            f"{hot[0].final_temperature:g}, which hides what they learned to route: step convary.anneal to its end, "
+            f"or call convary.set_temperature(model, {hot[0].final_temperature})"
         )
     if still:
         yield (

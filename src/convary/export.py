@@ -180,11 +180,13 @@ def _user(program: torch.export.ExportedProgram, op: str) -> str:
 
 
 def _warn_if_hot(model: nn.Module) -> None:
-    hottest = max((float(r.temperature) / r.final_temperature for r in tempered_routers(model)), default=1.0)  # type: ignore[arg-type]
-    if hottest > 1.0:
+    hot = [(float(r.temperature), r.final_temperature) for r in tempered_routers(model)]  # type: ignore[arg-type]
+    hot = [(now, final) for now, final in hot if now > final]
+    if hot:
+        now, final = max(hot)
         warnings.warn(
-            f"exporting routers at {hottest:g} times their final temperature, which the graph keeps; "
-            "convary.set_temperature(model, 1.0) first",
+            f"exporting routers at temperature {now:g}, above the final {final:g}, which the graph keeps; "
+            f"convary.set_temperature(model, {final}) first",
             TemperatureWarning,
             stacklevel=3,
         )

@@ -16,10 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from convary.errors import ConfigError
 from convary.inspect import routed_by
-from convary.methods import MixedLinear
 from convary.nn import DynamicConv, DynamicLayer, RoutedBlock, Router, evaluating, routed_layers, unshare_router
 from convary.nn.base import CONVS
-from convary.ops import Coefficients, mix_bias, mix_kernels
 
 _CHUNK = 16  # samples whose kernels exist at the same time
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -67,6 +65,7 @@ def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf"
     Raises:
         ConfigError: no dynamic layer, or no batch.
 
+    >>> from convary.methods import MixedLinear
     >>> folded = fold(MixedLinear(8, 3), [torch.randn(4, 8)])
     >>> folded.model
     Linear(in_features=8, out_features=3, bias=True)
@@ -100,14 +99,14 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
         A copy in eval mode without these normalisations. It computes what ``model.eval()`` computes.
 
     Raises:
-        ConfigError: no batch normalisation follows a dynamic convolution.
+        ConfigError: no batch normalisation follows a dynamic convolution that can take it in.
     """
     folded = copy.deepcopy(model).eval()
     pairs = _pairs(folded, example)
     if not pairs:
         raise ConfigError(
-            f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone; "
-            "nothing to fold"
+            f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone, whose filters "
+            "can be scaled one by one (KernelWarehouse's share their cells); nothing to fold"
         )
     return _replace(folded, {norm: _fold_norm(layer, norm) for layer, norm in pairs.items()})
 
@@ -155,21 +154,18 @@ class _Mean:
 
     def __init__(self, layer: DynamicLayer) -> None:
         self.layer, self.count = layer, 0
-        self.bank = layer.weight if layer.weight.ndim > 3 else layer.weight.unsqueeze(3)  # a linear layer has no taps
-        self.kernel = torch.zeros_like(self.bank[0], dtype=torch.float32)
-        self.square = torch.zeros_like(self.kernel)
-        self.bias = None if layer.bias is None else torch.zeros_like(layer.bias[0], dtype=torch.float32)
+        self.kernel = self.square = self.bias = torch.zeros((), device=layer.weight.device)
 
-    def add(self, coeffs: Coefficients) -> None:
+    def add(self, coeffs: Any) -> None:
         """Take the coefficients of a batch."""
         B = next(iter(coeffs.factors().values())).shape[0]
         for i in range(0, B, _CHUNK):
-            part = Coefficients(**{axis: value[i : i + _CHUNK] for axis, value in coeffs.factors().items()})
-            kernels = mix_kernels(self.bank, part).float()
-            self.kernel += kernels.sum(0)
-            self.square += kernels.square().sum(0)
-            if self.bias is not None and self.layer.bias is not None and self.layer.bias.ndim == 2:
-                self.bias += mix_bias(self.layer.bias, part).float().sum(0)
+            part = type(coeffs)(**{axis: value[i : i + _CHUNK] for axis, value in coeffs.factors().items()})
+            kernels = self.layer.kernels(part).float()
+            self.kernel = self.kernel + kernels.sum(0)
+            self.square = self.square + kernels.square().sum(0)
+            if (biases := self.layer.biases(part)) is not None:
+                self.bias = self.bias + biases.double().sum(0)
         self.count += B
 
     def spread(self) -> float:
@@ -186,7 +182,7 @@ def _mean_layers(model: nn.Module, batches: Iterable[Any]) -> dict[str, _Mean]:
         raise ConfigError(f"{type(model).__name__} has no dynamic layer to fold")
     means: dict[str, _Mean] = {}
 
-    def record(router: nn.Module, args: tuple, coeffs: Coefficients) -> None:
+    def record(router: nn.Module, args: tuple, coeffs: Any) -> None:
         for name in users[router]:  # type: ignore[index]
             means.setdefault(name, _Mean(layers[name])).add(coeffs)  # type: ignore[arg-type]
 
@@ -209,17 +205,18 @@ def _input(batch: Any) -> Any:
 
 def _static(layer: Any, mean: _Mean) -> nn.Module:
     """The ordinary layer with the mean kernel and bias."""
-    factory = {"bias": layer.bias is not None, "device": layer.weight.device, "dtype": layer.weight.dtype}
-    if isinstance(layer, MixedLinear):
+    factory = {"bias": mean.bias.ndim > 0, "device": layer.weight.device, "dtype": layer.weight.dtype}
+    if not isinstance(layer, DynamicConv):
         static: Any = nn.Linear(layer.in_features, layer.out_features, **factory)
     else:
+        groups = layer.in_channels // mean.kernel.shape[1]  # 1 where the method's kernels reach over all groups
         static = CONVS[layer.rank](
             layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-            layer.groups, padding_mode=layer.padding_mode, **factory,
+            groups, padding_mode=layer.padding_mode, **factory,
         )  # fmt: skip
     static.weight.copy_((mean.kernel / mean.count).reshape(static.weight.shape))
-    if layer.bias is not None and mean.bias is not None:
-        static.bias.copy_(mean.bias / mean.count if layer.bias.ndim == 2 else layer.bias)
+    if static.bias is not None:
+        static.bias.copy_(mean.bias / mean.count)
     return static.eval()
 
 
@@ -285,7 +282,7 @@ def _pairs(model: nn.Module, example: Tensor) -> dict[DynamicConv, nn.Module]:
     return {
         layer: norm
         for layer, (norm, y) in pairs.items()
-        if uses.count[y] == 1 and runs[layer] == runs[norm] == 1 and _understood(norm)
+        if layer.absorbs and uses.count[y] == 1 and runs[layer] == runs[norm] == 1 and _understood(norm)
     }
 
 
@@ -301,15 +298,8 @@ def _fold_norm(layer: DynamicConv, norm: Any) -> nn.Module:
     shift = -norm.running_mean * scale
     if norm.bias is not None:
         shift = shift + norm.bias
-    layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.ndim - 2)))
-    rest: list[nn.Module] = []
-    if layer.bias is None:
-        layer.bias = nn.Parameter(shift)  # (O,): added as it is, not mixed
-    elif layer.bias.ndim == 1:
-        layer.bias.mul_(scale).add_(shift)
-    else:
-        layer.bias.mul_(scale)
-        rest.append(ChannelShift(shift))
+    left = layer.absorb_(scale, shift)
+    rest: list[nn.Module] = [] if left is None else [ChannelShift(left)]
     rest += [getattr(norm, part) for part in ("drop", "act") if isinstance(getattr(norm, part, None), nn.Module)]
     rest = [module for module in rest if not isinstance(module, nn.Identity)]
     return nn.Sequential(*rest) if len(rest) > 1 else rest[0] if rest else nn.Identity()

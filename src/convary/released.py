@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,21 @@ class Report:
 
 
 class _Taken(Mapping[str, Tensor]):
-    """The tensors below a prefix; remembers which were used."""
+    """The tensors below a prefix, and those of the layer's that are kept elsewhere; remembers which were used."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str, used: set[str]) -> None:
-        self.tensors, self.prefix, self.used = tensors, prefix, used
+    def __init__(
+        self, tensors: Mapping[str, Tensor], prefix: str, used: set[str], elsewhere: Mapping[str, str] | None = None
+    ) -> None:
+        self.tensors, self.prefix, self.used, self.elsewhere = tensors, prefix, used, elsewhere or {}
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self.tensors[self.prefix + name]
-        self.used.add(self.prefix + name)
+        key = self.elsewhere.get(name, self.prefix + name)
+        tensor = self.tensors[key]
+        self.used.add(key)
         return tensor
 
     def __contains__(self, name: object) -> bool:
-        return f"{self.prefix}{name}" in self.tensors
+        return self.elsewhere.get(str(name), f"{self.prefix}{name}") in self.tensors
 
     def __iter__(self) -> Iterator[str]:
         return (key[len(self.prefix) :] for key in self.tensors if key.startswith(self.prefix))
@@ -60,12 +63,12 @@ class _Taken(Mapping[str, Tensor]):
 def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path) -> Report:
     """Load weights that a method's authors (or the common third-party code) saved.
 
-    Known layouts: OSVAI/ODConv; timm's CondConv EfficientNets and ``CondConv2d``, d-li14/condconv.pytorch;
-    kaijieshi7's and TArdelean's DyConv. A ``state_dict`` entry around the tensors and a ``module.`` prefix in front
-    of their names are taken off.
+    Known layouts: OSVAI/ODConv and OSVAI/KernelWarehouse; liyunsheng13/dcd; timm's CondConv EfficientNets and
+    ``CondConv2d``, d-li14/condconv.pytorch; kaijieshi7's and TArdelean's DyConv; lartpang/HDFNet. A ``state_dict``
+    entry around the tensors and a ``module.`` prefix in front of their names are taken off.
 
     Args:
-        target: A converted model, or a single dynamic layer.
+        target: A converted model, a single dynamic layer, or a network with a ``released_name`` (HDFNet's).
         state_dict: The tensors by name, or the path of a checkpoint, of which nothing but tensors is read.
 
     Returns:
@@ -84,14 +87,16 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path)
     for name, tensor in own.items():
         if name in state:
             continue
-        if name.endswith("router.temperature"):  # no released layout saves it
+        if name.endswith(("router.temperature", "router.starts")):  # no released layout saves them
             state[name] = tensor
         elif not _is_dynamic(target, name):
-            if name in tensors:
-                state[name] = tensors[name]
-                used.add(name)
+            theirs = _their_name(target, name)
+            if theirs in tensors:
+                state[name] = tensors[theirs]
+                used.add(theirs)
+                mapped += theirs != name
             else:
-                problems.append(f"{name} is missing{nearest(name, tensors.keys() - used)}")
+                problems.append(f"{theirs} is missing{nearest(theirs, tensors.keys() - used)}")
     problems += left_over((name for name in tensors if name not in used), own)
     problems += other_shapes(state, own)
     if problems:
@@ -107,8 +112,9 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path)
 def released_state(source: nn.Module) -> dict[str, Tensor]:
     """The weights of a model or layer in the layout of its method's authors: what ``load_released`` reads.
 
-    ODConv in OSVAI/ODConv's, CondConv in timm's (its routers as ``routing_fn``), DyConv in kaijieshi7's, or
-    TArdelean's where ``hidden_bias`` is set. Everything else keeps its name. Temperatures are in none of them.
+    ODConv and KernelWarehouse in OSVAI's, DCD in liyunsheng13's, CondConv in timm's (its routers as
+    ``routing_fn``), DyConv in kaijieshi7's, or TArdelean's where ``hidden_bias`` is set, HDFNet in lartpang's.
+    Everything else keeps its name. Temperatures are in none of them.
 
     Args:
         source: A converted model, or a single dynamic layer.
@@ -120,27 +126,33 @@ def released_state(source: nn.Module) -> dict[str, Tensor]:
         CheckpointError: a layer has options or a method that the layout can't hold; names it.
     """
     state: dict[str, Tensor] = {}
+    elsewhere = _elsewhere(source)
     for name, module in source.named_modules():
         prefix = f"{name}." if name else ""
         if isinstance(module, DynamicLayer):
+            moved = elsewhere[name]
             try:
-                state |= {prefix + key: value.detach() for key, value in module.to_released().items()}
+                released = module.to_released()
+                state |= {moved.get(key, prefix + key): value.detach() for key, value in released.items()}
             except CheckpointError as error:
                 raise CheckpointError(f"{name or 'the layer'}: {error}") from error
         elif isinstance(module, RoutedBlock):
             own = module.router.state_dict()
             state |= {f"{prefix}{ROUTER}.{leaf}": own[f"linear.{leaf}"] for leaf in ("weight", "bias")}
-    return state | {name: value for name, value in source.state_dict().items() if not _is_dynamic(source, name)}
+    return state | {
+        _their_name(source, name): value for name, value in source.state_dict().items() if not _is_dynamic(source, name)
+    }
 
 
 def _mapped(target: nn.Module, tensors: Mapping[str, Tensor], used: set[str], problems: list[str]) -> dict[str, Tensor]:
     """The state of every dynamic layer and shared router, in the target's names."""
     state: dict[str, Tensor] = {}
+    elsewhere = _elsewhere(target)
     for name, module in target.named_modules():
         if not isinstance(module, DynamicLayer | RoutedBlock):
             continue
         prefix = f"{name}." if name else ""
-        below = _Taken(tensors, prefix, used)
+        below = _Taken(tensors, prefix, used, elsewhere.get(name))
         try:
             if isinstance(module, RoutedBlock):
                 own = {f"router.{key}": value for key, value in released_router(below).items()}
@@ -152,6 +164,25 @@ def _mapped(target: nn.Module, tensors: Mapping[str, Tensor], used: set[str], pr
             continue
         state |= {prefix + key: value for key, value in own.items()}
     return state
+
+
+def _elsewhere(model: nn.Module) -> dict[str, dict[str, str]]:
+    """For every dynamic layer by name: the names of tensors that the authors keep outside it."""
+    numbers: dict[nn.Parameter, int] = {}
+    found: dict[str, dict[str, str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, DynamicLayer):
+            found[name] = {}
+            if module.released_weight is not None:
+                number = numbers.setdefault(module.weight, len(numbers))
+                found[name] = {"weight": module.released_weight.format(number)}
+    return found
+
+
+def _their_name(target: nn.Module, name: str) -> str:
+    """What a tensor that is no dynamic layer's is called by the network's authors."""
+    rename: Callable[[str], str] | None = getattr(target, "released_name", None)
+    return rename(name) if rename else name
 
 
 def _is_dynamic(target: nn.Module, name: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from convary.errors import CheckpointError, ConfigError
-from convary.nn import Router, check_temperature
+from convary.nn import Router
 
 _SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1.0 - done,
@@ -31,13 +31,14 @@ class TemperatureAnnealing:
         self._routers = tempered_routers(model)
         if not self._routers:
             raise ConfigError(
-                f"{type(model).__name__} has no router with a temperature; DyConv and ODConv layers have one"
+                f"{type(model).__name__} has no router with a temperature; DyConv, ODConv and KernelWarehouse layers "
+                "have one"
             )
         if shape not in _SHAPES:
             raise ConfigError(f"shape must be one of {', '.join(_SHAPES)}; got {shape!r}")
         if steps < 0:
             raise ConfigError(f"steps must be at least 0; got {steps}")
-        self.start, self.stop = check_temperature(start), check_temperature(stop)
+        self.start, self.stop = (_checked(self._routers, value) for value in (start, stop))
         self.steps, self.shape = int(steps), shape
         self.last_step = 0
         Router.warned = False
@@ -70,8 +71,8 @@ class TemperatureAnnealing:
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise CheckpointError(f"not the state of a temperature annealing: {', '.join(sorted(missing))} missing")
-        check_temperature(state["start"])
-        check_temperature(state["stop"])
+        for name in ("start", "stop"):
+            _checked(self._routers, state[name])
         if state["shape"] not in _SHAPES:
             raise CheckpointError(f"shape must be one of {', '.join(_SHAPES)}; got {state['shape']!r}")
         for name in self.state_dict():
@@ -92,28 +93,40 @@ def tempered_routers(model: nn.Module) -> list[Router]:
 def anneal(
     model: nn.Module,
     *,
-    start: float = 30.0,
-    stop: float = 1.0,
+    start: float | None = None,
+    stop: float | None = None,
     steps: int,
     shape: Literal["linear", "cosine"] = "linear",
 ) -> TemperatureAnnealing:
     """Anneal the temperature of all routers of a model.
 
     The routers are at ``start`` right away; call ``step()`` after every iteration, next to the learning-rate
-    scheduler's. DyConv and ODConv publish a linear descent from 30 to 1 over the first ten epochs:
-    ``anneal(model, steps=10 * len(loader))``.
+    scheduler's. DyConv and ODConv publish a linear descent from 30 to 1 over the first ten epochs, KernelWarehouse one
+    from 1 to 0 over the first twenty: ``anneal(model, steps=10 * len(loader))``.
 
     Args:
-        model: A model with DyConv or ODConv layers.
-        start: First temperature.
-        stop: Last temperature; it stays there.
+        model: A model with DyConv, ODConv or KernelWarehouse layers.
+        start: First temperature; None for the method's own.
+        stop: Last temperature; it stays there. None for the method's own.
         steps: Iterations from one to the other.
         shape: "linear" or "cosine".
 
     Raises:
         ConfigError: no router has a temperature, or a value that can't work.
     """
-    return TemperatureAnnealing(model, start, stop, steps, shape)
+    first, last = (_published(model, f"{which}_temperature") for which in ("first", "final"))
+    return TemperatureAnnealing(model, first if start is None else start, last if stop is None else stop, steps, shape)
+
+
+def _published(model: nn.Module, name: str) -> float:
+    """The methods' own first or final temperature; the hottest, where methods are mixed."""
+    return max((getattr(router, name) for router in tempered_routers(model)), default=1.0)
+
+
+def _checked(routers: list[Router], value: float) -> float:
+    for router in routers:
+        router.check_temperature(value)
+    return float(value)
 
 
 def set_temperature(model: nn.Module, temperature: float) -> None:

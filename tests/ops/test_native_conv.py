@@ -68,6 +68,8 @@ def draw_call(data) -> tuple[tuple, dict]:
     if not factors or draw(st.booleans()):
         factors["kernel"] = torch.randn(B, K)
     x = torch.randn(B, C_group * groups, *size)
+    if rank == 2 and draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
     bank = torch.randn(K, O_group * groups, C_group, *kernel_size)
     bias = draw(st.sampled_from([None, torch.randn(bank.shape[1]), torch.randn(K, bank.shape[1])]))
     return (x, bank, Coefficients(**factors), bias), geometry
@@ -112,6 +114,13 @@ class TestValues:
             last = ops.mixed_conv(x.to(memory_format=torch.channels_last), bank, coeffs)
             assert last.is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(last, want)
+            x.requires_grad_()
+            y = ops.mixed_conv(x.contiguous(memory_format=torch.channels_last), bank, coeffs)
+            grad = torch.randn_like(y)
+            assert grad.is_contiguous(memory_format=torch.channels_last)
+            rows = grad.contiguous()
+            assert torch.equal(*(torch.autograd.grad(y, x, g, retain_graph=True)[0] for g in (grad, rows)))
+            x = x.detach()
             wide = torch.randn(2, 12, 9, 9)
             wide[:, ::2] = x
             assert torch.equal(ops.mixed_conv(wide[:, ::2], bank, coeffs), want)
@@ -242,7 +251,8 @@ class TestRawInterface:
         "change",
         [
             {"G": 0}, {"G": 2}, {"kernel_h": 0}, {"stride_w": 0}, {"dilation_h": 0}, {"kernel_w": 5}, {"H": 0},
-            {"filter_rows": 3}, {"channel_rows": 0}, {"tap_rows": 3}, {"bias_rows": 3}, {"C": 0}, {"K": 0},
+            {"filter_rows": 3}, {"channel_rows": 0}, {"channels_last": 2}, {"tap_rows": 3}, {"bias_rows": 3},
+            {"C": 0}, {"K": 0},
         ],
     )  # fmt: skip
     def test_no_convolution(self, change):
@@ -309,9 +319,12 @@ class TestRawInterface:
                         strict=True))  # fmt: skip
         B, C, H, W = x.shape
         sizes = {"B": B, "C": C, "H": H, "W": W, "O": O, "K": bank.shape[0], "G": geometry["groups"], "bias_rows": 1,
-                 "threads": 1, **pairs, **rows}  # fmt: skip
+                 "threads": 1, "channels_last": int(not x.is_contiguous()), **pairs, **rows}  # fmt: skip
         assert raw(sizes, x, bank, coeffs.kernel, *factors, None, guard[32:-32]) == 0
-        assert_right(guard[32:-32].reshape(y_shape), x, bank, coeffs, None, **geometry)
+        y = guard[32:-32].view(y_shape)
+        if not x.is_contiguous():
+            y = guard[32:-32].view(B, *y_shape[2:], O).permute(0, 3, 1, 2)
+        assert_right(y, x, bank, coeffs, None, **geometry)
         assert guard[:32].isnan().all()
         assert guard[-32:].isnan().all()
 

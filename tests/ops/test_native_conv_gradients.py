@@ -33,6 +33,7 @@ def gradients(function, call: tuple, geometry: dict, dtype: torch.dtype, weight:
     y = function(x, bank, coeffs, rest[-1] if call[3] is not None else None, **geometry)
     if weight is None:
         weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        weight = torch.empty_like(y, dtype=torch.float32).copy_(weight)  # in y's memory format
     return torch.autograd.grad(y, leaves, weight.to(dtype), allow_unused=True)
 
 
@@ -116,12 +117,13 @@ class TestGradients:
             (3, 20, 33, 2, (40, 37), 3, 1),
         ],
     )
-    def test_nothing_leaks_from_a_sample(self, sizes, poison):
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_nothing_leaks_from_a_sample(self, sizes, poison, layout):
         """A sample of NaN or Inf changes no bit of another one's y, gradient of x or gradients of coefficients."""
         ((x, bank, _, _), geometry), K = dense_call(*sizes), sizes[3]
         B, C, O = sizes[:3]
         factors = {"kernel": torch.randn(B, K), "filter": torch.randn(B, K, O), "channel": torch.randn(B, 1, C)}
-        weight = torch.randn(B, O, *sizes[4])
+        x, weight = (t.contiguous(memory_format=layout) for t in (x, torch.randn(B, O, *sizes[4])))
         clean = self.per_sample(x, bank, factors, weight, geometry)
         for spoiled in range(B):
             kept = [b for b in range(B) if b != spoiled]
@@ -142,8 +144,10 @@ class TestGradients:
 
     @pytest.mark.parametrize("size", [(99, 100), (37, 333), (1, 9001), (9, 9)])
     @pytest.mark.parametrize("C", [3, 16, 33])
-    def test_nothing_leaks_from_a_depthwise_channel(self, C, size):
-        call, geometry = dense_call(2, C, C, 2, size, 3, C)
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_nothing_leaks_from_a_depthwise_channel(self, C, size, layout):
+        (x, *rest), geometry = dense_call(2, C, C, 2, size, 3, C)
+        call = (x.contiguous(memory_format=layout), *rest)
         with ops.strategy("native"):
             clean = gradients(ops.mixed_conv, call, geometry, torch.float32)[1]
             for spoiled in {0, min(15, C - 1), C - 1}:

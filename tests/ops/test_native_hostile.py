@@ -37,7 +37,7 @@ def draw_sizes(rng: random.Random, *, given: bool) -> dict[str, int]:
         sizes |= {f"kernel_{a}": rng.randint(1, 3), f"stride_{a}": rng.randint(1, 3), f"pad_{a}": rng.randint(0, 2)}
         sizes |= {f"dilation_{a}": rng.randint(1, 2), size: rng.randint(5, 9)}
     sizes |= {f"{axis}_rows": 1 if given else rng.choice([1, sizes["K"]]) for axis in ("filter", "channel", "tap")}
-    sizes["bias_rows"] = 1
+    sizes |= {"bias_rows": 1, "channels_last": 0 if given else rng.choice([0, 1])}
     for name in rng.sample(native_conv.SIZES, rng.choice([0, 1, 1, 2, 3])):
         sizes[name] = rng.choice(HOSTILE)
     return sizes
@@ -66,7 +66,7 @@ def sound(name: str, sizes: dict[str, int], *, indexed: bool) -> bool:
         return False
     kernels, samples = (1, sizes["K"]) if given else (sizes["K"], sizes["B"])
     rows = all(sizes[f"{axis}_rows"] in (1, kernels) for axis in ("filter", "channel", "tap"))
-    return rows and sizes["bias_rows"] in (1, samples)
+    return rows and sizes["bias_rows"] in (1, samples) and sizes["channels_last"] in ((0,) if given else (0, 1))
 
 
 def shapes(name: str, sizes: dict[str, int]) -> tuple[dict[str, tuple[int, ...]], str]:
@@ -95,6 +95,11 @@ def truth(name: str, tensors: dict[str, torch.Tensor | None], sizes: dict[str, i
     stride, padding, dilation = ((sizes[f"{n}_h"], sizes[f"{n}_w"]) for n in names)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": sizes["G"]}
     double = {key: None if t is None or key == "index" else t.double() for key, t in tensors.items()}
+    last = sizes["channels_last"] == 1
+    for key in ("x", "y"):
+        t = double[key] if key in double else None
+        if last and t is not None:
+            double[key] = t.view(t.shape[0], *t.shape[2:], t.shape[1]).permute(0, 3, 1, 2)
     output = shapes(name, sizes)[1]
     if output == "grad":
         output = "weight"
@@ -109,7 +114,8 @@ def truth(name: str, tensors: dict[str, torch.Tensor | None], sizes: dict[str, i
         bias = None if bias is None else bias.expand(sizes["B"], -1)
         weight = reference.mix_kernels(leaves["weight"], Coefficients(**factors))
         y = reference.sample_conv(leaves["x"], weight, bias, **geometry)
-    return y if leaf is None else torch.autograd.grad(y, leaf, double["y"])[0]
+    found = y if leaf is None else torch.autograd.grad(y, leaf, double["y"])[0]
+    return found.permute(0, 2, 3, 1).reshape(found.shape) if last and output in ("x", "y") else found
 
 
 def call(name: str, sizes: dict[str, int], tensors: list) -> int:

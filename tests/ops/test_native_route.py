@@ -152,10 +152,8 @@ def raw(**changes) -> tuple[int, torch.Tensor]:
     sizes = native_route._Sizes(*(RAW | changes).values())
     tensors = [torch.rand(n) for n in (30, 12, 4, 4, 4, 4, 4, 24, 6, 1)]
     pooled, out = torch.full((6,), torch.nan), torch.full((14,), torch.nan)
-    code = native.loaded().route(
-        ctypes.addressof(sizes), *(t.data_ptr() for t in (*tensors, pooled)), out.data_ptr() + 4
-    )
-    return code, out
+    pointers = [t.data_ptr() for t in (*tensors, pooled)]
+    return native.loaded().route(ctypes.addressof(sizes), *pointers, out.data_ptr() + 4), out
 
 
 def test_each_piece_is_dense_and_nothing_else_is_written():

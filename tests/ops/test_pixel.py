@@ -98,7 +98,7 @@ KINDS = [
 
 
 class TestTaps:
-    @settings(max_examples=150)
+    @settings(deadline=None, max_examples=100)
     @given(data=st.data())
     def test_any_geometry(self, data):
         x, weight, arguments = draw_call(data)
@@ -237,8 +237,8 @@ from convary import ops
 from convary.bench.memory import forget_peak, resident
 
 def peak(strategy, training):
-    x = torch.randn(2, 64, 96, 96).requires_grad_(training)
-    weight = torch.randn(2, 4, 49, 96, 96).requires_grad_(training)
+    x = torch.randn(1, 64, 96, 96).requires_grad_(training)
+    weight = torch.randn(1, 4, 49, 96, 96).requires_grad_(training)
     def run(x, weight):
         y = ops.pixel_conv(x, weight, kernel_size=7, padding=3)
         if training: y.backward(torch.ones(()).expand_as(y))
@@ -259,8 +259,9 @@ print(json.dumps({f"{s} {t}": peak(s, t) for s in sys.argv[1:] for t in (False, 
 def test_extra_memory_is_proportional_to_the_output():
     """No window is copied: unfolding, with 49 taps, would take 49 times the output, and as much again for products."""
     names = [name for name, entry in pixel.STRATEGIES.items() if entry.why_not(native_problem()) is None]
-    peaks = json.loads(python(f"import sys\nsys.argv[1:] = {names!r}\n{MEMORY}"))
-    y, grad_weight = 4 * 2 * 64 * 96 * 96, 4 * 2 * 4 * 49 * 96 * 96
+    code = f"import sys\nsys.argv[1:] = {names!r}\n{MEMORY}"
+    peaks = json.loads(python(code, MALLOC_MMAP_THRESHOLD_="65536"))  # what is freed is given back at once
+    y, grad_weight = 4 * 64 * 96 * 96, 4 * 4 * 49 * 96 * 96
     slack = 2 << 20
     for name in names:
         assert peaks[f"{name} False"] <= 2.5 * y + slack, peaks
@@ -360,7 +361,9 @@ class Layer(torch.nn.Module):
         return ops.pixel_conv(x, weight, **self.arguments)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    "kind", [{"rank": 1}, {}, {"border": "reflect"}, {"border": "clamp", "scale_factor": 2}], ids=str
+)
 def test_export_with_any_batch_and_size(kind):
     x, weight, arguments = call(**kind)
     if kind.get("border", "zeros") != "zeros" or kind.get("scale_factor", 1) > 1:

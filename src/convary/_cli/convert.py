@@ -50,19 +50,24 @@ def run(argv: Sequence[str]) -> int:
 
     chosen = selector(flags.where, config)
     torch.manual_seed(flags.seed)
-    plan = convary.plan(_network(flags).eval(), config, chosen, noise=flags.noise)
+    plan = convary.plan(network(flags.model, flags.weights).eval(), config, chosen, noise=flags.noise)
     save(flags.out, flags.model, plan, plan.apply())
     print(plan.summary)
     print(f"wrote {flags.out}; read it with convary.models.restore({str(flags.out)!r})")
     return 0
 
 
-def _network(flags: Convert) -> nn.Module:
+def network(name: str, weights: str) -> nn.Module:
+    """The network ``name`` with the weights that ``--weights`` means.
+
+    Raises:
+        ConvaryError: there is no such network, or the weights do not fit it.
+    """
     from convary.models import create
     from convary.weights import load_exactly, read_weights
 
-    if flags.weights in ("pretrained", "random"):
-        return create(flags.model, pretrained=flags.weights == "pretrained")
-    model = create(flags.model)
-    load_exactly(model, read_weights(flags.weights), flags.weights)
+    if weights in ("pretrained", "random"):
+        return create(name, pretrained=weights == "pretrained")
+    model = create(name)
+    load_exactly(model, read_weights(weights), weights)
     return model

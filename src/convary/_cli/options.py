@@ -22,7 +22,7 @@ def parse_with_method(flags: type[Flags], argv: Sequence[str], prog: str) -> tup
         ConfigError: see ``parse``; or there is no such method.
         SystemExit: with code 0, after --help.
     """
-    name = _method_name(argv)
+    name = method_name(argv)
     if name is None:
         parse(flags, argv, prog)  # shows the help, or says that --method is missing
         raise SystemExit(0)
@@ -30,7 +30,8 @@ def parse_with_method(flags: type[Flags], argv: Sequence[str], prog: str) -> tup
     return both.own, both.config
 
 
-def _method_name(argv: Sequence[str]) -> str | None:
+def method_name(argv: Sequence[str]) -> str | None:
+    """What ``--method`` names among the arguments, or None."""
     for word, following in zip(argv, [*argv, None][1:], strict=True):
         if word == "--method":
             return following

@@ -63,7 +63,7 @@ def networks(name: str, method_name: str, image_size: int) -> tuple[nn.Module, n
         return static, static
     config = method(method_name)
     if method_name == "condconv":  # its paper has eight; all are compared with four
-        config = CondConv(experts=4)
+        config = method("condconv", experts=4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         dynamic = convert(copy.deepcopy(static), config)

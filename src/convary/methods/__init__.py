@@ -14,14 +14,22 @@ from convary.errors import ConfigError, nearest
 from convary.methods.carafe import CARAFE
 from convary.methods.condconv import CondConv, CondConv1d, CondConv2d, CondConv3d
 from convary.methods.config import Annealing, MethodConfig
+from convary.methods.dcd import DCD, DCDConv1d, DCDConv2d, DCDConv3d, DCDLinear
 from convary.methods.dmnet import DynamicConvModule
 from convary.methods.dyconv import DyConv, DyConv1d, DyConv2d, DyConv3d
 from convary.methods.dynet import DyNet, DyNetConv1d, DyNetConv2d, DyNetConv3d
+from convary.methods.hdfnet import DDPM, DepthDC
 from convary.methods.involution import Involution, Involution2d
+from convary.methods.kernel_warehouse import (
+    KernelWarehouse,
+    KernelWarehouse1d,
+    KernelWarehouse2d,
+    KernelWarehouse3d,
+)
 from convary.methods.odconv import ODConv, ODConv1d, ODConv2d, ODConv3d
 from convary.methods.perceptron import MixedLinear
 
-METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv)
+METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse, DCD)
 _BY_NAME: dict[str, type[MethodConfig]] = {config.name: config for config in (*METHODS, Involution)}
 
 
@@ -61,8 +69,9 @@ def config_from_json(text: str) -> MethodConfig:
 
 
 __all__ = [
-    "CARAFE", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DyConv",
-    "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule",
-    "Involution", "Involution2d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d",
-    "config_from_json", "method",
+    "CARAFE", "DCD", "DDPM", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DCDConv1d",
+    "DCDConv2d", "DCDConv3d", "DCDLinear", "DepthDC", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet",
+    "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "Involution", "Involution2d", "KernelWarehouse",
+    "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d",
+    "ODConv2d", "ODConv3d", "config_from_json", "method",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -76,6 +77,18 @@ class MethodConfig:
     def block_router(self, in_channels: int, **factory: Any) -> Router | None:
         """A router for all layers of a block with that many input channels; None: each layer has its own."""
         return None
+
+    def join(self, sites: Sequence[Site], layers: Mapping[str, nn.Module]) -> None:
+        """Let the new layers of one model share what the method shares between layers, in place; nothing by default.
+
+        Args:
+            sites: Every convolution and linear layer of the model as it was, in order.
+            layers: What ``build`` made of some of them, by name, before it is initialised from the model's weights.
+        """
+
+    def at(self, site: Site) -> MethodConfig:
+        """The config of the layer at ``site``, where the paper's depends on the block around it."""
+        return self
 
     def build(self, module: Any) -> nn.Module:
         """A dynamic layer of the same geometry, freshly initialised.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from convary.errors import ConfigError, ShapeError
 from convary.nn import DynamicLayer, LinearRouter, MLPRouter, Router
 from convary.nn.base import per_expert_
-from convary.ops import Coefficients, mixed_conv
+from convary.ops import mixed_conv
 
 
 class MixedLinear(DynamicLayer):
@@ -94,7 +94,7 @@ class MixedLinear(DynamicLayer):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, coeffs: Coefficients | None = None) -> Tensor:
+    def forward(self, x: Tensor, coeffs: Any = None) -> Tensor:
         """(B, *, C) to (B, *, O).
 
         Raises:

@@ -66,7 +66,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no file {path}; convary convert writes one with --out")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{path} is truncated or not a file of convary convert; write it again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a file of convary convert; for weights alone use convary.load_released")

@@ -3,13 +3,15 @@
 
 from convary.nn.base import DynamicConv, DynamicLayer, evaluating, neutral_gain
 from convary.nn.block import RoutedBlock, routed_layers, share_router, unshare_router
-from convary.nn.norm import VectorBatchNorm, make_norm
+from convary.nn.norm import BatchNorm, VectorBatchNorm, make_norm
+from convary.nn.recompute import recompute
 from convary.nn.routers import LinearRouter, MLPRouter, PerceptronRouter, Router, check_temperature
 from convary.nn.site import Placement, Site, sites
 
 __all__ = [
+    "BatchNorm",
     "DynamicConv", "DynamicLayer", "LinearRouter", "MLPRouter", "PerceptronRouter", "Placement", "RoutedBlock",
     "Router", "Site",
     "VectorBatchNorm", "check_temperature", "evaluating",
-    "make_norm", "neutral_gain", "routed_layers", "share_router", "sites", "unshare_router",
+    "make_norm", "neutral_gain", "recompute", "routed_layers", "share_router", "sites", "unshare_router",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ConfigError, ShapeError
 from convary.nn import prepared
 from convary.nn.routers import Router
-from convary.ops import Coefficients, mixed_conv
+from convary.ops import Coefficients, mix_bias, mix_kernels, mixed_conv
 from convary.ops.geometry import Size, per_axis, same_padding
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -23,10 +23,10 @@ CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class DynamicLayer(nn.Module):
-    """A layer that mixes a bank of kernels per sample.
+    """A layer whose kernel depends on the sample: here mixed from a bank.
 
     Attributes:
-        weight: (K, O, C/G, *k) bank of kernels.
+        weight: (K, O, C/G, *k) bank of kernels, or whatever else the method makes its kernels of.
         bias: (K, O) mixed bank, (O,) static, or None.
         router: Makes the coefficients; None where a block's shared router, or the caller, gives them.
     """
@@ -34,6 +34,8 @@ class DynamicLayer(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     router: Router | None
+    absorbs: ClassVar[bool] = True  # whether ``absorb_`` can scale one filter without the others
+    released_weight: ClassVar[str | None] = None  # the authors' name of a weight that layers share, by its number
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,11 +43,18 @@ class DynamicLayer(nn.Module):
 
     @property
     def num_experts(self) -> int:
-        """K."""
+        """K, the kernels that are mixed; 1 where the method mixes no whole kernels."""
         return self.weight.shape[0]
 
-    def coefficients(self, x: Tensor) -> Coefficients:
+    @property
+    def size(self) -> str:
+        """How large the method makes the layer, in the few characters that a plan has for it."""
+        return f"x{self.num_experts}"
+
+    def coefficients(self, x: Tensor) -> Any:
         """Mixing coefficients for x, from the layer's own router or the one its block shares.
+
+        ``Coefficients`` for a bank; a method with another form of kernel has its own class, with ``factors()`` too.
 
         Raises:
             ConfigError: the router is shared but the layer was called outside its block.
@@ -65,6 +74,28 @@ class DynamicLayer(nn.Module):
         numel = self.weight[0].numel()
         routing = 0 if self.router is None else self.router.macs()
         return {"convolution": numel * positions, "routing": routing, "assembly": numel * self.num_experts}
+
+    def kernels(self, coeffs: Any) -> Tensor:
+        """The kernel of every sample, (B, O, C/G, *k); (B, O, C, 1) of a linear layer."""
+        return mix_kernels(self.weight if self.weight.ndim > 3 else self.weight.unsqueeze(3), coeffs)
+
+    def biases(self, coeffs: Any) -> Tensor | None:
+        """The bias of every sample, (B, O), or None."""
+        if self.bias is None or self.bias.ndim == 2:
+            return None if self.bias is None else mix_bias(self.bias, coeffs)
+        return self.bias.expand(next(iter(coeffs.factors().values())).shape[0], -1)
+
+    def absorb_(self, scale: Tensor, shift: Tensor) -> Tensor | None:
+        """Multiply the outputs by ``scale`` (O,) and add ``shift`` (O,), in place; what can't be added is returned."""
+        self.weight.mul_(scale.reshape(-1, *[1] * (self.weight.ndim - 2)))
+        if self.bias is None:
+            self.bias = nn.Parameter(shift)  # (O,): added as it is, not mixed
+        elif self.bias.ndim == 1:
+            self.bias.mul_(scale).add_(shift)
+        else:
+            self.bias.mul_(scale)
+            return shift
+        return None
 
     def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This layer's state dict from the authors' tensors (names relative to the layer).
@@ -155,7 +186,8 @@ class DynamicConv(DynamicLayer):
     """Base of the dynamic convolutions: takes all of ``nn.ConvNd``'s arguments in its order, then the method's options.
 
     Subclasses set ``rank`` and ``config_type`` and define ``make_router``, ``reset_parameters`` and, where the bias is
-    static, ``mixed_bias = False``.
+    static, ``mixed_bias = False``. One that mixes no bank of whole kernels defines ``make_weight``, ``convolve`` and
+    what ``DynamicLayer`` says of kernels besides.
 
     Args:
         in_channels: C.
@@ -202,9 +234,8 @@ class DynamicConv(DynamicLayer):
         self.config = self.config_type.from_options(options)
         self._set_geometry(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         factory = {"device": device, "dtype": dtype}
-        K = self.config.experts
-        self.weight = nn.Parameter(torch.empty(K, out_channels, in_channels // groups, *self.kernel_size, **factory))
-        bias_shape = (K, out_channels) if self.mixed_bias else (out_channels,)
+        self.make_weight(**factory)
+        bias_shape = (self.config.experts, out_channels) if self.mixed_bias else (out_channels,)
         self.register_parameter("bias", nn.Parameter(torch.empty(bias_shape, **factory)) if bias else None)
         self.router = self.make_router(**factory)
         self.reset_parameters()
@@ -276,6 +307,15 @@ class DynamicConv(DynamicLayer):
 
         return super()._apply(on_bank, recurse)
 
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Of one kernel: (O, C/G, *k)."""
+        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
+
+    def make_weight(self, **factory: Any) -> None:
+        """Set ``weight``, uninitialised."""
+        self.weight = nn.Parameter(torch.empty(self.config.experts, *self.kernel_shape, **factory))
+
     def make_router(self, **factory: Any) -> Router | None:
         """The method's router for this layer's channels."""
         raise TypeError(f"{type(self).__name__} must define make_router()")
@@ -284,8 +324,8 @@ class DynamicConv(DynamicLayer):
         """Initialise every expert and the router as the method publishes."""
         raise TypeError(f"{type(self).__name__} must define reset_parameters()")
 
-    def forward(self, x: Tensor, coeffs: Coefficients | None = None) -> Tensor:
-        """Convolve each sample with its own mixture.
+    def forward(self, x: Tensor, coeffs: Any = None) -> Tensor:
+        """Convolve each sample with its own kernel.
 
         Args:
             x: (B, C, *S), or (C, *S) for a single sample.
@@ -311,16 +351,12 @@ class DynamicConv(DynamicLayer):
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._pad_sides(x.shape[2:]), mode=self.padding_mode), 0
-        return mixed_conv(
-            x,
-            self.weight,
-            coeffs,
-            self.bias,
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        return self.convolve(x, coeffs, padding)
+
+    def convolve(self, x: Tensor, coeffs: Any, padding: Size | str) -> Tensor:
+        """The convolution itself: x (B, C, *S), padded already where the padding mode is not "zeros"."""
+        geometry = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        return mixed_conv(x, self.weight, coeffs, self.bias, padding=padding, **geometry)
 
     def _pad_sides(self, size: Sequence[int]) -> list[int]:
         """``F.pad``'s argument for the padding modes other than zeros: last axis first."""
@@ -334,7 +370,7 @@ class DynamicConv(DynamicLayer):
 
     def extra_repr(self) -> str:
         """Like ``nn.ConvNd``, with the number of experts."""
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, experts={self.num_experts}"]
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, {self.extra_options()}"]
         defaults = {"stride": (1,) * self.rank, "padding": (0,) * self.rank, "dilation": (1,) * self.rank, "groups": 1}
         parts += [f"{name}={getattr(self, name)!r}" for name, usual in defaults.items() if getattr(self, name) != usual]
         if self.bias is None:
@@ -342,6 +378,10 @@ class DynamicConv(DynamicLayer):
         if self.padding_mode != "zeros":
             parts.append(f"padding_mode={self.padding_mode!r}")
         return ", ".join(parts)
+
+    def extra_options(self) -> str:
+        """What the layer's representation tells of the method's options."""
+        return f"experts={self.num_experts}"
 
 
 def pads_like_tensorflow(conv: Any) -> bool:

@@ -34,6 +34,7 @@ class Router(nn.Module):
             model, moved with it, and read as a tensor, so that annealing never recompiles.
     """
 
+    first_temperature = 30.0  # where annealing begins, as published
     final_temperature = 1.0
     warned: ClassVar[bool] = False
     temperature: Tensor | None
@@ -42,25 +43,34 @@ class Router(nn.Module):
     def __init__(self, in_channels: int, temperature: float | None = None, device=None) -> None:
         super().__init__()
         self.in_channels = in_channels
-        start = None if temperature is None else torch.tensor(check_temperature(temperature), device=device)
+        start = None if temperature is None else torch.tensor(self.check_temperature(temperature), device=device)
         self.register_buffer("temperature", start)
 
-    def forward(self, x: Tensor) -> Coefficients:
+    @classmethod
+    def check_temperature(cls, value: float) -> float:
+        """``value`` as a float.
+
+        Raises:
+            ConfigError: no temperature that this router can have.
+        """
+        return check_temperature(value)
+
+    def forward(self, x: Tensor) -> Any:
         """Coefficients for x (B, C, *S); computed in the parameters' dtype, also under autocast."""
         if autocasting(x):
             with torch.autocast(x.device.type, enabled=False):
                 return self._route(x)
         return self._route(x)
 
-    def _route(self, x: Tensor) -> Coefficients:
+    def _route(self, x: Tensor) -> Any:
         return self.coefficients(pool(x).to(self.dtype()))
 
     def dtype(self) -> torch.dtype:
         """The dtype that routing is computed in."""
         return next(self.parameters()).dtype
 
-    def coefficients(self, vector: Tensor) -> Coefficients:
-        """Coefficients for pooled features (B, C)."""
+    def coefficients(self, vector: Tensor) -> Any:
+        """Coefficients for pooled features (B, C), of the kind that the router's layers take."""
         raise TypeError(f"{type(self).__name__} must define coefficients(vector)")
 
     def neutral_(self) -> None:
@@ -86,7 +96,8 @@ class Router(nn.Module):
             Router.warned = True
             warnings.warn(
                 f"evaluating with routers at temperature {temperature:g}, above the final {self.final_temperature:g}; "
-                "step convary.anneal to its end, or convary.set_temperature(model, 1.0) to measure the final model",
+                f"step convary.anneal to its end, or convary.set_temperature(model, {self.final_temperature}) to "
+                "measure the final model",
                 TemperatureWarning,
                 stacklevel=3,
             )
@@ -98,7 +109,7 @@ class Router(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         value = state_dict.get(f"{prefix}temperature")
         if value is not None and not value.is_meta:
-            check_temperature(float(value))
+            self.check_temperature(float(value))
             self._warn_if_hot()
 
     def _apply(self, fn, recurse=True):
@@ -159,7 +170,7 @@ class PerceptronRouter(Router):
         raise TypeError(f"{type(self).__name__} must define last")
 
     def named(self, pieces: Sequence[Tensor]) -> Coefficients:
-        """Coefficients out of the activated logits: (B, length) for each gate, then (B, the others) if there are any."""
+        """Coefficients out of the activated logits: (B, length) for each gate, then (B, the others) if any."""
         raise TypeError(f"{type(self).__name__} must define named(pieces)")
 
     def _route(self, x: Tensor) -> Coefficients:

@@ -23,10 +23,10 @@ NOMINAL = {
     "call": 3e-5, "sample": 1e-5, "macs": 2e-13, "mixed": 8e-12, "bank": 4e-12, "features": 4e-12, "result": 4e-12,
     "columns": 8e-12, "fresh": 0.0, "mixing": 2e-13,
 }  # fmt: skip
-# pixel_conv on a CPU: seconds per amount as benchmarks/pixel.py finds them, forward only; the order is what counts.
+# pixel_conv on a CPU: seconds per amount of a forward pass, by hand from docs/pixel.md; their order is what counts.
 PIXEL = {
-    "taps": {"call": 5e-6, "macs": 4e-10, "mixed": 4e-10},
-    "native": {"call": 1e-5, "macs": 3e-11, "mixed": 2e-10, "features": 4e-10, "result": 4e-10},
+    "taps": {"call": 5e-6, "macs": 1.8e-10, "mixed": 1.3e-10},
+    "native": {"call": 5e-6, "macs": 2.5e-11, "mixed": 2e-10, "features": 1.2e-10, "result": 1.2e-10},
 }
 FRESH_BYTES = 32 << 20  # glibc maps a larger buffer anew every time, and the kernel zeroes its pages
 AMOUNTS = tuple(NOMINAL)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from convary.errors import ConvaryError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 _FILES = {"linux": "libconvary.so", "darwin": "libconvary.so"}
 _TORCH_FILES = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib"}
 

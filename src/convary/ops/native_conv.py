@@ -76,7 +76,7 @@ def why_not(problem: Problem) -> str | None:
 
 SIZES = (
     "B", "C", "H", "W", "O", "K", "G", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h",
-    "dilation_w", "filter_rows", "channel_rows", "tap_rows", "bias_rows", "threads",
+    "dilation_w", "filter_rows", "channel_rows", "tap_rows", "bias_rows", "channels_last", "threads",
 )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ class _Sizes(ctypes.Structure):
 
 @lru_cache(maxsize=1024)
 def _sizes(
-    x: torch.Size, bank: torch.Size, geometry: Geometry, rows: tuple[int, int, int, int], threads: int
+    x: torch.Size, bank: torch.Size, geometry: Geometry, rows: tuple[int, int, int, int], last: bool, threads: int
 ) -> tuple[_Sizes, int, tuple[int, ...]]:
     """The C structure, its address and the shape of y, for shapes of one call."""
     line = (1,) * (4 - len(x))  # one spatial axis is a map one row high
@@ -98,7 +98,7 @@ def _sizes(
         (*line, *size), (*line, *kernel_size), (*line, *geometry.stride), (*(0,) * len(line), *geometry.padding),
         (*line, *geometry.dilation),
     ]  # fmt: skip
-    sizes = _Sizes(B, C, *axes[0], O, K, geometry.groups, *(n for axis in axes[1:] for n in axis), *rows, threads)
+    sizes = _Sizes(B, C, *axes[0], O, K, geometry.groups, *(n for axis in axes[1:] for n in axis), *rows, last, threads)
     return sizes, ctypes.addressof(sizes), (B, O, *geometry.out_size(size, kernel_size))
 
 
@@ -107,12 +107,33 @@ def _rows(factor: Tensor | None) -> int:
 
 
 def structure(
-    size: torch.Size, bank: Tensor, coeffs: Coefficients, row: Tensor | None, geometry: Geometry
+    size: torch.Size,
+    bank: Tensor,
+    coeffs: Coefficients,
+    row: Tensor | None,
+    geometry: Geometry,
+    *,
+    last: bool = False,
 ) -> tuple[_Sizes, int, tuple[int, ...]]:
-    """The C structure of a call, its address and the shape of y; for x of that size."""
+    """The C structure of a call, its address and the shape of y; for x of that size, channels last or not."""
     bias_rows = row.shape[0] if row is not None and row.ndim == 2 else 1
     rows = (_rows(coeffs.filter), _rows(coeffs.channel), _rows(coeffs.tap), bias_rows)
-    return _sizes(size, bank.shape, geometry, rows, torch.get_num_threads())
+    return _sizes(size, bank.shape, geometry, rows, last, torch.get_num_threads())
+
+
+def _is_last(x: Tensor) -> bool:
+    """Whether features are dense with channels innermost, and not row-major as well."""
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _features(x: Tensor, *, last: bool) -> Tensor:
+    """The numbers as the kernels read them, in one of the two layouts."""
+    return x.resolve_neg().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _empty(like: Tensor, shape: Sequence[int], *, last: bool) -> Tensor:
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
@@ -145,24 +166,28 @@ def forward(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, g
         geometry: stride, padding, dilation, groups.
 
     Returns:
-        (B, O, *S_out), contiguous.
+        (B, O, *S_out), in the memory format of x.
 
     Raises:
         ConvaryError: the library refuses; the sizes are named.
     """
-    sizes, address, shape = structure(x.shape, bank, coeffs, row, geometry)
+    last = _is_last(x)
+    sizes, address, shape = structure(x.shape, bank, coeffs, row, geometry, last=last)
     # Named, because a copy made here must live until the call is over.
-    tensors = [_dense(t) for t in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)]
-    y = x.new_empty(shape)
+    tensors = [_dense(t) for t in (bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)]
+    tensors = [_features(x, last=last), *tensors]
+    y = _empty(x, shape, last=last)
     _call(native.loaded().mixed_conv, sizes, address, *tensors, y)
     return y
 
 
 def gradient_of_x(grad: Tensor, size: torch.Size, bank: Tensor, coeffs: Coefficients, geometry: Geometry) -> Tensor:
-    """The gradient of x, whose size is (B, C, *S), from that of y."""
-    sizes, address, _ = structure(size, bank, coeffs, None, geometry)
-    tensors = [_dense(t) for t in (grad, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
-    grad_x = grad.new_empty(size)
+    """The gradient of x, whose size is (B, C, *S), from that of y and in its memory format."""
+    last = _is_last(grad)
+    sizes, address, _ = structure(size, bank, coeffs, None, geometry, last=last)
+    tensors = [_dense(t) for t in (bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
+    tensors = [_features(grad, last=last), *tensors]
+    grad_x = _empty(grad, size, last=last)
     _call(native.loaded().mixed_conv_grad_x, sizes, address, *tensors, grad_x)
     return grad_x
 
@@ -174,8 +199,10 @@ def gradient_of_bank(
 
     The library sums E = (gradient of the mixed weights) * bank over all axes but one; see csrc/convary.h.
     """
-    sizes, address, _ = structure(x.shape, bank, coeffs, None, geometry)
-    tensors = [_dense(t) for t in (x, grad, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
+    last = _is_last(x)
+    sizes, address, _ = structure(x.shape, bank, coeffs, None, geometry, last=last)
+    tensors = [_dense(t) for t in (bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
+    tensors = [_features(x, last=last), _features(grad, last=last), *tensors]
     blocks = (ctypes.c_int64 * 3)()
     _call_blocks(sizes, address, blocks)
     B, C = x.shape[:2]
@@ -250,11 +277,13 @@ def gradients(
         of_x: :func:`gradient_of_x` or its like.
         of_bank: :func:`gradient_of_bank` or its like.
     """
-    if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, grad)
     x, bank, *factors = ctx.saved_tensors
     coeffs = coefficients(factors)
     needs_x, *needs_weight, needs_row = ctx.needs_input_grad[:7]
+    if torch.is_grad_enabled():
+        y = reference.mixed_conv(x, bank, coeffs, None, **ctx.geometry._asdict())
+        grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
+        return *differentiable(y, (x, bank, *factors), ctx.needs_input_grad[:6], grad), grad_row
     grad_x = of_x(grad, x.shape, bank, coeffs, ctx.geometry) if needs_x else None
     grad_bank, grads = of_bank(grad, x, bank, coeffs, ctx.geometry) if any(needs_weight) else (None, Coefficients())
     grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
@@ -266,15 +295,20 @@ def _gradient_of_row(grad: Tensor, ndim: int) -> Tensor:
     return by_sample if ndim == 2 else by_sample.sum(0)
 
 
-def _differentiable_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """For ``create_graph=True``: the same gradients by the reference, whose operations can be differentiated again."""
-    x, bank, *factors = ctx.saved_tensors
-    y = reference.mixed_conv(x, bank, coefficients(factors), None, **ctx.geometry._asdict())
-    *needed, needs_row = ctx.needs_input_grad[:7]
-    wanted = [t for t, need in zip((x, bank, *factors), needed, strict=True) if need]
+def differentiable(
+    y: Tensor, tensors: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """For ``create_graph=True``: the gradients of the tensors that need one, to be differentiated again.
+
+    Args:
+        y: The result once more, by the reference: by operations that have second derivatives.
+        tensors: What it was made from.
+        needed: Which of these need a gradient.
+        grad: The gradient of y.
+    """
+    wanted = [t for t, need in zip(tensors, needed, strict=True) if need and t is not None]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
-    grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
-    return *(next(found) if need else None for need in needed), grad_row
+    return tuple(next(found) if need else None for need in needed)
 
 
 def coefficients(factors: Sequence[Tensor | None]) -> Coefficients:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategy ``native`` of ``pixel_conv``: each kernel is read once for all channels of its group; no window is copied."""
+"""Strategy ``native`` of ``pixel_conv``: a kernel is read once for all channels of its group; no window is copied."""
 
 from __future__ import annotations
 
@@ -62,9 +62,10 @@ def _sizes(x: torch.Size, G: int, window: Window, threads: int) -> tuple[_Sizes,
 
 
 def _call(function: Callable[..., int], x: Sequence[int], G: int, window: Window, *tensors: Tensor) -> None:
-    """Raise ConvaryError, naming the sizes, where the library refuses. The tensors are dense."""
+    """Raise ConvaryError, naming the sizes, where the library refuses. The last tensor is written."""
     sizes, address = _sizes(torch.Size(x), G, window, torch.get_num_threads())
-    code = function(address, *(t.data_ptr() for t in tensors))
+    dense = [_dense(t) for t in tensors]  # named: a copy must live until the call is over
+    code = function(address, *(t.data_ptr() for t in dense if t is not None))
     if code:
         listed = ", ".join(f"{name}={getattr(sizes, name)}" for name in SIZES)
         text = native.loaded().error_text(code).decode()
@@ -89,7 +90,6 @@ def forward(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     Raises:
         ConvaryError: the library refuses; the sizes are named.
     """
-    x, weight = _dense(x), _dense(weight)
     y = _empty(x, (*x.shape[:2], *weight.shape[3:]))
     _call(native.loaded().pixel_conv, x.shape, weight.shape[1], window, x, weight, y)
     return y
@@ -97,7 +97,6 @@ def forward(x: Tensor, weight: Tensor, window: Window) -> Tensor:
 
 def gradient_of_x(grad: Tensor, size: Sequence[int], weight: Tensor, window: Window) -> Tensor:
     """The gradient of x, whose size is (B, C, *S), from that of y."""
-    grad, weight = _dense(grad), _dense(weight)
     grad_x = _empty(grad, size)
     _call(native.loaded().pixel_conv_grad_x, size, weight.shape[1], window, grad, weight, grad_x)
     return grad_x
@@ -105,7 +104,6 @@ def gradient_of_x(grad: Tensor, size: Sequence[int], weight: Tensor, window: Win
 
 def gradient_of_weight(grad: Tensor, x: Tensor, size: Sequence[int], window: Window) -> Tensor:
     """The gradient of weight, whose size is (B, G, T, *S_out), from that of y."""
-    grad, x = _dense(grad), _dense(x)
     grad_weight = _empty(grad, size)
     _call(native.loaded().pixel_conv_grad_weight, x.shape, size[1], window, x, grad, grad_weight)
     return grad_weight

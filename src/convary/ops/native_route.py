@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A router in inference as one call: pooling, hidden layer, last layer, activations.
 
-Each piece of the coefficients is dense, as the convolution reads it. At batch 1 the ten small operations of a router cost more than the convolution of a small layer.
+Each piece of the coefficients is dense, as the convolution reads it. At batch 1 the ten small operations of a router
+cost more than the convolution of a small layer.
 """
 
 from __future__ import annotations

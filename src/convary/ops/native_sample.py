@@ -32,7 +32,7 @@ def _structure(
 ) -> tuple[_Sizes, int, tuple[int, ...]]:
     """The C structure, its address and the shape of a map of y, for shapes of one call."""
     rows = (1, 1, 1, bias.shape[0] if bias is not None and bias.ndim == 2 else 1)
-    sizes, address, shape = _sizes(torch.Size(x), torch.Size(weight), geometry, rows, torch.get_num_threads())
+    sizes, address, shape = _sizes(torch.Size(x), torch.Size(weight), geometry, rows, False, torch.get_num_threads())
     return sizes, address, shape[1:]
 
 
@@ -110,17 +110,8 @@ def gradients(
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_bias = _gradient_of_row(grad, ctx.bias_ndim) if needs_bias else None
     if torch.is_grad_enabled():
-        return *_differentiable_gradients(ctx, grad), grad_bias
+        y = reference.sample_conv(x, weight, index=index, **ctx.geometry._asdict())
+        return *native_conv.differentiable(y, (x, weight), (needs_x, needs_weight), grad), grad_bias
     grad_x = of_x(grad, x.shape, weight, ctx.geometry, index) if needs_x else None
     grad_weight = of_weight(grad, x, weight.shape, ctx.geometry, index) if needs_weight else None
     return grad_x, grad_weight, grad_bias
-
-
-def _differentiable_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """For ``create_graph=True``: the same gradients by the reference, whose operations can be differentiated again."""
-    x, weight, index = ctx.saved_tensors
-    y = reference.sample_conv(x, weight, index=index, **ctx.geometry._asdict())
-    needed = ctx.needs_input_grad[:2]
-    wanted = [t for t, need in zip((x, weight), needed, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
-    return tuple(next(found) if need else None for need in needed)

@@ -29,7 +29,8 @@ def no_gradient(ctx, *grads) -> None:
     """
     raise ConvaryError(
         "native gradients have no gradient of their own; differentiate the convolution itself with "
-        "create_graph=True outside of torch.compile, or force a strategy of torch's operations: ops.strategy('bmm'), or 'taps' for pixel_conv"
+        "create_graph=True outside of torch.compile, or force a strategy of torch's operations: "
+        "ops.strategy('bmm'), or 'taps' for pixel_conv"
     )
 
 

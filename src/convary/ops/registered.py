@@ -81,7 +81,7 @@ def _conv(x: Tensor, bank: Tensor, *rest) -> Tensor:
     coeffs, geometry = _named(x, bank, factors, rest[5:])
     _check_row(row, x, bank)
     if x.numel() and bank.numel():
-        return native_conv.forward(x, bank, coeffs, row, geometry)
+        return native_conv.forward(x.contiguous(), bank, coeffs, row, geometry)
     return operators.of_nothing(x, _y_shape(x, bank, geometry), row)
 
 
@@ -97,7 +97,7 @@ def _grad_x(grad: Tensor, size: Sequence[int], bank: Tensor, *rest) -> Tensor:
     coeffs, geometry = _named(x, bank, rest[:4], rest[4:])
     operators.check_grad(grad, _y_shape(x, bank, geometry), x)
     if grad.numel() and bank.numel():
-        return native_conv.gradient_of_x(grad, x.shape, bank, coeffs, geometry)
+        return native_conv.gradient_of_x(grad.contiguous(), x.shape, bank, coeffs, geometry)
     return grad.new_zeros(size)
 
 
@@ -112,7 +112,7 @@ def _grad_bank(grad: Tensor, x: Tensor, bank: Tensor, *rest) -> list[Tensor]:
     coeffs, geometry = _named(x, bank, rest[:4], rest[4:])
     operators.check_grad(grad, _y_shape(x, bank, geometry), x)
     if x.numel() and bank.numel():
-        of_bank, of_factors = native_conv.gradient_of_bank(grad, x, bank, coeffs, geometry)
+        of_bank, of_factors = native_conv.gradient_of_bank(grad, x.contiguous(), bank, coeffs, geometry)
         return [of_bank, *of_factors.factors().values()]
     return [t.new_zeros(t.shape) for t in (bank, *coeffs.factors().values())]
 

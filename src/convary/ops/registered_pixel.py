@@ -98,8 +98,9 @@ def _grad_weight_fake(grad: Tensor, x: Tensor, size: Sequence[int], *rest) -> Te
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-    x, weight, *rest = inputs
-    native_pixel.remember(ctx, x, weight, Window(*(tuple(v) if isinstance(v, list) else v for v in rest)))
+    x, weight, kernel_size, stride, padding, dilation, *rest = inputs
+    window = Window(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), *rest)
+    native_pixel.remember(ctx, x, weight, window)
 
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from convary.systems.dmnet import DMNetConfig
+from convary.systems.hdfnet import HDFNetConfig, HDFNetPublishedConfig
 from convary.train.system import SystemConfig
 
-SYSTEMS: tuple[type[SystemConfig], ...] = (DMNetConfig,)
+SYSTEMS: tuple[type[SystemConfig], ...] = (DMNetConfig, HDFNetConfig, HDFNetPublishedConfig)

@@ -85,7 +85,7 @@ def read_checkpoint(path: Path, *, format: str = FORMAT) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint {path}; convary {places[format]}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is truncated or not a checkpoint of convary; delete it to train that run again"
         ) from error

@@ -12,7 +12,6 @@ from convary.data import DataSet, balanced
 from convary.diagnose import diagnose, entropy
 from convary.inspect import routing
 from convary.nn import DynamicConv
-from convary.ops import mix_kernels
 from convary.train.evaluation import batches
 
 EDGES = (0.1, 0.3, 0.5)  # of |r|: DyNet's bands (section 3.1 of its paper)
@@ -90,7 +89,7 @@ def _vector(value: Tensor) -> Tensor:
     """One short vector per image (B, n): K numbers where the factor has one part per kernel, else its first entries."""
     if value.ndim == 2:
         return value
-    return value[:, 0, :SHOWN] if value.shape[1] == 1 else value.mean(2)
+    return (value[:, 0] if value.shape[1] == 1 else value.mean(2))[:, :SHOWN]
 
 
 def _entropy(kernel: Tensor) -> list[float]:
@@ -137,7 +136,7 @@ def correlations(model: nn.Module, dataset: DataSet, device: torch.device | str)
         x = dataset.normalise(dataset.test.batch(index).to(device))
         for name, coefficients in routing(model, x).items():
             if name in dynamic:
-                kernels = mix_kernels(dynamic[name].weight, coefficients).cpu()
+                kernels = dynamic[name].kernels(coefficients).cpu()
                 _put(layers, name, [filter_bands(kernel) for kernel in kernels])
     else:
         convs = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]

@@ -96,7 +96,7 @@ class SystemConfig(abc.ABC):
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 class System(abc.ABC):
