@@ -20,7 +20,7 @@ from convary.bench.machine import load
 from convary.bench.timing import interleave
 from convary.convert import convert
 from convary.errors import ConvaryError
-from convary.methods import CondConv, method
+from convary.methods import method
 from convary.models import build
 from convary.nn import Router
 
