@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import convary as cv
 from convary.data import DataSet, augment, epoch_order, generator, load
 from convary.models.registry import build
+from convary.nn import Router
 
 Run = Callable[[Tensor], Tensor]
 
@@ -47,8 +48,8 @@ def train(model: nn.Module, data: DataSet, epochs: int, size: int = 64) -> None:
     steps = epochs * (len(data.train.labels) // size)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)
-    tempered = any(name.endswith("temperature") for name, _ in model.named_buffers())
-    annealing = cv.anneal(model, start=10.0, steps=steps // 2) if tempered else None
+    first = [m.first_temperature for m in model.modules() if isinstance(m, Router) and m.temperature is not None]
+    annealing = cv.anneal(model, start=min(10.0, *first), steps=steps // 2) if first else None
     model.train()
     for epoch in range(epochs):
         for index in epoch_order(len(data.train.labels), 0, epoch)[: steps // epochs * size].split(size):

@@ -52,7 +52,7 @@ def train_step(model: nn.Module, x: torch.Tensor) -> float:
 def test_compiled_network_neither_breaks_nor_recompiles_while_annealing(config):
     model = dynamic_net(config).train()
     tempered = any(r.temperature is not None for r in model.modules() if isinstance(r, Router))
-    annealing = cv.anneal(model, start=30.0, steps=3) if tempered else None
+    annealing = cv.anneal(model, steps=3) if tempered else None
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")

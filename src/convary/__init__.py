@@ -41,6 +41,8 @@ from convary.methods import (
     DCDConv3d,
     DCDLinear,
     DepthDC,
+    DFNConv2d,
+    DFNLocalFilter2d,
     DyConv,
     DyConv1d,
     DyConv2d,
@@ -65,6 +67,7 @@ from convary.methods import (
     config_from_json,
     method,
 )
+from convary.methods.condinst import MaskHead, mask_logits, split_params
 from convary.ops import Coefficients
 from convary.released import load_released, released_state
 from convary.schedule import TemperatureAnnealing, anneal, set_temperature
@@ -74,11 +77,12 @@ __version__ = "0.1.0"
 __all__ = [
     "CARAFE", "DCD", "DDPM", "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d",
     "CondConv2d", "CondConv3d", "ConfigError", "ConvaryError", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear",
-    "DataError", "DepthDC", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d",
-    "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "ExportError", "Folded", "Involution",
-    "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "LayerDiagnosis",
-    "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError",
-    "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "__version__", "anneal",
-    "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing", "load_released",
-    "method", "ops", "param_groups", "plan", "released_state", "routing", "set_temperature", "summary", "where",
+    "DFNConv2d", "DFNLocalFilter2d", "DataError", "DepthDC", "DeviceError", "Diagnosis", "DtypeError", "DyConv",
+    "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule",
+    "ExportError", "Folded", "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
+    "KernelWarehouse3d", "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d",
+    "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing",
+    "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold",
+    "fold_norms", "freeze_routing", "load_released", "mask_logits", "method", "ops", "param_groups", "plan",
+    "released_state", "routing", "set_temperature", "split_params", "summary", "where",
 ]  # fmt: skip

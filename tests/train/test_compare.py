@@ -99,6 +99,8 @@ def test_routing_has_one_row_per_class(finished, name):
         "dyconv": {"kernel"},
         "dynet": {"filter"},
         "odconv": {"kernel", "filter", "channel", "tap"},
+        "kernelwarehouse": {"cells"},
+        "dcd": {"filter", "latent"},
     }
     assert factors == expected[name]
     for row in entry["routing"]:
@@ -116,8 +118,8 @@ def test_temperature_falls_to_its_last_value(finished):
     _, results, heard = finished
     for entry in results["methods"]:
         temperatures = [point["temperature"] for point in entry["seeds"][0]["curve"]]
-        annealed = entry["name"] in ("dyconv", "odconv")
-        assert temperatures == ([1.0] * 3 if annealed else [None] * 3)
+        last = {"dyconv": 1.0, "odconv": 1.0, "kernelwarehouse": 0.0}.get(entry["name"])
+        assert temperatures == [last] * 3
     first = next(step for method, step in heard.steps if method == "odconv")
     assert 1 < first.temperature < 30
 
@@ -128,10 +130,11 @@ def test_every_method_has_the_same_budget(finished):
     assert all([step.lr for step in steps] == [step.lr for step in by_method["static"]] for steps in by_method.values())
     assert len(by_method["static"]) == 9 == heard.runs[0].total_steps
     assert [run.method for run in heard.runs] == NAMES
-    assert [run.index for run in heard.runs] == list(range(5))
-    assert len(heard.points) == 15
-    assert len(heard.ends) == 5
-    assert heard.measures[-1] == ("odconv", "routing and correlations", 4, 5)
+    count = len(NAMES)
+    assert [run.index for run in heard.runs] == list(range(count))
+    assert len(heard.points) == 3 * count
+    assert len(heard.ends) == count
+    assert heard.measures[-1] == (NAMES[-1], "routing and correlations", count - 1, count)
 
 
 @pytest.mark.parametrize("name", ["static", "odconv"])

@@ -15,6 +15,7 @@ from convary.methods.carafe import CARAFE
 from convary.methods.condconv import CondConv, CondConv1d, CondConv2d, CondConv3d
 from convary.methods.config import Annealing, MethodConfig
 from convary.methods.dcd import DCD, DCDConv1d, DCDConv2d, DCDConv3d, DCDLinear
+from convary.methods.dfn import DFNConv2d, DFNLocalFilter2d
 from convary.methods.dmnet import DynamicConvModule
 from convary.methods.dyconv import DyConv, DyConv1d, DyConv2d, DyConv3d
 from convary.methods.dynet import DyNet, DyNetConv1d, DyNetConv2d, DyNetConv3d
@@ -70,8 +71,8 @@ def config_from_json(text: str) -> MethodConfig:
 
 __all__ = [
     "CARAFE", "DCD", "DDPM", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DCDConv1d",
-    "DCDConv2d", "DCDConv3d", "DCDLinear", "DepthDC", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet",
-    "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "Involution", "Involution2d", "KernelWarehouse",
-    "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d",
-    "ODConv2d", "ODConv3d", "config_from_json", "method",
+    "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d", "DepthDC", "DyConv", "DyConv1d", "DyConv2d",
+    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "Involution", "Involution2d",
+    "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig", "MixedLinear",
+    "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
 ]  # fmt: skip

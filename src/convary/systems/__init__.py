@@ -3,8 +3,21 @@
 
 from __future__ import annotations
 
+from convary.systems.condinst import CondInstCOCOConfig, CondInstConfig
+from convary.systems.dfn_moving_mnist import DFNMovingMNISTConfig
+from convary.systems.dfn_steerable import DFNSteerableConfig
+from convary.systems.dfn_video import DFNVideoConfig
 from convary.systems.dmnet import DMNetConfig
 from convary.systems.hdfnet import HDFNetConfig, HDFNetPublishedConfig
 from convary.train.system import SystemConfig
 
-SYSTEMS: tuple[type[SystemConfig], ...] = (DMNetConfig, HDFNetConfig, HDFNetPublishedConfig)
+SYSTEMS: tuple[type[SystemConfig], ...] = (
+    DFNMovingMNISTConfig,
+    DFNVideoConfig,
+    DFNSteerableConfig,
+    DMNetConfig,
+    HDFNetConfig,
+    HDFNetPublishedConfig,
+    CondInstConfig,
+    CondInstCOCOConfig,
+)

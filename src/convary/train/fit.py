@@ -66,6 +66,7 @@ def fit(config: SystemConfig, progress: FitProgress | None = None) -> dict[str, 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     system = config.load()
+    config = system.config  # with what the data settled
     started = ""
     if accelerator.is_main_process:
         started = claim_folder(config.out, config.identity(), _now())
@@ -93,9 +94,9 @@ def restore(config: SystemConfig) -> nn.Module:
     Raises:
         CheckpointError: there is none, or it is truncated, foreign or of another run.
     """
-    path = config.out / CHECKPOINT
-    content = _read(path, config)
-    model = config.load().model()
+    path, system = config.out / CHECKPOINT, config.load()
+    content = _read(path, system.config)
+    model = system.model()
     load_weights(model, content["model"], path)
     return model.eval()
 

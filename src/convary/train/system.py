@@ -107,6 +107,7 @@ class System(abc.ABC):
     """
 
     config: SystemConfig
+    """What the run is known by: as given, but for options such as "auto" that the data settled."""
 
     @property
     @abc.abstractmethod

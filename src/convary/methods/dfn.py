@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dynamic filters: a small network writes the filters, one per sample or one per position, for another input if wanted.
+
+De Brabandere, Jia, Tuytelaars, Van Gool, "Dynamic Filter Networks", NIPS 2016, arXiv 1605.09673.
+
+The filters are a function of a condition, ``F = g(condition)``. Dynamic convolution (Sec. 3.2) applies one F to every
+position of x; dynamic local filtering (Sec. 3.3) has an F^(i,j) for each position. Here they are :class:`DFNConv2d` and
+:class:`DFNLocalFilter2d`, with their likes in one and three dimensions.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convary.errors import ConfigError, ShapeError
+from convary.ops import pixel_conv, sample_conv
+from convary.ops.geometry import Size, per_axis
+from convary.ops.pixel import Border
+
+
+def local_filter(
+    x: Tensor,
+    filters: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kernel_size: Size,
+    grouping: bool = False,
+    border: Border = "zeros",
+) -> Tensor:
+    """Dynamic local filtering (Eq. 3) with given filters: each position has its own, over all channels or for each.
+
+    Args:
+        x: (B, C, *S), one to three spatial axes.
+        filters: (B, C*T, *S), channel by channel with the T taps row-major; with ``grouping`` (B, T, *S). Used as they
+            are.
+        bias: (B, 1, *S), added to x before filtering, as the released code does.
+        kernel_size: Odd; an int or one per spatial axis.
+        grouping: Filter each channel by the same filter instead of contracting them all to one.
+        border: What is read outside x, see ``ops.pixel_conv``; zeros as released, so that positions near the border see
+            less than the whole filter.
+
+    Returns:
+        (B, 1, *S), with ``grouping`` (B, C, *S).
+
+    Raises:
+        ShapeError, DtypeError, DeviceError: the tensors do not fit together.
+        ConfigError: an even kernel size, an unknown border.
+    """
+    taps = prod(odd_sizes(kernel_size, x.ndim - 2))
+    G = 1 if grouping else x.shape[1]
+    if filters.ndim != x.ndim or filters.shape[1] != G * taps or filters.shape[2:] != x.shape[2:]:
+        raise ShapeError(
+            f"filters must be (B, {G * taps}, *S), {taps} taps for {'any channel' if grouping else f'each of {G}'}, at "
+            f"every position of x {tuple(x.shape)}; got {tuple(filters.shape)}"
+        )
+    if bias is not None:
+        x = x + bias
+    y = pixel_conv(x, filters.unflatten(1, (G, taps)), kernel_size=kernel_size, padding="same", border=border)
+    return y if grouping else y.sum(1, keepdim=True)
+
+
+def filter_flow(filters: Tensor, kernel_size: Size) -> Tensor:
+    """Where each position looks: the mean of the taps' offsets under filters that sum to one.
+
+    Args:
+        filters: (B, T, *S), one filter per position, at least 0 and summing to 1 over the T taps.
+        kernel_size: An int or one per spatial axis.
+
+    Returns:
+        (B, R, *S), offsets along each of the R spatial axes, in axis order: 2-D has rows (down) first.
+
+    >>> left = torch.tensor([[1.0, 0.0, 0.0]]).reshape(1, 3, 1)
+    >>> filter_flow(left, 3)
+    tensor([[[-1.]]])
+    """
+    sizes = odd_sizes(kernel_size, filters.ndim - 2)
+    axes = [torch.arange(k, device=filters.device) - k // 2 for k in sizes]
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1).to(filters.dtype)  # (R, T)
+    return torch.einsum("rt,bt...->br...", offsets, filters)
+
+
+def odd_sizes(kernel_size: Size, rank: int) -> tuple[int, ...]:
+    """The kernel's size per axis; a filter per position wants a middle tap.
+
+    Raises:
+        ConfigError: an even size.
+    """
+    sizes = per_axis(kernel_size, rank, "kernel_size")
+    if not all(k % 2 for k in sizes):
+        raise ConfigError(f"a filter at every position needs a middle tap, so odd sizes; got kernel_size={kernel_size}")
+    return sizes
+
+
+class FilterGenerator(nn.Sequential):
+    """The plain filter-generating network: convolutions with LeakyReLU (0.01) in between, none after the last.
+
+    With 1x1 kernels and 64 and 128 hidden channels it is that of the authors' steerable filters.
+
+    Args:
+        in_channels: D, of the condition.
+        out_channels: Filter coefficients.
+        hidden: Channels of the layers before the last, which is 1x1.
+        kernel_size: Odd, of the layers before the last.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Shape:
+        (B, D, H, W) to (B, out_channels, H, W).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        hidden: Sequence[int] = (64, 128),
+        kernel_size: int = 3,
+        device=None,
+        dtype=None,
+    ) -> None:
+        (k, _) = odd_sizes(kernel_size, 2)
+        channels = [in_channels, *hidden, out_channels]
+        if min(channels) < 1:
+            raise ConfigError(f"channels must be at least 1; got {in_channels=}, {hidden=}, {out_channels=}")
+        layers: list[nn.Module] = []
+        for C, O in itertools.pairwise(channels[:-1]):
+            layers += [nn.Conv2d(C, O, k, padding=k // 2, device=device, dtype=dtype), nn.LeakyReLU(0.01)]
+        super().__init__(*layers, nn.Conv2d(channels[-2], out_channels, 1, device=device, dtype=dtype))
+        init_filter_net(self)
+
+
+def init_filter_net(net: nn.Module) -> None:
+    """He-uniform kernels and zero biases in all convolutions, as the authors start their generators."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class DFNConv2d(nn.Module):
+    """Dynamic convolution: one generated kernel per sample, applied at every position (Sec. 3.2).
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: An int or one per axis.
+        stride: An int or one per axis.
+        padding: An int, one per axis, "same" or "valid".
+        dilation: An int or one per axis.
+        groups: G; divides C and O.
+        softmax: Normalise what is summed for one output, C/G*T coefficients, by a softmax.
+        dynamic_bias: Generate a bias (B, O) too.
+        condition_channels: D of the condition; by default C, for the condition is then x.
+        generator: A network from the condition to (B, ``filter_channels``), axes of length one may follow; by default
+            the mean of the condition over its positions goes through a :class:`FilterGenerator`.
+        hidden: Of the default generator.
+        device: Of the default generator's parameters.
+        dtype: Likewise.
+
+    Shape:
+        x (B, C, H, W) and a condition (B, D, *any, *any) to (B, O, H_out, W_out). A generator of the user's decides
+        what its condition looks like.
+
+    Raises:
+        ConfigError: groups that do not divide the channels, a size below 1.
+
+    >>> layer = DFNConv2d(3, 8, 5, padding=2, condition_channels=1)
+    >>> layer(torch.randn(2, 3, 16, 16), torch.randn(2, 1, 7, 9)).shape
+    torch.Size([2, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        softmax: bool = False,
+        dynamic_bias: bool = False,
+        condition_channels: int | None = None,
+        generator: nn.Module | None = None,
+        hidden: Sequence[int] = (64, 128),
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
+            raise ConfigError(
+                f"groups must divide in_channels and out_channels, all at least 1; got {in_channels=}, "
+                f"{out_channels=}, {groups=}"
+            )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = per_axis(kernel_size, 2, "kernel_size")
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.softmax, self.dynamic_bias = softmax, dynamic_bias
+        if generator is None:
+            D = in_channels if condition_channels is None else condition_channels
+            net = FilterGenerator(D, self.filter_channels, hidden=hidden, kernel_size=1, device=device, dtype=dtype)
+            generator = nn.Sequential(nn.AdaptiveAvgPool2d(1), net)
+        self.generator = generator
+
+    @property
+    def filter_channels(self) -> int:
+        """What the generator gives per sample: O*C/G*T kernel coefficients (O slowest), then O of the bias if any."""
+        kernel = self.out_channels * self.in_channels // self.groups * prod(self.kernel_size)
+        return kernel + self.out_channels * self.dynamic_bias
+
+    def filters(self, condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The kernels (B, O, C/G, kh, kw) and the bias (B, O) or None that the generator makes of a condition.
+
+        Raises:
+            ShapeError: the generator gives something else than (B, ``filter_channels``).
+        """
+        theta = self.generator(condition)
+        if theta.ndim < 2 or theta.shape[1] != self.filter_channels or prod(theta.shape[2:]) != 1:
+            raise ShapeError(
+                f"the generator must give (B, {self.filter_channels}), one set of filters per sample; "
+                f"got {tuple(theta.shape)}"
+            )
+        O = self.out_channels
+        kernel, bias = theta.flatten(1).split([self.filter_channels - O * self.dynamic_bias, O * self.dynamic_bias], 1)
+        kernel = kernel.unflatten(1, (O, -1))
+        kernel = kernel.softmax(2) if self.softmax else kernel
+        return kernel.unflatten(2, (-1, *self.kernel_size)), bias if self.dynamic_bias else None
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Filter x by what the generator makes of the condition, x itself by default.
+
+        Raises:
+            ShapeError: x, the condition or the generator's output do not fit.
+        """
+        _check(self, x)
+        kernel, bias = self.filters(x if condition is None else condition)
+        return sample_conv(
+            x, kernel, bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups
+        )
+
+    def extra_repr(self) -> str:
+        """The sizes and what differs from the defaults."""
+        usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "softmax": False, "dynamic_bias": False}
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}" + _unusual(self, usual)
+
+
+class DFNLocalFilter2d(nn.Module):
+    """Dynamic local filtering: one generated filter per position (Sec. 3.3); stride 1, as large as x.
+
+    Args:
+        in_channels: C of x.
+        kernel_size: Odd; an int or one per axis. The authors take 9x9 (Moving MNIST), 11x11 (driving), 1x13 (stereo).
+        grouping: Filter each channel by the same filter; by default all channels are contracted to one.
+        softmax: Normalise what is summed for one output by a softmax; the output is then a mean of x. The authors
+            leave it out where filters have negative taps (steerable filters).
+        dynamic_bias: Generate one more channel, added to x before filtering, as the released code does.
+        border: What is read outside x; see ``ops.pixel_conv``.
+        condition_channels: D of the condition; by default C, for the condition is then x.
+        generator: A network from the condition to (B, ``filter_channels``, H, W); by default a
+            :class:`FilterGenerator`.
+        hidden: Of the default generator.
+        generator_kernel_size: Odd, of the default generator.
+        device: Of the default generator's parameters.
+        dtype: Likewise.
+
+    Shape:
+        x (B, C, H, W) and a condition (B, D, H, W) to (B, 1, H, W), with ``grouping`` (B, C, H, W). A generator of the
+        user's decides what its condition looks like.
+
+    Raises:
+        ConfigError: an even kernel size, a size below 1.
+
+    >>> layer = DFNLocalFilter2d(3, 9, grouping=True, condition_channels=6)
+    >>> layer(torch.randn(2, 3, 16, 16), torch.randn(2, 6, 16, 16)).shape
+    torch.Size([2, 3, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: Size,
+        *,
+        grouping: bool = False,
+        softmax: bool = True,
+        dynamic_bias: bool = False,
+        border: Border = "zeros",
+        condition_channels: int | None = None,
+        generator: nn.Module | None = None,
+        hidden: Sequence[int] = (64, 128),
+        generator_kernel_size: int = 3,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if in_channels < 1:
+            raise ConfigError(f"in_channels must be at least 1; got {in_channels}")
+        self.in_channels, self.kernel_size = in_channels, odd_sizes(kernel_size, 2)
+        self.grouping, self.softmax, self.dynamic_bias = grouping, softmax, dynamic_bias
+        self.border: Border = border
+        if generator is None:
+            D = in_channels if condition_channels is None else condition_channels
+            k = generator_kernel_size
+            generator = FilterGenerator(
+                D, self.filter_channels, hidden=hidden, kernel_size=k, device=device, dtype=dtype
+            )
+        self.generator = generator
+
+    @property
+    def filter_channels(self) -> int:
+        """What the generator gives per position: C*T coefficients, T with ``grouping``, then one of the bias if any."""
+        return (1 if self.grouping else self.in_channels) * prod(self.kernel_size) + self.dynamic_bias
+
+    def filters(self, condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The filters as ``local_filter`` takes them, normalised, and the bias (B, 1, H, W) or None.
+
+        Raises:
+            ShapeError: the generator gives another number of channels than ``filter_channels``.
+        """
+        theta = self.generator(condition)
+        if theta.ndim != 4 or theta.shape[1] != self.filter_channels:
+            raise ShapeError(
+                f"the generator must give (B, {self.filter_channels}, H, W), one filter per position; "
+                f"got {tuple(theta.shape)}"
+            )
+        return split_filters(theta, softmax=self.softmax, dynamic_bias=self.dynamic_bias)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Filter x by what the generator makes of the condition, x itself by default.
+
+        Raises:
+            ShapeError: x, the condition or the generator's output do not fit.
+        """
+        _check(self, x)
+        filters, bias = self.filters(x if condition is None else condition)
+        return local_filter(x, filters, bias, kernel_size=self.kernel_size, grouping=self.grouping, border=self.border)
+
+    def extra_repr(self) -> str:
+        """The sizes and what differs from the defaults."""
+        usual = {"grouping": False, "softmax": True, "dynamic_bias": False, "border": "zeros"}
+        return f"{self.in_channels}, kernel_size={self.kernel_size}" + _unusual(self, usual)
+
+
+def split_filters(theta: Tensor, *, softmax: bool, dynamic_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """What a generator gives, (B, N, *S), as filters and the bias: its last channel, if there is one."""
+    filters, bias = (theta[:, :-1], theta[:, -1:]) if dynamic_bias else (theta, None)
+    return filters.softmax(1) if softmax else filters, bias
+
+
+def _check(layer: DFNConv2d | DFNLocalFilter2d, x: Tensor) -> None:
+    if x.ndim != 4 or x.shape[1] != layer.in_channels:
+        raise ShapeError(
+            f"{type(layer).__name__} wants x of shape (B, {layer.in_channels}, H, W); got {tuple(x.shape)}"
+        )
+
+
+def _unusual(layer: nn.Module, usual: dict[str, Any]) -> str:
+    given = {name: getattr(layer, name) for name, value in usual.items() if getattr(layer, name) != value}
+    return "".join(f", {name}={value!r}" for name, value in given.items())

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO's average precision, by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from convary.data.coco import CocoSet, encode
+from convary.models.instances import Instances
+
+_STATS = {"ap": 0, "ap50": 1, "ap75": 2}  # where COCOeval keeps them
+
+
+def average_precision(dataset: CocoSet, found: Iterable[Instances]) -> dict[str, float]:
+    """Mask and box AP over all thresholds, at 0.5 and at 0.75.
+
+    Args:
+        dataset: What is there.
+        found: What was found, photograph after photograph; taken one at a time, for masks are large.
+
+    Returns:
+        ``mask_ap``, ``mask_ap50``, ``mask_ap75`` and the same for boxes, in [0, 1].
+    """
+    masks: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
+    for record, instances in zip(dataset.images, found, strict=True):
+        labels, scores, corners = (t.tolist() for t in (instances.labels, instances.scores, instances.boxes))
+        for label, score, (x1, y1, x2, y2), mask in zip(labels, scores, corners, instances.masks, strict=True):
+            result = {"image_id": record["id"], "category_id": dataset.categories[label], "score": score}
+            boxes.append(result | {"bbox": [x1, y1, x2 - x1, y2 - y1]})
+            masks.append(result | {"segmentation": encode(mask)})
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth: Any = COCO()
+        truth.dataset = dataset.content
+        truth.createIndex()
+        return _scores(truth, masks, "segm", "mask") | _scores(truth, boxes, "bbox", "box")
+
+
+def _scores(truth: Any, results: list[dict[str, Any]], kind: Literal["segm", "bbox"], name: str) -> dict[str, float]:
+    if not results:  # which pycocotools cannot load
+        return {f"{name}_{stat}": 0.0 for stat in _STATS}
+    evaluation = COCOeval(truth, truth.loadRes(results), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return {f"{name}_{stat}": max(0.0, float(evaluation.stats[place])) for stat, place in _STATS.items()}

@@ -1,0 +1,99 @@
+"""The network of next frames: against the released one, at any size, exported."""
+
+import pytest
+import torch
+from torch import nn
+
+from convary.errors import ConfigError, ShapeError
+from convary.models.dfn import DFN
+from tests.test_golden import Case
+
+
+def test_moving_mnist_network_agrees_with_the_released_one():
+    case = Case("dfn_moving_mnist_npx16")
+    model = DFN().double()
+    assert sum(p.numel() for p in model.parameters()) == case.settings["params"] == 637_361
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert len(case.state) == 2 * len(convs)
+    with torch.no_grad():
+        for i, conv in enumerate(convs):
+            conv.weight.copy_(case.state[f"W{i}"])
+            conv.bias.copy_(case.state[f"b{i}"])
+    frames = case.inputs["input_batch"].requires_grad_()
+    predictions = model.predict(frames.unsqueeze(2), steps=case.kwargs["target_seqlen"])
+    case.close("filters.first", predictions[0].filters)
+    out = torch.cat([prediction.frame for prediction in predictions], 1)
+    case.close("out", out)
+    case.backward(out)
+    grads = {f"W{i}": conv.weight.grad for i, conv in enumerate(convs)}
+    grads |= {f"b{i}": conv.bias.grad for i, conv in enumerate(convs)}
+    case.check_gradients(grads | {"input_batch": frames.grad})
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (1, 5)])
+def test_any_size_and_several_channels(size):
+    model = DFN(3, frames=2, hidden=8, kernel_size=3, dynamic_bias=True, border="replicate")
+    frames = torch.rand(2, 4, 3, *size)
+    out = model(frames, steps=3)
+    assert out.shape == (2, 3, 3, *size)
+    torch.testing.assert_close(out[:, :1], model(frames))
+    assert model(frames[:0]).shape == (0, 1, 3, *size)
+
+
+def test_without_a_bias_nothing_leaves_the_range_of_the_last_frame():
+    model = DFN(hidden=8, kernel_size=5, border="replicate")
+    frames = torch.rand(2, 3, 1, 12, 12)
+    out = model(frames, steps=2)
+    assert frames[:, -1].min() <= out.min() and out.max() <= frames[:, -1].max()
+
+
+def test_frames_before_the_last_count_through_the_hidden_map():
+    torch.manual_seed(0)
+    model, frames = DFN(hidden=8, kernel_size=3), torch.rand(1, 3, 1, 8, 8)
+    other = frames.clone()
+    other[:, 0] = 0
+    assert not torch.equal(model(frames), model(other))
+
+
+def test_exports_with_any_batch_and_size():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = DFN(hidden=8, kernel_size=3)
+
+        def forward(self, frames):
+            return self.net(frames, steps=2)
+
+    model = Two().eval()
+    batch, height, width = (torch.export.Dim(name, min=3, max=64) for name in ("b", "h", "w"))
+    program = torch.export.export(
+        model, (torch.rand(3, 2, 1, 10, 12),), dynamic_shapes=({0: batch, 3: height, 4: width},)
+    ).module()
+    for shape in ((3, 2, 1, 8, 14), (4, 2, 1, 9, 11)):
+        frames = torch.rand(shape)
+        torch.testing.assert_close(program(frames), model(frames))
+
+
+@pytest.mark.slow
+def test_compiles_and_autocasts():
+    model, frames = DFN(hidden=8, kernel_size=3).eval(), torch.rand(2, 2, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(frames), model(frames), atol=1e-5, rtol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(frames)
+    torch.testing.assert_close(half.float(), model(frames), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "match"),
+    [
+        (lambda: DFN(kernel_size=8), ConfigError, "odd sizes"),
+        (lambda: DFN(hidden=0), ConfigError, "at least 1"),
+        (lambda: DFN()(torch.rand(1, 3, 3, 8, 8)), ShapeError, r"\(B, N, 1, H, W\).*got \(1, 3, 3, 8, 8\)"),
+        (lambda: DFN(frames=2)(torch.rand(1, 1, 1, 8, 8)), ShapeError, "N at least 2"),
+        (lambda: DFN()(torch.rand(1, 2, 1, 8, 8), steps=0), ConfigError, "steps"),
+    ],
+)
+def test_what_cannot_work_is_refused(wrong, error, match):
+    with pytest.raises(error, match=match):
+        wrong()
