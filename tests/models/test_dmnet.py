@@ -98,7 +98,7 @@ def test_says_that_the_backbone_is_random(monkeypatch):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.warns(RandomWeightsWarning, match="resnet18 starts from random"):
-        small(imagenet=True)
+        small(pretrained=True)
 
 
 def test_there_is_no_such_backbone():

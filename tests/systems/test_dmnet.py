@@ -13,7 +13,7 @@ from torch import nn
 from convary.data.segmentation import IGNORE
 from convary.errors import ConfigError, DataError
 from convary.systems import SYSTEMS
-from convary.systems.dmnet import AUXILIARY, DMNetConfig, cross_entropy
+from convary.systems.dmnet import AUXILIARY, DMNetConfig, DMNetPublishedConfig, cross_entropy
 from convary.systems.segments import colors, over
 from convary.train.fit import fit, restore
 
@@ -122,6 +122,16 @@ def test_items_are_views_of_the_photograph(tmp_path):
 def test_impossible_values_are_refused(tmp_path, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         DMNetConfig(out=tmp_path, **options)
+
+
+def test_the_published_setting_wants_data(voc):
+    with pytest.raises(ConfigError, match="wants --data"):
+        DMNetPublishedConfig()
+    with torch.device("meta"):
+        system = DMNetPublishedConfig(data=voc, pretrained=False).load()
+        net = system.model()
+    assert net.decode_head.bottleneck.conv.weight.shape == (512, 2048 + 4 * 512, 3, 3)
+    assert system.rate(20_000) == 0.5**0.9
 
 
 def test_colours_are_pascal_vocs():

@@ -18,7 +18,7 @@ from torchvision.models import ResNet
 
 from convary.errors import ConfigError
 from convary.methods.dmnet import DynamicConvModule
-from convary.models.backbone import pretrained
+from convary.models.backbone import pretrained as with_weights
 from convary.nn.conv import conv_norm_relu
 
 WEIGHTS = {
@@ -103,8 +103,8 @@ class DMNet(nn.Module):
     Args:
         num_classes: N.
         backbone: One of torchvision's ResNets: resnet18, resnet34, resnet50, resnet101.
-        imagenet: Start from the backbone's ImageNet weights, or, with a warning, from random ones where they can't be
-            downloaded.
+        pretrained: Start from the backbone's ImageNet weights, or from random ones with a ``RandomWeightsWarning``
+            where they cannot be downloaded.
         channels: Of the head; the auxiliary head has half as many.
         kernel_sizes: Of the head's modules.
         fusion: See ``DynamicConvModule``.
@@ -123,7 +123,7 @@ class DMNet(nn.Module):
         num_classes: int,
         *,
         backbone: str = "resnet50",
-        imagenet: bool = False,
+        pretrained: bool = False,
         channels: int = 512,
         kernel_sizes: Sequence[int] = (1, 3, 5, 7),
         fusion: bool = False,
@@ -133,7 +133,7 @@ class DMNet(nn.Module):
         if backbone not in WEIGHTS:
             raise ConfigError(f"backbone must be one of {', '.join(WEIGHTS)}; got {backbone!r}")
         build = getattr(models, backbone)
-        resnet = pretrained(build, WEIGHTS[backbone]) if imagenet else build()
+        resnet = with_weights(build, WEIGHTS[backbone]) if pretrained else build()
         self.backbone = dilate(cast("ResNet", resnet))
         width = self.backbone.fc.in_features
         del self.backbone.fc

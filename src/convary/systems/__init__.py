@@ -7,7 +7,7 @@ from convary.systems.condinst import CondInstCOCOConfig, CondInstConfig
 from convary.systems.dfn_moving_mnist import DFNMovingMNISTConfig
 from convary.systems.dfn_steerable import DFNSteerableConfig
 from convary.systems.dfn_video import DFNVideoConfig
-from convary.systems.dmnet import DMNetConfig
+from convary.systems.dmnet import DMNetConfig, DMNetPublishedConfig
 from convary.systems.hdfnet import HDFNetConfig, HDFNetPublishedConfig
 from convary.train.system import SystemConfig
 
@@ -16,6 +16,7 @@ SYSTEMS: tuple[type[SystemConfig], ...] = (
     DFNVideoConfig,
     DFNSteerableConfig,
     DMNetConfig,
+    DMNetPublishedConfig,
     HDFNetConfig,
     HDFNetPublishedConfig,
     CondInstConfig,

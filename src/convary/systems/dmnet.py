@@ -45,8 +45,8 @@ class DMNetConfig(SystemConfig):
     """Of SGD, whose momentum is 0.9."""
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
     """Published: resnet50 and resnet101."""
-    weights: Literal["random", "imagenet"] = "random"
-    """Of the backbone at the start; imagenet is downloaded. Published: imagenet."""
+    pretrained: bool = False
+    """Start the backbone from ImageNet's weights, which are downloaded. Published: yes."""
     channels: int = 64
     """Of the head. Published: 512."""
     kernel_sizes: tuple[int, ...] = (1, 3, 5, 7)
@@ -79,6 +79,29 @@ class DMNetConfig(SystemConfig):
         return DMNetSystem(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DMNetPublishedConfig(DMNetConfig):
+    """DMNet in the setting of the released configs: a ResNet-101 from ImageNet's weights, 40,000 steps of 16 views."""
+
+    name: ClassVar[str] = "dmnet-published"
+    title: ClassVar[str] = "DMNet, published setting"
+
+    out: Path = Path("runs/dmnet-published")
+    steps: int = 40_000
+    batch_size: int = 16
+    lr: float = 0.01
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet101"
+    pretrained: bool = True
+    channels: int = 512
+    crop: int = 512
+    scales: tuple[float, float] = (0.5, 2.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is None:
+            raise ConfigError("the published setting wants --data, a folder in Pascal VOC's layout or a plain one")
+
+
 class DMNetSystem(System):
     """Cross entropy on both heads; SGD with a polynomial schedule."""
 
@@ -103,7 +126,7 @@ class DMNetSystem(System):
         return DMNet(
             len(self.data.classes),
             backbone=config.backbone,
-            imagenet=config.weights == "imagenet",
+            pretrained=config.pretrained,
             channels=config.channels,
             kernel_sizes=config.kernel_sizes,
             fusion=config.fusion,
