@@ -128,7 +128,7 @@ class Video(System):
         return {"mse": F.mse_loss(model(batch[:, :-1]).float(), batch[:, 1:][:, -1:])}
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Squared error (the authors' score) and mean PSNR beside copying the frame before; how often copying is worse."""
+        """Squared error (the authors' score) and mean PSNR beside copying; how often copying is the worse one."""
         own, copied = [], []
         for window in self._tests(device):
             own.append(F.mse_loss(model(window[:, :-1])[:, 0].float().clamp(0, 1), window[:, -1]).item())
