@@ -1,6 +1,7 @@
 """HDFNet against the authors' numbers; sizes, export, compilation, precision, bad input."""
 
 import json
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.export import Dim
 import convary as cv
 from convary.errors import CheckpointError, ConfigError, ShapeError
 from convary.methods.hdfnet import DDPM, DepthDC
+from convary.models.backbone import RandomWeightsWarning
 from convary.models.hdfnet import HDFNet, hdfnet
 from tests.test_golden import GOLDEN, Case, cases
 
@@ -141,6 +143,16 @@ def test_trains_in_bf16(pair):
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
     reference = model(*pair)
     assert (out.float() - reference).norm() < 0.1 * reference.norm()
+
+
+def test_says_that_the_encoders_are_random(monkeypatch):
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with torch.device("meta"), pytest.warns(RandomWeightsWarning, match="vgg16_bn starts from random"):
+        model = hdfnet()
+    assert [encoder["1"][0].in_channels for encoder in (model.rgb, model.depth)] == [3, 1]
 
 
 def test_inputs_that_do_not_fit(pair):
