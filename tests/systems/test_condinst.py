@@ -14,7 +14,7 @@ from convary.models.instances import Instances
 from convary.systems import SYSTEMS
 from convary.systems.coco_ap import average_precision
 from convary.systems.condinst import (
-    CondInstCOCOConfig,
+    CondInstPublishedConfig,
     CondInstConfig,
     CondInstSystem,
     centres_of_mass,
@@ -163,7 +163,7 @@ def test_average_precision_of_the_truth_of_nothing_and_of_half():
 
 
 def test_the_schedules(tmp_path):
-    published = CondInstCOCOConfig(out=tmp_path, data=tmp_path)
+    published = CondInstPublishedConfig(out=tmp_path, data=tmp_path)
     system = object.__new__(CondInstSystem)
     system.config = published
     assert [round(system.rate(step), 6) for step in (1000, 59_999, 60_000, 80_000)] == [1, 1, 0.1, 0.01]
@@ -220,7 +220,7 @@ def test_impossible_options(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         config(tmp_path, **options)
     with pytest.raises(ConfigError, match="give --data"):
-        CondInstCOCOConfig(out=tmp_path)
+        CondInstPublishedConfig(out=tmp_path)
 
 
 def test_different_categories_are_refused(tmp_path):
@@ -232,7 +232,7 @@ def test_different_categories_are_refused(tmp_path):
 
 
 def test_is_a_system():
-    assert {CondInstConfig, CondInstCOCOConfig} <= set(SYSTEMS)
+    assert {CondInstConfig, CondInstPublishedConfig} <= set(SYSTEMS)
 
 
 @pytest.mark.slow
