@@ -14,8 +14,8 @@ from convary.models.instances import Instances
 from convary.systems import SYSTEMS
 from convary.systems.coco_ap import average_precision
 from convary.systems.condinst import (
-    CondInstPublishedConfig,
     CondInstConfig,
+    CondInstPublishedConfig,
     CondInstSystem,
     centres_of_mass,
     example,
@@ -24,6 +24,7 @@ from convary.systems.condinst import (
 from convary.systems.condinst_loss import Targets, assign, condinst_losses
 from convary.train.fit import fit, restore
 from tests.data.test_coco import CONTENT, folder_of, pixels
+from tests.train.test_fit import StopAt, weights
 
 TINY = {"backbone": "resnet18", "convs": 1, "mask_channels": 8, "short": (64,), "long": 128, "cpu": True}
 
@@ -185,6 +186,18 @@ def test_trains_on_a_folder_in_cocos_layout(tmp_path):
     assert json.loads(json.dumps(other.identity()))["train"] == [str(path) for path in train]
     assert fit(other)["scores"] == results["scores"]
     assert restore(other)(torch.zeros(1, 3, 64, 64)).logits.shape[2] == 2
+
+
+def test_an_interrupted_run_ends_in_the_same_weights(tmp_path):
+    """Also where sizes, mirrors and mask heads are drawn."""
+    drawn = {"flip": True, "short": (64, 96), "long": 150, "max_instances": 5, "steps": 3}
+    whole, broken = (config(tmp_path / name, **drawn) for name in ("whole", "broken"))
+    fit(whole)
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, StopAt(1))
+    fit(broken)
+    one, other = weights(whole), weights(broken)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_a_missing_image_is_named_before_training(tmp_path):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from convary.systems.condinst import CondInstPublishedConfig, CondInstConfig
+from convary.systems.condinst import CondInstConfig, CondInstPublishedConfig
 from convary.systems.dfn_moving_mnist import DFNMovingMNISTConfig
 from convary.systems.dfn_steerable import DFNSteerableConfig
 from convary.systems.dfn_video import DFNVideoConfig
