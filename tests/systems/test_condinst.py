@@ -14,8 +14,8 @@ from convary.models.instances import Instances
 from convary.systems import SYSTEMS
 from convary.systems.coco_ap import average_precision
 from convary.systems.condinst import (
-    CondInstCOCOConfig,
     CondInstConfig,
+    CondInstPublishedConfig,
     CondInstSystem,
     centres_of_mass,
     example,
@@ -24,6 +24,7 @@ from convary.systems.condinst import (
 from convary.systems.condinst_loss import Targets, assign, condinst_losses
 from convary.train.fit import fit, restore
 from tests.data.test_coco import CONTENT, folder_of, pixels
+from tests.train.test_fit import StopAt, weights
 
 TINY = {"backbone": "resnet18", "convs": 1, "mask_channels": 8, "short": (64,), "long": 128, "cpu": True}
 
@@ -163,7 +164,7 @@ def test_average_precision_of_the_truth_of_nothing_and_of_half():
 
 
 def test_the_schedules(tmp_path):
-    published = CondInstCOCOConfig(out=tmp_path, data=tmp_path)
+    published = CondInstPublishedConfig(out=tmp_path, data=tmp_path)
     system = object.__new__(CondInstSystem)
     system.config = published
     assert [round(system.rate(step), 6) for step in (1000, 59_999, 60_000, 80_000)] == [1, 1, 0.1, 0.01]
@@ -185,6 +186,18 @@ def test_trains_on_a_folder_in_cocos_layout(tmp_path):
     assert json.loads(json.dumps(other.identity()))["train"] == [str(path) for path in train]
     assert fit(other)["scores"] == results["scores"]
     assert restore(other)(torch.zeros(1, 3, 64, 64)).logits.shape[2] == 2
+
+
+def test_an_interrupted_run_ends_in_the_same_weights(tmp_path):
+    """Also where sizes, mirrors and mask heads are drawn."""
+    drawn = {"flip": True, "short": (64, 96), "long": 150, "max_instances": 5, "steps": 3}
+    whole, broken = (config(tmp_path / name, **drawn) for name in ("whole", "broken"))
+    fit(whole)
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, StopAt(1))
+    fit(broken)
+    one, other = weights(whole), weights(broken)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_a_missing_image_is_named_before_training(tmp_path):
@@ -220,7 +233,7 @@ def test_impossible_options(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         config(tmp_path, **options)
     with pytest.raises(ConfigError, match="give --data"):
-        CondInstCOCOConfig(out=tmp_path)
+        CondInstPublishedConfig(out=tmp_path)
 
 
 def test_different_categories_are_refused(tmp_path):
@@ -232,7 +245,7 @@ def test_different_categories_are_refused(tmp_path):
 
 
 def test_is_a_system():
-    assert {CondInstConfig, CondInstCOCOConfig} <= set(SYSTEMS)
+    assert {CondInstConfig, CondInstPublishedConfig} <= set(SYSTEMS)
 
 
 @pytest.mark.slow

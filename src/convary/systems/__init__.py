@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from convary.systems.condinst import CondInstCOCOConfig, CondInstConfig
+from convary.systems.condinst import CondInstConfig, CondInstPublishedConfig
 from convary.systems.dfn_moving_mnist import DFNMovingMNISTConfig
 from convary.systems.dfn_steerable import DFNSteerableConfig
 from convary.systems.dfn_video import DFNVideoConfig
@@ -20,5 +20,5 @@ SYSTEMS: tuple[type[SystemConfig], ...] = (
     HDFNetConfig,
     HDFNetPublishedConfig,
     CondInstConfig,
-    CondInstCOCOConfig,
+    CondInstPublishedConfig,
 )

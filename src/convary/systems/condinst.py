@@ -95,10 +95,10 @@ class CondInstConfig(SystemConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CondInstCOCOConfig(CondInstConfig):
+class CondInstPublishedConfig(CondInstConfig):
     """CondInst as published: ResNet-50, 800 pixels, 90,000 steps of 16 images of COCO; --data is wanted."""
 
-    name: ClassVar[str] = "condinst-coco"
+    name: ClassVar[str] = "condinst-published"
     title: ClassVar[str] = "CondInst, published setting"
 
     steps: int = 90_000
@@ -121,7 +121,7 @@ class CondInstCOCOConfig(CondInstConfig):
         super().__post_init__()
         if not (self.data or self.train):
             raise ConfigError(
-                "condinst-coco trains on a set in COCO's format; give --data FOLDER, or --train JSON FOLDER"
+                "condinst-published trains on a set in COCO's format; give --data FOLDER, or --train JSON FOLDER"
             )
 
 
