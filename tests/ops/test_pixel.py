@@ -361,9 +361,10 @@ class Layer(torch.nn.Module):
         return ops.pixel_conv(x, weight, **self.arguments)
 
 
-@pytest.mark.parametrize(
-    "kind", [{"rank": 1}, {}, {"border": "reflect"}, {"border": "clamp", "scale_factor": 2}], ids=str
-)
+EXPORTED = [{"rank": 1}, {}, {"border": "reflect"}, {"border": "clamp", "scale_factor": 2}]
+
+
+@pytest.mark.parametrize("kind", EXPORTED, ids=str)
 def test_export_with_any_batch_and_size(kind):
     x, weight, arguments = call(**kind)
     if kind.get("border", "zeros") != "zeros" or kind.get("scale_factor", 1) > 1:
@@ -376,3 +377,20 @@ def test_export_with_any_batch_and_size(kind):
     assert "convary" not in str(program.graph)
     bigger = [torch.cat([t, t[:1]]) for t in (x, weight)]
     torch.testing.assert_close(program.module()(*bigger), Layer(arguments)(*bigger))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", EXPORTED[1:], ids=str)
+def test_onnx_with_any_batch(kind, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    x, weight, arguments = call(**kind)
+    given = [x.float(), weight.float()]
+    dynamic = {name: {0: torch.export.Dim.DYNAMIC} for name in ("x", "weight")}
+    program = torch.onnx.export(Layer(arguments), tuple(given), dynamo=True, dynamic_shapes=dynamic, verbose=False)
+    program.save(tmp_path / "pixel.onnx")
+    session = ort.InferenceSession(tmp_path / "pixel.onnx")
+    bigger = [torch.cat([t, t[:1]]) for t in given]
+    names = [value.name for value in session.get_inputs()]
+    (got,) = session.run(None, {name: t.numpy() for name, t in zip(names, bigger, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(got), Layer(arguments)(*bigger), rtol=1e-4, atol=1e-4)
