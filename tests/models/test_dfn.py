@@ -47,6 +47,11 @@ def test_without_a_bias_nothing_leaves_the_range_of_the_last_frame():
     assert frames[:, -1].min() <= out.min() and out.max() <= frames[:, -1].max()
 
 
+def test_focused_filters_start_as_a_copy():
+    frames = torch.rand(1, 2, 1, 8, 8)
+    torch.testing.assert_close(DFN(hidden=8, focus=30.0)(frames)[:, 0], frames[:, 1])
+
+
 def test_frames_before_the_last_count_through_the_hidden_map():
     torch.manual_seed(0)
     model, frames = DFN(hidden=8, kernel_size=3), torch.rand(1, 3, 1, 8, 8)

@@ -129,3 +129,9 @@ def test_impossible_values_are_refused(tmp_path, options):
 def test_the_command_gives_the_config_again(tmp_path):
     config = LineConfig(out=tmp_path, steps=3, precision="bf16", cpu=True)
     assert config.command() == f"convary train line --out {tmp_path} --steps 3 --precision bf16 --cpu"
+
+
+def test_one_precision_per_process(tmp_path):
+    fit(LineConfig(out=tmp_path / "one", cpu=True))
+    with pytest.raises(ConfigError, match="another precision .*'bf16'.*new process"):
+        fit(LineConfig(out=tmp_path / "other", precision="bf16", cpu=True))

@@ -41,6 +41,8 @@ class DFN(nn.Module):
         kernel_size: Odd; how far a pixel can come from.
         dynamic_bias: Generate one more channel, which is added to the last frame before filtering (the authors' driving
             experiment), so that what was nowhere in it can appear.
+        focus: Bias of every filter's middle tap before training. 0 as released, where filters start as a blur; with 8
+            they start as a copy of the last frame.
         border: What filters read outside the frame, see ``ops.pixel_conv``; zeros as released, which is black.
 
     Shape:
@@ -64,6 +66,7 @@ class DFN(nn.Module):
         hidden: int = 128,
         kernel_size: int = 9,
         dynamic_bias: bool = False,
+        focus: float = 0.0,
         border: Border = "zeros",
     ) -> None:
         super().__init__()
@@ -78,13 +81,10 @@ class DFN(nn.Module):
         )
         self.recurrent = nn.Sequential(*_conv(hidden, hidden), *_conv(hidden, hidden))
         self.decoder = nn.Sequential(*_conv(hidden, 64), *_conv(64, 64))
-        self.filters = nn.Sequential(
-            *_conv(64, 64),
-            *_conv(64, 64),
-            *_conv(64, 128, kernel_size=1),
-            nn.Conv2d(128, k * k + dynamic_bias, 1),
-        )
+        last = nn.Conv2d(128, k * k + dynamic_bias, 1)
+        self.filters = nn.Sequential(*_conv(64, 64), *_conv(64, 64), *_conv(64, 128, kernel_size=1), last)
         init_filter_net(self)
+        last.get_parameter("bias").data[k * k // 2] = focus
 
     def forward(self, frames: Tensor, steps: int = 1) -> Tensor:
         """The next ``steps`` frames; from the second on they are made of predicted ones.

@@ -38,10 +38,10 @@ class DFNMovingMNISTConfig(SystemConfig):
     citation: ClassVar[str] = "De Brabandere et al., Dynamic Filter Networks, NIPS 2016"
 
     out: Path = Path("runs/dfn-moving-mnist")
-    steps: int = 800
+    steps: int = 1600
     batch_size: int = 4
     lr: float = 1e-3
-    halve_every: int = 200
+    halve_every: int = 400
     """Steps after which the learning rate is halved, again and again."""
     digits: Source = "auto"
     """MNIST's (downloaded where they are missing), scikit-learn's (offline), or whichever can be had."""
@@ -55,7 +55,7 @@ class DFNMovingMNISTConfig(SystemConfig):
     """Of a digit, in its room (the canvas less the digit) per frame."""
     seen: int = 3
     """Frames that the network is shown."""
-    predicted: int = 3
+    predicted: int = 2
     """Frames that follow, predicted from one another."""
     sequences: int = 200
     """Test sequences, always the same."""
@@ -139,10 +139,12 @@ class MovingMNIST(System):
         for i in range(PICTURED):
             blank = [None] * len(seen[i])
             flows = [filter_flow(step.filters[i : i + 1], model.kernel_size)[0] for step in predictions]
+            colors = [flow_colors(-flow, reach) for flow in flows]
+            lit = [(step.frame[i] / step.frame[i].max()).cpu() for step in predictions]  # black may come from anywhere
             rows += [
                 ("true", [*seen[i], *future[i]]),
                 ("predicted", [*blank, *(step.frame[i] for step in predictions)]),
-                ("filter flow", [*blank, *(flow_colors(-flow, reach) for flow in flows)]),
+                ("filter flow", [*blank, *(1 - light * (1 - color) for light, color in zip(lit, colors, strict=True))]),
             ]
         names = [f"seen {n + 1}" for n in range(len(seen[0]))] + [f"next {n + 1}" for n in range(len(predictions))]
         return [draw_rows(rows, folder / "next-frames.png", columns=names)]

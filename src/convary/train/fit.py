@@ -62,7 +62,7 @@ def fit(config: SystemConfig, progress: FitProgress | None = None) -> dict[str, 
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     progress = progress or FitProgress()
-    accelerator = Accelerator(cpu=config.cpu, mixed_precision="no" if config.precision == "fp32" else config.precision)
+    accelerator = _accelerator(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     system = config.load()
@@ -247,6 +247,17 @@ def _batches(system: System, first: int, accelerator: Accelerator) -> DataLoader
     steps = _Steps(system, first, slice(accelerator.process_index, None, accelerator.num_processes))
     workers = system.config.workers
     return DataLoader(_Items(system), batch_sampler=steps, collate_fn=system.collate, num_workers=workers)
+
+
+def _accelerator(config: SystemConfig) -> Accelerator:
+    precision = "no" if config.precision == "fp32" else config.precision
+    try:
+        return Accelerator(cpu=config.cpu, mixed_precision=precision)
+    except ValueError as error:  # Accelerate keeps one state per process
+        raise ConfigError(
+            f"this process has trained with another precision or device than precision={config.precision!r} and "
+            f"cpu={config.cpu}; start a new process"
+        ) from error
 
 
 def _now() -> str:
