@@ -161,17 +161,18 @@ class Video(System):
         """Test frames: the last one seen, the next, the predicted one, both errors, and the filters' flow."""
         assert isinstance(model, DFN)
         windows = self._tests(device)
-        rows = []
+        rows, flows = [], []
         for i in torch.linspace(0, len(windows) - 1, PICTURED).round().long().unique().tolist():
             (prediction,) = model.predict(windows[i][:, :-1])
             last, truth, guess = windows[i][0, -2], windows[i][0, -1], prediction.frame[0]
-            flow = filter_flow(prediction.filters, model.kernel_size)[0]
+            flows.append(-filter_flow(prediction.filters, model.kernel_size)[0])  # where pixels go, not come from
             errors = [(4 * (picture - truth).abs()).mean(0, keepdim=True) for picture in (last, guess)]
-            rows.append(
-                (f"frame {self.test[i] + self.config.seen + 1}", [last, truth, guess, *errors, flow_colors(-flow, 2.0)])
-            )
+            rows.append((f"frame {self.test[i] + self.config.seen + 1}", [last, truth, guess, *errors]))
+        reach = max(torch.stack([flow.norm(dim=0) for flow in flows]).max().item(), 1e-3)
+        for (_, pictures), flow in zip(rows, flows, strict=True):
+            pictures.append(flow_colors(flow, reach))
         names = ["last seen", "true next", "predicted", "error of copying", "error of predicting", "filter flow"]
-        note = "errors are four times as bright; the flow's colour is the direction of motion, full at two pixels"
+        note = f"errors are four times as bright; the flow's colour is its direction, full at {reach:.2g} pixels"
         return [draw_rows(rows, folder / "next-frame.png", columns=names, note=note)]
 
 
