@@ -512,3 +512,25 @@ def test_export_says_what_is_wrong_and_writes_nothing(run, tmp_path, words, mess
     assert (code, told) == (2, "")
     assert message.format(tmp=tmp_path) in one_line(error)
     assert not list(tmp_path.glob("model.*"))
+
+
+def test_train_lists_the_systems(capsys):
+    from convary.systems import SYSTEMS
+
+    assert cli.main(["train"]) == 0
+    said = capsys.readouterr().out
+    assert all(config.name in said and config.title in said for config in SYSTEMS)
+    assert len({config.name for config in SYSTEMS}) == len(SYSTEMS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["train", "hdfnett"], "no system 'hdfnett'.*did you mean 'hdfnet'"),
+        (["train", "dmnet", "--stepz", "3"], "--stepz; did you mean '--steps'"),
+        (["train", "dmnet", "--steps", "0"], "steps must be at least 1; got 0"),
+    ],
+)
+def test_train_names_what_is_wrong(capsys, argv, said):
+    assert cli.main(argv) == 2
+    assert re.search(said, capsys.readouterr().err)

@@ -104,9 +104,10 @@ def test_killed_in_the_middle_of_an_epoch(make, whole, tmp_path):
 @pytest.mark.parametrize("place", [("static", 1), ("static", 10), ("dyconv", 17)])
 def test_ctrl_c_saves_and_resumes(make, whole, tmp_path, place):
     config = make(methods=METHODS, out=tmp_path / "stopped", augment=True)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         compare(config, StopAt(*place))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     steps = Steps()
     results = compare(config, steps)
     after = (METHODS.index(place[0]), place[1])
