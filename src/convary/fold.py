@@ -209,6 +209,11 @@ def _static(layer: Any, mean: _Mean) -> nn.Module:
     if not isinstance(layer, DynamicConv):
         static: Any = nn.Linear(layer.in_features, layer.out_features, **factory)
     else:
+        if layer.padding == "same" and max(layer.stride) > 1:  # TensorFlow's rule, which nn.Conv does not know
+            raise ConfigError(
+                f"{type(layer).__name__} with padding='same' and a stride of {layer.stride} has no ordinary layer of "
+                "torch; leave it dynamic, with freeze_routing"
+            )
         groups = layer.in_channels // mean.kernel.shape[1]  # 1 where the method's kernels reach over all groups
         static = CONVS[layer.rank](
             layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,

@@ -119,7 +119,7 @@ def anneal(
 
 
 def _published(model: nn.Module, name: str) -> float:
-    """The methods' own first or final temperature; the hottest, where methods are mixed."""
+    """The methods' own first or final temperature; the highest, where methods are mixed that allow it."""
     return max((getattr(router, name) for router in tempered_routers(model)), default=1.0)
 
 

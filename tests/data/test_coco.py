@@ -157,3 +157,17 @@ def test_the_sample_set_holds_the_scenes():
     assert torch.equal(photo.masks, want.masks) and torch.equal(photo.boxes, want.boxes)
     assert [found.classes[label] for label in photo.labels] == [want.classes[label] for label in want.labels]
     assert torch.equal(photo.image, want.image)
+
+
+def test_the_truth_for_scoring_is_numbered_anew_without_what_is_left_out():
+    content = copy.deepcopy(CONTENT)
+    for annotation, number in zip(content["annotations"], (0, 5, 5, 5), strict=True):
+        annotation["id"] = number
+    for name in ("area", "iscrowd"):
+        del content["annotations"][0][name]
+    content["annotations"].append({"id": 9, "image_id": 3, "category_id": 2, "bbox": [1, 1, 4, 4], "segmentation": []})
+    with pytest.warns(LeftOutWarning, match="1 annotations have no area.* 9"):
+        truth = CocoSet(content, pixels, "x").truth()
+    assert [annotation["id"] for annotation in truth["annotations"]] == [1, 2, 3, 4]
+    assert [annotation["iscrowd"] for annotation in truth["annotations"]] == [0, 0, 0, 1]
+    assert truth["annotations"][0]["area"] == 100

@@ -128,3 +128,25 @@ def test_a_stage_without_common_divisor_shares_nothing():
         blocks = [InvertedResidual(C, O, 1, expand_ratio=4) for C, O in ((61, 67), (64, 128))]
         counts = [len(warehouses(cv.convert(nn.Sequential(b), cv.KernelWarehouse(), cv.where.all()))) for b in blocks]
     assert counts == [3, 2]
+
+
+def test_blocks_of_which_only_the_shortcuts_are_left():
+    model = cv.convert(models.resnet18(), cv.ODConv(), cv.where.name("*.conv?"))
+    plan = cv.plan(model, cv.KernelWarehouse(), cv.where.all())
+    assert "layer2.0.downsample.0" in plan.converted
+
+
+def test_layers_of_different_dtypes_share_nothing():
+    model = models.resnet18().eval()
+    model.layer3.double()
+    dynamic = cv.convert(model, cv.KernelWarehouse())
+    dtypes = {name: parameter.dtype for name, parameter in dynamic.named_parameters(remove_duplicate=False)}
+    assert all(
+        dtype is (torch.float64 if name.startswith("layer3") else torch.float32) for name, dtype in dtypes.items()
+    )
+
+
+def test_a_checkpoint_of_other_sizes_is_named():
+    source = cv.KernelWarehouse2d(16, 16, 3, cell_ratio=2.0)
+    with pytest.raises(cv.CheckpointError, match="weight"):
+        cv.load_released(cv.KernelWarehouse2d(16, 16, 3), cv.released_state(source))

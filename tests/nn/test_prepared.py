@@ -296,3 +296,24 @@ def test_a_plan_dies_with_its_layer():
     del layer
     gc.collect()
     assert alive() is None
+
+
+class Doubled(cv.ODConv2d):
+    def convolve(self, x, coeffs, padding):
+        return 2 * super().convolve(x, coeffs, padding)
+
+
+def test_a_convolution_of_ones_own_is_not_passed_over():
+    layer = make(lambda: Doubled(16, 12, 3, padding=1))
+    y, used = prepared(layer)
+    assert not used
+    assert torch.equal(y, usual(layer))
+
+
+def test_a_view_at_the_same_address_is_noticed():
+    layer = make(lambda: cv.ODConv2d(16, 16, 3, padding=1))
+    assert prepared(layer)[1]
+    layer.weight.data = layer.weight.data.transpose(1, 2)
+    y, used = prepared(layer)
+    assert not used
+    torch.testing.assert_close(y, usual(layer))

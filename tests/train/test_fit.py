@@ -135,3 +135,9 @@ def test_one_precision_per_process(tmp_path):
     fit(LineConfig(out=tmp_path / "one", cpu=True))
     with pytest.raises(ConfigError, match="another precision .*'bf16'.*new process"):
         fit(LineConfig(out=tmp_path / "other", precision="bf16", cpu=True))
+
+
+def test_every_process_has_the_same_share(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
+    with pytest.raises(ConfigError, match="batch_size=4 is not the same share for 3 processes"):
+        fit(LineConfig(out=tmp_path, cpu=True))

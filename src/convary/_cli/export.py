@@ -73,6 +73,8 @@ def run(argv: Sequence[str]) -> int:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", convary.TemperatureWarning)
+        if any(not 0 <= axis < x.ndim for axis in flags.dynamic or ()):
+            raise ConfigError(f"--dynamic takes axes of the input, 0 to {x.ndim - 1}; got {flags.dynamic}")
         convary.export(model, x, flags.out, strategy=flags.strategy, dynamic=flags.dynamic)
         checked = _checked(flags.out, model, x if flags.dynamic is not None and 0 not in flags.dynamic else x[:1])
     console = Console(highlight=False, soft_wrap=True)

@@ -62,7 +62,6 @@ class CocoSet:
         source: What to call the set in errors.
 
     Attributes:
-        content: As given; for scoring.
         images: COCO's records.
         classes: Names, in the order of the labels.
         categories: COCO's numbers, in the order of the labels.
@@ -72,7 +71,7 @@ class CocoSet:
     """
 
     def __init__(self, content: dict[str, Any], read: Callable[[str], Tensor], source: str) -> None:
-        self.content, self.read, self.source = content, read, source
+        self.read, self.source = read, source
         try:
             self.images = list(content["images"])
             kinds = sorted(content["categories"], key=lambda kind: kind["id"])
@@ -87,6 +86,7 @@ class CocoSet:
         if not self.images or not self.categories:
             raise DataError(f"{source} has {len(self.images)} images and {len(self.categories)} categories; give some")
         self._objects: list[list[dict[str, Any]]] = [[] for _ in self.images]
+        self._crowds: list[dict[str, Any]] = []
         self._sort(found, places)
 
     @classmethod
@@ -120,7 +120,7 @@ class CocoSet:
         """The photograph; raises DataError where its file is broken or of another size than the annotations say."""
         record = self.images[place]
         image = self.read(record["file_name"])
-        size = (int(record["height"]), int(record["width"]))
+        size = self._size(place)
         if tuple(image.shape[1:]) != size:
             raise DataError(
                 f"{record['file_name']} has {tuple(image.shape[1:])} pixels, but {self.source} says {size}; they are "
@@ -137,6 +137,25 @@ class CocoSet:
             labels=torch.tensor([self.categories.index(found["category_id"]) for found in objects], dtype=torch.int64),
         )
 
+    def truth(self) -> dict[str, Any]:
+        """The set in COCO's format for scoring: what :meth:`__getitem__` gives, and the crowds, numbered from 1.
+
+        The file's own numbers may repeat or start at 0, which pycocotools takes for "not found"; areas may be missing.
+        """
+        annotations = []
+        crowds = {id(annotation) for annotation in self._crowds}
+        places = {record["id"]: place for place, record in enumerate(self.images)}
+        for annotation in [*(found for objects in self._objects for found in objects), *self._crowds]:
+            code = _run_lengths(annotation, self._size(places[annotation["image_id"]]))
+            area = annotation.get("area") or float(rle.area(code))
+            own = {"id": len(annotations) + 1, "iscrowd": int(id(annotation) in crowds), "area": area}
+            annotations.append({**annotation, **own, "segmentation": code})
+        kinds = [{"id": kind, "name": name} for kind, name in zip(self.categories, self.classes, strict=True)]
+        return {"images": self.images, "categories": kinds, "annotations": annotations}
+
+    def _size(self, place: int) -> tuple[int, int]:
+        return int(self.images[place]["height"]), int(self.images[place]["width"])
+
     def _sort(self, found: list[dict[str, Any]], places: dict[Any, int]) -> None:
         """Check every annotation and put it with its image."""
         flat = []
@@ -149,13 +168,12 @@ class CocoSet:
                 raise DataError(f"{name} is about image {annotation['image_id']}, which is not among the images")
             if annotation["category_id"] not in self.categories:
                 raise DataError(f"{name} has category {annotation['category_id']}, which is not among the categories")
-            if annotation.get("iscrowd"):
-                continue
             place = places[annotation["image_id"]]
-            size = (int(self.images[place]["height"]), int(self.images[place]["width"]))
-            extent = _checked(annotation, size, name)
+            extent = _checked(annotation, self._size(place), name, boxed=not annotation.get("iscrowd"))
             if extent is None:
                 flat.append(annotation.get("id"))
+            elif annotation.get("iscrowd"):
+                self._crowds.append(annotation)
             else:
                 self._objects[place].append(annotation)
         if flat:
@@ -235,8 +253,8 @@ def _run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> Any:
     return rle.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape
 
 
-def _checked(annotation: dict[str, Any], size: tuple[int, int], name: str) -> list[float] | None:
-    """The extent x1 y1 x2 y2 of a mask, or None where it or its box has no area; raises where they differ."""
+def _checked(annotation: dict[str, Any], size: tuple[int, int], name: str, *, boxed: bool) -> list[float] | None:
+    """The extent x1 y1 x2 y2 of a mask, or None where it or its box has no area; raises where they differ, if boxed."""
     try:
         box = _box(annotation, size)
         extent = _extent(annotation, size)
@@ -249,7 +267,7 @@ def _checked(annotation: dict[str, Any], size: tuple[int, int], name: str) -> li
     common = _area([max(a, b) for a, b in zip(box[:2], extent[:2], strict=True)]
                    + [min(a, b) for a, b in zip(box[2:], extent[2:], strict=True)])  # fmt: skip
     far = max(abs(a - b) for a, b in zip(box, extent, strict=True))
-    if far > SLACK and common < 0.5 * (_area(box) + _area(extent) - common):
+    if boxed and far > SLACK and common < 0.5 * (_area(box) + _area(extent) - common):
         raise DataError(
             f"{name} has the box {[round(v) for v in box]} (x1 y1 x2 y2), but its mask spans "
             f"{[round(v) for v in extent]}; repair or remove it"

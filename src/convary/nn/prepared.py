@@ -52,7 +52,7 @@ class _Plan:
         owners = [layer, router, *(module for module in self.modules if module is not None)]
         tensors = [(o._parameters, name, t) for o in owners for name, t in o._parameters.items()]
         tensors += [(o._buffers, name, t) for o in owners for name, t in o._buffers.items()]
-        self.tensors = [(owner, name, t, 0 if t is None else t.data_ptr()) for owner, name, t in tensors]
+        self.tensors = [(owner, name, t, _place(t)) for owner, name, t in tensors]
 
     def holds(self, layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> bool:
         """Whether everything is where it was and nobody watches the layers that are passed over."""
@@ -63,8 +63,8 @@ class _Plan:
         for module, before in zip(_modules(router), self.modules, strict=True):
             if module is not before or (module is not None and (module.training or is_watched(module))):
                 return False
-        for owner, name, tensor, pointer in self.tensors:
-            if owner.get(name) is not tensor or (tensor is not None and tensor.data_ptr() != pointer):
+        for owner, name, tensor, place in self.tensors:
+            if owner.get(name) is not tensor or _place(tensor) != place:
                 return False
         return True
 
@@ -82,6 +82,11 @@ class _Plan:
         return y
 
 
+def _place(tensor: Tensor | None) -> tuple:
+    """Where a tensor's numbers are; ``.data`` may have been replaced."""
+    return () if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+
+
 def _modules(router: PerceptronRouter) -> tuple[nn.Module | None, ...]:
     return router.squeeze, router.norm, router.last
 
@@ -89,7 +94,8 @@ def _modules(router: PerceptronRouter) -> tuple[nn.Module | None, ...]:
 def _options(layer: DynamicConv, router: PerceptronRouter) -> tuple:
     """All that is no tensor and decides the result; the router itself, so that another one is noticed."""
     geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    own = (layer.__class__, layer.__dict__.get("coefficients"), router, router.__class__)
+    replaced = (layer.__dict__.get("coefficients"), layer.__dict__.get("convolve"), router.__dict__.get("named"))
+    own = (layer.__class__, *replaced, router, router.__class__)
     return *geometry, *own, router.training, router.gates, router.activation, getattr(router.norm, "eps", None)
 
 
@@ -150,9 +156,11 @@ def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan |
 
 def _is_ordinary(layer: DynamicConv, router: PerceptronRouter) -> bool:
     """Whether layer and router compute what their classes here say, with weights that are parameters of their own."""
-    from convary.nn.base import DynamicLayer
+    from convary.nn.base import DynamicConv, DynamicLayer
 
     if type(layer).coefficients is not DynamicLayer.coefficients or "coefficients" in layer.__dict__:
+        return False
+    if type(layer).convolve is not DynamicConv.convolve or "convolve" in layer.__dict__:
         return False
     kind = type(router)
     if kind.forward is not Router.forward or kind._route is not PerceptronRouter._route:

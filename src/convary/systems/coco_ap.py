@@ -37,7 +37,7 @@ def average_precision(dataset: CocoSet, found: Iterable[Instances]) -> dict[str,
             masks.append(result | {"segmentation": encode(mask)})
     with contextlib.redirect_stdout(io.StringIO()):
         truth: Any = COCO()
-        truth.dataset = dataset.content
+        truth.dataset = dataset.truth()
         truth.createIndex()
         return _scores(truth, masks, "segm", "mask") | _scores(truth, boxes, "bbox", "box")
 

