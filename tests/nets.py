@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network of a few layers with stem, depthwise and pointwise layers, BatchNorm, a shortcut and a classifier."""
 
+from pathlib import Path
+
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,3 +54,28 @@ def excite(model: nn.Module) -> nn.Module:
             if "router" in name:
                 p.copy_(torch.randn_like(p))
     return model.eval()
+
+
+def onnx_session(path: Path):
+    """What answers tensors with the outputs of an ONNX file, as tensors."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        fed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(out) for out in session.run(None, fed)]
+
+    return run
+
+
+def check_graphs(layer: nn.Module, example: tuple[Tensor, ...], other: tuple[Tensor, ...], folder: Path) -> None:
+    """Recorded for ``example``, in bf16 or compiled, the layer is itself for ``other``."""
+    program = cv.export(layer, example, folder / "layer.onnx").module()
+    with torch.no_grad():
+        want = layer(*other)
+        assert torch.allclose(program(*other), want, atol=1e-5)
+        (onnx,) = onnx_session(folder / "layer.onnx")(*other)
+        assert torch.allclose(onnx, want, atol=1e-5)
+        assert torch.allclose(torch.compile(layer, backend="aot_eager", fullgraph=True)(*other), want, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.allclose(layer(*other).float(), want, atol=0.1)

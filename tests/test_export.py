@@ -3,17 +3,14 @@
 
 import warnings
 
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import convary as cv
 from convary import METHODS
-from tests.nets import Net, all_but_one_slow, dynamic_net, excite
-
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+from tests.nets import Net, all_but_one_slow, dynamic_net, excite, onnx_session
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SIZE = {1: (9,), 2: (7, 6), 3: (5, 4, 6)}
@@ -27,8 +24,7 @@ def _seed():
 
 
 def run_onnx(path, x: torch.Tensor) -> torch.Tensor:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    return onnx_session(path)(x)[0]
 
 
 def constant_convolutions(path) -> tuple[int, int]:

@@ -1,13 +1,12 @@
 """Video files: what they hold, and what is said of those that cannot be read."""
 
+import av
 import numpy as np
 import pytest
 import torch
 
 from convary.data.video import read_video, sample_clip
 from convary.errors import DataError
-
-av = pytest.importorskip("av")
 
 
 def write_video(path, frames):

@@ -8,6 +8,7 @@ from convary import DFNConv2d, DFNLocalFilter2d
 from convary.errors import ConfigError, ShapeError
 from convary.methods.dfn import filter_flow, local_filter
 from convary.ops import reference
+from tests.nets import check_graphs
 from tests.test_golden import Case, cases
 
 
@@ -51,7 +52,7 @@ def test_on_a_constant_condition_both_layers_are_one():
     per_sample = DFNConv2d(3, 1, 5, padding=2, condition_channels=2)
     local = DFNLocalFilter2d(3, 5, softmax=False, generator=per_sample.generator[1])
     x, angle = torch.randn(2, 3, 8, 9), torch.randn(2, 2, 1, 1)
-    torch.testing.assert_close(per_sample(x, angle), local(x, angle.expand(2, 2, 8, 9)))
+    torch.testing.assert_close(per_sample(x, angle), local(x, angle.expand(2, 2, 8, 9)), atol=1e-4, rtol=1e-5)
 
 
 def test_local_filtering_over_several_channels_is_its_definition():
@@ -110,21 +111,9 @@ def test_small_batches_and_the_condition_that_is_x(layer, batch):
 
 
 @pytest.mark.parametrize("layer", [DFNConv2d(2, 2, 3, padding=1), DFNLocalFilter2d(2, 3, grouping=True)])
-def test_exports_with_any_batch_and_size(layer):
-    batch, height, width = (torch.export.Dim(name, min=2, max=64) for name in ("b", "h", "w"))
-    sizes = {0: batch, 2: height, 3: width}
-    program = torch.export.export(
-        layer, (torch.randn(2, 2, 8, 9), torch.randn(2, 2, 8, 9)), dynamic_shapes=(sizes, sizes)
-    ).module()
-    x, condition = torch.randn(3, 2, 12, 7), torch.randn(3, 2, 12, 7)
-    torch.testing.assert_close(program(x, condition), layer(x, condition))
-
-
-def test_bf16_autocast_keeps_close():
-    layer, x = DFNLocalFilter2d(2, 3, grouping=True), torch.rand(2, 2, 8, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
-    torch.testing.assert_close(y.float(), layer(x), atol=0.03, rtol=0.03)
+def test_one_graph_serves_every_batch_and_size(layer, tmp_path):
+    example = torch.rand(2, 2, 8, 9), torch.rand(2, 2, 8, 9)
+    check_graphs(layer, example, (torch.rand(3, 2, 12, 7), torch.rand(3, 2, 12, 7)), tmp_path)
 
 
 def test_flow_is_where_the_filter_looks():

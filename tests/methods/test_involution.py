@@ -12,6 +12,7 @@ from torchvision.models import resnet18, resnet50
 import convary as cv
 from convary import where
 from convary.errors import ConfigError, ShapeError
+from tests.nets import check_graphs
 from tests.test_golden import Case, cases
 
 
@@ -134,15 +135,5 @@ def test_refuses_wrong_sizes():
 
 
 def test_exports_compiles_and_autocasts(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
     layer = cv.Involution2d(16, 3, 2).eval()
-    program = cv.export(layer, torch.randn(2, 16, 8, 9), tmp_path / "layer.onnx").module()
-    session = onnxruntime.InferenceSession(str(tmp_path / "layer.onnx"), providers=["CPUExecutionProvider"])
-    x = torch.randn(3, 16, 11, 6)
-    (onnx,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    with torch.no_grad():
-        want = layer(x)
-        assert torch.allclose(program(x), want, atol=1e-5) and torch.allclose(torch.from_numpy(onnx), want, atol=1e-5)
-        assert torch.allclose(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), want, atol=1e-5)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.allclose(layer(x).float(), want, atol=0.1)
+    check_graphs(layer, (torch.randn(2, 16, 8, 9),), (torch.randn(3, 16, 11, 6),), tmp_path)

@@ -14,6 +14,7 @@ from convary.methods.condinst import MaskHead, mask_logits
 from convary.models.backbone import RandomWeightsWarning
 from convary.models.condinst import BACKBONES, CondInst, Dense, positions
 from convary.models.instances import Detector, best, boxes_at, enlarge, masks_at, predict, scaled, suppress
+from tests.nets import onnx_session
 
 
 def small(classes=3, **options):
@@ -251,16 +252,14 @@ def test_exported_suppression_may_leave_a_single_box():
 @pytest.mark.slow
 def test_onnxruntime_runs_it_all(tmp_path):
     """Backbone to masks in one file; exports of the authors' code end before the dynamic head."""
-    onnxruntime = pytest.importorskip("onnxruntime")
     detector = Detector(small(), candidates=200, detections=10, threshold=0.001).eval()
     cv.export(detector, torch.randn(2, 3, 160, 288), tmp_path / "condinst.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "condinst.onnx")
+    session = onnx_session(tmp_path / "condinst.onnx")
     for shape in ((1, 3, 160, 192), (3, 3, 197, 231)):
         x = torch.randn(shape)
         with torch.no_grad():
             want = detector(x)
-        got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        assert all(near(torch.from_numpy(one), other) for one, other in zip(got, want.values(), strict=True))
+        assert all(near(one, other) for one, other in zip(session(x), want.values(), strict=True))
 
 
 @pytest.mark.slow

@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from convary._cli.console import is_first, link, resumable, run_console
 from convary._cli.parse import parse
 from convary.extras import require
-
-if TYPE_CHECKING:
-    from convary.train import CompareConfig
 
 REPORT, RESULTS = "report.html", "results.json"
 
@@ -29,15 +25,12 @@ def run(argv: Sequence[str]) -> int:
     from convary.train import CompareConfig, compare
 
     config = parse(CompareConfig, argv, "convary compare")
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
-    console = Console(highlight=False, quiet=not first, width=None if sys.stdout.isatty() else 110)
-    try:
+    console = run_console()
+    with resumable(config, config.out):
         with LiveProgress(console) as progress:
             results = compare(config, progress)
-        if first:
+        if is_first():
             _finish(results, config.out, console)
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(_resume(config)) from interrupt
     return 0
 
 
@@ -47,8 +40,8 @@ def _finish(results: dict[str, Any], out: Path, console: Console) -> None:
     report.write(results, out / REPORT)
     console.print()
     console.print(results_table(results))
-    console.print(f"\nreport   {_link(out / REPORT)}", soft_wrap=True)
-    console.print(f"results  {_link(out / RESULTS)}", soft_wrap=True)
+    console.print(f"\nreport   {link(out / REPORT)}", soft_wrap=True)
+    console.print(f"results  {link(out / RESULTS)}", soft_wrap=True)
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -71,12 +64,3 @@ def results_table(results: dict[str, Any]) -> Table:
         cells = [row["params"], row["total"], row["routing"], row["assembly"], *ratios]
         table.add_row(escape(row["title"]), top1, row["gain"] or "–", *cells)
     return table
-
-
-def _resume(config: CompareConfig) -> str:
-    return f"interrupted; what was done is saved in {config.out}. Resume with: {config.command()}"
-
-
-def _link(path: Path) -> str:
-    """The path; a terminal that knows links opens it on a click."""
-    return f"[link={path.resolve().as_uri()}]{escape(str(path))}[/link]"

@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
+from convary._cli.console import link, resumable, run_console
 from convary._cli.parse import parse
 from convary.errors import ConfigError, nearest
 from convary.extras import require
@@ -37,14 +34,9 @@ def run(argv: Sequence[str]) -> int:
     from convary._cli.live import LiveFit
     from convary.train.fit import fit
 
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
-    console = Console(highlight=False, quiet=not first, width=None if sys.stdout.isatty() else 110)
-    try:
-        with LiveFit(console) as progress:
-            results = fit(config, progress)
-    except KeyboardInterrupt as interrupt:
-        saved = f"interrupted; what was done is saved in {config.out}. Resume with: {config.command()}"
-        raise KeyboardInterrupt(saved) from interrupt
+    console = run_console()
+    with resumable(config, config.out), LiveFit(console) as progress:
+        results = fit(config, progress)
     _print(results, config, console)
     return 0
 
@@ -67,9 +59,5 @@ def _print(results: dict[str, Any], config: SystemConfig, console: Console) -> N
         console.print(f"{name:<{width}}  [bold]{value:.4f}[/bold]")
     console.print()
     for picture in results["pictures"]:
-        console.print(f"picture  {_link(config.out / picture)}", soft_wrap=True)
-    console.print(f"results  {_link(config.out / 'results.json')}", soft_wrap=True)
-
-
-def _link(path: Path) -> str:
-    return f"[link={path.resolve().as_uri()}]{escape(str(path))}[/link]"
+        console.print(f"picture  {link(config.out / picture)}", soft_wrap=True)
+    console.print(f"results  {link(config.out / 'results.json')}", soft_wrap=True)

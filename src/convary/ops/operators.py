@@ -61,6 +61,28 @@ def register(
     register_flop_formula(getattr(torch.ops.convary, name))(flops)
 
 
+def flop_formulas(flops: Callable[[Sequence[int], Sequence[int]], int]) -> tuple[Callable[..., int], ...]:
+    """Flop formulas of a convolution by given kernels and of its gradients, which cost what it costs.
+
+    Args:
+        flops: From the shapes of y, or of its gradient, and of the kernels.
+
+    Returns:
+        For the operators (x, weight, ...) to y, (grad, size of x, weight, ...) and (grad, x, size of weight, ...).
+    """
+
+    def conv(x_shape, weight_shape, *rest, out_shape: Sequence[int], **_) -> int:
+        return flops(out_shape, weight_shape)
+
+    def grad_x(grad_shape, size, weight_shape, *rest, **_) -> int:
+        return flops(grad_shape, weight_shape)
+
+    def grad_weight(grad_shape, x_shape, size, *rest, **_) -> int:
+        return flops(grad_shape, size)
+
+    return conv, grad_x, grad_weight
+
+
 def check_dtype(x: Tensor, op: str, other: str = "bmm") -> None:
     """Raise DtypeError unless the kernels take x; ``other`` is a strategy that takes every dtype."""
     if x.dtype is not torch.float32:

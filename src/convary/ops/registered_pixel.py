@@ -120,17 +120,7 @@ def _flops(y: Sequence[int], weight: Sequence[int]) -> int:
     return 2 * torch.Size(y).numel() * weight[2]
 
 
-def _conv_flops(x_shape, weight_shape, *rest, out_shape: Sequence[int], **_) -> int:
-    return _flops(out_shape, weight_shape)
-
-
-def _grad_x_flops(grad_shape, size, weight_shape, *rest, **_) -> int:
-    return _flops(grad_shape, weight_shape)
-
-
-def _grad_weight_flops(grad_shape, x_shape, size, *rest, **_) -> int:
-    return _flops(grad_shape, size)
-
+_conv_flops, _grad_x_flops, _grad_weight_flops = operators.flop_formulas(_flops)
 
 operators.register(
     "pixel_conv",

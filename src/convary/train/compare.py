@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +11,9 @@ from accelerate import Accelerator
 
 from convary.bench.machine import machine
 from convary.data import DataSet, load
-from convary.errors import ConvaryError
 from convary.train.checkpoint import Architecture, load_model
 from convary.train.config import CompareConfig
-from convary.train.files import claim_folder, write_json
+from convary.train.files import claim_folder, now, read_json, write_json
 from convary.train.loop import Training
 from convary.train.progress import Progress
 from convary.train.results import Bench, Curve, checkpoint_path, describe
@@ -56,27 +52,20 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         _check_models(config, dataset)
         started = ""
         if accelerator.is_main_process:
-            started = claim_folder(config.out, config.identity(), _now())
+            started = claim_folder(config.out, config.identity(), now())
         accelerator.wait_for_everyone()
         if path.exists():
-            return _read(path)
+            return read_json(path)
         curves = _train(config, dataset, accelerator, progress)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             methods = _measure(config, dataset, accelerator.device, progress, curves)
-            run = {"command": command or config.command(), "started": started, "finished": _now()}
+            run = {"command": command or config.command(), "started": started, "finished": now()}
             run |= {**config.to_dict(), "seeds": list(range(config.seeds))}
             content = {"run": run, "machine": machine(), "data": describe(dataset), "methods": methods}
             write_json(path, {"schema": SCHEMA, **content})
         accelerator.wait_for_everyone()
-    return _read(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConvaryError(f"{path} is not readable: {error}; delete it to measure again") from error
+    return read_json(path)
 
 
 def _check_models(config: CompareConfig, dataset: DataSet) -> None:
@@ -115,7 +104,3 @@ def _measure(
         heard = partial(progress.on_measure, name, index=index, count=len(curves))
         entries.append(bench.entry(method, model, curves[name], heard))
     return entries
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -4,24 +4,25 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import math
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from convary.errors import ConfigError, nearest
 from convary.methods import METHODS, MethodConfig, method
+from convary.train.run_config import RunConfig
 
 STATIC = "static"
 METHOD_NAMES = (STATIC, *(config.name for config in METHODS))
-PLACES = ("out", "root", "save_every")  # where and how often, not what: a resumed run may change them
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(RunConfig):
     """Train a static network and its dynamic versions on the same data, with the same budget and seeds."""
+
+    command_name: ClassVar[tuple[str, ...]] = ("compare",)
+    shown: ClassVar[tuple[str, ...]] = ("data", "model", "methods", "epochs", "seeds", "out")
 
     data: str = "fashion-mnist-mini"
     """fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100, or folder:PATH with one sub-folder per class."""
@@ -149,28 +150,6 @@ class CompareConfig:
             return self.anneal_epochs
         return min(config.annealing.epochs, self.epochs / 3)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, as JSON can hold them."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
-
-    def identity(self) -> dict[str, Any]:
-        """The fields that decide the result: two runs with the same identity are the same run."""
-        return {name: value for name, value in self.to_dict().items() if name not in PLACES}
-
-    def command(self) -> str:
-        """The command line that gives this config."""
-        words = ["convary", "compare"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value == field.default and field.name not in ("data", "model", "methods", "epochs", "seeds", "out"):
-                continue
-            flag = field.name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
-        return shlex.join(words)
-
 
 def _value(text: str) -> Any:
     """A number, a bool, a tuple; anything else is a string."""
@@ -178,9 +157,3 @@ def _value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value

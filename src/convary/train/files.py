@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
-from convary.errors import ConfigError
+from convary.errors import ConfigError, ConvaryError
 from convary.files import TEMPORARY, write_whole, writing
 
 RUN_FILE = "run.json"
@@ -16,6 +17,19 @@ RUN_FILE = "run.json"
 def write_json(path: Path, value: Any) -> None:
     """``value`` as JSON, written whole."""
     write_whole(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What :func:`write_json` wrote; raises ConvaryError where it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConvaryError(f"{path} is not readable: {error}; delete it to measure again") from error
+
+
+def now() -> str:
+    """The time, for the record."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def claim_folder(out: Path, identity: dict[str, Any], started: str) -> str:

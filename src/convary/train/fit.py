@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -19,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from convary.bench.machine import machine
 from convary.data import derive_seed, epoch_order, generator
-from convary.errors import CheckpointError, ConfigError, ConvaryError
+from convary.errors import CheckpointError, ConfigError
 from convary.train.checkpoint import SYSTEM, load_weights, read_checkpoint, write_checkpoint
-from convary.train.files import claim_folder, write_json
+from convary.train.files import claim_folder, now, read_json, write_json
 from convary.train.interrupt import Interrupt
 from convary.train.system import System, SystemConfig
 
@@ -74,7 +72,7 @@ def fit(config: SystemConfig, progress: FitProgress | None = None) -> dict[str, 
     config = system.config  # with what the data settled
     started = ""
     if accelerator.is_main_process:
-        started = claim_folder(config.out, config.identity(), _now())
+        started = claim_folder(config.out, config.identity(), now())
     accelerator.wait_for_everyone()
     results = config.out / RESULTS
     if not results.exists():
@@ -84,10 +82,7 @@ def fit(config: SystemConfig, progress: FitProgress | None = None) -> dict[str, 
             if accelerator.is_main_process:
                 write_json(results, run.results(started))
         accelerator.wait_for_everyone()
-    try:
-        return json.loads(results.read_text())
-    except (OSError, ValueError) as error:
-        raise ConvaryError(f"{results} is not readable: {error}; delete it to evaluate again") from error
+    return read_json(results)
 
 
 def restore(config: SystemConfig) -> nn.Module:
@@ -216,7 +211,7 @@ class _Run:
             "params": sum(p.numel() for p in self.bare.parameters()),
             "seconds": self.seconds,
             "pictures": [path.name for path in pictures],
-            "run": {"command": self.config.command(), "started": started, "finished": _now(), **self.config.to_dict()},
+            "run": {"command": self.config.command(), "started": started, "finished": now(), **self.config.to_dict()},
             "machine": machine(),
         }
 
@@ -269,7 +264,3 @@ def _accelerator(config: SystemConfig) -> Accelerator:
             f"this process has trained with another precision or device than precision={config.precision!r} and "
             f"cpu={config.cpu}; start a new process"
         ) from error
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 import math
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,12 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from convary.errors import ConfigError
-
-PLACES = ("out", "root", "workers", "threads", "cpu", "save_every")  # fields that do not decide the result
+from convary.train.run_config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SystemConfig(abc.ABC):
+class SystemConfig(RunConfig, abc.ABC):
     """The options every system has; a system's config derives from it, with its own options and defaults.
 
     Attributes:
@@ -33,6 +30,7 @@ class SystemConfig(abc.ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     citation: ClassVar[str]
+    places: ClassVar[tuple[str, ...]] = (*RunConfig.places, "workers", "threads", "cpu")
 
     out: Path
     """Folder of the checkpoint, the scores and the pictures; an interrupted run in it is resumed."""
@@ -57,6 +55,11 @@ class SystemConfig(abc.ABC):
     cpu: bool = False
     """Stay on the CPU where there is an accelerator."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" in cls.__dict__:
+            cls.command_name = ("train", cls.name)
+
     def __post_init__(self) -> None:
         for field, least in (("steps", 1), ("batch_size", 1), ("evaluate_every", 0), ("workers", 0), ("save_every", 0)):
             if getattr(self, field) < least:
@@ -70,33 +73,9 @@ class SystemConfig(abc.ABC):
     def load(self) -> System:
         """The system with its data; raises DataError where the data are missing or broken."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, as JSON can hold them."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
-
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the result: two runs with the same identity are the same run."""
-        return {"system": self.name} | {name: value for name, value in self.to_dict().items() if name not in PLACES}
-
-    def command(self) -> str:
-        """The command line that gives this config."""
-        words = ["convary", "train", self.name]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value == field.default and field.name != "out":
-                continue
-            flag = field.name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
-        return shlex.join(words)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(part) for part in value] if isinstance(value, tuple) else value
+        """The system, and the fields that decide the result."""
+        return {"system": self.name} | super().identity()
 
 
 class System(abc.ABC):

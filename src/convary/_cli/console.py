@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands that train say alike: where, with which links, and how to go on after Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from convary.train.run_config import RunConfig
+
+
+def is_first() -> bool:
+    """Whether this is the first, or the only, of the processes that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_console() -> Console:
+    """The console of a run; the first process alone says something."""
+    return Console(highlight=False, quiet=not is_first(), width=None if sys.stdout.isatty() else 110)
+
+
+def link(path: Path) -> str:
+    """The path; a terminal that knows links opens it on a click."""
+    return f"[link={path.resolve().as_uri()}]{escape(str(path))}[/link]"
+
+
+@contextlib.contextmanager
+def resumable(config: RunConfig, out: Path) -> Iterator[None]:
+    """Say on Ctrl-C what is saved and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        saved = f"interrupted; what was done is saved in {out}. Resume with: {config.command()}"
+        raise KeyboardInterrupt(saved) from interrupt
