@@ -400,8 +400,10 @@ class TestThreadsAndProcesses:
         """Forward and backward at once, over torch's own threads, forced in some threads and not in others."""
         code = """
 from concurrent.futures import ThreadPoolExecutor
+import faulthandler
 import torch
 import convary as cv
+faulthandler.dump_traceback_later(120, exit=True)
 torch.set_num_threads(2)
 layer = cv.ODConv2d(16, 32, 3, padding=1, experts=4)
 

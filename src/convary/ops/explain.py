@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost, instances, mixed, native, native_conv, native_sample, pixel, sample, window
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import autocasting, check_conv, resolve
-from convary.ops.strategy import Problem, Strategy, decide, describe, recorded
+from convary.ops.strategy import Problem, Strategy, decide, describe, needs_gradient, recorded
 
 _TABLES = {"sample_conv": sample.STRATEGIES, "mixed_conv": mixed.STRATEGIES, "pixel_conv": pixel.STRATEGIES}
 
@@ -136,11 +135,11 @@ def _conv(
     check_conv(x, kernels, resolved, mixed_dtypes=autocasting(x))
     if coeffs is not None:
         coeffs.check(kernels, batch=x.shape[0])
-        training, batch = mixed.needs_gradient(x, kernels, coeffs), x.shape[0]
+        training, batch = needs_gradient(x, kernels, *coeffs.factors().values()), x.shape[0]
         obstacle = native_conv.obstacle(x, kernels, coeffs, bias)
     else:
         instances.check_kernels(x, kernels, bias, index)
-        training, batch = torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad), kernels.shape[0]
+        training, batch = needs_gradient(x, kernels), kernels.shape[0]
         obstacle = native_sample.obstacle(x, kernels, bias, index)
     return describe(name, x, kernels, resolved, batch=batch, training=training, coeffs=coeffs, obstacle=obstacle)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convary.errors import ShapeError
-from convary.ops import native
+from convary.ops import autograd, native
 from convary.ops.coefficients import Coefficients
 from convary.ops.strategy import inside_functorch, is_traced
 
@@ -123,7 +123,7 @@ def _weighted_sum(kernel: Tensor, flat: Tensor) -> Tensor:
     """
     hidden = is_traced(flat) or inside_functorch()
     if kernel.shape[0] > 1 and not hidden and native.why_not(flat, kernel) is None:
-        return _NativeMix.apply(kernel, flat)
+        return autograd.apply(_NativeMix, kernel, flat)
     return kernel @ flat
 
 

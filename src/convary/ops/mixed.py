@@ -14,7 +14,16 @@ from convary.ops import native_conv, registered, sample
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, Size, autocasting, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias, mix_kernels
-from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_remembered, is_traced
+from convary.ops.strategy import (
+    Problem,
+    Strategy,
+    choose,
+    choose_traced,
+    describe,
+    is_traced,
+    needs_gradient,
+    remembered,
+)
 
 
 def mixed_conv(
@@ -57,32 +66,29 @@ def mixed_conv(
         StrategyError: the forced strategy can't run.
     """
     x, geometry = resolve(x, bank.shape[3:], stride, padding, dilation, groups)
-    training = needs_gradient(x, bank, coeffs)
+    training = needs_gradient(x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
     obstacle = native_conv.obstacle(x, bank, coeffs, bias)
-
-    def problem() -> Problem:
-        return describe(
-            "mixed_conv", x, bank, geometry, batch=x.shape[0], training=training, coeffs=coeffs, obstacle=obstacle
-        )
 
     if is_traced(x):
         coeffs = _check(x, bank, coeffs, bias, geometry)
+        problem = _describe(x, bank, coeffs, geometry, training, obstacle)
         return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, bank, coeffs, bias, geometry)
     shapes = _shapes(x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias)
-    key = ("mixed_conv", shapes, geometry, training, x.device.type, x.dtype, obstacle)
-    if obstacle is not None or not is_remembered(key):  # else all tensors are float32 on the CPU, of shapes that fit
+    key = ("mixed_conv", shapes, geometry, training, x.device, x.dtype, obstacle)
+    name = remembered(key)
+    if name is None or obstacle is not None:  # else all tensors are float32 on the CPU, of shapes that fit
         coeffs = _check(x, bank, coeffs, bias, geometry)
-    if x.shape[0] == 0:
-        return sample.empty_batch(x, bank, geometry, bank.shape[1])
-    return STRATEGIES[choose(STRATEGIES, key, problem)].run(x, bank, coeffs, bias, geometry)
+        if x.shape[0] == 0:
+            return sample.empty_batch(x, bank, geometry, bank.shape[1])
+        name = choose(STRATEGIES, key, lambda: _describe(x, bank, coeffs, geometry, training, obstacle))
+    return STRATEGIES[name].run(x, bank, coeffs, bias, geometry)
 
 
-def needs_gradient(x: Tensor, bank: Tensor, coeffs: Coefficients) -> bool:
-    """Whether a backward pass may follow."""
-    if not torch.is_grad_enabled():
-        return False
-    tensors = (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
-    return any([t is not None and t.requires_grad for t in tensors])
+def _describe(
+    x: Tensor, bank: Tensor, coeffs: Coefficients, geometry: Geometry, training: bool, obstacle: str | None
+) -> Problem:
+    B = x.shape[0]
+    return describe("mixed_conv", x, bank, geometry, batch=B, training=training, coeffs=coeffs, obstacle=obstacle)
 
 
 def _shapes(*tensors: Tensor | None) -> tuple[torch.Size | None, ...]:

@@ -16,9 +16,8 @@ from convary.errors import ConvaryError
 from convary.ops import native, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
-from convary.ops.strategy import Problem, inside_functorch, is_watched
+from convary.ops.strategy import PLAIN, Problem, inside_functorch, is_watched
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _RECORDED = (FakeTensor, FunctionalTensor)  # what torch traces with
 
 
@@ -51,14 +50,14 @@ def refusal(tensor: Tensor) -> str | None:
         return f"a tensor is {tensor.dtype}, the native kernels take torch.float32"
     if tensor.layout is not torch.strided:
         return f"a tensor has the layout {tensor.layout}, the native kernels take strided ones"
-    if not is_plain(tensor):
+    if type(tensor) not in PLAIN and not is_plain(tensor):  # the first spares a call
         return f"a tensor is a {type(tensor).__name__}, whose memory may not be its own"
     return None
 
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether its type promises nothing that the native kernels would break."""
-    return type(tensor) in _PLAIN or (type(tensor) in _RECORDED and is_watched(tensor))
+    return type(tensor) in PLAIN or (type(tensor) in _RECORDED and is_watched(tensor))
 
 
 def why_not(problem: Problem) -> str | None:
@@ -128,19 +127,25 @@ def _is_last(x: Tensor) -> bool:
 
 def _features(x: Tensor, *, last: bool) -> Tensor:
     """The numbers as the kernels read them, in one of the two layouts."""
-    return x.resolve_neg().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return x.resolve_neg().contiguous(memory_format=torch.channels_last) if last else _dense(x)
 
 
 def _empty(like: Tensor, shape: Sequence[int], *, last: bool) -> Tensor:
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    if not last:
+        return like.new_empty(shape)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _dense(tensor: Tensor | None) -> Tensor | None:
+def _dense(tensor: Tensor) -> Tensor:
     """The numbers as the kernels read them: row-major, no lazy sign."""
-    if tensor is None or (tensor.is_contiguous() and not tensor.is_neg()):
+    if tensor.is_contiguous() and not tensor.is_neg():
         return tensor
     return tensor.resolve_neg().contiguous()
+
+
+def _weights(bank: Tensor, coeffs: Coefficients, *row: Tensor | None) -> list[Tensor | None]:
+    tensors = (bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, *row)
+    return [None if t is None else _dense(t) for t in tensors]
 
 
 def _call(function: Callable[..., int], sizes: _Sizes, address: int, *tensors: Tensor | None) -> None:
@@ -174,7 +179,7 @@ def forward(x: Tensor, bank: Tensor, coeffs: Coefficients, row: Tensor | None, g
     last = _is_last(x)
     sizes, address, shape = structure(x.shape, bank, coeffs, row, geometry, last=last)
     # Named, because a copy made here must live until the call is over.
-    tensors = [_dense(t) for t in (bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)]
+    tensors = _weights(bank, coeffs, row)
     tensors = [_features(x, last=last), *tensors]
     y = _empty(x, shape, last=last)
     _call(native.loaded().mixed_conv, sizes, address, *tensors, y)
@@ -185,7 +190,7 @@ def gradient_of_x(grad: Tensor, size: torch.Size, bank: Tensor, coeffs: Coeffici
     """The gradient of x, whose size is (B, C, *S), from that of y and in its memory format."""
     last = _is_last(grad)
     sizes, address, _ = structure(size, bank, coeffs, None, geometry, last=last)
-    tensors = [_dense(t) for t in (bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
+    tensors = _weights(bank, coeffs)
     tensors = [_features(grad, last=last), *tensors]
     grad_x = _empty(grad, size, last=last)
     _call(native.loaded().mixed_conv_grad_x, sizes, address, *tensors, grad_x)
@@ -201,7 +206,7 @@ def gradient_of_bank(
     """
     last = _is_last(x)
     sizes, address, _ = structure(x.shape, bank, coeffs, None, geometry, last=last)
-    tensors = [_dense(t) for t in (bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)]
+    tensors = _weights(bank, coeffs)
     tensors = [_features(x, last=last), _features(grad, last=last), *tensors]
     blocks = (ctypes.c_int64 * 3)()
     _call_blocks(sizes, address, blocks)

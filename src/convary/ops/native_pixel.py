@@ -65,7 +65,7 @@ def _call(function: Callable[..., int], x: Sequence[int], G: int, window: Window
     """Raise ConvaryError, naming the sizes, where the library refuses. The last tensor is written."""
     sizes, address = _sizes(torch.Size(x), G, window, torch.get_num_threads())
     dense = [_dense(t) for t in tensors]  # named: a copy must live until the call is over
-    code = function(address, *(t.data_ptr() for t in dense if t is not None))
+    code = function(address, *(t.data_ptr() for t in dense))
     if code:
         listed = ", ".join(f"{name}={getattr(sizes, name)}" for name in SIZES)
         text = native.loaded().error_text(code).decode()

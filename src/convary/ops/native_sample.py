@@ -58,7 +58,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     """
     sizes, address, map_shape = _structure(x.shape, weight.shape, bias, geometry)
     tensors = [
-        *(_dense(t) for t in (x, weight, bias)),
+        *(None if t is None else _dense(t) for t in (x, weight, bias)),
         _images(index),
     ]  # named: a copy must live until the call is over
     y = _empty(x, weight.shape[0], *map_shape)

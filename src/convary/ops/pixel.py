@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from convary.ops import native_pixel, registered_pixel, taps
 from convary.ops.geometry import Size
 from convary.ops.operators import in_format_of
-from convary.ops.strategy import Problem, Strategy, choose, choose_traced, is_traced
+from convary.ops.strategy import Problem, Strategy, choose, choose_traced, is_traced, needs_gradient
 from convary.ops.window import Border, GroupOrder, Window, resolve
 
 
@@ -59,7 +58,7 @@ def pixel_conv(
 def run(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     """``pixel_conv`` after its checks."""
     if is_traced(x, weight):
-        name = choose_traced(STRATEGIES, lambda: describe(x, weight, window))
+        name = choose_traced(STRATEGIES, describe(x, weight, window))
     elif x.numel() == 0 or weight.numel() == 0:
         return x.new_zeros(*x.shape[:2], *weight.shape[3:]) + 0 * (x.sum() + weight.sum())  # backward gives zeros
     else:
@@ -67,11 +66,6 @@ def run(x: Tensor, weight: Tensor, window: Window) -> Tensor:
         key = ("pixel_conv", x.shape, weight.shape, window, needs_gradient(x, weight), x.device.type, x.dtype, obstacle)
         name = choose(STRATEGIES, key, lambda: describe(x, weight, window))
     return in_format_of(x, STRATEGIES[name].run(x, weight, window))
-
-
-def needs_gradient(x: Tensor, weight: Tensor) -> bool:
-    """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
 
 
 def describe(x: Tensor, weight: Tensor, window: Window) -> Problem:

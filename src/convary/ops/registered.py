@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from convary.errors import ShapeError
-from convary.ops import native_conv, operators
+from convary.ops import autograd, native_conv, operators
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias
-from convary.ops.strategy import is_watched
+from convary.ops.strategy import is_watched, needs_gradient
 
 
 def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -25,12 +25,10 @@ def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geom
     row = mix_bias(bias, coeffs) if bias is not None and bias.ndim == 2 else bias
     tensors = (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, row)
     if is_watched(x):
-        y = torch.ops.convary.mixed_conv.default(*tensors, *geometry)
-    elif torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors]):
-        y: Tensor = _Eager.apply(*tensors, geometry)  # pyright: ignore[reportAssignmentType]
-    else:
-        y = native_conv.forward(x, bank, coeffs, row, geometry)
-    return operators.in_format_of(x, y)
+        return operators.in_format_of(x, torch.ops.convary.mixed_conv.default(*tensors, *geometry))
+    if needs_gradient(*tensors):
+        return autograd.apply(_Eager, *tensors, coeffs, geometry)
+    return native_conv.forward(x, bank, coeffs, row, geometry)
 
 
 class _Eager(torch.autograd.Function):
@@ -38,15 +36,15 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, bank: Tensor, *rest) -> Tensor:
-        *factors, row, geometry = rest
+        *factors, row, coeffs, geometry = rest  # the factors twice: autograd wants them one by one, the call by name
         native_conv.remember(ctx, x, bank, factors, row, geometry)
-        return native_conv.forward(x, bank, native_conv.coefficients(factors), row, geometry)
+        return native_conv.forward(x, bank, coeffs, row, geometry)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if is_watched(grad):
-            return *native_conv.gradients(ctx, grad, _of_x, _of_bank), None
-        return *native_conv.gradients(ctx, grad, native_conv.gradient_of_x, native_conv.gradient_of_bank), None
+            return *native_conv.gradients(ctx, grad, _of_x, _of_bank), None, None
+        return *native_conv.gradients(ctx, grad, native_conv.gradient_of_x, native_conv.gradient_of_bank), None, None
 
 
 def _weight(bank: Tensor, coeffs: Coefficients) -> tuple[Tensor | None, ...]:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from convary.ops import native_pixel, operators
-from convary.ops.strategy import is_watched
+from convary.ops import autograd, native_pixel, operators
+from convary.ops.strategy import is_watched, needs_gradient
 from convary.ops.window import Window, resolve
 
 WINDOW = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, str border, str group_order, int scale_factor"
@@ -23,9 +23,8 @@ def run(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     """Strategy ``native``: ``pixel_conv`` after its checks."""
     if is_watched(x, weight):
         return torch.ops.convary.pixel_conv.default(x, weight, *window)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        y: Tensor = _Eager.apply(x, weight, window)  # pyright: ignore[reportAssignmentType]
-        return y
+    if needs_gradient(x, weight):
+        return autograd.apply(_Eager, x, weight, window)
     return native_pixel.forward(x, weight, window)
 
 

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from convary.ops import native_sample, operators
+from convary.ops import autograd, native_sample, operators
 from convary.ops.geometry import Geometry, check_conv, resolve
 from convary.ops.instances import check_kernels
-from convary.ops.strategy import is_watched
+from convary.ops.strategy import is_watched, needs_gradient
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
     """Strategy ``native``: ``sample_conv`` after its checks."""
     if is_watched(x, weight):
         y = torch.ops.convary.sample_conv.default(x, weight, bias, index, *geometry)
-    elif torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in (x, weight, bias)]):
-        y: Tensor = _Eager.apply(x, weight, bias, index, geometry)  # pyright: ignore[reportAssignmentType]
+    elif needs_gradient(x, weight, bias):
+        y = autograd.apply(_Eager, x, weight, bias, index, geometry)
     else:
         y = native_sample.forward(x, weight, bias, geometry, index)
     return operators.in_format_of(x, y)

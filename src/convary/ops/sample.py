@@ -10,7 +10,7 @@ from torch import Tensor
 from convary.ops import native_conv, native_sample, registered_sample
 from convary.ops.geometry import Geometry, Size, autocasting, check_conv, resolve
 from convary.ops.instances import check_kernels
-from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_traced
+from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_traced, needs_gradient
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -60,7 +60,7 @@ def sample_conv(
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
     """``sample_conv`` after its checks."""
-    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    training = needs_gradient(x, weight)
     traced = is_traced(x, weight)
     obstacle = native_sample.obstacle(x, weight, bias, index)
 
@@ -68,7 +68,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inde
         return describe("sample_conv", x, weight, geometry, batch=weight.shape[0], training=training, obstacle=obstacle)
 
     if traced:
-        return STRATEGIES[choose_traced(STRATEGIES, problem)].run(x, weight, bias, geometry, index)
+        return STRATEGIES[choose_traced(STRATEGIES, problem())].run(x, weight, bias, geometry, index)
     if weight.shape[0] == 0:
         return empty_batch(x, weight, geometry, weight.shape[1])
     key = ("sample_conv", x.shape, weight.shape, geometry, training, x.device.type, x.dtype, obstacle)

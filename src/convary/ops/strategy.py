@@ -20,6 +20,7 @@ from convary.ops.geometry import Geometry
 
 NAMES = ("grouped", "loop", "outputs", "bmm", "taps", "native")
 _PORTABLE = ("bmm", "taps")  # in operations of torch alone, for every batch and size: each op has one
+PLAIN = (Tensor, torch.nn.Parameter)
 _forced: ContextVar[str | None] = ContextVar("convary_strategy", default=None)
 
 
@@ -83,15 +84,25 @@ def is_traced(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
     for tensor in tensors:  # plain loops: this is asked on every call
-        for size in tensor.shape:
-            if isinstance(size, torch.SymInt):
-                return True
+        if type(tensor) not in PLAIN:  # whose sizes are numbers
+            for size in tensor.shape:
+                if isinstance(size, torch.SymInt):
+                    return True
     return False
 
 
 def is_watched(*tensors: Tensor) -> bool:
     """Whether someone is to see the operation itself: a tracer, or a dispatch mode such as a counter."""
     return is_traced(*tensors) or torch._C._len_torch_dispatch_stack() > 0
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def is_portable() -> bool:
@@ -151,24 +162,24 @@ def choose(table: dict[str, Strategy], key: tuple, problem: Callable[[], Problem
     Raises:
         StrategyError: the forced strategy can't run; says why and which can.
     """
-    if _forced.get() is None:
-        chosen = _choices.get(key)
-        if chosen is None:
+    chosen = remembered(key)
+    if chosen is None:
+        chosen = decide(table, problem())
+        if _forced.get() is None:
             if len(_choices) >= _CHOICES_KEPT:
                 _choices.clear()
-            chosen = _choices[key] = decide(table, problem())
-        return chosen
-    return decide(table, problem())
+            _choices[key] = chosen
+    return chosen
 
 
-def is_remembered(key: tuple) -> bool:
-    """Whether :func:`choose` has seen the key, so that a call like it was checked before."""
-    return key in _choices
+def remembered(key: tuple) -> str | None:
+    """What :func:`choose` chose for the key, so that a call like it was checked before; None where one is forced."""
+    return _choices.get(key) if _forced.get() is None else None
 
 
-def choose_traced(table: dict[str, Strategy], problem: Callable[[], Problem]) -> str:
+def choose_traced(table: dict[str, Strategy], problem: Problem) -> str:
     """The choice while a graph is recorded."""
-    return recorded(table, problem(), portable=is_portable())
+    return recorded(table, problem, portable=is_portable())
 
 
 def recorded(table: dict[str, Strategy], problem: Problem, *, portable: bool) -> str:

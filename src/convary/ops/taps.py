@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convary.ops import reference
+from convary.ops import autograd, reference
 from convary.ops.strategy import inside_functorch, is_traced
 from convary.ops.window import Window
 
@@ -24,8 +24,7 @@ def run(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     x, weight = x.to(dtype), weight.to(dtype)
     if is_traced(x, weight) or inside_functorch() or torch.autograd.forward_ad._current_level >= 0:
         return _recorded(x, weight, window)
-    y: Tensor = _Taps.apply(x, weight, window)  # pyright: ignore[reportAssignmentType]
-    return y
+    return autograd.apply(_Taps, x, weight, window)
 
 
 def _recorded(x: Tensor, weight: Tensor, window: Window) -> Tensor:
