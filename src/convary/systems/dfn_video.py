@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -49,8 +50,12 @@ class DFNVideoConfig(SystemConfig):
     """Brightness only."""
     limit: int | None = None
     """Read that many frames; by default all."""
+    every: int = 1
+    """Take every n-th frame: what is slow then moves further from one to the next."""
     height: int | None = 68
     """Bring the frames to this height; None keeps their size."""
+    cut: float = 0.04
+    """Squared error (of 0..1) between two frames from which on another shot starts; no window reaches across."""
     seen: int = 3
     """Frames that a prediction starts from; the network looks at two at once."""
     crop: int = 48
@@ -65,7 +70,7 @@ class DFNVideoConfig(SystemConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, least in (("halve_every", 1), ("seen", 2), ("crop", 8), ("hidden", 1), ("height", 8), ("limit", 1)):
+        for field, least in (("halve_every", 1), ("seen", 2), ("crop", 8), ("hidden", 1), ("every", 1), ("height", 8), ("limit", 1)):
             value = getattr(self, field)
             if value is not None and value < least:
                 raise ConfigError(f"{field} must be at least {least}; got {value}")
@@ -83,7 +88,7 @@ class Video(System):
     def __init__(self, config: DFNVideoConfig) -> None:
         self.config = config
         path = sample_clip(config.clip) if config.video is None else config.video
-        frames = read_video(path, gray=config.gray, height=config.height, limit=config.limit)
+        frames = read_video(path, gray=config.gray, height=config.height, limit=config.limit)[:: config.every]
         block = 2 * (config.seen + 1)
         if len(frames) < 5 * block:
             raise DataError(
@@ -92,7 +97,9 @@ class Video(System):
         if min(frames.shape[2:]) < 8:
             raise DataError(f"the frames of {path} are {tuple(frames.shape[2:])}; at least 8x8 are needed")
         self.frames = frames
-        self.train, self.test = split_windows(len(frames), config.seen + 1, block)
+        self.train, self.test = split_windows(len(frames), config.seen + 1, block, shot_starts(frames, config.cut))
+        if not (self.train and self.test):
+            raise DataError(f"{path} has no shot of {config.seen + 1} frames to train on or to score; give a greater --cut")
 
     @property
     def size(self) -> int:
@@ -174,15 +181,28 @@ class Video(System):
         return [draw_rows(rows, folder / "next-frame.png", columns=names, note=note)]
 
 
-def split_windows(frames: int, length: int, block: int) -> tuple[list[int], list[int]]:
+def shot_starts(frames: Tensor, cut: float) -> set[int]:
+    """The frames (N, C, H, W) uint8 whose squared error (of 0..1) to the one before is above ``cut``."""
+    pairs = zip(frames[:-1], frames[1:], strict=True)
+    errors = [F.mse_loss(before.float() / 255, after.float() / 255).item() for before, after in pairs]
+    return {i + 1 for i, error in enumerate(errors) if error > cut}
+
+
+def split_windows(frames: int, length: int, block: int, starts: Collection[int] = ()) -> tuple[list[int], list[int]]:
     """First frames of the training and of the test windows: every fifth block is for testing, no window reaches across.
 
-    >>> split_windows(14, 2, 2)
-    ([0, 1, 2, 3, 4, 5, 6, 10, 11, 12], [8])
+    Args:
+        frames: Their number.
+        length: Frames of a window.
+        block: Frames of a block.
+        starts: Frames at which another shot starts, which no window reaches across either.
+
+    >>> split_windows(14, 2, 2, {5})
+    ([0, 1, 2, 3, 5, 6, 10, 11, 12], [8])
     """
-    starts = range(frames - length + 1)
     tests = [i // block % 5 == 4 for i in range(frames)]
-    found = {part: [i for i in starts if set(tests[i : i + length]) == {part}] for part in (False, True)}
+    whole = [i for i in range(frames - length + 1) if not any(j in starts for j in range(i + 1, i + length))]
+    found = {part: [i for i in whole if set(tests[i : i + length]) == {part}] for part in (False, True)}
     return found[False], found[True]
 
 

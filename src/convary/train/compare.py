@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from convary.bench.machine import machine
 from convary.data import DataSet, load
+from convary.train import processes
 from convary.train.checkpoint import Architecture, load_model
 from convary.train.config import CompareConfig
 from convary.train.files import claim_folder, now, read_json, write_json
@@ -43,7 +44,7 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     progress = progress or Progress()
-    accelerator = Accelerator(cpu=config.cpu)
+    accelerator = processes.start(cpu=config.cpu)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = load(config.data, config.root, config.limit_train, image_size=config.image_size)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from convary.bench.machine import machine
 from convary.data import derive_seed, epoch_order, generator
 from convary.errors import CheckpointError, ConfigError
+from convary.train import processes
 from convary.train.checkpoint import SYSTEM, load_weights, read_checkpoint, write_checkpoint
 from convary.train.files import claim_folder, now, read_json, write_json
 from convary.train.interrupt import Interrupt
@@ -60,7 +61,7 @@ def fit(config: SystemConfig, progress: FitProgress | None = None) -> dict[str, 
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     progress = progress or FitProgress()
-    accelerator = _accelerator(config)
+    accelerator = processes.start(cpu=config.cpu, precision=config.precision)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.batch_size % accelerator.num_processes:
@@ -146,10 +147,11 @@ class _Run:
                 every, last = self.config.evaluate_every, self.step == self.config.steps
                 if last or (every and self.step % every == 0):
                     self._evaluate()
-                if last or interrupt.asked or time.monotonic() - saved >= self.config.save_every:
+                asked = interrupt.asked_anywhere(self.accelerator)
+                if last or asked or time.monotonic() - saved >= self.config.save_every:
                     self._save()
                     saved = time.monotonic()
-                if interrupt.asked:
+                if asked:
                     raise KeyboardInterrupt
 
     def _train_step(self, batch: Any) -> None:
@@ -254,13 +256,3 @@ def _batches(system: System, first: int, accelerator: Accelerator) -> DataLoader
     workers = system.config.workers
     return DataLoader(_Items(system), batch_sampler=steps, collate_fn=system.collate, num_workers=workers)
 
-
-def _accelerator(config: SystemConfig) -> Accelerator:
-    precision = "no" if config.precision == "fp32" else config.precision
-    try:
-        return Accelerator(cpu=config.cpu, mixed_precision=precision)
-    except ValueError as error:  # Accelerate keeps one state per process
-        raise ConfigError(
-            f"this process has trained with another precision or device than precision={config.precision!r} and "
-            f"cpu={config.cpu}; start a new process"
-        ) from error

@@ -7,6 +7,9 @@ import signal
 import threading
 from types import FrameType
 
+import torch
+from accelerate import Accelerator
+
 
 class Interrupt:
     """While it is entered, the first Ctrl-C only sets ``asked``; a second one interrupts at once."""
@@ -24,6 +27,13 @@ class Interrupt:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
+
+    def asked_anywhere(self, accelerator: Accelerator) -> bool:
+        """Whether any of the processes was asked; all of them must call this after the same step, and then stop there."""
+        if accelerator.num_processes == 1:
+            return self.asked
+        asked = torch.tensor([float(self.asked)], device=accelerator.device)
+        return bool(torch.as_tensor(accelerator.reduce(asked, "sum")).item())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

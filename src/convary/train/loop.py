@@ -141,10 +141,11 @@ class Training:
                 self.seconds = before + time.monotonic() - started
                 if epoch_ends:
                     progress.on_epoch(info, self._end_epoch())
-                if epoch_ends or interrupt.asked or time.monotonic() - saved >= self.config.save_every:
+                asked = interrupt.asked_anywhere(self.accelerator)
+                if epoch_ends or asked or time.monotonic() - saved >= self.config.save_every:
                     self._save()
                     saved = time.monotonic()
-                if interrupt.asked:
+                if asked:
                     raise KeyboardInterrupt
 
     def _train_step(self, info: RunInfo, progress: Progress) -> None:

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fit`` and ``compare`` on two processes of one launcher, over gloo on the CPU."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from convary.systems import SYSTEMS
+from convary.train import read_checkpoint
+from convary.train.checkpoint import SYSTEM
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("process_worker.py")
+
+
+def start(*command: str, processes: int = 2) -> list[int]:
+    """Run a command as a launcher would; the exit codes by rank."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    usual = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    started = []
+    for rank in range(processes):
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        group |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        env = usual | ({name: str(value) for name, value in group.items()} if processes > 1 else {})
+        started.append(subprocess.Popen([sys.executable, *command], env=env, stderr=subprocess.PIPE, text=True))
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    codes = [process.returncode for process in started]
+    assert set(codes) <= {0, 130}, "\n".join(errors)
+    return codes
+
+
+def line(folder: Path, stop: int = 0, processes: int = 2) -> list[int]:
+    return start(str(WORKER), str(folder), str(stop), processes=processes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder / "checkpoint.pt", format=SYSTEM)["model"]
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    assert line(tmp_path / "one", processes=1) == [0]
+    assert line(tmp_path / "two") == [0, 0]
+    torch.testing.assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+def test_where_one_process_is_interrupted_all_stop_and_go_on_together(tmp_path):
+    assert line(tmp_path / "whole") == [0, 0]
+    assert line(tmp_path / "broken", stop=5) == [130, 130]
+    assert read_checkpoint(tmp_path / "broken" / "checkpoint.pt", format=SYSTEM)["step"] == 5
+    assert line(tmp_path / "broken") == [0, 0]
+    for name, want in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "broken")[name], want)
+
+
+def test_compare_on_two_processes(make, tmp_path):
+    config = make(methods=("static", "dyconv"), epochs=1)
+    assert start("-m", "convary", *config.command().split()[1:]) == [0, 0]
+    results = json.loads((config.out / "results.json").read_text())
+    assert [entry["name"] for entry in results["methods"]] == ["static", "dyconv"]
+    assert (config.out / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [s.name for s in SYSTEMS if not s.name.endswith("-published")])
+def test_every_system_on_two_processes(name, tmp_path):
+    """Each parameter gets its gradient in every step, which DDP insists on."""
+    options = ["--out", str(tmp_path / "run"), "--steps", "3", "--batch-size", "2", "--cpu", "--threads", "1"]
+    assert start("-m", "convary", "train", name, *options) == [0, 0]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
