@@ -12,7 +12,12 @@ import torch
 from convary import METHODS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/index.md", "docs/guides/train.md", pytest.param("docs/guides/deploy.md", marks=pytest.mark.slow))
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    "docs/guides/train.md",
+    pytest.param("docs/guides/deploy.md", marks=pytest.mark.slow),
+)
 BLOCK = re.compile(r"(?:<!-- needs (?P<needs>\w+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
 
 

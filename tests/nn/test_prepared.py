@@ -5,6 +5,7 @@ import copy
 import gc
 import pickle
 import weakref
+from types import MethodType
 
 import pytest
 import torch
@@ -243,6 +244,21 @@ def test_gives_way_to_a_router_that_overrides(name, late):
     torch.testing.assert_close(
         y, ops.mixed_conv(X, layer.weight, ops.Coefficients(kernel=2 * kernel), stride=2).detach()
     )
+
+
+@pytest.mark.parametrize("name", ["coefficients", "named", "forward", "_route"])
+@pytest.mark.parametrize("late", [False, True])
+def test_gives_way_to_a_method_replaced_on_one_router(name, late):
+    layer = make(LAYERS[1])
+    with torch.no_grad():
+        kernel = layer.router(X).kernel
+    if late:
+        prepared(layer)
+    setattr(layer.router, name, MethodType(twice(getattr(type(layer.router), name)), layer.router))
+    y, used = prepared(layer, X, None)
+    assert not used
+    want = ops.mixed_conv(X, layer.weight, ops.Coefficients(kernel=2 * kernel), stride=2).detach()
+    torch.testing.assert_close(y, want)
 
 
 def test_gives_way_to_coefficients_of_the_layer_itself():

@@ -33,10 +33,12 @@ def moving_mnist(folder, **options):
 
 def video(folder, **options):
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (30, 90, 3), dtype=np.uint8)
-    frames = np.stack([picture[:19, 2 * t : 2 * t + 21] for t in range(options.pop("frames", 34))])
+    count = options.pop("frames", 34)
+    picture = rng.integers(0, 256, (19, 2 * count + 21, 3), dtype=np.uint8)
+    frames = np.stack([picture[:, 2 * t : 2 * t + 21] for t in range(count)])
     path = write_video(folder / "moving.mkv", frames)
     options = {"seen": 2, "height": None, "crop": 12, "hidden": 8, "kernel_size": 5, "steps": 2} | options
+    options = {"cut": 1.0} | options  # moving noise has no frame like the one before
     return DFNVideoConfig(out=folder / "run", video=path, batch_size=2, cpu=True, **options)
 
 
@@ -100,6 +102,25 @@ def test_no_test_frame_is_trained_on_and_copying_is_scored_as_such(tmp_path):
     scores = system.scores(Copy(), CPU)
     assert scores["psnr"] == pytest.approx(scores["psnr_copy"]) and scores["mse"] == pytest.approx(scores["mse_copy"])
     assert scores["better"] == 0
+
+
+def test_no_window_reaches_across_a_cut(tmp_path):
+    rng = np.random.default_rng(0)
+    shots = rng.integers(0, 256, (2, 19, 21, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "shots.mkv", np.repeat(shots, (13, 21), axis=0))
+    options = {"seen": 2, "height": None, "crop": 12, "steps": 2, "cpu": True}
+    system = DFNVideoConfig(out=tmp_path, video=path, **options).load()
+    windows = system.train + system.test
+    assert windows and not {11, 12} & set(windows) and {10, 13} <= set(windows), "frame 13 starts the second shot"
+    all_of_them = DFNVideoConfig(out=tmp_path, video=path, cut=1.0, **options).load()
+    assert {11, 12} <= set(all_of_them.train + all_of_them.test)
+    with pytest.raises(DataError, match=r"no shot of 3 frames .* greater --cut"):
+        video(tmp_path, cut=0.04).load()
+
+
+def test_every_other_frame(tmp_path):
+    one, other = video(tmp_path, frames=68).load(), video(tmp_path, frames=68, every=2).load()
+    assert torch.equal(other.frames, one.frames[::2]) and len(other.frames) == 34
 
 
 def test_video_learns_a_steady_motion(tmp_path):

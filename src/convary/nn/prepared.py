@@ -92,10 +92,12 @@ def _modules(router: PerceptronRouter) -> tuple[nn.Module | None, ...]:
 
 
 def _options(layer: DynamicConv, router: PerceptronRouter) -> tuple:
-    """All that is no tensor and decides the result; the router itself, so that another one is noticed."""
+    """All that is no tensor and decides the result; the router itself, so that another one is noticed.
+
+    A method replaced on the instance is one attribute more.
+    """
     geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    replaced = (layer.__dict__.get("coefficients"), layer.__dict__.get("convolve"), router.__dict__.get("named"))
-    own = (layer.__class__, *replaced, router, router.__class__)
+    own = (layer.__class__, len(layer.__dict__), router, router.__class__, len(router.__dict__))
     return *geometry, *own, router.training, router.gates, router.activation, getattr(router.norm, "eps", None)
 
 
@@ -158,9 +160,9 @@ def _is_ordinary(layer: DynamicConv, router: PerceptronRouter) -> bool:
     """Whether layer and router compute what their classes here say, with weights that are parameters of their own."""
     from convary.nn.base import DynamicConv, DynamicLayer
 
-    if type(layer).coefficients is not DynamicLayer.coefficients or "coefficients" in layer.__dict__:
-        return False
-    if type(layer).convolve is not DynamicConv.convolve or "convolve" in layer.__dict__:
+    if any(callable(getattr(type(module), name, None)) for module in (layer, router) for name in module.__dict__):
+        return False  # a method replaced on the instance
+    if type(layer).coefficients is not DynamicLayer.coefficients or type(layer).convolve is not DynamicConv.convolve:
         return False
     kind = type(router)
     if kind.forward is not Router.forward or kind._route is not PerceptronRouter._route:

@@ -203,7 +203,7 @@ class PerceptronRouter(Router):
 
     def native_layers(self) -> native_route.Layers | None:
         """The weights, where nothing but the plain layers would see them: no hook, no other class, no statistics."""
-        if type(self).coefficients is not PerceptronRouter.coefficients:
+        if type(self).coefficients is not PerceptronRouter.coefficients or "coefficients" in self.__dict__:
             return None
         squeeze, last = self.squeeze, self.last
         if not _is_plain(last, nn.Linear) or not (squeeze is None or _is_plain(squeeze, nn.Linear)):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -70,7 +71,15 @@ class DFNVideoConfig(SystemConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, least in (("halve_every", 1), ("seen", 2), ("crop", 8), ("hidden", 1), ("every", 1), ("height", 8), ("limit", 1)):
+        for field, least in (
+            ("halve_every", 1),
+            ("seen", 2),
+            ("crop", 8),
+            ("hidden", 1),
+            ("every", 1),
+            ("height", 8),
+            ("limit", 1),
+        ):
             value = getattr(self, field)
             if value is not None and value < least:
                 raise ConfigError(f"{field} must be at least {least}; got {value}")
@@ -99,7 +108,9 @@ class Video(System):
         self.frames = frames
         self.train, self.test = split_windows(len(frames), config.seen + 1, block, shot_starts(frames, config.cut))
         if not (self.train and self.test):
-            raise DataError(f"{path} has no shot of {config.seen + 1} frames to train on or to score; give a greater --cut")
+            raise DataError(
+                f"{path} has no shot of {config.seen + 1} frames to train on or to score; give a greater --cut"
+            )
 
     @property
     def size(self) -> int:
@@ -183,8 +194,8 @@ class Video(System):
 
 def shot_starts(frames: Tensor, cut: float) -> set[int]:
     """The frames (N, C, H, W) uint8 whose squared error (of 0..1) to the one before is above ``cut``."""
-    pairs = zip(frames[:-1], frames[1:], strict=True)
-    errors = [F.mse_loss(before.float() / 255, after.float() / 255).item() for before, after in pairs]
+    scaled = (frame.float() / 255 for frame in frames)
+    errors = [F.mse_loss(before, after).item() for before, after in itertools.pairwise(scaled)]
     return {i + 1 for i, error in enumerate(errors) if error > cut}
 
 

@@ -255,4 +255,3 @@ def _batches(system: System, first: int, accelerator: Accelerator) -> DataLoader
     steps = _Steps(system, first, slice(accelerator.process_index, None, accelerator.num_processes))
     workers = system.config.workers
     return DataLoader(_Items(system), batch_sampler=steps, collate_fn=system.collate, num_workers=workers)
-

@@ -29,7 +29,7 @@ class Interrupt:
             self._before = None
 
     def asked_anywhere(self, accelerator: Accelerator) -> bool:
-        """Whether any of the processes was asked; all of them must call this after the same step, and then stop there."""
+        """Whether any process was asked. All of them must call this, after the same step, and then stop there."""
         if accelerator.num_processes == 1:
             return self.asked
         asked = torch.tensor([float(self.asked)], device=accelerator.device)

@@ -10,7 +10,9 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from convary.errors import ConfigError
 
-WAIT = datetime.timedelta(hours=12)  # while the first process evaluates and measures, the others wait; usual: 10 minutes
+WAIT = datetime.timedelta(
+    hours=12
+)  # while the first process evaluates and measures, the others wait; usual: 10 minutes
 
 
 def start(*, cpu: bool, precision: str = "fp32") -> Accelerator:
@@ -31,5 +33,6 @@ def start(*, cpu: bool, precision: str = "fp32") -> Accelerator:
         )
     except ValueError as error:  # Accelerate keeps one state per process
         raise ConfigError(
-            f"this process has trained with another precision or device than {precision=} and {cpu=}; start a new process"
+            f"this process has trained with another precision or device than {precision=} and {cpu=}; start a new "
+            "process"
         ) from error
