@@ -13,6 +13,8 @@ from torchvision.ops import Conv2dNormActivation
 import convary as cv
 from convary.nn import Router
 
+ASSEMBLED = ("kernelwarehouse", "weightnet")  # kernels made per sample, of nothing that is a convolution's weight
+
 
 class Net(nn.Module):
     def __init__(self, in_channels: int = 3, num_classes: int = 5):

@@ -10,7 +10,7 @@ from torch import nn
 
 import convary as cv
 from convary import METHODS
-from tests.nets import Net, all_but_one_slow, dynamic_net, excite, onnx_session
+from tests.nets import ASSEMBLED, Net, all_but_one_slow, dynamic_net, excite, onnx_session
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SIZE = {1: (9,), 2: (7, 6), 3: (5, 4, 6)}
@@ -43,7 +43,7 @@ def constant_convolutions(path) -> tuple[int, int]:
 def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, rank, tmp_path):
     layer = excite(config.build(CONVS[rank](4, 6, 3, padding=1, stride=2, groups=2)))
     path = tmp_path / "layer.onnx"
-    if strategy == "outputs" and config.name == "kernelwarehouse":  # no kernel of a bank to convolve with
+    if strategy == "outputs" and config.name in ASSEMBLED:  # no kernel of a bank to convolve with
         with pytest.raises(cv.ExportError, match="no constant weights to export"):
             cv.export(layer, torch.randn(1, 4, *SIZE[rank]), path, strategy=strategy)
         return
@@ -74,7 +74,7 @@ def test_three_axes_run_in_onnxruntime(strategy, tmp_path):
 def test_networks_run_in_onnxruntime_at_another_batch_and_size(config, strategy, tmp_path):
     model = dynamic_net(config)
     path = tmp_path / "model.onnx"
-    if strategy == "outputs" and config.name == "kernelwarehouse":
+    if strategy == "outputs" and config.name in ASSEMBLED:
         pytest.skip("refused: its layers have no constant weights")
     cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)
     x = torch.randn(3, 3, 19, 24)
@@ -98,7 +98,7 @@ def groups(path) -> list[int]:
 @every_strategy
 def test_networks_run_in_torch_export_at_another_batch_and_size(config, strategy, tmp_path):
     model = dynamic_net(config)
-    if strategy == "outputs" and config.name == "kernelwarehouse":
+    if strategy == "outputs" and config.name in ASSEMBLED:
         pytest.skip("refused: its layers have no constant weights")
     path = tmp_path / "model.pt2"
     cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)

@@ -64,6 +64,10 @@ from convary.methods import (
     ODConv1d,
     ODConv2d,
     ODConv3d,
+    WeightNet,
+    WeightNet1d,
+    WeightNet2d,
+    WeightNet3d,
     config_from_json,
     method,
 )
@@ -82,7 +86,8 @@ __all__ = [
     "ExportError", "Folded", "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
     "KernelWarehouse3d", "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d",
     "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing",
-    "TemperatureWarning", "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold",
-    "fold_norms", "freeze_routing", "load_released", "mask_logits", "method", "ops", "param_groups", "plan",
-    "released_state", "routing", "set_temperature", "split_params", "summary", "where",
+    "TemperatureWarning", "WeightNet", "WeightNet1d", "WeightNet2d", "WeightNet3d", "__version__", "anneal",
+    "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing", "load_released",
+    "mask_logits", "method", "ops", "param_groups", "plan", "released_state", "routing", "set_temperature",
+    "split_params", "summary", "where",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods: one paper, one file. ``METHODS`` is the one list that tests, command line, report and docs iterate.
 
-It holds the methods that mix a bank of kernels and so upcycle exactly. ``Involution`` replaces convolutions too, but
-can't take over what they learned; CARAFE and DMNet's module stand where no convolution stood.
+It holds the methods that can start as what a trained convolution computes. ``Involution`` replaces convolutions too,
+but can't take over what they learned; CARAFE and DMNet's module stand where no convolution stood.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from convary.methods.kernel_warehouse import (
 )
 from convary.methods.odconv import ODConv, ODConv1d, ODConv2d, ODConv3d
 from convary.methods.perceptron import MixedLinear
+from convary.methods.weightnet import WeightNet, WeightNet1d, WeightNet2d, WeightNet3d
 
-METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse, DCD)
+METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse, DCD, WeightNet)
 _BY_NAME: dict[str, type[MethodConfig]] = {config.name: config for config in (*METHODS, Involution)}
 
 
@@ -74,5 +75,6 @@ __all__ = [
     "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d", "DepthDC", "DyConv", "DyConv1d", "DyConv2d",
     "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "Involution", "Involution2d",
     "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig", "MixedLinear",
-    "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
+    "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "WeightNet", "WeightNet1d", "WeightNet2d", "WeightNet3d",
+    "config_from_json", "method",
 ]  # fmt: skip

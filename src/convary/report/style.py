@@ -34,9 +34,10 @@ COLORS = {
     "series-4": ("#b58900", "#e5c04b"),
     "series-5": ("#4a4fb5", "#9a9ef0"),
     "series-6": ("#7a5230", "#c79a72"),
+    "series-7": ("#c2185b", "#f06595"),
 }
 SERIES = [role for role in COLORS if role.startswith("series-")]
-MARKERS = [("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("*", "★"), ("X", "✖")]
+MARKERS = [("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("*", "★"), ("X", "✖"), ("p", "⬟")]
 FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 
 
