@@ -13,7 +13,8 @@ from torchvision.ops import Conv2dNormActivation
 import convary as cv
 from convary.nn import Router
 
-ASSEMBLED = ("kernelwarehouse", "weightnet")  # kernels made per sample, of nothing that is a convolution's weight
+# Methods whose kernels are made per sample, of no weights that a convolution could have.
+ASSEMBLED = ("kernelwarehouse", "weightnet", "cgc")
 
 
 class Net(nn.Module):

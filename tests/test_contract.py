@@ -31,6 +31,7 @@ VARIANTS = [
     cv.DCD(latent="basic"),
     cv.KernelWarehouse(cell_ratio=2.5, in_ratio=0.5, out_ratio=0.5, min_hidden=4),
     cv.WeightNet(expansion=9, splits=3, min_hidden=4),
+    cv.CGC(interaction=2),
 ]
 IDS = [f"{c.name}{i}" for i, c in enumerate(VARIANTS)]
 every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)

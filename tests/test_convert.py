@@ -60,7 +60,8 @@ def test_a_trained_model_keeps_its_outputs(config):
     x = torch.randn(2, 3, 16, 16)
     converted = cv.convert(model, config, where.all())
     same(converted(x), model(x))
-    assert isinstance(converted.pw, DynamicConv) and converted.pw is converted.again
+    assert isinstance(converted.dw, DynamicConv) and converted.pw is converted.again
+    assert isinstance(converted.pw, DynamicConv) == (config.refuses(model.pw) is None)
     assert type(model.pw) is nn.Conv2d  # the original is untouched
 
 

@@ -32,7 +32,7 @@ def test_routers_norms_biases_and_gates_are_spared(config):
         keep = "router." in name or name.endswith("bias") or isinstance(owner, nn.modules.batchnorm._BatchNorm)
         keep = keep or "fc1" in name or "fc2" in name  # torchvision's squeeze-and-excitation
         assert (name in free) == keep, name
-    assert any(n.endswith("router.linear.weight") or n.endswith("router.heads.weight") for n in free)
+    assert any("router.linear." in n or "router.heads." in n for n in free)
 
 
 def test_a_bias_bank_has_two_axes_and_is_spared():

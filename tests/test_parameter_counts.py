@@ -66,6 +66,7 @@ def cases():
     for net in MOBILE:
         for squeeze in (8, 16):
             yield f"{net.replace('_', '_dcd_')}_squeeze{squeeze}", net, cv.DCD(squeeze=squeeze), None
+    yield "cgc_resnet50", "resnet50", cv.CGC(), None
     for net in NETS[:4]:
         yield f"kaijieshi7_dy_{net}", net, cv.DyConv(extra_hidden=1), all_but_stem
 

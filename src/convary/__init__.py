@@ -28,10 +28,14 @@ from convary.fold import Folded, fold, fold_norms, freeze_routing
 from convary.inspect import Summary, routing, summary
 from convary.methods import (
     CARAFE,
+    CGC,
     DCD,
     DDPM,
     METHODS,
     Annealing,
+    CGC1d,
+    CGC2d,
+    CGC3d,
     CondConv,
     CondConv1d,
     CondConv2d,
@@ -79,15 +83,15 @@ from convary.schedule import TemperatureAnnealing, anneal, set_temperature
 __version__ = "0.1.0"
 
 __all__ = [
-    "CARAFE", "DCD", "DDPM", "METHODS", "Annealing", "CheckpointError", "Coefficients", "CondConv", "CondConv1d",
-    "CondConv2d", "CondConv3d", "ConfigError", "ConvaryError", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear",
-    "DFNConv2d", "DFNLocalFilter2d", "DataError", "DepthDC", "DeviceError", "Diagnosis", "DtypeError", "DyConv",
-    "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule",
-    "ExportError", "Folded", "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
-    "KernelWarehouse3d", "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d",
-    "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing",
-    "TemperatureWarning", "WeightNet", "WeightNet1d", "WeightNet2d", "WeightNet3d", "__version__", "anneal",
-    "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms", "freeze_routing", "load_released",
-    "mask_logits", "method", "ops", "param_groups", "plan", "released_state", "routing", "set_temperature",
-    "split_params", "summary", "where",
+    "CARAFE", "CGC", "DCD", "DDPM", "METHODS", "Annealing", "CGC1d", "CGC2d", "CGC3d", "CheckpointError",
+    "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "ConfigError", "ConvaryError", "DCDConv1d",
+    "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d", "DataError", "DepthDC", "DeviceError",
+    "Diagnosis", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d",
+    "DyNetConv3d", "DynamicConvModule", "ExportError", "Folded", "Involution", "Involution2d", "KernelWarehouse",
+    "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "LayerDiagnosis", "MaskHead", "MethodConfig",
+    "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError",
+    "Summary", "TemperatureAnnealing", "TemperatureWarning", "WeightNet", "WeightNet1d", "WeightNet2d", "WeightNet3d",
+    "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms",
+    "freeze_routing", "load_released", "mask_logits", "method", "ops", "param_groups", "plan", "released_state",
+    "routing", "set_temperature", "split_params", "summary", "where",
 ]  # fmt: skip

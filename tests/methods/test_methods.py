@@ -196,6 +196,8 @@ def test_a_bank_has_at_least_one_kernel(config):
         (lambda: cv.DCD(latent="basik"), "did you mean 'basic'"),
         (lambda: cv.WeightNet(splits=0), "splits must be"),
         (lambda: cv.WeightNet(expansion=3), "splits must divide expansion; got expansion=3, splits=2"),
+        (lambda: cv.CGC(interaction=0), "interaction must be"),
+        (lambda: cv.CGC().build(nn.Linear(3, 3)), "no dynamic form of a linear layer"),
         (lambda: cv.DyConv(reduction=-4), "reduction must be"),
         (lambda: cv.DyConv(extra_hidden=-1), "extra_hidden"),
         (lambda: cv.DyConv(hidden_bias="yes"), "hidden_bias must be True or False"),

@@ -102,6 +102,7 @@ def test_routing_has_one_row_per_class(finished, name):
         "kernelwarehouse": {"cells"},
         "dcd": {"filter", "latent"},
         "weightnet": {"splits"},
+        "cgc": {"channel", "filter"},
     }
     assert factors == expected[name]
     for row in entry["routing"]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from convary.errors import ConfigError, nearest
 from convary.methods.carafe import CARAFE
+from convary.methods.cgc import CGC, CGC1d, CGC2d, CGC3d
 from convary.methods.condconv import CondConv, CondConv1d, CondConv2d, CondConv3d
 from convary.methods.config import Annealing, MethodConfig
 from convary.methods.dcd import DCD, DCDConv1d, DCDConv2d, DCDConv3d, DCDLinear
@@ -31,7 +32,7 @@ from convary.methods.odconv import ODConv, ODConv1d, ODConv2d, ODConv3d
 from convary.methods.perceptron import MixedLinear
 from convary.methods.weightnet import WeightNet, WeightNet1d, WeightNet2d, WeightNet3d
 
-METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse, DCD, WeightNet)
+METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse, DCD, WeightNet, CGC)
 _BY_NAME: dict[str, type[MethodConfig]] = {config.name: config for config in (*METHODS, Involution)}
 
 
@@ -71,10 +72,10 @@ def config_from_json(text: str) -> MethodConfig:
 
 
 __all__ = [
-    "CARAFE", "DCD", "DDPM", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DCDConv1d",
-    "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d", "DepthDC", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "Involution", "Involution2d",
-    "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig", "MixedLinear",
-    "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "WeightNet", "WeightNet1d", "WeightNet2d", "WeightNet3d",
-    "config_from_json", "method",
+    "CARAFE", "CGC", "DCD", "DDPM", "METHODS", "Annealing", "CGC1d", "CGC2d", "CGC3d", "CondConv", "CondConv1d",
+    "CondConv2d", "CondConv3d", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d",
+    "DepthDC", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d",
+    "DynamicConvModule", "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
+    "KernelWarehouse3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "WeightNet",
+    "WeightNet1d", "WeightNet2d", "WeightNet3d", "config_from_json", "method",
 ]  # fmt: skip

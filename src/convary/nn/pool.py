@@ -3,34 +3,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from convary.ops.strategy import is_traced
 
-def adaptive_avg_pool(x: Tensor, size: int) -> Tensor:
-    """``torch.nn.functional.adaptive_avg_pool2d(x, size)`` as two small matrix products.
+_POOL: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+def adaptive_avg_pool(x: Tensor, size: int | Sequence[int]) -> Tensor:
+    """``torch.nn.functional.adaptive_avg_pool1d``, ``2d`` or ``3d``; in a graph as a matrix product per axis.
 
     The bins of a map that ``size`` does not divide differ in width and overlap. ONNX has no operator for that, and
     recorders write down the bins of the example's size; these matrices are computed from the size in the graph.
 
     Args:
-        x: (B, C, H, W).
-        size: Rows and columns of the result.
+        x: (B, C, *S), one to three spatial axes.
+        size: Positions per axis of the result; an int for all of them.
 
     Returns:
-        (B, C, size, size).
+        (B, C, *size).
 
-    >>> x = torch.randn(2, 3, 5, 9)
-    >>> torch.allclose(adaptive_avg_pool(x, 3), torch.nn.functional.adaptive_avg_pool2d(x, 3), atol=1e-6)
-    True
+    >>> adaptive_avg_pool(torch.randn(2, 3, 5, 9), (3, 1)).shape
+    torch.Size([2, 3, 3, 1])
     """
-    rows, row_counts = _bins(x, x.shape[2], size)
-    columns, column_counts = _bins(x, x.shape[3], size)
-    return rows @ x / row_counts @ columns.mT / column_counts.mT
+    sizes = (size,) * (x.ndim - 2) if isinstance(size, int) else tuple(size)
+    return by_products(x, sizes) if is_traced(x) else _POOL[len(sizes)](x, sizes)
+
+
+def by_products(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The same as a matrix product per axis."""
+    for size in reversed(sizes):  # each turn pools the last axis and puts it first
+        inside, counts = _bins(x, x.shape[-1], size)
+        x = (x @ inside.mT / counts).movedim(-1, 2)
+    return x
 
 
 def _bins(x: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
-    """Which of ``length`` positions is in which bin (size, length), as 0 and 1, and how many are in each (size, 1).
+    """Which of ``length`` positions is in which bin (size, length), as 0 and 1, and how many are in each (size,).
 
     Counts are divided by after the product, so that the matrices are exact in half precision.
     """
@@ -38,4 +52,4 @@ def _bins(x: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
     bin = torch.arange(size, device=x.device).unsqueeze(1)
     first, last = bin * length // size, ((bin + 1) * length + size - 1) // size
     inside = (position >= first) & (position < last)
-    return inside.to(x.dtype), (last - first).to(x.dtype)
+    return inside.to(x.dtype), (last - first).squeeze(1).to(x.dtype)

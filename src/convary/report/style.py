@@ -35,9 +35,10 @@ COLORS = {
     "series-5": ("#4a4fb5", "#9a9ef0"),
     "series-6": ("#7a5230", "#c79a72"),
     "series-7": ("#c2185b", "#f06595"),
+    "series-8": ("#5f7a1f", "#a9c95a"),
 }
 SERIES = [role for role in COLORS if role.startswith("series-")]
-MARKERS = [("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("*", "★"), ("X", "✖"), ("p", "⬟")]
+MARKERS = [("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("*", "★"), ("X", "✖"), ("p", "⬟"), ("h", "⬢")]
 FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 
 

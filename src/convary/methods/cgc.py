@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CGC, context-gated convolution: one kernel, every weight of it scaled by a gate that the whole map decides.
+
+The map is pooled to the size of the kernel, T positions, and each channel's T numbers are encoded in D = T // 2 + 1:
+``z = E pool(x)``. One branch decodes a gate for each channel and tap, ``u = H1 relu(BN(z))``. The other lets channels
+interact, from C to O, and decodes one for each filter and tap, ``v = H2 relu(BN(I relu(BN(z))))``. The kernel is
+``W[o, c, t] sigmoid(u[c, t] + v[o, t])``.
+
+Lin, Ma, Liu, Chang, "Context-Gated Convolution", ECCV 2020.
+
+Differences from the released code, of which the last version does not construct (an undefined name): maps need not be
+square, the bias is added, groups are possible, as is any other of ``nn.ConvNd``'s arguments; a channel count that 16
+does not divide too. A kernel of one tap, which the paper leaves static and ``plan`` refuses, is a layer like others: a
+number per channel and one per filter, from the mean of the map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convary.errors import CheckpointError, ConfigError
+from convary.methods.config import MethodConfig, check_positive
+from convary.nn import BatchNorm, DynamicConv, Router, Site
+from convary.nn.pool import adaptive_avg_pool
+from convary.ops import sample_conv
+from convary.ops.geometry import Size
+
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CGC(MethodConfig):
+    """Options of CGC.
+
+    Attributes:
+        interaction: Channels that interact with each other: C goes to O in groups of so many, or of a few more where
+            they have to divide both; 16 is published.
+    """
+
+    name: ClassVar[str] = "cgc"
+    title: ClassVar[str] = "CGC"
+    citation: ClassVar[str] = "Lin et al., Context-Gated Convolution, ECCV 2020"
+
+    interaction: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        super().__post_init__()
+        check_positive("interaction", self.interaction)
+
+    def refuses(self, module: nn.Module) -> str | None:
+        """CGC leaves kernels of one tap alone."""
+        if isinstance(module, nn.Linear):
+            return super().refuses(module)
+        return "CGC gates the taps of a kernel, and leaves those of one tap static" if _is_point(module) else None
+
+    def build(self, module: Any) -> nn.Module:
+        """A CGC layer, of a kernel of one tap too."""
+        if isinstance(module, nn.Linear):
+            raise ConfigError(f"{self.title} has no dynamic form of a linear layer")
+        return self.layers[len(module.kernel_size)].from_conv(module, self)
+
+    @classmethod
+    def placement(cls, site: Site) -> bool:
+        """Every convolution but those of gates, the stem included; kernels of one tap are refused."""
+        return site.is_conv and not site.gate
+
+
+def _is_point(conv: Any) -> bool:
+    return math.prod(conv.kernel_size) == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Logits of the gate, whose sum goes through a sigmoid.
+
+    Attributes:
+        channel: (B, C, T).
+        filter: (B, O, T).
+    """
+
+    channel: Tensor
+    filter: Tensor
+
+    def factors(self) -> dict[str, Tensor]:
+        """Both, by name."""
+        return {"channel": self.channel, "filter": self.filter}
+
+
+class GateRouter(Router):
+    """Encodes the context and decodes the gate's logits.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: Of the convolution, and of what is left of the map.
+        interaction: Channels per group of the interaction.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        interaction: int,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(in_channels)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        linear: dict[str, Any] = {"bias": False, **factory}
+        T = math.prod(kernel_size)
+        D = T // 2 + 1
+        most, common = max(in_channels // interaction, 1), math.gcd(in_channels, out_channels)
+        self.groups = max(n for n in range(1, most + 1) if common % n == 0)
+        self.kernel_size, self.out_channels = kernel_size, out_channels
+        self.encoder = nn.Linear(T, D, **linear)
+        self.channel_norm = BatchNorm(in_channels, **factory)
+        self.interaction_norm = BatchNorm(in_channels, **factory)
+        self.interaction = nn.Linear(in_channels // self.groups, out_channels // self.groups, **linear)
+        self.filter_norm = BatchNorm(out_channels, **factory)
+        self.heads = nn.ModuleDict({"channel": nn.Linear(D, T, **linear), "filter": nn.Linear(D, T, **linear)})
+
+    def _route(self, x: Tensor) -> Gate:
+        return self.coefficients(adaptive_avg_pool(x, self.kernel_size).flatten(2).to(self.dtype()))
+
+    def coefficients(self, vector: Tensor) -> Gate:
+        """channel: (B, C, T) and filter: (B, O, T), from the pooled map (B, C, T)."""
+        z = self.encoder(vector)  # (B, C, D)
+        channel = self.heads["channel"](F.relu(self.channel_norm(z)))
+        groups = F.relu(self.interaction_norm(z)).unflatten(1, (self.groups, -1)).mT
+        mixed = self.interaction(groups).mT.flatten(1, 2)  # (B, O, D)
+        return Gate(channel=channel, filter=self.heads["filter"](F.relu(self.filter_norm(mixed))))
+
+    def neutral_(self) -> None:
+        """Zero logits: the gate is 1/2."""
+        for head in self.heads.values():
+            nn.init.zeros_(head.weight)  # type: ignore[arg-type]
+
+    def macs(self) -> int:
+        """Each channel is encoded and decoded, each group interacts, each filter is decoded."""
+        D, T = self.encoder.weight.shape
+        C, O = self.in_channels, self.out_channels
+        return (2 * C + O) * D * T + self.groups * self.interaction.weight.numel() * D
+
+
+class _CGCNd(DynamicConv):
+    config_type = CGC
+    config: CGC
+    mixed_bias = False
+
+    def make_weight(self, **factory: Any) -> None:
+        """(O, C/G, *k)."""
+        self.weight = nn.Parameter(torch.empty(self.kernel_shape, **factory))
+
+    def make_router(self, **factory: Any) -> Router:
+        return GateRouter(self.in_channels, self.out_channels, self.kernel_size, self.config.interaction, **factory)
+
+    @property
+    def num_experts(self) -> int:
+        """1: no kernels are mixed."""
+        return 1
+
+    @property
+    def size(self) -> str:
+        """What the method adds to the kernel."""
+        return "gated"
+
+    def extra_options(self) -> str:
+        """Channels that interact."""
+        return f"interaction={self.config.interaction}"
+
+    def reset_parameters(self) -> None:
+        """Kaiming-normal (fan-out) as in the authors' networks; the router like ``nn.Linear``; bias zero."""
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def kernels(self, coeffs: Gate) -> Tensor:
+        """(B, O, C/G, *k)."""
+        G, O = self.groups, self.out_channels
+        channel = coeffs.channel.unflatten(1, (G, 1, -1))  # (B, G, 1, C/G, T)
+        filter = coeffs.filter.unflatten(1, (G, O // G, 1))  # (B, G, O/G, 1, T)
+        gate = (channel + filter).sigmoid().flatten(1, 2)
+        return gate.unflatten(3, self.kernel_size) * self.weight
+
+    def convolve(self, x: Tensor, coeffs: Gate, padding: Size | str) -> Tensor:
+        """Gate the kernel, then convolve each sample with its own."""
+        geometry = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        return sample_conv(x, self.kernels(coeffs), self.bias, padding=padding, **geometry)
+
+    def macs(self, positions: int) -> dict[str, int]:
+        """Every weight is gated once per sample."""
+        numel = self.weight.numel()
+        routing = 0 if self.router is None else self.router.macs()
+        return {"convolution": numel * positions, "routing": routing, "assembly": numel}
+
+    def absorb_(self, scale: Tensor, shift: Tensor) -> Tensor | None:
+        """The filters are scaled, the bias is scaled and shifted; nothing is left."""
+        self.weight.mul_(scale.reshape(-1, *[1] * (self.weight.ndim - 1)))
+        if self.bias is None:
+            self.bias = nn.Parameter(shift)
+        else:
+            self.bias.mul_(scale).add_(shift)
+        return None
+
+    @torch.no_grad()
+    def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
+        """Become a static layer, exactly: the gate is 1/2 for every input, and the kernel twice the static one.
+
+        Args:
+            weight: (O, C/G, *k).
+            bias: (O,) or None.
+            noise: Not used: there are no experts that would have to differ.
+            router: Not used.
+        """
+        if self.weight.is_meta or self.router is None:
+            return
+        self.router.neutral_()
+        self.weight.copy_(2 * weight)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+
+    def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names of XudongLinthu/context-gated-convolution."""
+        return {ours: tensors[theirs] for ours, theirs in self.released_names().items()}
+
+    def to_released(self) -> dict[str, Tensor]:
+        """XudongLinthu/context-gated-convolution's names."""
+        own = self.state_dict()
+        return {theirs: own[ours] for ours, theirs in self.released_names().items()}
+
+    def released_names(self) -> dict[str, str]:
+        """Names of tensors: ours, theirs.
+
+        Raises:
+            CheckpointError: the layer has a bias, which their code keeps and never adds.
+        """
+        if self.bias is not None:
+            raise CheckpointError("the released CGC code never adds its bias; got a layer with bias, use bias=False")
+        return _RELEASED
+
+
+_RELEASED = {"weight": "weight"}
+_RELEASED |= {
+    f"router.{ours}.weight": f"{theirs}.weight"
+    for ours, theirs in (("encoder", "ce"), ("interaction", "ci"), ("heads.channel", "gd"), ("heads.filter", "gd2"))
+}
+_RELEASED |= {
+    f"router.{ours}_norm.{leaf}": f"{theirs}.{leaf}"
+    for ours, theirs in (("channel", "ce_bn"), ("interaction", "ci_bn2"), ("filter", "ci_bn"))
+    for leaf in _NORM
+}
+
+
+class CGC1d(_CGCNd):
+    """CGC over (B, C, L): ``nn.Conv1d``'s arguments, then the options of ``CGC``."""
+
+    rank = 1
+
+
+class CGC2d(_CGCNd):
+    """CGC over (B, C, H, W): ``nn.Conv2d``'s arguments, then the options of ``CGC``.
+
+    >>> layer = CGC2d(64, 128, 3, padding=1)
+    >>> layer(torch.randn(1, 64, 5, 7)).shape
+    torch.Size([1, 128, 5, 7])
+    """
+
+    rank = 2
+
+
+class CGC3d(_CGCNd):
+    """CGC over (B, C, D, H, W): ``nn.Conv3d``'s arguments, then the options of ``CGC``."""
+
+    rank = 3
+
+
+CGC.layers = {1: CGC1d, 2: CGC2d, 3: CGC3d}
