@@ -112,3 +112,20 @@ def test_evaluating_hot_warns_once():
         warnings.simplefilter("error")
         net.eval()
         model().eval()  # at its final temperature from the start
+
+
+def test_methods_with_ranges_of_their_own_are_annealed_together():
+    model = nn.Sequential(cv.DyConv2d(4, 4, 3), cv.KernelWarehouse().build(nn.Conv2d(4, 4, 3)))
+    annealing = cv.anneal(model, steps=2)
+
+    def temperatures():
+        return [float(layer.router.temperature) for layer in model]
+
+    seen = [temperatures()]
+    for _ in range(2):
+        annealing.step()
+        seen.append(temperatures())
+    assert seen == [[30.0, 1.0], [15.5, 0.5], [1.0, 0.0]] and annealing.temperature == 1.0
+    again = cv.anneal(model, steps=2)
+    again.load_state_dict(annealing.state_dict())
+    assert temperatures() == [1.0, 0.0]

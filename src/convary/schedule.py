@@ -23,11 +23,11 @@ class TemperatureAnnealing:
     """Sets every router's temperature; made by ``anneal``.
 
     Attributes:
-        temperature: The value that the routers have now.
+        temperature: The value that the routers have now; the highest, where methods with ranges of their own are mixed.
         last_step: Steps taken.
     """
 
-    def __init__(self, model: nn.Module, start: float, stop: float, steps: int, shape: str) -> None:
+    def __init__(self, model: nn.Module, start: float | None, stop: float | None, steps: int, shape: str) -> None:
         self._routers = tempered_routers(model)
         if not self._routers:
             raise ConfigError(
@@ -47,9 +47,7 @@ class TemperatureAnnealing:
     @property
     def temperature(self) -> float:
         """``stop + (start - stop) * shape(last_step / steps)``."""
-        if self.last_step >= self.steps:
-            return self.stop
-        return self.stop + (self.start - self.stop) * _SHAPES[self.shape](self.last_step / self.steps)
+        return max(map(self._temperature_of, self._routers))
 
     def step(self) -> None:
         """Take one step: call it after every iteration."""
@@ -82,7 +80,14 @@ class TemperatureAnnealing:
     def _set(self) -> None:
         with torch.no_grad():
             for router in self._routers:
-                router.temperature.fill_(self.temperature)  # type: ignore[union-attr]
+                router.temperature.fill_(self._temperature_of(router))  # type: ignore[union-attr]
+
+    def _temperature_of(self, router: Router) -> float:
+        start = router.first_temperature if self.start is None else self.start
+        stop = router.final_temperature if self.stop is None else self.stop
+        if self.last_step >= self.steps:
+            return stop
+        return stop + (start - stop) * _SHAPES[self.shape](self.last_step / self.steps)
 
 
 def tempered_routers(model: nn.Module) -> list[Router]:
@@ -106,24 +111,21 @@ def anneal(
 
     Args:
         model: A model with DyConv, ODConv or KernelWarehouse layers.
-        start: First temperature; None for the method's own.
-        stop: Last temperature; it stays there. None for the method's own.
+        start: First temperature; None for that of each router's own method.
+        stop: Last temperature; it stays there. None for that of each router's own method.
         steps: Iterations from one to the other.
         shape: "linear" or "cosine".
 
     Raises:
         ConfigError: no router has a temperature, or a value that can't work.
     """
-    first, last = (_published(model, f"{which}_temperature") for which in ("first", "final"))
-    return TemperatureAnnealing(model, first if start is None else start, last if stop is None else stop, steps, shape)
+    return TemperatureAnnealing(model, start, stop, steps, shape)
 
 
-def _published(model: nn.Module, name: str) -> float:
-    """The methods' own first or final temperature; the highest, where methods are mixed that allow it."""
-    return max((getattr(router, name) for router in tempered_routers(model)), default=1.0)
-
-
-def _checked(routers: list[Router], value: float) -> float:
+def _checked(routers: list[Router], value: float | None) -> float | None:
+    """None stands for each router's own."""
+    if value is None:
+        return None
     for router in routers:
         router.check_temperature(value)
     return float(value)

@@ -213,6 +213,6 @@ def test_the_sample_training_beats_its_baseline(tmp_path, config):
     if config is DFNMovingMNISTConfig:
         assert scores["bce"] < scores["bce_copy"] / 2 and scores["mse"] < scores["mse_copy"] / 2
     elif config is DFNVideoConfig:
-        assert scores["mse"] < 0.97 * scores["mse_copy"]
+        assert scores["mse"] < 0.8 * scores["mse_copy"] and scores["psnr"] > scores["psnr_copy"] + 0.3
     else:
         assert scores["mse"] < scores["mse_zero"] / 10 and scores["cosine"] > 0.85

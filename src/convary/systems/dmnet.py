@@ -153,8 +153,9 @@ class DMNetSystem(System):
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Mean IoU over the classes that occur, and the share of pixels that are right; images are taken whole."""
         count = len(self.data.classes)
-        iou = MulticlassJaccardIndex(count, ignore_index=IGNORE).to(device)
-        accuracy = MulticlassAccuracy(count, average="micro", ignore_index=IGNORE).to(device)
+        options: dict[str, Any] = {"ignore_index": IGNORE, "sync_on_compute": False}  # no other process has a part
+        iou = MulticlassJaccardIndex(count, **options).to(device)
+        accuracy = MulticlassAccuracy(count, average="micro", **options).to(device)
         for index in range(len(self.data.val)):
             image, mask = self.data.val[index]
             predicted = predict(model, image, device)

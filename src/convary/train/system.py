@@ -124,7 +124,10 @@ class System(abc.ABC):
 
     @abc.abstractmethod
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """The field's metrics of the bare network in eval mode, without gradient; the most important one first."""
+        """The field's metrics of the bare network in eval mode, without gradient; the most important one first.
+
+        Called in the first process alone: nothing in it may wait for others (torchmetrics: ``sync_on_compute=False``).
+        """
 
     @abc.abstractmethod
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
