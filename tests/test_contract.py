@@ -29,6 +29,8 @@ VARIANTS = [
     cv.ODConv(experts=2, attentions=("channel",), norm="none"),
     cv.DCD(latent="basic"),
     cv.KernelWarehouse(cell_ratio=2.5, in_ratio=0.5, out_ratio=0.5, min_hidden=4),
+    cv.FDConv(kernels=5, bands=(3,), min_hidden=4),
+    cv.FDConv(kernels=1, local=False, bands=()),
 ]
 IDS = [f"{c.name}{i}" for i, c in enumerate(VARIANTS)]
 every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
@@ -152,7 +154,7 @@ def test_gradcheck(config, rank):
 
 def no_constant_weights(coeffs) -> str | None:
     """Why a layer with these coefficients is no mixture of the outputs of ordinary convolutions."""
-    if hasattr(coeffs, "cells"):
+    if hasattr(coeffs, "cells") or hasattr(coeffs, "frequency"):
         return "sample_conv has no such strategy"
     factors = coeffs.factors()
     own = [axis for axis in ("channel", "tap") if axis in factors and coeffs.shared(axis) is None]

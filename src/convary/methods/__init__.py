@@ -19,6 +19,7 @@ from convary.methods.dfn import DFNConv2d, DFNLocalFilter2d
 from convary.methods.dmnet import DynamicConvModule
 from convary.methods.dyconv import DyConv, DyConv1d, DyConv2d, DyConv3d
 from convary.methods.dynet import DyNet, DyNetConv1d, DyNetConv2d, DyNetConv3d
+from convary.methods.fdconv import FDConv, FDConv1d, FDConv2d, FDConv3d
 from convary.methods.hdfnet import DDPM, DepthDC
 from convary.methods.involution import Involution, Involution2d
 from convary.methods.kernel_warehouse import (
@@ -30,7 +31,7 @@ from convary.methods.kernel_warehouse import (
 from convary.methods.odconv import ODConv, ODConv1d, ODConv2d, ODConv3d
 from convary.methods.perceptron import MixedLinear
 
-METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse, DCD)
+METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse, DCD, FDConv)
 _BY_NAME: dict[str, type[MethodConfig]] = {config.name: config for config in (*METHODS, Involution)}
 
 
@@ -72,7 +73,7 @@ def config_from_json(text: str) -> MethodConfig:
 __all__ = [
     "CARAFE", "DCD", "DDPM", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DCDConv1d",
     "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d", "DepthDC", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "Involution", "Involution2d",
+    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "FDConv", "FDConv1d", "FDConv2d", "FDConv3d", "Involution", "Involution2d",
     "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig", "MixedLinear",
     "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
 ]  # fmt: skip
