@@ -102,6 +102,7 @@ NETWORKS = {
     "kaijieshi7": (lambda: models.resnet18(num_classes=3), cv.DyConv(experts=2, extra_hidden=1), None),
     "kernelwarehouse": (lambda: models.resnet18(num_classes=3), cv.KernelWarehouse(nonlocal_ratio=1 / 4), None),
     "dcd": (small, cv.DCD(), None),
+    "fdconv": (lambda: models.resnet18(num_classes=3), cv.FDConv(), None),
     "tardelean": (lambda: models.resnet18(num_classes=3), cv.DyConv(experts=2, hidden_bias=True), None),
 }
 

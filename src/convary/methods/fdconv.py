@@ -211,14 +211,18 @@ class FrequencyBands(nn.Module):
         change = change.unbind(1)
         precise = x if x.dtype == torch.float64 else x.float()
         y = precise * (1 + change[0].unsqueeze(1))
-        for low, this, after in zip(self._lows(precise), change, [*change[1:], None], strict=True):
+        for low, this, after in zip(self.lows(precise), change, [*change[1:], None], strict=True):
             y = y + low * (-this if after is None else after - this).unsqueeze(1)
         return y.to(x.dtype)
 
-    def _lows(self, x: Tensor) -> Sequence[Tensor]:
+    def kept(self, x: Tensor) -> list[list[Tensor]]:
+        """Which frequencies of each axis are below each band's end."""
+        size = x.shape[2:]
+        return [[_kept(n, end, i == len(size) - 1, x.device) for i, n in enumerate(size)] for end in self.ends]
+
+    def lows(self, x: Tensor) -> list[Tensor]:
         """What of x is below each band's end, (B, C, *S) each."""
-        size, axes = x.shape[2:], tuple(range(2, x.ndim))
-        kept = [[_kept(n, end, i == len(size) - 1, x.device) for i, n in enumerate(size)] for end in self.ends]
+        size, axes, kept = x.shape[2:], tuple(range(2, x.ndim)), self.kept(x)
         if torch.compiler.is_compiling() and is_portable():  # ONNX's transform takes no free sizes
             return [_lowpass(x, masks) for masks in kept]
         if 0 in x.shape:
@@ -263,9 +267,9 @@ def _lowpass(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
             number = torch.arange(n // 2 + 1, device=x.device)
             weights = weights * (2 - ((number == 0) | (2 * number == n)).to(x.dtype))
         place = torch.arange(n, device=x.device)
-        turns = place.unsqueeze(1) * torch.arange(mask.shape[0], device=x.device) % n
+        turns = _rest(place.unsqueeze(1) * torch.arange(mask.shape[0], device=x.device), n)
         angle = turns.to(x.dtype) * (2 * math.pi / n)
-        apart = (place.unsqueeze(1) - place) % n  # the filter is the same everywhere: a circulant matrix
+        apart = _rest(place.unsqueeze(1) - place, n)  # the filter is the same everywhere: a circulant matrix
         cosine, sine = ((wave(angle) @ weights)[apart].mT for wave in (torch.cos, torch.sin))
         last = real.transpose(axis, -1), None if imaginary is None else imaginary.transpose(axis, -1)
         real, imaginary = last[0] @ cosine, last[0] @ sine
@@ -273,6 +277,11 @@ def _lowpass(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
             real, imaginary = real - last[1] @ sine, imaginary + last[1] @ cosine
         real, imaginary = real.transpose(axis, -1), imaginary.transpose(axis, -1)
     return real
+
+
+def _rest(numbers: Tensor, n: int) -> Tensor:
+    """``numbers % n``, which ONNX takes for no free n."""
+    return numbers - numbers // n * n
 
 
 def _fft_macs(n: int) -> int:
