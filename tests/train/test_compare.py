@@ -101,7 +101,7 @@ def test_routing_has_one_row_per_class(finished, name):
         "odconv": {"kernel", "filter", "channel", "tap"},
         "kernelwarehouse": {"cells"},
         "dcd": {"filter", "latent"},
-        "fdconv": {"frequency", "filter", "channel", "tap", "local"},
+        "fdconv": {"frequency", "filter", "channel", "local"},  # 1x1 layers: no tap
     }
     assert factors == expected[name]
     for row in entry["routing"]:
