@@ -2,6 +2,7 @@
 """FDConv beside the contract: the authors' numbers, its spectra and bands by their definitions, where it starts."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from torchvision import models
 
 import convary as cv
-from convary.methods.fdconv import FrequencyBands, Modulation, _box, _lowpass
+from convary.methods.fdconv import Modulation
+from convary.nn.bands import FrequencyBands, _box, _lowpass
 from tests.nets import excite, onnx_session
 from tests.test_golden import Case, cases
 
@@ -98,7 +100,8 @@ def test_published_parameters_of_resnet50():
 
 
 @pytest.mark.parametrize(
-    ("C", "O", "k", "groups"), [(32, 32, 3, 1), (48, 48, 1, 1), (6, 4, 3, 2), (8, 8, 3, 8), (7, 5, (3, 1), 1), (1, 1, 1, 1)]
+    ("C", "O", "k", "groups"),
+    [(32, 32, 3, 1), (48, 48, 1, 1), (6, 4, 3, 2), (8, 8, 3, 8), (7, 5, (3, 1), 1), (1, 1, 1, 1)],
 )
 def test_kernels_are_the_groups_of_one_spectrum(C, O, k, groups):
     """Also where the released code stops: 64 does not divide the frequencies, groups, odd C k."""
@@ -122,11 +125,11 @@ def test_kernels_are_the_groups_of_one_spectrum(C, O, k, groups):
 
 def test_groups_go_from_low_to_high_frequencies():
     layer = cv.FDConv2d(20, 18, 3, kernels=6)
-    rows, half = layer.weight.shape[:2]
+    rows = len(layer.weight)
     radius = torch.hypot(torch.fft.fftfreq(rows)[:, None], torch.fft.rfftfreq(60)).flatten()
     bounds = [(radius[layer.group_of == k].min(), radius[layer.group_of == k].max()) for k in range(6)]
     assert bounds[0][0] == 0
-    assert all(before[1] <= after[0] + 1e-6 for before, after in zip(bounds, bounds[1:], strict=False))
+    assert all(before[1] <= after[0] + 1e-6 for before, after in itertools.pairwise(bounds))
 
 
 def test_a_trained_network_keeps_its_outputs_whatever_flows_in():
@@ -146,7 +149,9 @@ def test_a_trained_network_keeps_its_outputs_whatever_flows_in():
         features = torch.rand(3, 128, 8, 8)
         assert torch.equal(layer.bands(features), features)
     assert all((value == (1 / 64 if axis == "frequency" else 1)).all() for axis, value in factors.items())
-    nn.init.kaiming_normal_(layer.router.heads.weight[128 : 128 + 128].data, mode="fan_out")  # as released: the filters'
+    nn.init.kaiming_normal_(
+        layer.router.heads.weight[128 : 128 + 128].data, mode="fan_out"
+    )  # as released: the filters'
     y, was = layer(features), static.layer2[1].conv2(features)
     assert (y - was).abs().max() > 0.1 * was.abs().max()
 
@@ -232,7 +237,10 @@ def test_macs_by_hand():
     assert told["convolution"] == 8 * 16 * 25
     assert told["routing"] == 8 * 16 + 16 * (8 + 16 + 64) + 16 * 3 * 8
     assert told["assembly"] == 2 * 16 * 5 + 1120 + 4 * 128  # 5/4 n log2(n) of n = 128 for the transform
-    assert cv.FDConv2d(8, 16, 3, stride=2, padding=1).macs(25)["convolution"] > 9 * 8 * 16 * 25 + 3 * 9 * 8 * 100
+    gated, plain = (cv.FDConv2d(8, 16, 3, stride=2, padding=1, bands=bands).macs(25) for bands in ((2, 4), ()))
+    assert gated["convolution"] == plain["convolution"] == 9 * 8 * 16 * 25
+    transforms = 3 * 8 * 831  # 5/4 n log2(n) of n = 100 positions, to frequencies and twice back
+    assert gated["assembly"] - plain["assembly"] == 2 * 9 * 8 * 100 + transforms
 
 
 def test_what_can_not_be(tmp_path):

@@ -73,7 +73,8 @@ def config_from_json(text: str) -> MethodConfig:
 __all__ = [
     "CARAFE", "DCD", "DDPM", "METHODS", "Annealing", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "DCDConv1d",
     "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d", "DepthDC", "DyConv", "DyConv1d", "DyConv2d",
-    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "FDConv", "FDConv1d", "FDConv2d", "FDConv3d", "Involution", "Involution2d",
-    "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig", "MixedLinear",
-    "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "config_from_json", "method",
+    "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "FDConv", "FDConv1d",
+    "FDConv2d", "FDConv3d", "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
+    "KernelWarehouse3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d",
+    "config_from_json", "method",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ theirs depend on the machine's sort; a batch of one can be trained on; the bands
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,13 +35,11 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import MethodConfig, check_positive
 from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
+from convary.nn.bands import FrequencyBands, fft_macs
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
 from convary.ops.geometry import Size
-from convary.ops.sample import CONV
-from convary.ops.strategy import is_portable
 
-_GRID = 64  # the released masks of the bands are made for 64 positions per axis, and resized
 _MOST = 256  # numbers of groups are kept as bytes
 _FEWEST = 16  # channels up to which the released layer stays static
 _AXES = {"channel": "channel_fc", "filter": "filter_fc", "tap": "spatial_fc", "frequency": "kernel_fc"}
@@ -185,110 +183,6 @@ class SpectralAttention(Router):
         return super().macs() + local
 
 
-class FrequencyBands(nn.Module):
-    """Frequency band modulation: ``sum_i g_i(x) band_i(x) + rest(x)``, ``g = 2 sigmoid(conv(x))`` per position.
-
-    Computed as x plus what the gates change of it, so that gates of 1 leave x as it is, bit for bit. A mask of a band
-    is a box, as large as the released one: made for 64 positions per axis and resized to others, half an axis where the
-    transform is real. It is not quite symmetric where 64 is no multiple of the size; the result's real part is taken.
-
-    Args:
-        in_channels: C.
-        bands: Where the bands end; see ``FDConv``.
-        rank: Spatial axes of x.
-    """
-
-    def __init__(self, in_channels: int, bands: Sequence[int], rank: int, device=None, dtype=None) -> None:
-        super().__init__()
-        self.ends = [_end(band) for band in bands]
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.zeros(len(bands), in_channels, *(3,) * rank, **factory))
-        self.bias = nn.Parameter(torch.zeros(len(bands), **factory))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *S) to (B, C, *S), in x's dtype; transformed in float32 at least."""
-        change = torch.tanh(CONV[x.ndim - 2](x, self.weight, self.bias, padding=1) / 2)  # 2 sigmoid(t) - 1, (B, n, *S)
-        change = change.unbind(1)
-        precise = x if x.dtype == torch.float64 else x.float()
-        y = precise * (1 + change[0].unsqueeze(1))
-        for low, this, after in zip(self.lows(precise), change, [*change[1:], None], strict=True):
-            y = y + low * (-this if after is None else after - this).unsqueeze(1)
-        return y.to(x.dtype)
-
-    def kept(self, x: Tensor) -> list[list[Tensor]]:
-        """Which frequencies of each axis are below each band's end."""
-        size = x.shape[2:]
-        return [[_kept(n, end, i == len(size) - 1, x.device) for i, n in enumerate(size)] for end in self.ends]
-
-    def lows(self, x: Tensor) -> list[Tensor]:
-        """What of x is below each band's end, (B, C, *S) each."""
-        size, axes, kept = x.shape[2:], tuple(range(2, x.ndim)), self.kept(x)
-        if torch.compiler.is_compiling() and is_portable():  # ONNX's transform takes no free sizes
-            return [_lowpass(x, masks) for masks in kept]
-        if 0 in x.shape:
-            return [x for _ in kept]
-        spectrum = torch.fft.rfftn(x, dim=axes)
-        return [torch.fft.irfftn(spectrum * _box(masks), s=size, dim=axes) for masks in kept]
-
-    def macs(self, positions: int) -> int:
-        """Of the gates and the transforms, for one sample with that many positions."""
-        return self.weight.numel() * positions + (1 + len(self.ends)) * self.weight.shape[1] * _fft_macs(positions)
-
-
-def _end(band: int) -> int:
-    """Of the frequencies 0, 1/64, 2/64, ... the first that is no longer below the end of a band."""
-    frequencies = torch.arange(_GRID // 2 + 1, dtype=torch.float32, device="cpu") / _GRID
-    # As released: in float32 the summand counts for 1/4 and 1/8 of the highest frequency, and is lost for 1/2.
-    return int((frequencies < 0.5 / band + 1e-8).sum())
-
-
-def _kept(n: int, end: int, last: bool, device: Any) -> Tensor:
-    """Which of the frequencies of an axis of n positions stay below: (n,), of the last axis (n // 2 + 1,)."""
-    count, grid = (n // 2 + 1, _GRID // 2 + 1) if last else (n, _GRID)
-    place = torch.arange(count, device=device) * grid // count
-    return torch.minimum(place, _GRID - place) < end
-
-
-def _box(masks: Sequence[Tensor]) -> Tensor:
-    """The mask over all axes, from one for each."""
-    box = masks[0]
-    for mask in masks[1:]:
-        box = box.unsqueeze(-1) & mask
-    return box
-
-
-def _lowpass(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """The same by a matrix product per axis, whose sizes may be free: the masks are boxes."""
-    real, imaginary = x, None
-    for axis, mask in enumerate(masks, 2):
-        n = x.shape[axis]
-        weights = mask.to(x.dtype) / n
-        if axis == x.ndim - 1:  # half a spectrum: all but the first, and the middle of an even size, stand for two
-            number = torch.arange(n // 2 + 1, device=x.device)
-            weights = weights * (2 - ((number == 0) | (2 * number == n)).to(x.dtype))
-        place = torch.arange(n, device=x.device)
-        turns = _rest(place.unsqueeze(1) * torch.arange(mask.shape[0], device=x.device), n)
-        angle = turns.to(x.dtype) * (2 * math.pi / n)
-        apart = _rest(place.unsqueeze(1) - place, n)  # the filter is the same everywhere: a circulant matrix
-        cosine, sine = ((wave(angle) @ weights)[apart].mT for wave in (torch.cos, torch.sin))
-        last = real.transpose(axis, -1), None if imaginary is None else imaginary.transpose(axis, -1)
-        real, imaginary = last[0] @ cosine, last[0] @ sine
-        if last[1] is not None:
-            real, imaginary = real - last[1] @ sine, imaginary + last[1] @ cosine
-        real, imaginary = real.transpose(axis, -1), imaginary.transpose(axis, -1)
-    return real
-
-
-def _rest(numbers: Tensor, n: int) -> Tensor:
-    """``numbers % n``, which ONNX takes for no free n."""
-    return numbers - numbers // n * n
-
-
-def _fft_macs(n: int) -> int:
-    """Multiply-adds of a real transform of n numbers."""
-    return math.ceil(1.25 * n * math.log2(max(n, 2)))
-
-
 class _FDConvNd(DynamicConv):
     config_type = FDConv
     config: FDConv
@@ -371,32 +265,33 @@ class _FDConvNd(DynamicConv):
     def kernels(self, coeffs: Modulation) -> Tensor:
         """(B, O, C/G, *k): groups are mixed as frequencies, for one inverse transform per sample."""
         O, C_group, *k = self.kernel_shape
-        G, T = self.groups, math.prod(k)
-        weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
-        weight = weight.flatten(0, 1) * self._gain
-        if coeffs.frequency is None:
-            mixed = weight.unsqueeze(0)
-        else:
-            own = coeffs.frequency.shape[0], -1
-            share = torch.gather(coeffs.frequency * self.K, 1, self.group_of.long().expand(*own))
-            mixed = share.unsqueeze(2) * weight
-        mixed = torch.view_as_complex(mixed.unflatten(1, self.weight.shape[:2]))
-        if 0 in mixed.shape:  # the transform takes no empty batch
-            kernels = mixed.real[..., :1].expand(-1, -1, self._matrix_shape[1])
-        else:
-            kernels = torch.fft.irfft2(mixed, s=self._matrix_shape)
-        kernels = kernels.to(self.weight.dtype)
-        kernels = kernels.reshape(-1, O, *k[:-1], C_group, k[-1]).movedim(-2, 2).flatten(3)  # (B, O, C/G, T)
+        G, points = self.groups, [1] * self.rank
+        made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1]).movedim(-2, 3)
         if coeffs.local is not None:
-            kernels = kernels * coeffs.local.unflatten(2, (C_group, T))
-        if coeffs.tap is not None:
-            kernels = kernels * coeffs.tap.unsqueeze(2)
-        if coeffs.channel is not None:
-            channel = coeffs.channel.reshape(-1, G, 1, C_group).expand(-1, -1, O // G, -1)
-            kernels = kernels * channel.reshape(-1, O, C_group, 1)
+            made = coeffs.local.reshape(-1, G, O // G, C_group, *k) * made
+        inputs = None if coeffs.channel is None else coeffs.channel.reshape(-1, G, 1, C_group, *points)
+        if coeffs.tap is not None:  # small factors meet first
+            tap = coeffs.tap.reshape(-1, 1, 1, 1, *k)
+            inputs = tap if inputs is None else inputs * tap
+        if inputs is not None:
+            made = made * inputs
         if coeffs.filter is not None:
-            kernels = kernels * coeffs.filter.reshape(-1, O, 1, 1)
-        return kernels.unflatten(3, k)
+            made = made * coeffs.filter.reshape(-1, G, O // G, 1, *points)
+        return made.reshape(-1, O, C_group, *k)
+
+    def _transformed(self, frequency: Tensor | None) -> Tensor:
+        """The kernels as matrices (B, rows, columns), from the weights of the groups (B, K); one for all without."""
+        weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
+        if frequency is None:
+            mixed = weight.unsqueeze(0) * self._gain
+        else:
+            group = self.group_of.long().expand(frequency.shape[0], -1)
+            share = torch.gather(frequency * (self.K * self._gain), 1, group).to(weight.dtype)
+            mixed = share.unflatten(1, weight.shape[:2]).unsqueeze(3) * weight
+        spectrum = torch.view_as_complex(mixed)
+        if 0 in spectrum.shape:  # the transform takes no empty batch
+            return mixed[..., :1, 0].expand(-1, -1, self._matrix_shape[1]).to(self.weight.dtype)
+        return torch.fft.irfft2(spectrum, s=self._matrix_shape).to(self.weight.dtype)
 
     @property
     def num_experts(self) -> int:
@@ -413,14 +308,14 @@ class _FDConvNd(DynamicConv):
         return f"kernels={self.K}"
 
     def macs(self, positions: int) -> dict[str, int]:
-        """The transforms of x count as convolution, those of the weight as assembly."""
+        """Assembly is that of the kernels, and of x from its bands, whose size is taken for the outputs' by stride."""
         numel = math.prod(self.kernel_shape)
         bands = 0 if self.bands is None else self.bands.macs(positions * math.prod(self.stride))
         factors = 4 if self.config.local else 3
         return {
-            "convolution": numel * positions + bands,
-            "routing": 0 if self.router is None else self.router.macs(),
-            "assembly": self.weight.numel() + _fft_macs(numel) + factors * numel,
+            "convolution": numel * positions,
+            "routing": self._attention.macs(),
+            "assembly": self.weight.numel() + fft_macs(numel) + factors * numel + bands,
         }
 
     @torch.no_grad()
@@ -483,7 +378,9 @@ class _FDConvNd(DynamicConv):
         state |= {theirs: own[ours] for ours, theirs in self._released_names().items()}
         state["KSM_Global.fc.weight"] = own["router.squeeze.weight"][..., None, None]
         sizes = list(router.sizes.values())
-        rows = zip(router.sizes, own["router.heads.weight"].split(sizes), own["router.heads.bias"].split(sizes), strict=True)
+        rows = zip(
+            router.sizes, own["router.heads.weight"].split(sizes), own["router.heads.bias"].split(sizes), strict=True
+        )
         for axis, weight, bias in rows:
             head = f"KSM_Global.{_AXES[axis]}"
             state |= {f"{head}.weight": weight[..., None, None], f"{head}.bias": bias}
