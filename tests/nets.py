@@ -14,7 +14,7 @@ import convary as cv
 from convary.nn import Router
 
 # Methods whose kernels are made per sample, of no weights that a convolution could have.
-ASSEMBLED = ("kernelwarehouse", "weightnet", "cgc")
+ASSEMBLED = ("kernelwarehouse", "weightnet", "cgc", "fdconv")
 
 
 class Net(nn.Module):

@@ -32,6 +32,8 @@ VARIANTS = [
     cv.KernelWarehouse(cell_ratio=2.5, in_ratio=0.5, out_ratio=0.5, min_hidden=4),
     cv.WeightNet(expansion=9, splits=3, min_hidden=4),
     cv.CGC(interaction=2),
+    cv.FDConv(kernels=5, bands=(3,), min_hidden=4),
+    cv.FDConv(kernels=1, local=False, bands=()),
 ]
 IDS = [f"{c.name}{i}" for i, c in enumerate(VARIANTS)]
 every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)

@@ -104,6 +104,7 @@ NETWORKS = {
     "dcd": (small, cv.DCD(), None),
     "cgc": (lambda: models.resnet18(num_classes=3), cv.CGC(), None),
     "weightnet": (lambda: models.resnet18(num_classes=3), cv.WeightNet(expansion=4), None),
+    "fdconv": (lambda: models.resnet18(num_classes=3), cv.FDConv(), None),
     "tardelean": (lambda: models.resnet18(num_classes=3), cv.DyConv(experts=2, hidden_bias=True), None),
 }
 

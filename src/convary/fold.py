@@ -106,7 +106,7 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
     if not pairs:
         raise ConfigError(
             f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone, whose filters "
-            "can be scaled one by one (KernelWarehouse's share their cells); nothing to fold"
+            "can be scaled one by one (KernelWarehouse's share cells, FDConv's frequencies); nothing to fold"
         )
     return _replace(folded, {norm: _fold_norm(layer, norm) for layer, norm in pairs.items()})
 

@@ -64,9 +64,9 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path)
     """Load weights that a method's authors (or the common third-party code) saved.
 
     Known layouts: OSVAI/ODConv and OSVAI/KernelWarehouse; liyunsheng13/dcd; layers of megvii-model/WeightNet;
-    XudongLinthu/context-gated-convolution; timm's CondConv EfficientNets and ``CondConv2d``, d-li14/condconv.pytorch;
-    kaijieshi7's and TArdelean's DyConv; lartpang/HDFNet. A ``state_dict`` entry around the tensors and a ``module.``
-    prefix in front of their names are taken off.
+    XudongLinthu/context-gated-convolution; Linwei-Chen/FDConv; timm's CondConv EfficientNets and ``CondConv2d``,
+    d-li14/condconv.pytorch; kaijieshi7's and TArdelean's DyConv; lartpang/HDFNet. A ``state_dict`` entry around the
+    tensors and a ``module.`` prefix in front of their names are taken off.
 
     Args:
         target: A converted model, a single dynamic layer, or a network with a ``released_name`` (HDFNet's).
@@ -114,8 +114,8 @@ def released_state(source: nn.Module) -> dict[str, Tensor]:
     """The weights of a model or layer in the layout of its method's authors: what ``load_released`` reads.
 
     ODConv and KernelWarehouse in OSVAI's, DCD in liyunsheng13's, WeightNet in megvii-model's, CGC in XudongLinthu's,
-    CondConv in timm's (its routers as ``routing_fn``), DyConv in kaijieshi7's, or TArdelean's where ``hidden_bias`` is
-    set, HDFNet in lartpang's. Everything else keeps its name. Temperatures are in none of them.
+    FDConv in Linwei-Chen's, CondConv in timm's (its routers as ``routing_fn``), DyConv in kaijieshi7's, or TArdelean's
+    where ``hidden_bias`` is set, HDFNet in lartpang's. Everything else keeps its name. Temperatures are left out.
 
     Args:
         source: A converted model, or a single dynamic layer.

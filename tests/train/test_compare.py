@@ -103,6 +103,7 @@ def test_routing_has_one_row_per_class(finished, name):
         "dcd": {"filter", "latent"},
         "weightnet": {"splits"},
         "cgc": {"channel", "filter"},
+        "fdconv": {"frequency", "filter", "channel", "local"},  # 1x1 layers: no tap
     }
     assert factors == expected[name]
     for row in entry["routing"]:

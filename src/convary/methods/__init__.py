@@ -20,6 +20,7 @@ from convary.methods.dfn import DFNConv2d, DFNLocalFilter2d
 from convary.methods.dmnet import DynamicConvModule
 from convary.methods.dyconv import DyConv, DyConv1d, DyConv2d, DyConv3d
 from convary.methods.dynet import DyNet, DyNetConv1d, DyNetConv2d, DyNetConv3d
+from convary.methods.fdconv import FDConv, FDConv1d, FDConv2d, FDConv3d
 from convary.methods.hdfnet import DDPM, DepthDC
 from convary.methods.involution import Involution, Involution2d
 from convary.methods.kernel_warehouse import (
@@ -32,7 +33,17 @@ from convary.methods.odconv import ODConv, ODConv1d, ODConv2d, ODConv3d
 from convary.methods.perceptron import MixedLinear
 from convary.methods.weightnet import WeightNet, WeightNet1d, WeightNet2d, WeightNet3d
 
-METHODS: tuple[type[MethodConfig], ...] = (CondConv, DyConv, DyNet, ODConv, KernelWarehouse, DCD, WeightNet, CGC)
+METHODS: tuple[type[MethodConfig], ...] = (
+    CondConv,
+    DyConv,
+    DyNet,
+    ODConv,
+    KernelWarehouse,
+    DCD,
+    WeightNet,
+    CGC,
+    FDConv,
+)
 _BY_NAME: dict[str, type[MethodConfig]] = {config.name: config for config in (*METHODS, Involution)}
 
 
@@ -75,7 +86,7 @@ __all__ = [
     "CARAFE", "CGC", "DCD", "DDPM", "METHODS", "Annealing", "CGC1d", "CGC2d", "CGC3d", "CondConv", "CondConv1d",
     "CondConv2d", "CondConv3d", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d",
     "DepthDC", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d",
-    "DynamicConvModule", "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
-    "KernelWarehouse3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "WeightNet",
-    "WeightNet1d", "WeightNet2d", "WeightNet3d", "config_from_json", "method",
+    "DynamicConvModule", "FDConv", "FDConv1d", "FDConv2d", "FDConv3d", "Involution", "Involution2d", "KernelWarehouse",
+    "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d",
+    "ODConv2d", "ODConv3d", "WeightNet", "WeightNet1d", "WeightNet2d", "WeightNet3d", "config_from_json", "method",
 ]  # fmt: skip

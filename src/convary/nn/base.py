@@ -348,10 +348,14 @@ class DynamicConv(DynamicLayer):
             if not torch.is_grad_enabled() and (y := prepared.infer(self, x)) is not None:
                 return y
             coeffs = self.coefficients(x)
-        padding = self.padding
+        x, padding = self.features(x), self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._pad_sides(x.shape[2:]), mode=self.padding_mode), 0
         return self.convolve(x, coeffs, padding)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What is convolved, before it is padded: x (B, C, *S) itself, or as the method changes it."""
+        return x
 
     def convolve(self, x: Tensor, coeffs: Any, padding: Size | str) -> Tensor:
         """The convolution itself: x (B, C, *S), padded already where the padding mode is not "zeros"."""
