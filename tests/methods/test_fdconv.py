@@ -3,6 +3,7 @@
 
 import dataclasses
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -217,18 +218,36 @@ def test_gated_bands_are_exported_at_another_batch_and_size(rank, tmp_path):
             assert (got - layer(x)).abs().max() <= 2e-5 * layer(x).abs().max()
 
 
-def test_gated_bands_in_other_precisions_and_compiled():
+def gated() -> nn.Module:
     layer = excite(cv.FDConv2d(5, 6, 3, stride=2, padding=1))
     nn.init.normal_(layer.bands.weight)
-    x = torch.randn(3, 5, 10, 13)
-    with torch.no_grad():
-        want = layer(x)
-        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
-        torch.testing.assert_close(compiled(x), want, rtol=1e-4, atol=1e-5)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert (layer(x).float() - want).abs().max() < 0.05 * want.abs().max()
-        low = layer.to(torch.bfloat16)(x.bfloat16())
+    return layer
+
+
+@torch.no_grad()
+def test_gated_bands_in_other_precisions():
+    layer, x = gated(), torch.randn(3, 5, 10, 13)
+    want = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (layer(x).float() - want).abs().max() < 0.05 * want.abs().max()
+    low = layer.to(torch.bfloat16)(x.bfloat16())
     assert low.dtype == torch.bfloat16 and (low.float() - want).abs().max() < 0.1 * want.abs().max()
+
+
+@pytest.mark.slow
+def test_gated_bands_compiled():
+    layer, x = gated(), torch.randn(3, 5, 10, 13)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_gated_bands_are_traced_at_another_size():
+    layer = gated()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(layer, torch.randn(2, 5, 6, 6), check_trace=False)
+    x = torch.randn(3, 5, 9, 12)
+    torch.testing.assert_close(traced(x), layer(x), rtol=1e-4, atol=1e-5)
 
 
 def test_macs_by_hand():

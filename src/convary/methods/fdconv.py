@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import MethodConfig, check_positive
 from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
-from convary.nn.bands import FrequencyBands, fft_macs
+from convary.nn.bands import FrequencyBands, fft_macs, inverse
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
 from convary.ops.geometry import Size
@@ -291,7 +291,7 @@ class _FDConvNd(DynamicConv):
         spectrum = torch.view_as_complex(mixed)
         if 0 in spectrum.shape:  # the transform takes no empty batch
             return mixed[..., :1, 0].expand(-1, -1, self._matrix_shape[1]).to(self.weight.dtype)
-        return torch.fft.irfft2(spectrum, s=self._matrix_shape).to(self.weight.dtype)
+        return inverse(spectrum, self._matrix_shape).to(self.weight.dtype)
 
     @property
     def num_experts(self) -> int:
@@ -301,7 +301,7 @@ class _FDConvNd(DynamicConv):
     @property
     def size(self) -> str:
         """Groups of frequencies."""
-        return f"{self.K} kernels of one"
+        return f"{self.K} frequency groups"
 
     def extra_options(self) -> str:
         """Groups of frequencies."""

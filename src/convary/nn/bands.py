@@ -31,7 +31,7 @@ class FrequencyBands(nn.Module):
 
     def __init__(self, in_channels: int, bands: Sequence[int], rank: int, device=None, dtype=None) -> None:
         super().__init__()
-        self.ends = [_end(band) for band in bands]
+        self.bands, self.ends = tuple(bands), [_end(band) for band in bands]
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.zeros(len(bands), in_channels, *(3,) * rank, **factory))
         self.bias = nn.Parameter(torch.zeros(len(bands), **factory))
@@ -59,7 +59,11 @@ class FrequencyBands(nn.Module):
         if 0 in x.shape:
             return [x for _ in kept]
         spectrum = torch.fft.rfftn(x, dim=axes)
-        return [torch.fft.irfftn(spectrum * _box(masks), s=size, dim=axes) for masks in kept]
+        return [inverse(spectrum * _box(masks), size) for masks in kept]
+
+    def extra_repr(self) -> str:
+        """Where they end."""
+        return f"bands={self.bands}"
 
     def macs(self, positions: int) -> int:
         """Of the gates and the transforms, for one sample with that many positions."""
@@ -113,6 +117,16 @@ def _lowpass(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
 def _rest(numbers: Tensor, n: int) -> Tensor:
     """``numbers % n``, which ONNX takes for no free n."""
     return numbers - numbers // n * n
+
+
+def inverse(spectrum: Tensor, size: Sequence[int]) -> Tensor:
+    """Real part of the inverse transform of half a spectrum, over as many last axes as ``size`` has.
+
+    One axis after the other: what ``irfftn`` makes of a spectrum that no real array has is only defined for one.
+    """
+    for axis in range(-len(size), -1):
+        spectrum = torch.fft.ifft(spectrum, dim=axis)
+    return torch.fft.irfft(spectrum, n=size[-1])
 
 
 def fft_macs(n: int) -> int:
