@@ -229,32 +229,24 @@ def twice(method):
     return overridden
 
 
+def by_class(router, name, method):
+    router.__class__ = type("Own", (type(router),), {name: method})
+
+
+def by_instance(router, name, method):
+    setattr(router, name, MethodType(method, router))
+
+
+@pytest.mark.parametrize("override", [by_class, by_instance])
 @pytest.mark.parametrize("name", ["coefficients", "named", "forward", "_route"])
 @pytest.mark.parametrize("late", [False, True])
-def test_gives_way_to_a_router_that_overrides(name, late):
+def test_gives_way_to_a_router_that_overrides(name, late, override):
     layer = make(LAYERS[1])
     with torch.no_grad():
         kernel = layer.router(X).kernel
     if late:
         prepared(layer)
-    kind = type(layer.router)
-    layer.router.__class__ = type("Own", (kind,), {name: twice(getattr(kind, name))})
-    y, used = prepared(layer, X, None)
-    assert not used
-    torch.testing.assert_close(
-        y, ops.mixed_conv(X, layer.weight, ops.Coefficients(kernel=2 * kernel), stride=2).detach()
-    )
-
-
-@pytest.mark.parametrize("name", ["coefficients", "named", "forward", "_route"])
-@pytest.mark.parametrize("late", [False, True])
-def test_gives_way_to_a_method_replaced_on_one_router(name, late):
-    layer = make(LAYERS[1])
-    with torch.no_grad():
-        kernel = layer.router(X).kernel
-    if late:
-        prepared(layer)
-    setattr(layer.router, name, MethodType(twice(getattr(type(layer.router), name)), layer.router))
+    override(layer.router, name, twice(getattr(type(layer.router), name)))
     y, used = prepared(layer, X, None)
     assert not used
     want = ops.mixed_conv(X, layer.weight, ops.Coefficients(kernel=2 * kernel), stride=2).detach()
