@@ -253,6 +253,19 @@ def test_gives_way_to_a_router_that_overrides(name, late, override):
     torch.testing.assert_close(y, want)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_gives_way_to_a_method_that_changes_the_features(late):
+    layer = make(LAYERS[1])
+    if late:
+        prepared(layer)
+    layer.__class__ = type("Own", (type(layer),), {"features": lambda self, x: 2 * x})
+    y, used = prepared(layer, X, None)
+    assert not used
+    with torch.no_grad():
+        want = ops.mixed_conv(2 * X, layer.weight, layer.router(X), stride=2)
+    torch.testing.assert_close(y, want)
+
+
 def test_gives_way_to_coefficients_of_the_layer_itself():
     layer = make(LAYERS[1])
     prepared(layer)

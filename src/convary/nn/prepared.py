@@ -162,12 +162,15 @@ def _is_ordinary(layer: DynamicConv, router: PerceptronRouter) -> bool:
 
     if any(callable(getattr(type(module), name, None)) for module in (layer, router) for name in module.__dict__):
         return False  # a method replaced on the instance
-    if type(layer).coefficients is not DynamicLayer.coefficients or type(layer).convolve is not DynamicConv.convolve:
+    kind = type(layer)
+    if kind.coefficients is not DynamicLayer.coefficients or kind.convolve is not DynamicConv.convolve:
         return False
-    kind = type(router)
-    if kind.forward is not Router.forward or kind._route is not PerceptronRouter._route:
+    if kind.features is not DynamicConv.features:
         return False
-    if kind.pieces is not PerceptronRouter.pieces:
+    routing = type(router)
+    if routing.forward is not Router.forward or routing._route is not PerceptronRouter._route:
+        return False
+    if routing.pieces is not PerceptronRouter.pieces:
         return False
     owned = [(layer, "weight"), (layer, "bias"), *((m, n) for m in _modules(router) if m for n in ("weight", "bias"))]
     for owner, name in owned:  # a pruned or parametrised weight is made anew on every access
