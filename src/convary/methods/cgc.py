@@ -219,11 +219,13 @@ class _CGCNd(DynamicConv):
             weight: (O, C/G, *k).
             bias: (O,) or None.
             noise: Not used: there are no experts that would have to differ.
-            router: Not used.
+            router: That of the block, where the layer has none of its own.
         """
-        if self.weight.is_meta or self.router is None:
+        if self.weight.is_meta:
             return
-        self.router.neutral_()
+        router = self.router or router
+        if router is not None:
+            router.neutral_()
         self.weight.copy_(2 * weight)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)

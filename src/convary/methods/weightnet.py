@@ -184,11 +184,13 @@ class _WeightNetNd(DynamicConv):
             bias: (O,) or None.
             noise: Standard deviation, relative to that of the weights, of perturbations that sum to zero over K;
                 without effect where K is 1, as in the default.
-            router: Not used.
+            router: That of the block, where the layer has none of its own.
         """
-        if self.weight.is_meta or self.router is None:
+        if self.weight.is_meta:
             return
-        self.router.neutral_()
+        router = self.router or router
+        if router is not None:
+            router.neutral_()
         share = 2 * weight / len(self.weight)
         spread = noise * share.float().std(correction=0).to(share.dtype)
         self.weight.copy_(share + spread * zero_sum_noise(self.weight))
