@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
+CLIENTS_STAMP := $(VENV)/.installed-clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 # One torch thread per pytest worker; tests of threading ask for more themselves.
@@ -39,7 +40,7 @@ condinst: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) $(ARGS)
 
-slow: $(STAMP)
+slow: $(CLIENTS_STAMP)
 	$(PYTEST) -m slow $(ARGS)
 
 sanitize: $(STAMP)
@@ -84,4 +85,10 @@ $(STAMP): pyproject.toml constraints.txt examples/requirements.txt $(NATIVE)
 
 $(DOCS_STAMP): $(STAMP)
 	$(PIP) install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
+# Other people's programs, which the slow tests run.
+$(CLIENTS_STAMP): $(STAMP) tests/clients/requirements.txt tests/clients/requirements-bare.txt
+	$(PIP) install --quiet -c constraints.txt -r tests/clients/requirements.txt
+	$(PIP) install --quiet --no-deps -r tests/clients/requirements-bare.txt
 	touch $@
