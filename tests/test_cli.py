@@ -23,8 +23,8 @@ import convary
 from convary import METHODS, cli, models
 from convary._cli import compare as compare_command
 from convary._cli.parse import parse
-from convary._cli.selector import SELECTORS, selector
 from convary.errors import ConfigError, ConvaryError
+from convary.selector import SELECTORS, selector
 from convary.train import CompareConfig
 
 SOURCE = Path(convary.__file__).parents[1]

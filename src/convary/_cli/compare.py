@@ -50,7 +50,11 @@ def results_table(results: dict[str, Any]) -> Table:
 
     batches = [entry["batch"] for entry in results["methods"][0]["latency"]]
     seeds = len(results["run"]["seeds"])
-    note = "One seed: std needs at least 2 seeds." if seeds == 1 else f"Mean ± std over {seeds} seeds."
+    note = (
+        "One seed: std needs at least 2 seeds."
+        if seeds == 1
+        else f"Mean ± std over {seeds} seeds; vs static: the mean of paired gaps, its 95 % interval, seeds won."
+    )
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left")
     table.caption = f"{note} Parameters and MACs in millions; times as ratios to static."
     table.add_column("method")
@@ -62,5 +66,6 @@ def results_table(results: dict[str, Any]) -> Table:
         ratios = [entry["ratio"] for entry in (*row["latency"], row["step"])]
         top1 = f"{row['top1']} {row['std']}" if row["std"] else row["top1"]
         cells = [row["params"], row["total"], row["routing"], row["assembly"], *ratios]
-        table.add_row(escape(row["title"]), top1, row["gain"] or "–", *cells)
+        gain = f"{row['gain']}\n{row['interval']}\n{row['wins']} seeds" if row["interval"] else row["gain"] or "–"
+        table.add_row(escape(row["title"]), top1, gain, *cells)
     return table

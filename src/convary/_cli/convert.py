@@ -45,8 +45,8 @@ def run(argv: Sequence[str]) -> int:
     import torch
 
     import convary
-    from convary._cli.selector import selector
     from convary.models import save
+    from convary.selector import selector
 
     chosen = selector(flags.where, config)
     torch.manual_seed(flags.seed)

@@ -90,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
 def _built(flags: Export, config: MethodConfig | None) -> tuple[nn.Module, tuple[int, int, int]]:
     """The network in eval mode, and the shape of its images where nobody says another."""
     import convary
-    from convary._cli.selector import selector
+    from convary.selector import selector
 
     usual = (3, 224, 224)
     if flags.file is not None:

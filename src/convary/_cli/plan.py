@@ -40,8 +40,8 @@ def run(argv: Sequence[str]) -> int:
     import torch
 
     import convary
-    from convary._cli.selector import selector
     from convary.models import build
+    from convary.selector import selector
 
     shape = wanted.shape or SMALL_IMAGES.get(wanted.model, (3, 224, 224))
     model = build(wanted.model, wanted.classes, shape[0], shape[1:])

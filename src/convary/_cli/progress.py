@@ -31,9 +31,9 @@ class LiveProgress(Listener):
             console=console,
             disable=not console.is_terminal,
         )
-        self.task: TaskID | None = None
+        self.tasks: dict[str, TaskID] = {}
         self.measuring: TaskID | None = None
-        self.shown = 0.0
+        self.shown: dict[str, float] = {}
 
     def __enter__(self) -> LiveProgress:
         self.bars.start()
@@ -47,7 +47,7 @@ class LiveProgress(Listener):
     def on_run_start(self, run: RunInfo) -> None:
         """Open a bar, where it was left if the run is resumed."""
         name = _name(run)
-        self.task = self.bars.add_task(name, total=run.total_steps, completed=run.start_step, said="")
+        self.tasks[name] = self.bars.add_task(name, total=run.total_steps, completed=run.start_step, said="")
         finished = run.start_step >= run.total_steps
         state = "done before" if finished else f"resumed at step {run.start_step}" if run.start_step else "starts"
         if not finished:
@@ -55,15 +55,15 @@ class LiveProgress(Listener):
 
     def on_step(self, run: RunInfo, step: StepInfo) -> None:
         """Move the bar."""
-        now = time.monotonic()
-        if self.task is None or (now - self.shown < REFRESH and step.step < run.total_steps):
+        now, name = time.monotonic(), _name(run)
+        if name not in self.tasks or (now - self.shown.get(name, 0.0) < REFRESH and step.step < run.total_steps):
             return
-        self.shown = now
+        self.shown[name] = now
         epoch = min(int(step.epoch) + 1, run.epochs)
         said = f"epoch {epoch}/{run.epochs}  loss {step.loss:.3f}  top-1 {step.top1:5.1f} %"
         if step.temperature is not None and step.temperature != 1:
             said += f"  T {step.temperature:.1f}"
-        self.bars.update(self.task, completed=step.step, said=said)
+        self.bars.update(self.tasks[name], completed=step.step, said=said)
 
     def on_epoch(self, run: RunInfo, point: dict[str, Any]) -> None:
         """Say what the epoch gave."""
@@ -72,8 +72,10 @@ class LiveProgress(Listener):
 
     def on_run_end(self, run: RunInfo, top1: float) -> None:
         """Fill the bar."""
-        if self.task is not None:
-            self.bars.update(self.task, completed=run.total_steps, said=f"test top-1 [bold]{top1:.2f} %[/bold]")
+        if _name(run) in self.tasks:
+            self.bars.update(
+                self.tasks[_name(run)], completed=run.total_steps, said=f"test top-1 [bold]{top1:.2f} %[/bold]"
+            )
         self._line(f"{_name(run)}: done, test top-1 {top1:.2f} %")
 
     def on_measure(self, method: str, what: str, index: int, count: int) -> None:

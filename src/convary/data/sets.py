@@ -10,6 +10,7 @@ from urllib.error import URLError
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from convary.data.cifar import load_cifar
+from convary.data.control import load_control
 from convary.data.dataset import DataSet
 from convary.data.folder import load_folder
 from convary.data.idx import load_fashion
@@ -18,6 +19,7 @@ from convary.errors import DataError, nearest
 
 LOADERS = {
     "fashion-mnist-mini": lambda root: load_mini(),
+    "control": lambda root: load_control(),
     "fashion-mnist": load_fashion,
     "cifar10": lambda root: load_cifar("cifar10", root),
     "cifar100": lambda root: load_cifar("cifar100", root),

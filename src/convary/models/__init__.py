@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole networks: two small ones of our own, and any of torchvision's and timm's by name."""
+"""Whole networks: small ones of our own, and any of torchvision's and timm's by name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ require("convary.models", "vision", "torchvision")
 
 from convary.models.registry import NAMES, build, create  # noqa: E402  (after the check above)
 from convary.models.saved import restore, save  # noqa: E402
-from convary.models.small import MobileNetV2Tiny, ResNet20  # noqa: E402
+from convary.models.small import ConvNetNano, MobileNetV2Tiny, OneConv, ResNet20  # noqa: E402
 
-__all__ = ["NAMES", "MobileNetV2Tiny", "ResNet20", "build", "create", "restore", "save"]
+__all__ = ["NAMES", "ConvNetNano", "MobileNetV2Tiny", "OneConv", "ResNet20", "build", "create", "restore", "save"]

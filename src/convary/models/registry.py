@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,14 @@ from torch import nn
 
 from convary.errors import CheckpointError, ConfigError, nearest
 from convary.extras import require
-from convary.models.small import MobileNetV2Tiny, ResNet20
+from convary.models.small import ConvNetNano, MobileNetV2Tiny, OneConv, ResNet20
 
-SMALL: dict[str, Callable[[int, int], nn.Module]] = {"mobilenet_v2_tiny": MobileNetV2Tiny, "resnet20": ResNet20}
+SMALL: dict[str, Callable[[int, int, float], nn.Module]] = {
+    "mobilenet_v2_tiny": MobileNetV2Tiny,
+    "convnet_nano": ConvNetNano,
+    "resnet20": ResNet20,
+    "one_conv": OneConv,
+}
 NAMES = (*SMALL, "torchvision:NAME", "timm:NAME")
 
 
@@ -26,28 +32,51 @@ def build(
 
     Args:
         name: One of :data:`NAMES`; ``torchvision:resnet18`` and ``timm:mobilenetv3_small_050`` name any classification
-            network of these libraries.
+            network of these libraries. ``convnet_nano@1.25`` is 1.25 times as wide; so are all small networks, and
+            torchvision's MobileNets.
         num_classes: Rows of the classifier.
         in_channels: C of the images; a first convolution made for another number is replaced.
         image_size: (H, W) of the images.
         seed: Decides the initial weights; the global random state stays as it was.
 
     Raises:
-        ConfigError: an unknown name, or a network that does not take such images.
+        ConfigError: an unknown name, a width where there is none, or a network that does not take such images.
     """
-    source, _, inner = name.partition(":")
+    plain, width = split_width(name)
+    source, _, inner = plain.partition(":")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if name in SMALL:
-            model = SMALL[name](num_classes, in_channels)
+        if plain in SMALL:
+            model = SMALL[plain](num_classes, in_channels, width)
         elif source == "torchvision" and inner:
-            model = _torchvision(inner, num_classes, in_channels, image_size)
+            model = _torchvision(inner, num_classes, in_channels, image_size, width)
+        elif width != 1:
+            raise ConfigError(f"{plain} has no width to choose; leave out the @ of {name!r}")
         elif source == "timm" and inner:
             model = _timm(inner, num_classes, in_channels)
         else:
             raise ConfigError(f"unknown model {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}")
     _check(model, name, num_classes, (in_channels, *image_size))
     return model
+
+
+def split_width(name: str) -> tuple[str, float]:
+    """A network's name and its width.
+
+    >>> split_width("convnet_nano@1.25"), split_width("resnet20")
+    (('convnet_nano', 1.25), ('resnet20', 1.0))
+
+    Raises:
+        ConfigError: what stands after the @ is no width.
+    """
+    plain, at, text = name.partition("@")
+    try:
+        width = float(text) if at else 1.0
+    except ValueError:
+        width = math.nan
+    if not 0 < width < math.inf:
+        raise ConfigError(f"the width of {name!r} is no number above 0; write it as in {plain}@1.25")
+    return plain, width
 
 
 def create(name: str, *, pretrained: bool = False) -> nn.Module:
@@ -98,9 +127,13 @@ def _check_timm(name: str) -> Any:
     return timm
 
 
-def _torchvision(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+def _torchvision(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int], width: float) -> nn.Module:
     _check_torchvision(name)
     options: dict[str, object] = {"weights": None, "num_classes": num_classes}
+    if width != 1:
+        if not name.startswith(("mobilenet_v2", "mobilenet_v3")):  # their builders hand width_mult on
+            raise ConfigError(f"torchvision:{name} has no width to choose; leave out the @")
+        options["width_mult"] = width
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):

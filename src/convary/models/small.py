@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two networks for small images, built from torchvision's blocks so that every paper's own placement finds them."""
+"""Networks for small images; those of blocks have torchvision's, so that every paper's own placement finds them."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,22 +20,24 @@ class MobileNetV2Tiny(nn.Module):
     Args:
         num_classes: Rows of the classifier.
         in_channels: C of the images.
+        width: Multiplies every number of channels.
     """
 
     stem, head = 16, 128
     setting = ((1, 16, 1, 1), (3, 24, 2, 2), (3, 40, 1, 1), (3, 64, 2, 2))  # expansion, channels, blocks, first stride
 
-    def __init__(self, num_classes: int, in_channels: int = 3):
+    def __init__(self, num_classes: int, in_channels: int = 3, width: float = 1.0):
         super().__init__()
-        C = self.stem
+        C, head = widened(self.stem, width), widened(self.head, width)
         layers: list[nn.Module] = [Conv2dNormActivation(in_channels, C, stride=2, activation_layer=nn.ReLU6)]
-        for expansion, channels, blocks, first_stride in self.setting:
+        for expansion, base, blocks, first_stride in self.setting:
+            channels = widened(base, width)
             for i in range(blocks):
                 layers.append(InvertedResidual(C, channels, first_stride if i == 0 else 1, expansion))
                 C = channels
-        layers.append(Conv2dNormActivation(C, self.head, kernel_size=1, activation_layer=nn.ReLU6))
+        layers.append(Conv2dNormActivation(C, head, kernel_size=1, activation_layer=nn.ReLU6))
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(self.head, num_classes)
+        self.classifier = nn.Linear(head, num_classes)
         init_fan_out(self)
         nn.init.normal_(self.classifier.weight, 0, 0.01)
         nn.init.zeros_(self.classifier.bias)
@@ -41,6 +45,51 @@ class MobileNetV2Tiny(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) images to (B, num_classes) scores."""
         return self.classifier(self.features(x).mean((2, 3)))
+
+
+class PlainNet(nn.Module):
+    """3x3 convolutions with batch normalisation and ReLU one after the other, mean over positions, a linear layer."""
+
+    channels: ClassVar[tuple[int, ...]]
+    strides: ClassVar[tuple[int, ...]]
+
+    def __init__(self, num_classes: int, in_channels: int = 3, width: float = 1.0):
+        super().__init__()
+        C, layers = in_channels, []
+        for channels, stride in zip(self.channels, self.strides, strict=True):
+            layers.append(Conv2dNormActivation(C, widened(channels, width), stride=stride))
+            C = widened(channels, width)
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(C, num_classes)
+        init_fan_out(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) images to (B, num_classes) scores."""
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class ConvNetNano(PlainNet):
+    """Four layers and 3,332 parameters (one channel, ten classes): too few for the task, so that capacity decides.
+
+    Args:
+        num_classes: Rows of the classifier.
+        in_channels: C of the images.
+        width: Multiplies every number of channels.
+    """
+
+    channels, strides = (6, 8, 12, 16), (2, 2, 1, 1)
+
+
+class OneConv(PlainNet):
+    """One layer of four filters, for the data set ``control``: a static one can't solve it.
+
+    Args:
+        num_classes: Rows of the classifier.
+        in_channels: C of the images.
+        width: Multiplies the number of filters.
+    """
+
+    channels, strides = (4,), (1,)
 
 
 class PadShortcut(nn.Module):
@@ -65,17 +114,19 @@ class ResNet20(nn.Module):
     Args:
         num_classes: Rows of the classifier.
         in_channels: C of the images.
+        width: Multiplies every number of channels.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3):
+    def __init__(self, num_classes: int, in_channels: int = 3, width: float = 1.0):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        a, b, c = (widened(channels, width) for channels in (16, 32, 64))
+        self.conv1 = nn.Conv2d(in_channels, a, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(a)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = self._stage(16, 16)
-        self.layer2 = self._stage(16, 32)
-        self.layer3 = self._stage(32, 64)
-        self.fc = nn.Linear(64, num_classes)
+        self.layer1 = self._stage(a, a)
+        self.layer2 = self._stage(a, b)
+        self.layer3 = self._stage(b, c)
+        self.fc = nn.Linear(c, num_classes)
         init_fan_out(self)
 
     @staticmethod
@@ -90,6 +141,11 @@ class ResNet20(nn.Module):
         """x: (B, C, H, W) images to (B, num_classes) scores."""
         x = self.relu(self.bn1(self.conv1(x)))
         return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+def widened(channels: int, width: float) -> int:
+    """A number of channels times a width, rounded, at least 1."""
+    return max(1, round(channels * width))
 
 
 def init_fan_out(model: nn.Module) -> None:

@@ -57,11 +57,12 @@ class Look:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """One look per method: static is grey, a method of ``METHODS`` keeps its colour in every report."""
+    """One look per method: static networks are grey, a method of ``METHODS`` keeps its colour in every report."""
     known = [method.name for method in METHODS]
     names = list(names)
-    order = known + [name for name in names if name not in known and name != "static"]
-    found = {"static": Look(role="static", marker="o", glyph="●")}
+    static = [name for name in names if name.partition("@")[0] == "static"]
+    order = known + [name for name in names if name not in known and name not in static]
+    found = {name: Look(role="static", marker="o", glyph="●") for name in static}
     for index, name in enumerate(order):
         marker, glyph = MARKERS[index % len(MARKERS)]
         found[name] = Look(role=SERIES[index % len(SERIES)], marker=marker, glyph=glyph)

@@ -31,6 +31,8 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
         "top1": f"{method['top1']['mean']:.2f}",
         "std": None if method["top1"]["std"] is None else f"± {method['top1']['std']:.2f}",
         "gain": None,
+        "interval": None,
+        "wins": None,
         "params": f"{method['params'] / 1e6:.{digits['params']}f}",
         "params_ratio": None,
         "total": f"{sum(macs.values()) / 1e6:.{digits['total']}f}",
@@ -39,6 +41,7 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
     }
     if static is not None and not is_static:
         row["gain"] = signed(method["top1"]["mean"] - static["top1"]["mean"])
+        row["interval"], row["wins"] = _interval(method), _wins(method)
         row["params_ratio"] = f"{method['params'] / static['params']:.2f}×"
     return row
 
@@ -69,28 +72,58 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
+def _interval(method: Method) -> str | None:
+    """The 95 % interval of the paired gap; None where there is one seed."""
+    gap = method.get("paired")
+    return None if gap is None else f"{signed(gap['low'])} to {signed(gap['high'])}"
+
+
+def _wins(method: Method) -> str | None:
+    gap = method.get("paired")
+    return None if gap is None else f"{gap['wins']} of {len(gap['gaps'])}"
+
+
 def summary(results: dict[str, Any]) -> str:
-    """One sentence with the outcome."""
+    """The outcome in words that say no more than the numbers: a difference only where its interval leaves out zero."""
     static = _static(results)
-    dynamic = [method for method in results["methods"] if method["name"] != "static"]
-    if static is None or not dynamic:
+    others = [method for method in results["methods"] if method["name"] != "static"]
+    if static is None or not others:
         best = max(results["methods"], key=lambda method: method["top1"]["mean"])
         return f"{best['title']} reached {best['top1']['mean']:.1f} % top-1."
-    best = max(dynamic, key=lambda method: method["top1"]["mean"])
-    gain = best["top1"]["mean"] - static["top1"]["mean"]
-    if gain <= 0:
+    if any(method.get("paired") is None for method in others):
+        gaps = ", ".join(f"{m['title']} {signed(m['top1']['mean'] - static['top1']['mean'])}" for m in others)
         return (
-            f"No dynamic version was above the static network’s {static['top1']['mean']:.1f} % top-1 here; "
-            f"{best['title']} came closest with {best['top1']['mean']:.1f} %."
+            f"One seed, which ranks nothing: static reached {static['top1']['mean']:.1f} % top-1; "
+            f"the others differ from it by {gaps} points."
         )
-    cost = f"{best['params'] / static['params']:.1f} times its parameters"
-    if best["latency"]:
-        cost += f" and {best['latency'][0]['ratio']:.1f} times its latency at batch {best['latency'][0]['batch']}"
-    one_seed = " One seed makes this an observation, not a ranking." if len(results["run"]["seeds"]) == 1 else ""
-    return (
-        f"{best['title']} came out highest: {best['top1']['mean']:.1f} % top-1, {gain:.1f} points above the static "
-        f"network, for {cost}.{one_seed}"
-    )
+    better = [method for method in others if method["paired"]["low"] > 0]
+    worse = [method for method in others if method["paired"]["high"] < 0]
+    open_ = [method for method in others if method not in better and method not in worse]
+    said = [_verdict(better, static, "above"), _verdict(worse, static, "below")]
+    if open_:
+        named = _listed([f"{m['title']} ({signed(m['paired']['mean'])}, {_interval(m)})" for m in open_])
+        said.append(f"No difference to static is shown for {named}.")
+    return " ".join(sentence for sentence in said if sentence)
+
+
+def _verdict(methods: list[Method], static: Method, side: str) -> str:
+    """Which methods are on one side of the static network, by how much, on how many seeds and at what cost."""
+    if not methods:
+        return ""
+    parts = []
+    total = sum(static["macs"].values())
+    for method in methods:
+        macs = sum(method["macs"].values()) / total
+        parts.append(
+            f"{method['title']} by {abs(method['paired']['mean']):.2f} points ({_interval(method)}; "
+            f"{_wins(method)} seeds; {macs:.2f} times the multiply-adds, "
+            f"{method['params'] / static['params']:.1f} times the parameters)"
+        )
+    return f"{side.capitalize()} static’s {static['top1']['mean']:.1f} % top-1, 95 % intervals: {_listed(parts)}."
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def picture_note(results: dict[str, Any]) -> str:
@@ -112,7 +145,11 @@ def caveats(results: dict[str, Any]) -> list[str]:
     if seeds == 1:
         said.append("One seed is one seed: there is no spread, because std needs at least 2 seeds.")
     else:
-        said.append(f"± is the sample standard deviation over {seeds} seeds.")
+        said.append(
+            f"± is the sample standard deviation over {seeds} seeds. Every network sees the same seeds and the same order "
+            "of images: “vs static” is the mean of the gaps seed by seed, with its 95 % interval (Student’s t) and the "
+            "seeds that it wins. Several intervals side by side each miss the truth once in twenty times."
+        )
     said.append(
         f"With {data['test']:,} test images, one standard error of a top-1 near {100 * top1:.0f} % is about "
         f"{error:.1f} points. Smaller differences are not evidence."

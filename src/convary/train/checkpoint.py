@@ -18,6 +18,8 @@ from convary.errors import CheckpointError
 from convary.files import write_whole
 from convary.methods import MethodConfig, config_from_json
 from convary.models import build
+from convary.nn import Router
+from convary.selector import selector
 
 FORMAT = "convary checkpoint"
 SYSTEM = "convary system checkpoint"
@@ -34,8 +36,9 @@ class Architecture:
         num_classes: Rows of the classifier.
         shape: (C, H, W) of the images.
         method: JSON of the method's config; None for the static network.
-        init: ``"paper"`` or ``"upcycle"``.
+        init: ``"paper"``, ``"neutral"`` or ``"upcycle"``.
         seed: Of the initial weights.
+        where: Which layers are dynamic, as text.
     """
 
     model: str
@@ -44,13 +47,22 @@ class Architecture:
     method: str | None
     init: str
     seed: int
+    where: str = "paper"
 
     @classmethod
-    def of(cls, model: str, dataset: DataSet, config: MethodConfig | None, init: str, seed: int) -> Architecture:
+    def of(
+        cls, model: str, dataset: DataSet, config: MethodConfig | None, init: str, seed: int, where: str = "paper"
+    ) -> Architecture:
         """The architecture for a data set."""
         method = None if config is None else config.to_json()
         return cls(
-            model=model, num_classes=len(dataset.classes), shape=dataset.shape, method=method, init=init, seed=seed
+            model=model,
+            num_classes=len(dataset.classes),
+            shape=dataset.shape,
+            method=method,
+            init=init,
+            seed=seed,
+            where=where,
         )
 
     def build(self) -> nn.Module:
@@ -60,7 +72,24 @@ class Architecture:
             return model
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, _CONVERSION))
-            return convert(model, config_from_json(self.method), upcycle=self.init == "upcycle")
+            config = config_from_json(self.method)
+            model = convert(model, config, selector(self.where, config), upcycle=self.init == "upcycle")
+        if self.init == "neutral":
+            for router in model.modules():
+                if isinstance(router, Router):
+                    _silence(router)
+        return model
+
+
+def _silence(router: Router) -> None:
+    """Start a router with the same coefficients for every image, and at once at its final temperature.
+
+    Routers that are annealed to 0 (KernelWarehouse) start neutral as published, and are left alone.
+    """
+    if router.final_temperature > 0:
+        router.neutral_()
+        if router.temperature is not None:
+            router.temperature.fill_(router.final_temperature)
 
 
 def write_checkpoint(path: Path, content: dict[str, Any], *, format: str = FORMAT) -> None:

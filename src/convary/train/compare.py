@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from convary.bench.machine import machine
 from convary.data import DataSet, load
 from convary.train import processes
-from convary.train.checkpoint import Architecture, load_model
+from convary.train.arms import architecture
+from convary.train.checkpoint import load_model
 from convary.train.config import CompareConfig
 from convary.train.files import claim_folder, now, read_json, write_json
-from convary.train.loop import Training
+from convary.train.jobs import Run, train, train_at_once
 from convary.train.progress import Progress
 from convary.train.results import Bench, Curve, checkpoint_path, describe
 
@@ -71,26 +72,23 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
 
 def _check_models(config: CompareConfig, dataset: DataSet) -> None:
     """Build every network once, so that one that cannot be built is known before any is trained."""
-    for method in config.method_configs().values():
-        Architecture.of(config.model, dataset, method, config.init, 0).build()
+    for arm in config.arms().values():
+        architecture(arm, config, dataset, 0).build()
 
 
 def _train(
     config: CompareConfig, dataset: DataSet, accelerator: Accelerator, progress: Progress
 ) -> dict[str, list[Curve]]:
-    """Learning curves by method, one for each seed."""
-    configs = config.method_configs()
-    curves: dict[str, list[Curve]] = {name: [] for name in configs}
-    runs = [(seed, name) for seed in range(config.seeds) for name in configs]
-    for index, (seed, name) in enumerate(runs):
-        path = checkpoint_path(config.out, name, seed)
-        training = Training(config, configs[name], seed, dataset, accelerator, path)
-        info = training.info(index, len(runs))
-        progress.on_run_start(info)
-        training.run(info, progress)
-        progress.on_run_end(info, training.curve[-1]["test_top1"])
-        curves[name].append(training.curve)
-        accelerator.free_memory()
+    """Learning curves by arm, one for each seed."""
+    arms = config.arms()
+    runs = [Run(arm, seed) for seed in range(config.seeds) for arm in arms.values()]
+    if config.jobs > 1:
+        found = train_at_once(config, runs, accelerator, progress)
+    else:
+        found = [train(config, run, (i, len(runs)), dataset, accelerator, progress) for i, run in enumerate(runs)]
+    curves: dict[str, list[Curve]] = {name: [] for name in arms}
+    for run, curve in zip(runs, found, strict=True):
+        curves[run.arm.name].append(curve)
     return curves
 
 
@@ -100,8 +98,8 @@ def _measure(
     """The entry ``methods`` of results.json, from the networks of seed 0."""
     bench = Bench(config, dataset, device)
     entries = []
-    for index, (name, method) in enumerate(config.method_configs().items()):
-        model = load_model(checkpoint_path(config.out, name, 0))
-        heard = partial(progress.on_measure, name, index=index, count=len(curves))
-        entries.append(bench.entry(method, model, curves[name], heard))
+    for index, arm in enumerate(config.arms().values()):
+        model = load_model(checkpoint_path(config.out, arm, 0))
+        heard = partial(progress.on_measure, arm.name, index=index, count=len(curves))
+        entries.append(bench.entry(arm, model, curves, heard))
     return entries

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from convary.errors import ConfigError, nearest
-from convary.methods import METHODS, MethodConfig, method
+from convary.errors import ConfigError
+from convary.methods import METHODS, MethodConfig
+from convary.selector import selector
+from convary.train.arms import METHOD_NAMES, STATIC, Arm, read_arm
 from convary.train.run_config import RunConfig
-
-STATIC = "static"
-METHOD_NAMES = (STATIC, *(config.name for config in METHODS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +24,19 @@ class CompareConfig(RunConfig):
     shown: ClassVar[tuple[str, ...]] = ("data", "model", "methods", "epochs", "seeds", "out")
 
     data: str = "fashion-mnist-mini"
-    """fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100, or folder:PATH with one sub-folder per class."""
+    """fashion-mnist-mini (embedded), control (a made-up task that needs a dynamic kernel), fashion-mnist,
+    cifar10, cifar100, or folder:PATH with one sub-folder per class."""
 
     model: str = "mobilenet_v2_tiny"
-    """mobilenet_v2_tiny, resnet20, torchvision:NAME or timm:NAME."""
+    """mobilenet_v2_tiny, convnet_nano (3,332 parameters), resnet20, one_conv, torchvision:NAME or timm:NAME;
+    convnet_nano@1.25 is 1.25 times as wide."""
 
     methods: tuple[str, ...] = METHOD_NAMES
-    """What to train: static and any of the methods, in the order of the report."""
+    """What to train: static and any of the methods, in the order of the report. static@1.25 is a static network 1.25
+    times as wide, static@macs:odconv (or static@params:odconv) one as expensive as the network of a method."""
+
+    where: str = "paper"
+    """Which layers become dynamic: paper, or a selector as in 'all & ~first'; see convary plan."""
 
     epochs: int = 3
     """Passes over the training images, for every method."""
@@ -70,8 +75,9 @@ class CompareConfig(RunConfig):
     augment: bool = False
     """Shift and mirror the training images at random. Helps long trainings, costs short ones."""
 
-    init: Literal["paper", "upcycle"] = "paper"
-    """paper: every expert is initialised on its own, as published. upcycle: from the seed's static weights."""
+    init: Literal["paper", "neutral", "upcycle"] = "paper"
+    """paper: every expert is initialised on its own, as published. neutral: experts likewise, but routers begin with
+    the same coefficients for every image, at their final temperature. upcycle: from the seed's static weights."""
 
     anneal_epochs: float | None = None
     """Epochs over which temperatures fall to their last value; by default as published, but at most a third of all."""
@@ -91,6 +97,9 @@ class CompareConfig(RunConfig):
     cpu: bool = False
     """Stay on the CPU even where there is an accelerator."""
 
+    jobs: int = 1
+    """Trainings at a time, each in a process of its own with one thread (or --threads); for CPUs."""
+
     save_every: float = 20.0
     """Seconds between checkpoints inside an epoch."""
 
@@ -105,13 +114,9 @@ class CompareConfig(RunConfig):
         """
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "root", None if self.root is None else Path(self.root))
-        for name in self.methods:
-            if name not in METHOD_NAMES:
-                known = ", ".join(METHOD_NAMES)
-                raise ConfigError(f"unknown method {name!r}{nearest(name, METHOD_NAMES)}; known: {known}")
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ConfigError(f"methods must name at least one method and none twice; got {' '.join(self.methods)!r}")
-        for name in ("epochs", "seeds", "batch_size", "threads", "image_size"):
+        for name in ("epochs", "seeds", "batch_size", "threads", "image_size", "jobs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1; got {value}")
@@ -123,28 +128,36 @@ class CompareConfig(RunConfig):
                 raise ConfigError(f"{name} must be at least 0 and below {top}; got {getattr(self, name)}")
         if self.anneal_epochs is not None and not 0 <= self.anneal_epochs <= self.epochs:
             raise ConfigError(f"anneal_epochs must be between 0 and epochs={self.epochs}; got {self.anneal_epochs}")
-        self.method_configs()
+        for arm in self.arms().values():
+            selector(self.where, METHODS[0]() if arm.method is None else arm.method)
 
-    def method_configs(self) -> dict[str, MethodConfig | None]:
-        """The methods to train with their options, in order; None for the static network.
+    def arms(self) -> dict[str, Arm]:
+        """What to train, in order, by name.
 
         Raises:
-            ConfigError: ``options`` has an entry that is not METHOD.OPTION=VALUE or that the method does not take.
+            ConfigError: an unknown arm, or one as expensive as a method that is not trained; ``options`` has an entry
+                that is not METHOD.OPTION=VALUE or that the method does not take.
         """
-        chosen: dict[str, dict[str, Any]] = {name: {} for name in self.methods}
+        options: dict[str, dict[str, Any]] = {name: {} for name in self.methods}
         for entry in self.options:
             target, equals, text = entry.partition("=")
             name, dot, option = target.partition(".")
             if not (equals and dot):
                 raise ConfigError(f"options are written METHOD.OPTION=VALUE, as in odconv.experts=2; got {entry!r}")
-            if name not in chosen or name == STATIC:
+            if name not in options or name == STATIC:
                 raise ConfigError(f"option {entry!r} is for {name!r}, which is not one of the methods {self.methods}")
-            chosen[name][option] = _value(text)
-        return {name: None if name == STATIC else method(name, **options) for name, options in chosen.items()}
+            options[name][option] = _value(text)
+        arms = {name: read_arm(name, given) for name, given in options.items()}
+        for arm in arms.values():
+            if arm.like and arm.like not in arms:
+                raise ConfigError(f"{arm.name} needs {arm.like} among the methods; got {' '.join(self.methods)}")
+        return arms
 
     def annealing_epochs(self, config: MethodConfig | None) -> float | None:
-        """Epochs over which the method's temperature falls; None where it has none."""
+        """Epochs over which the method's temperature falls; None where it has none, or begins at its end."""
         if config is None or config.annealing is None:
+            return None
+        if self.init == "neutral" and config.annealing.stop > 0:  # KernelWarehouse's falls to 0 from a neutral start
             return None
         if self.anneal_epochs is not None:
             return self.anneal_epochs

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from torch import Tensor, nn
 
 from convary.data import DataSet, augment, derive_seed, epoch_order, generator
 from convary.errors import CheckpointError, ConfigError
-from convary.methods import MethodConfig
 from convary.nn import DynamicLayer
 from convary.schedule import anneal
-from convary.train.checkpoint import Architecture, load_weights, read_checkpoint, write_checkpoint
-from convary.train.config import STATIC, CompareConfig
+from convary.train.arms import Arm, architecture
+from convary.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from convary.train.config import CompareConfig
 from convary.train.evaluation import score
 from convary.train.interrupt import Interrupt
 from convary.train.progress import Progress, RunInfo, StepInfo
@@ -57,7 +58,7 @@ class Training:
 
     Args:
         config: What to do.
-        method: The method's config; None for the static network.
+        arm: What to train.
         seed: Of the weights, the order and the augmentation.
         dataset: What to train on.
         accelerator: Accelerate's device and processes.
@@ -70,16 +71,16 @@ class Training:
     def __init__(
         self,
         config: CompareConfig,
-        method: MethodConfig | None,
+        arm: Arm,
         seed: int,
         dataset: DataSet,
         accelerator: Accelerator,
         path: Path,
     ):
         self.config, self.seed, self.dataset, self.accelerator, self.path = config, seed, dataset, accelerator, path
-        self.name = STATIC if method is None else method.name
-        self.title = "static" if method is None else method.title
-        self.architecture = Architecture.of(config.model, dataset, method, config.init, seed)
+        method = arm.method
+        self.name, self.title = arm.name, arm.name if method is None else method.title
+        self.architecture = architecture(arm, config, dataset, seed)
         self.batch = min(config.batch_size, len(dataset.train.labels))
         self.steps_per_epoch = len(dataset.train.labels) // self.batch
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -125,8 +126,13 @@ class Training:
             layers=sum(isinstance(module, DynamicLayer) for module in self.bare.modules()),
         )
 
-    def run(self, info: RunInfo, progress: Progress) -> None:
+    def run(self, info: RunInfo, progress: Progress, stop: Callable[[], bool] | None = None) -> None:
         """Train until done; the state is saved at the end of each epoch, every ``save_every`` seconds, and on Ctrl-C.
+
+        Args:
+            info: What ``progress`` is told of the run.
+            progress: Hears what happens.
+            stop: Says after each step whether to stop there, as Ctrl-C does.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
@@ -141,7 +147,7 @@ class Training:
                 self.seconds = before + time.monotonic() - started
                 if epoch_ends:
                     progress.on_epoch(info, self._end_epoch())
-                asked = interrupt.asked_anywhere(self.accelerator)
+                asked = interrupt.asked_anywhere(self.accelerator) or (stop is not None and stop())
                 if epoch_ends or asked or time.monotonic() - saved >= self.config.save_every:
                     self._save()
                     saved = time.monotonic()

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from convary.data import DataSet, balanced
 from convary.inspect import summary
-from convary.methods import MethodConfig
 from convary.train import measure
-from convary.train.checkpoint import Architecture
-from convary.train.config import STATIC, CompareConfig
+from convary.train.arms import STATIC, Arm, architecture
+from convary.train.config import CompareConfig
 from convary.train.diagnose import correlations, diagnosis, routing_statistics
+from convary.train.paired import paired
 
 LATENCY_BATCHES = (1, 16)
 Curve = list[dict[str, Any]]
 
 
-def checkpoint_path(out: Path, method: str, seed: int) -> Path:
-    """Where the checkpoint of a method and a seed lies."""
-    return out / method / f"seed-{seed}" / "checkpoint.pt"
+def checkpoint_path(out: Path, arm: Arm | str, seed: int) -> Path:
+    """Where the checkpoint of an arm and a seed lies."""
+    return out / (arm if isinstance(arm, str) else arm.folder) / f"seed-{seed}" / "checkpoint.pt"
 
 
 class Bench:
@@ -41,39 +41,41 @@ class Bench:
 
     def __init__(self, config: CompareConfig, dataset: DataSet, device: torch.device):
         self.config, self.dataset, self.device = config, dataset, device
-        self.static = Architecture.of(config.model, dataset, None, config.init, 0).build().to(device)
+        self.static = architecture(Arm(name=STATIC), config, dataset, 0).build().to(device)
 
     def entry(
-        self, method: MethodConfig | None, model: nn.Module, curves: list[Curve], heard: Callable[[str], None]
+        self, arm: Arm, model: nn.Module, curves: dict[str, list[Curve]], heard: Callable[[str], None]
     ) -> dict[str, Any]:
-        """What results.json says of a method.
+        """What results.json says of an arm.
 
         Args:
-            method: Its config; None for the static network.
+            arm: The arm.
             model: Its network of seed 0.
-            curves: Its learning curves, one for each seed.
+            curves: The learning curves of all arms, one for each seed.
             heard: Is told what starts.
         """
         model = model.to(self.device)
-        name = STATIC if method is None else method.name
+        name, method = arm.name, arm.method
         heard("parameters and MACs")
-        entry = {"name": name, **self._costs(method, model)}
+        entry = {"name": name, **self._costs(arm, model)}
         heard("latency")
         entry["latency"] = [{"batch": batch, **self._latency(name, model, batch)} for batch in LATENCY_BATCHES]
         heard("training step")
         entry["step"] = self._step(name, model)
         heard("routing and correlations")
-        entry |= accuracy(name, curves)
+        entry |= accuracy(arm, curves[name])
+        if STATIC in curves and not arm.is_static:
+            entry["paired"] = paired(_tops(curves[name]), _tops(curves[STATIC]))
         batch = self.config.batch_size
         entry["routing"] = [] if method is None else routing_statistics(model, self.dataset, batch, self.device)
         entry["diagnosis"] = None if method is None else diagnosis(model, self.dataset, batch, self.device)
         entry["correlation"] = correlations(model, self.dataset, self.device)
         return entry
 
-    def _costs(self, method: MethodConfig | None, model: nn.Module) -> dict[str, Any]:
-        costs = summary(model, self._images(1)[0])
+    def _costs(self, arm: Arm, model: nn.Module) -> dict[str, Any]:
+        costs, method = summary(model, self._images(1)[0]), arm.method
         return {
-            "title": STATIC if method is None else method.title,
+            "title": arm.name if method is None else method.title,
             "citation": None if method is None else method.citation,
             "config": None if method is None else json.loads(method.to_json()),
             "layers": costs.dynamic_layers,
@@ -105,11 +107,15 @@ def _timing(name: str, timing: measure.Timing) -> dict[str, float]:
     return {**dataclasses.asdict(timing), **ratio}
 
 
-def accuracy(name: str, curves: list[Curve]) -> dict[str, Any]:
+def _tops(curves: list[Curve]) -> list[float]:
+    return [curve[-1]["test_top1"] for curve in curves]
+
+
+def accuracy(arm: Arm, curves: list[Curve]) -> dict[str, Any]:
     """Test accuracy over the seeds, and of each seed with its learning curve."""
-    tops = [curve[-1]["test_top1"] for curve in curves]
+    tops = _tops(curves)
     seeds = [
-        {"seed": seed, "top1": top, "checkpoint": checkpoint_path(Path(), name, seed).as_posix(), "curve": curve}
+        {"seed": seed, "top1": top, "checkpoint": checkpoint_path(Path(), arm, seed).as_posix(), "curve": curve}
         for seed, (top, curve) in enumerate(zip(tops, curves, strict=True))
     ]
     spread = statistics.stdev(tops) if len(tops) > 1 else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read ``--where``: the selectors of ``convary.where``, written as in Python, without running Python."""
+"""Selectors of ``convary.where`` out of a text, as ``--where`` has it: written as in Python, without running Python."""
 
 from __future__ import annotations
 

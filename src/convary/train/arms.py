@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a comparison trains beside each other: the static network, static networks of other widths, and the methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from convary.data import DataSet
+from convary.errors import ConfigError, nearest
+from convary.inspect import summary
+from convary.methods import METHODS, MethodConfig, method
+from convary.models.registry import split_width
+from convary.train.checkpoint import Architecture
+
+STATIC = "static"
+METHOD_NAMES = (STATIC, *(config.name for config in METHODS))
+AXES = ("macs", "params")
+_WIDEST = 16.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the networks that are compared.
+
+    Attributes:
+        name: ``"static"``, a method's name, ``"static@1.25"`` (a width) or ``"static@macs:odconv"`` (as expensive).
+        method: The method's config; None for a static network.
+        width: Of a static network, relative to the others; None where another arm's cost decides it.
+        axis: ``"macs"`` or ``"params"``: in what it is as expensive as ``like``.
+        like: The name of a method.
+    """
+
+    name: str
+    method: MethodConfig | None = None
+    width: float | None = 1.0
+    axis: str = ""
+    like: str = ""
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it is the network that the others are compared with."""
+        return self.name == STATIC
+
+    @property
+    def folder(self) -> str:
+        """Its name as that of a folder, on every system."""
+        return self.name.replace(":", "-")
+
+
+def read_arm(text: str, options: dict[str, Any]) -> Arm:
+    """An arm by its name.
+
+    Args:
+        text: The name.
+        options: The method's, other than its defaults.
+
+    Raises:
+        ConfigError: there is no such arm, or the method does not take the options.
+    """
+    if text in METHOD_NAMES:
+        return Arm(name=text, method=None if text == STATIC else method(text, **options))
+    kind, at, rest = text.partition("@")
+    axis, colon, like = rest.partition(":")
+    if kind == STATIC and colon:
+        if axis not in AXES or like not in METHOD_NAMES[1:]:
+            raise ConfigError(
+                f"a static network as expensive as a method is written static@macs:odconv or static@params:odconv; "
+                f"got {text!r}{nearest(like, METHOD_NAMES[1:])}"
+            )
+        return Arm(name=text, width=None, axis=axis, like=like)
+    if kind == STATIC and at:
+        return Arm(name=text, width=split_width(text)[1])
+    raise ConfigError(f"unknown method {text!r}{nearest(text, METHOD_NAMES)}; known: {', '.join(METHOD_NAMES)}")
+
+
+def architecture(arm: Arm, config: Any, dataset: DataSet, seed: int) -> Architecture:
+    """What an arm trains.
+
+    Args:
+        arm: The arm.
+        config: The ``CompareConfig``, whose ``arms()`` it is of.
+        dataset: What to train on.
+        seed: Of the initial weights.
+
+    Raises:
+        ConfigError: a network that cannot be built.
+    """
+    name, width = split_width(config.model)
+    factor = _equal_width(arm, config, dataset) if arm.width is None else arm.width
+    wide = name if factor * width == 1 else f"{name}@{factor * width:g}"
+    return Architecture.of(wide, dataset, arm.method, config.init, seed, config.where)
+
+
+@lru_cache(maxsize=64)
+def _equal_width(arm: Arm, config: Any, dataset: DataSet) -> float:
+    """The width whose cost is next to that of the arm that it is like, in hundredths."""
+    model = next(other for other in config.arms().values() if other.name == arm.like)
+    wanted = _cost(architecture(model, config, dataset, 0), arm.axis)
+
+    def cost(hundredths: int) -> int:
+        return _cost(architecture(Arm(name=STATIC, width=hundredths / 100), config, dataset, 0), arm.axis)
+
+    low, high = 100, round(100 * _WIDEST)
+    if cost(high) < wanted:
+        raise ConfigError(f"no static network up to {_WIDEST:g} times as wide has the {arm.axis} of {arm.like}")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) < wanted else (low, middle)
+    return min((low, high), key=lambda width: abs(cost(width) - wanted)) / 100
+
+
+def _cost(network: Architecture, axis: str) -> int:
+    model = network.build().eval()
+    if axis == "params":
+        return sum(p.numel() for p in model.parameters())
+    costs = summary(model, torch.zeros(1, *network.shape))
+    return costs.convolution + costs.routing + costs.assembly + costs.other

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainings of a comparison: one after the other, or several at a time in processes of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from convary.data import DataSet, load
+from convary.errors import ConfigError
+from convary.train import processes
+from convary.train.arms import Arm
+from convary.train.config import CompareConfig
+from convary.train.loop import Training
+from convary.train.progress import Progress, RunInfo, StepInfo
+from convary.train.results import Curve, checkpoint_path
+
+TOLD = 0.2  # seconds between two steps that a process tells of
+
+
+class Run(NamedTuple):
+    """An arm with a seed."""
+
+    arm: Arm
+    seed: int
+
+
+def train(
+    config: CompareConfig,
+    run: Run,
+    place: tuple[int, int],
+    dataset: DataSet,
+    accelerator: Accelerator,
+    progress: Progress,
+    stop: Callable[[], bool] | None = None,
+) -> Curve:
+    """The learning curve of one training, which goes on where it was.
+
+    Args:
+        config: What to do.
+        run: Which training.
+        place: Its position among all trainings, and how many there are.
+        dataset: What to train on.
+        accelerator: Accelerate's device and processes.
+        progress: Hears what happens.
+        stop: Says after each step whether to stop there.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; the state is saved.
+    """
+    training = Training(config, run.arm, run.seed, dataset, accelerator, checkpoint_path(config.out, *run))
+    info = training.info(*place)
+    progress.on_run_start(info)
+    training.run(info, progress, stop)
+    progress.on_run_end(info, training.curve[-1]["test_top1"])
+    accelerator.free_memory()
+    return training.curve
+
+
+def train_at_once(config: CompareConfig, runs: list[Run], accelerator: Accelerator, progress: Progress) -> list[Curve]:
+    """All trainings, ``config.jobs`` at a time; each gives what it gives alone on one thread.
+
+    Raises:
+        ConfigError: there is a device or a launcher that several processes would have to share.
+        KeyboardInterrupt: Ctrl-C; every training that was under way is saved.
+    """
+    if accelerator.num_processes > 1 or accelerator.device.type != "cpu":
+        raise ConfigError(
+            f"jobs={config.jobs} is for trainings on a CPU, in one process at the start; got {accelerator.device} and "
+            f"{accelerator.num_processes} processes; pass --cpu, or --jobs 1"
+        )
+    context = multiprocessing.get_context("spawn")
+    events, stop = context.SimpleQueue(), context.Event()
+    listener = threading.Thread(target=_listen, args=(events, progress), daemon=True)
+    listener.start()
+    pool = ProcessPoolExecutor(config.jobs, context, initializer=_Worker.begin, initargs=(config, events, stop))
+    try:
+        futures = [pool.submit(_Worker.work, run, (i, len(runs))) for i, run in enumerate(runs)]
+        return [future.result() for future in futures]
+    finally:
+        stop.set()  # after an error or Ctrl-C the others stop at their next step; after the last one nobody listens
+        pool.shutdown(cancel_futures=True)
+        events.put(None)
+        listener.join()
+
+
+def _listen(events: Any, progress: Progress) -> None:
+    """Tell ``progress`` what the processes tell, until there is nothing more to come."""
+    while (event := events.get()) is not None:
+        name, args = event
+        getattr(progress, name)(*args)
+
+
+class _Worker:
+    """What a process keeps between two trainings."""
+
+    config: ClassVar[CompareConfig]
+    dataset: ClassVar[DataSet]
+    accelerator: ClassVar[Accelerator]
+    events: ClassVar[Any]
+    stop: ClassVar[Any]
+
+    @classmethod
+    def begin(cls, config: CompareConfig, events: Any, stop: Any) -> None:
+        """Load what every training needs. Between two of them Ctrl-C is the first process' affair."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        torch.set_num_threads(config.threads or 1)
+        cls.config, cls.events, cls.stop = config, events, stop
+        cls.dataset = load(config.data, config.root, config.limit_train, image_size=config.image_size)
+        cls.accelerator = processes.start(cpu=True)
+
+    @classmethod
+    def work(cls, run: Run, place: tuple[int, int]) -> Curve:
+        """One training."""
+        teller = _Teller(cls.events)
+        return train(cls.config, run, place, cls.dataset, cls.accelerator, teller, cls.stop.is_set)
+
+
+@dataclass
+class _Teller(Progress):
+    """Sends what happens to the first process; of the steps, a few in a second."""
+
+    events: Any
+    told: float = 0.0
+
+    def on_run_start(self, run: RunInfo) -> None:
+        self.events.put(("on_run_start", (run,)))
+
+    def on_step(self, run: RunInfo, step: StepInfo) -> None:
+        now = time.monotonic()
+        if now - self.told >= TOLD:
+            self.told = now
+            self.events.put(("on_step", (run, step)))
+
+    def on_epoch(self, run: RunInfo, point: dict[str, Any]) -> None:
+        self.events.put(("on_epoch", (run, point)))
+
+    def on_run_end(self, run: RunInfo, top1: float) -> None:
+        self.events.put(("on_run_end", (run, top1)))
