@@ -21,6 +21,7 @@ from convary.nn.base import CONVS
 
 _CHUNK = 16  # samples whose kernels exist at the same time
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_FROZEN = {"weight", "bias", "running_mean", "running_var"}  # buffers of a frozen batch normalisation, by convention
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
     """Fold every batch normalisation that follows a dynamic convolution into its bank and bias; exact in eval mode.
 
     The pairs are found by running the example: the normalisation must be the only user of the convolution's output.
-    An activation that belongs to the normalisation (timm's ``BatchNormAct2d``) stays.
+    An activation that belongs to the normalisation (timm's ``BatchNormAct2d``) stays. Frozen ones
+    (``FrozenBatchNorm2d`` of torchvision and detectron2, timm's ``FrozenBatchNormAct2d``) are known by their four
+    buffers and ``eps``.
 
     Args:
         model: A model with dynamic convolutions; it is not changed.
@@ -276,7 +279,7 @@ def _pairs(model: nn.Module, example: Tensor) -> dict[DynamicConv, nn.Module]:
     for module in model.modules():
         if isinstance(module, DynamicConv):
             hooks.append(module.register_forward_hook(watch))
-        elif isinstance(module, _NORMS) and module.running_var is not None:
+        elif (isinstance(module, _NORMS) and module.running_var is not None) or _is_frozen_norm(module):
             hooks.append(module.register_forward_pre_hook(follow))
     try:
         with uses:
@@ -287,27 +290,49 @@ def _pairs(model: nn.Module, example: Tensor) -> dict[DynamicConv, nn.Module]:
     return {
         layer: norm
         for layer, (norm, y) in pairs.items()
-        if layer.absorbs and uses.count[y] == 1 and runs[layer] == runs[norm] == 1 and _understood(norm)
+        if layer.absorbs and uses.count[y] == 1 and runs[layer] == runs[norm] == 1 and _understood(norm, layer.rank)
     }
 
 
-def _understood(norm: nn.Module) -> bool:
-    return type(norm) in _NORMS or type(norm).__name__ == "BatchNormAct2d"
+def _is_frozen_norm(module: nn.Module) -> bool:
+    buffers = {name for name, _ in module.named_buffers(recurse=False)} - {"num_batches_tracked"}
+    return buffers == _FROZEN and not list(module.parameters()) and isinstance(getattr(module, "eps", None), float)
 
 
-def _fold_norm(layer: DynamicConv, norm: Any) -> nn.Module:
-    """Scale the bank, shift the bias, in place; what stays where the normalisation was."""
+def _understood(norm: Any, rank: int) -> bool:
+    """Whether a normalisation computes what its statistics say; one known by its buffers alone is tried."""
+    if not _is_frozen_norm(norm):
+        return type(norm) in _NORMS or type(norm).__name__ == "BatchNormAct2d"
+    scale, shift = _scale_and_shift(norm)
+    x = torch.linspace(-2, 2, 4 * scale.numel(), device=scale.device, dtype=scale.dtype)
+    x = x.reshape(4, -1, *[1] * rank)
+    want = x * scale.reshape(-1, *[1] * rank) + shift.reshape(-1, *[1] * rank)
+    for part in _parts_behind(norm):
+        want = part(want)
+    return torch.allclose(norm(x), want, rtol=1e-4, atol=1e-5)
+
+
+def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """What a batch normalisation in eval mode multiplies every channel by and adds to it, each (C,)."""
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
     shift = -norm.running_mean * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    left = layer.absorb_(scale, shift)
-    rest: list[nn.Module] = [] if left is None else [ChannelShift(left)]
-    rest += [getattr(norm, part) for part in ("drop", "act") if isinstance(getattr(norm, part, None), nn.Module)]
-    rest = [module for module in rest if not isinstance(module, nn.Identity)]
-    return nn.Sequential(*rest) if len(rest) > 1 else rest[0] if rest else nn.Identity()
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def _parts_behind(norm: nn.Module) -> list[nn.Module]:
+    """Dropout and activation that belong to a normalisation of timm's."""
+    parts = [getattr(norm, name, None) for name in ("drop", "act")]
+    return [part for part in parts if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
+
+
+def _fold_norm(layer: DynamicConv, norm: Any) -> nn.Module:
+    """Scale the bank, shift the bias, in place; what stays where the normalisation was."""
+    left = layer.absorb_(*_scale_and_shift(norm))
+    rest = [*([] if left is None else [ChannelShift(left)]), *_parts_behind(norm)]
+    left_behind = nn.Sequential(*rest) if len(rest) > 1 else rest[0] if rest else nn.Identity()
+    return left_behind.train(norm.training)
 
 
 def _replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:

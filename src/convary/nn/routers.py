@@ -84,7 +84,8 @@ class Router(nn.Module):
     def train(self, mode: bool = True) -> Router:
         """Switch modes, unless frozen; warns once when evaluation starts above the final temperature."""
         super().train(mode and not self.frozen)
-        self._warn_if_hot()
+        if not mode:
+            self._warn_if_hot()
         return self
 
     def _warn_if_hot(self) -> None:
