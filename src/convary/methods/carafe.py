@@ -28,6 +28,7 @@ class CARAFE(nn.Module):
         kernel_size: k, of the kernels that are made; odd. Published: 5.
         groups: G; C/G channels share a kernel. Published: 1.
         encoder_kernel: Of the convolution that makes the kernels; odd. Published: 3.
+        encoder_dilation: Of that convolution. Published: 1.
         compressed_channels: That it sees. Published: 64.
         device: Of the parameters.
         dtype: Of the parameters.
@@ -51,15 +52,16 @@ class CARAFE(nn.Module):
         kernel_size: int = 5,
         groups: int = 1,
         encoder_kernel: int = 3,
+        encoder_dilation: int = 1,
         compressed_channels: int = 64,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
-        if min(channels, scale_factor, groups, compressed_channels) < 1 or channels % groups:
+        if min(channels, scale_factor, groups, compressed_channels, encoder_dilation) < 1 or channels % groups:
             raise ConfigError(
                 f"groups must divide channels, and all sizes be at least 1; got {channels=}, {scale_factor=}, "
-                f"{groups=}, {compressed_channels=}"
+                f"{groups=}, {compressed_channels=}, {encoder_dilation=}"
             )
         for name, size in (("kernel_size", kernel_size), ("encoder_kernel", encoder_kernel)):
             if size < 1 or size % 2 == 0:
@@ -68,8 +70,9 @@ class CARAFE(nn.Module):
         self.channels, self.scale_factor, self.kernel_size, self.groups = channels, scale_factor, kernel_size, groups
         self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1, **factory)
         made = kernel_size**2 * groups * scale_factor**2
+        reach = encoder_dilation * (encoder_kernel // 2)
         self.content_encoder = nn.Conv2d(
-            compressed_channels, made, encoder_kernel, padding=encoder_kernel // 2, **factory
+            compressed_channels, made, encoder_kernel, padding=reach, dilation=encoder_dilation, **factory
         )
         self.reset_parameters()
 

@@ -30,6 +30,8 @@ class DynamicConvModule(nn.Module):
         channels: O, of the reduced features, the kernels and the result.
         kernel_size: k, odd or even. An even kernel reaches one position further to the left and the top.
         fusion: Whether a 1x1 convolution with norm and ReLU ends the module, as in the paper.
+        norm: Whether there are normalisations, as published; without, the convolutions have biases, as in the released
+            code without ``norm_cfg``.
         device: Of the parameters.
         dtype: Of the parameters.
 
@@ -45,7 +47,15 @@ class DynamicConvModule(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, channels: int, kernel_size: int, *, fusion: bool = False, device=None, dtype=None
+        self,
+        in_channels: int,
+        channels: int,
+        kernel_size: int,
+        *,
+        fusion: bool = False,
+        norm: bool = True,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         if min(in_channels, channels, kernel_size) < 1:
@@ -55,9 +65,9 @@ class DynamicConvModule(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_channels, self.kernel_size = in_channels, kernel_size
         self.filter_gen_conv = nn.Conv2d(in_channels, channels, 1, **factory)
-        self.input_redu_conv = conv_norm_relu(in_channels, channels, 1, **factory)
-        self.norm = nn.BatchNorm2d(channels, **factory)
-        self.fusion_conv = conv_norm_relu(channels, channels, 1, **factory) if fusion else None
+        self.input_redu_conv = conv_norm_relu(in_channels, channels, 1, norm=norm, **factory)
+        self.norm = nn.BatchNorm2d(channels, **factory) if norm else nn.Identity()
+        self.fusion_conv = conv_norm_relu(channels, channels, 1, norm=norm, **factory) if fusion else None
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels of x (B, C, H, W): (B, O, k, k), one per sample and channel."""

@@ -128,11 +128,13 @@ class DepthDC(Released):
         kernel_size: An int or two.
         dilation: An int or two; ``dilation * (kernel_size - 1)`` must be even, so that both sides are padded alike.
         reduction: Of the generator's dense layer; divides D.
+        depth: Of the generator's dense layer. The released code takes it as ``down_factor``, whose name and comment
+            speak of channels; these are always divided by 4 there.
         recompute: Make the kernels again in the backward pass instead of keeping them and what they are made of; see
             ``convary.nn.recompute``.
 
     Raises:
-        ConfigError: such a kernel cannot be centred, or reduction does not divide guide_channels.
+        ConfigError: such a kernel cannot be centred, reduction does not divide guide_channels, or depth is below 1.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class DepthDC(Released):
         *,
         dilation: Size = 1,
         reduction: int = 4,
+        depth: int = 4,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -156,7 +159,7 @@ class DepthDC(Released):
         self.recompute = recompute
         self.embed = nn.Sequential(
             nn.Conv2d(guide_channels, guide_channels, 3, padding=1),
-            DenseLayer(guide_channels, guide_channels, reduction=reduction),
+            DenseLayer(guide_channels, guide_channels, reduction=reduction, depth=depth),
         )
         self.generate = nn.Conv2d(guide_channels, in_channels * prod(self.kernel_size), 1)
         self.fuse = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -197,12 +200,12 @@ class DDPM(Released):
         out_channels: O.
         kernel_size: Of every branch.
         dilations: One branch each.
-        reduction: Divides O, and D inside the branches' generators. (The released code passes its ``down_factor`` on
-            as the dense layers' depth; its networks use 4, where both mean the same.)
+        reduction: Divides O, and D inside the branches' generators.
+        depth: Of the generators' dense layers; the released code's ``down_factor``, see ``DepthDC``.
         recompute: See ``DepthDC``.
 
     Raises:
-        ConfigError: no dilations, or the numbers do not divide.
+        ConfigError: no dilations, depth below 1, or the numbers do not divide.
     """
 
     def __init__(
@@ -214,6 +217,7 @@ class DDPM(Released):
         *,
         dilations: tuple[int, ...] = (1, 3, 5),
         reduction: int = 4,
+        depth: int = 4,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -221,9 +225,9 @@ class DDPM(Released):
             raise ConfigError("dilations is empty; give one per branch, as in (1, 3, 5)")
         inner = _divided("reduction", out_channels, reduction)
         self.reduce = nn.Conv2d(in_channels, inner, 1)
+        options: dict[str, Any] = {"reduction": reduction, "depth": depth, "recompute": recompute}
         self.branches = nn.ModuleList(
-            DepthDC(inner, guide_channels, inner, kernel_size, dilation=d, reduction=reduction, recompute=recompute)
-            for d in dilations
+            DepthDC(inner, guide_channels, inner, kernel_size, dilation=d, **options) for d in dilations
         )
         self.fuse = ConvNormReLU(inner * (1 + len(dilations)), out_channels)
 
