@@ -10,7 +10,7 @@
 
 Ultralytics folds every normalisation by the formula of a static convolution, counts by THOP and builds networks from
 their yaml. ``attend`` exchanges the functions that do so by ones that know dynamic layers and leave static networks to
-the original. It is called when this module is asked for ``trainer``, and by itself when the first dynamic layer is made
+the original. It is called when this module is imported, and that happens by itself when the first dynamic layer is made
 or unpickled in a process that has loaded Ultralytics: ``YOLO("best.pt")`` is enough.
 """
 
@@ -31,12 +31,14 @@ from ultralytics.utils import LOGGER, torch_utils
 from convary.convert import convert
 from convary.errors import ConfigError, ConversionWarning
 from convary.integrations import _yolo
-from convary.integrations._yolo import converted
+from convary.integrations._yolo import NAMED, converted
 from convary.methods import MethodConfig
 from convary.nn import Placed
 from convary.recipe import recipe, reconvert
 from convary.schedule import TemperatureAnnealing, anneal, tempered_routers
 from convary.where import Selector
+
+__all__ = ["NAMED", "attend", "check_version", "trainer"]
 
 SUPPORTED = ((8, 4), (8, 5))  # from the first on, and below the second
 _STATE = "convary_annealing"  # attribute of the network in a checkpoint
@@ -79,7 +81,6 @@ def trainer(
         ConfigError: this version of Ultralytics is not supported.
     """
     check_version()
-    attend()
     conversion = None if config is None else {"config": config, "where": where, **options}
     own = {"conversion": conversion, "anneal_epochs": anneal_epochs}
 
@@ -214,3 +215,6 @@ def _published_epochs(model: nn.Module) -> float | None:
     """The longest published annealing among the methods of a model's layers, or None."""
     configs = [getattr(layer, "config", layer.converted) for layer in model.modules() if isinstance(layer, Placed)]
     return max((config.annealing.epochs for config in configs if config is not None and config.annealing), default=None)
+
+
+attend()
