@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ConfigError, ShapeError
 from convary.nn import prepared
+from convary.nn.placed import Placed
 from convary.nn.routers import Router
 from convary.ops import Coefficients, mix_bias, mix_kernels, mixed_conv
 from convary.ops.geometry import Size, per_axis, same_padding
@@ -22,7 +23,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class DynamicLayer(nn.Module):
+class DynamicLayer(Placed):
     """A layer whose kernel depends on the sample: here mixed from a bank.
 
     Attributes:
