@@ -30,6 +30,7 @@ from convary.methods.config import MethodConfig, check_positive
 from convary.nn import BatchNorm, DynamicConv, Router, Site
 from convary.nn.pool import adaptive_avg_pool
 from convary.ops import sample_conv
+from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -77,8 +78,7 @@ def _is_point(conv: Any) -> bool:
     return math.prod(conv.kernel_size) == 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gate:
+class Gate(Factors):
     """Logits of the gate, whose sum goes through a sigmoid.
 
     Attributes:
@@ -86,12 +86,9 @@ class Gate:
         filter: (B, O, T).
     """
 
+    __slots__ = ()
     channel: Tensor
     filter: Tensor
-
-    def factors(self) -> dict[str, Tensor]:
-        """Both, by name."""
-        return {"channel": self.channel, "filter": self.filter}
 
 
 class GateRouter(Router):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ShapeError
 from convary.methods.config import MethodConfig, check_positive
 from convary.nn import BatchNorm, DynamicConv, DynamicLayer, Router, Site
+from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size, resolve
 from convary.ops.sample import CONV
 
@@ -109,8 +110,7 @@ class DCD(MethodConfig):
         return latent, pool, max(max(pooled, latent**2) // self.squeeze, 4)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fusion:
+class Fusion(Factors):
     """What a DCD layer does to a sample.
 
     Attributes:
@@ -118,12 +118,9 @@ class Fusion:
         latent: (B, latent, latent) matrix that fuses the latent channels, Phi(x).
     """
 
+    __slots__ = ()
     filter: Tensor
     latent: Tensor
-
-    def factors(self) -> dict[str, Tensor]:
-        """Both, by name."""
-        return {"filter": self.filter, "latent": self.latent}
 
 
 class FusionRouter(Router):

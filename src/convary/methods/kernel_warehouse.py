@@ -31,6 +31,7 @@ from convary.methods.config import Annealing, MethodConfig, check_positive
 from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
+from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
 
 EPSILON = 1e-3  # beside the sum of magnitudes, as released
@@ -200,19 +201,15 @@ def _starts(m: int, n: int, ratio: float, first_part: int, first_cell: int) -> t
     return starts, cell
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellWeights:
+class CellWeights(Factors):
     """How the parts of a layer's kernel are mixed from cells.
 
     Attributes:
         cells: (B, n, m) weight of each cell in each part; may be negative.
     """
 
+    __slots__ = ()
     cells: Tensor
-
-    def factors(self) -> dict[str, Tensor]:
-        """The weights, by name."""
-        return {"cells": self.cells}
 
 
 class CellAttention(Router):
