@@ -183,6 +183,7 @@ class SpectralAttention(Router):
 class _FDConvNd(DynamicConv):
     config_type = FDConv
     config: FDConv
+    takes = Modulation
     mixed_bias = False
     absorbs = False  # every frequency is part of all filters
     group_of: Tensor

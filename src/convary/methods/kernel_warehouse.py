@@ -304,6 +304,7 @@ class CellAttention(Router):
 class _KernelWarehouseNd(DynamicConv):
     config_type = KernelWarehouse
     config: KernelWarehouse
+    takes = CellWeights
     mixed_bias = False
     absorbs = False  # every filter is made of the same cells
     released_weight = "warehouse_manager.weights.{}"
@@ -328,7 +329,8 @@ class _KernelWarehouseNd(DynamicConv):
             starts: The cell that each part of this layer's kernel starts as.
             own: The cells that this layer initialises.
         """
-        self.weight, mode = cells, self.training
+        self.put("weight", cells)
+        mode = self.training
         factory: dict[str, Any] = {"device": cells.device, "dtype": cells.dtype}
         self.router = CellAttention(self.in_channels, starts, cells.shape[0], own, self.config, **factory).train(mode)
         self.reset_parameters()

@@ -121,6 +121,7 @@ class ActivationRouter(Router):
 class _WeightNetNd(DynamicConv):
     config_type = WeightNet
     config: WeightNet
+    takes = Activations
     mixed_bias = False
 
     def make_weight(self, **factory: Any) -> None:
