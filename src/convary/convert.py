@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convary.errors import ConfigError
 from convary.methods import MethodConfig
-from convary.nn import DynamicLayer, Router, Site, evaluating, share_router, sites
+from convary.nn import DynamicLayer, Router, Site, evaluating, replace, share_router, sites
 from convary.nn.base import pads_like_tensorflow
 from convary.where import Selector, paper
 
@@ -99,36 +99,26 @@ class Plan:
             The converted model.
         """
         model = self.model if inplace else copy.deepcopy(self.model)
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = dict(model.named_modules())
         routers = self._block_routers(model)
         places = list(sites(model, self.blocks))
-        layers = {site.name: self.config.at(site).build(site.module) for site in places if site.name in self.converted}
+        layers = {s.name: make_dynamic(s.module, self.config.at(s)) for s in places if s.name in self.converted}
         self.config.join(places, layers)
         made: dict[nn.Module, nn.Module] = {}
         for site in places:
             if site.name in layers:
                 made[site.module] = layer = layers[site.name]
                 self._initialise(layer, site.module, routers.get(site.block))
-        if model in made:
-            return made[model]
-        for name, module in modules.items():
-            if module in made:
-                parent, _, leaf = name.rpartition(".")
-                setattr(modules[parent], leaf, made[module])
+        model = replace(model, made)
         for block, router in routers.items():
             share_router(modules[block or ""], router)
         return model
 
     def _initialise(self, layer: Any, static: Any, router: Router | None) -> None:
-        if not isinstance(layer, DynamicLayer):  # all of its parameters are new
-            return
-        if self.upcycle:
+        if self.upcycle and isinstance(layer, DynamicLayer):
             weight, bias = static.weight, static.bias
             layer.load_static(weight.detach(), None if bias is None else bias.detach(), self.noise, router)
-        if not static.weight.requires_grad:  # a weight that layers share is frozen with any of them
-            layer.weight.requires_grad_(False)
-        if layer.bias is not None:
-            layer.bias.requires_grad_(static.bias.requires_grad)
+        freeze_alike(layer, static)
 
     def _block_routers(self, model: nn.Module) -> dict[str | None, Router]:
         """One router for every block that holds converted convolutions, by the block's name; none unless asked for."""
@@ -235,6 +225,27 @@ def convert(
         ConfigError: nothing that is selected can be converted, or the method can't upcycle.
     """
     return plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks).apply(inplace=inplace)
+
+
+def make_dynamic(static: nn.Module, config: MethodConfig) -> nn.Module:
+    """What ``config`` builds of a static layer, marked as converted, so that ``recipe`` finds it.
+
+    Raises:
+        ConfigError: the method has no dynamic form of the layer.
+    """
+    layer: Any = config.build(static)
+    layer.converted = config
+    return layer
+
+
+def freeze_alike(layer: Any, static: Any) -> None:
+    """The kernels and the bias of a dynamic layer learn where those of the static one do; routers always learn."""
+    if not isinstance(layer, DynamicLayer):  # all of its parameters are new
+        return
+    if not static.weight.requires_grad:  # a weight that layers share is frozen with any of them
+        layer.weight.requires_grad_(False)
+    if layer.bias is not None:
+        layer.bias.requires_grad_(static.bias.requires_grad)
 
 
 def _check_arguments(config: MethodConfig, where: Selector | None, noise: float) -> None:

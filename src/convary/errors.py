@@ -51,6 +51,10 @@ class TemperatureWarning(UserWarning):
     """A model is evaluated while its routers' temperature is still above its final value."""
 
 
+class ConversionWarning(UserWarning):
+    """Another program drops the conversion of a network, or may not know how to treat it."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """A suggestion to append to an error message, empty where nothing is close.
 

@@ -86,6 +86,14 @@ class MethodConfig:
             layers: What ``build`` made of some of them, by name, before it is initialised from the model's weights.
         """
 
+    def share(self, layers: Sequence[Any]) -> None:
+        """Let layers share what ``join`` would let them share, in place; all of them have this config.
+
+        Raises:
+            ConfigError: the method shares nothing between layers.
+        """
+        raise ConfigError(f"layers of {self.title} share no weights; got {len(layers)} that should")
+
     def at(self, site: Site) -> MethodConfig:
         """The config of the layer at ``site``, where the paper's depends on the block around it."""
         return self

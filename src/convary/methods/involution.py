@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
 from convary.methods.config import MethodConfig
-from convary.nn import Site
+from convary.nn import Placed, Site
 from convary.nn.base import PADDING_MODES, pads_like_tensorflow
 from convary.nn.conv import conv_norm_relu
 from convary.ops import pixel_conv
@@ -98,7 +98,7 @@ class Involution(MethodConfig):
         return site.is_conv and site.block is not None and not site.shortcut and prod(site.module.kernel_size) > 1
 
 
-class Involution2d(nn.Module):
+class Involution2d(Placed):
     """Involution over (B, C, H, W).
 
     Args:

@@ -115,7 +115,11 @@ class KernelWarehouse(MethodConfig):
                 groups.setdefault(key, []).append(layer)
         for group in groups.values():
             if len(group) > 1 and not self._outgrown([layer.kernel_shape for layer in group]):
-                stock(group, self)
+                self.share(group)
+
+    def share(self, layers: Sequence[_KernelWarehouseNd]) -> None:
+        """One warehouse for the layers; see ``stock``."""
+        stock(layers, self)
 
     def _outgrown(self, kernel_shapes: Sequence[tuple[int, ...]]) -> bool:
         """Whether the attention of layers that share would be far larger than their kernels."""

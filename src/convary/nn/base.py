@@ -16,6 +16,7 @@ from convary.errors import CheckpointError, ConfigError, ShapeError
 from convary.nn import prepared
 from convary.nn.fusers import KeepsParameters
 from convary.nn.opaque import Opaque
+from convary.nn.placed import Placed
 from convary.nn.routers import Router
 from convary.ops import Coefficients, mix_bias, mix_kernels, mixed_conv
 from convary.ops.coefficients import Factors
@@ -25,7 +26,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class DynamicLayer(KeepsParameters, Opaque):
+class DynamicLayer(KeepsParameters, Opaque, Placed):
     """A layer whose kernel depends on the sample: here mixed from a bank.
 
     Attributes:

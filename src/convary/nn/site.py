@@ -111,3 +111,15 @@ def sites(model: nn.Module, blocks: tuple[type[nn.Module], ...] = ()) -> Iterato
             gate=any(name.startswith(f"{g}.") for g in gates),
         )
         seen[sort] += 1
+
+
+def replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Exchange modules under all of their names; returns the root, which may itself be one of them."""
+    if model in made:
+        return made[model]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        if module in made:
+            parent, _, leaf = name.rpartition(".")
+            setattr(modules[parent], leaf, made[module])
+    return model
