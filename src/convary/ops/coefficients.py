@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import itertools
 from math import prod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from convary.errors import DeviceError, DtypeError, ShapeError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 AXES = ("kernel", "filter", "channel", "tap")
 
@@ -40,7 +43,7 @@ class Factors(tuple[Tensor, ...]):
         subsets = (itertools.combinations(cls.axes, n) for n in range(len(cls.axes) + 1))
         cls._kinds = {present: _kind(cls, present) for present in itertools.chain.from_iterable(subsets)}
 
-    def __new__(cls, *values: Tensor, **factors: Tensor | None):
+    def __new__(cls, *values: Tensor, **factors: Tensor | None) -> Self:
         """By name; by position only what has been taken apart."""
         if values:
             return tuple.__new__(cls, values)
@@ -55,11 +58,11 @@ class Factors(tuple[Tensor, ...]):
 
     _asdict = factors
 
-    def replace(self, **factors: Tensor | None):
+    def replace(self, **factors: Tensor | None) -> Self:
         """A copy with some factors exchanged."""
         return type(self)(**{**self.factors(), **factors})
 
-    def to(self, dtype: torch.dtype):
+    def to(self, dtype: torch.dtype) -> Self:
         """The same factors in another dtype."""
         return type(self)(**{axis: value.to(dtype) for axis, value in self.factors().items()})
 

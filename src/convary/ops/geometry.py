@@ -68,7 +68,7 @@ def whole(**sizes: int) -> tuple[int, ...]:
         values = (0,)
     if min(values) < 1:
         given = ", ".join(f"{name}={size!r}" for name, size in sizes.items())
-        raise ConfigError(f"{' and '.join(sizes)} must be ints above 0; got {given}")
+        raise ConfigError(f"{', '.join(sizes)} must be ints above 0; got {given}")
     return values
 
 
