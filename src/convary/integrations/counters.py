@@ -12,9 +12,9 @@
     cv.integrations.counters.attend()  # torchinfo
     torchinfo.summary(model, input_data=x)
 
-``attend`` is called by itself where torchinfo was imported before the first dynamic layer was made. What a dynamic layer
-adds is then what ``convary.summary`` says; what these programs count besides (normalisations, activations) is theirs.
-fvcore and torch's ``FlopCounterMode`` need nothing: they follow the operations.
+``attend`` is called by itself where torchinfo was imported before the first dynamic layer was made. What a dynamic
+layer adds is then what ``convary.summary`` says; what these programs count besides (normalisations, activations) is
+theirs. fvcore and torch's ``FlopCounterMode`` need nothing: they follow the operations.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ def thop() -> dict[type[nn.Module], _Hook]:
 def ptflops() -> dict[type[nn.Module], _Hook]:
     """``custom_modules_hooks`` of ``ptflops.get_model_complexity_info`` with ``backend="pytorch"``.
 
-    It wants ``backend_specific_config={"count_functional": False}`` beside it, or ptflops counts the functions inside the
-    layers a second time.
+    With ``backend_specific_config={"count_functional": False}``, or ptflops counts the functions inside the layers too.
     """
 
     def add(layer: Any, args: tuple, y: Tensor) -> None:
@@ -69,12 +68,12 @@ def ptflops() -> dict[type[nn.Module], _Hook]:
 @functools.cache
 def attend() -> None:
     """Tell torchinfo, which counts modules without children by their parameters, about dynamic layers, once."""
-    from torchinfo.layer_info import LayerInfo
-    from torchinfo.model_statistics import ModelStatistics
+    from torchinfo import layer_info, model_statistics
 
-    LayerInfo.calculate_macs = _calculating(LayerInfo.calculate_macs)
-    LayerInfo.macs_to_str = _showing(LayerInfo.macs_to_str)
-    ModelStatistics.__init__ = _totalling(ModelStatistics.__init__)
+    row: Any = layer_info.LayerInfo
+    sums: Any = model_statistics.ModelStatistics
+    row.calculate_macs, row.macs_to_str = _calculating(row.calculate_macs), _showing(row.macs_to_str)
+    sums.__init__ = _totalling(sums.__init__)
 
 
 def _is_counted(info: Any) -> bool:

@@ -59,7 +59,7 @@ class DynamicConvModule(Opaque):
         self.fusion_conv = conv_norm_relu(channels, channels, 1, **factory) if fusion else None
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """That of the convolution which makes the kernels, for initialisers that go by "Conv" in a class's name."""
         return self.filter_gen_conv.weight
 

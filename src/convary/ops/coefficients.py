@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,13 +21,13 @@ AXES = ("kernel", "filter", "channel", "tap")
 class Factors(tuple[Tensor, ...]):
     """What a router answers: factors by name, and to tools that look at a module's output the tuple of their tensors.
 
-    A subclass annotates its factors, in order. Those that are not given, or None, are None as attributes and no
-    elements of the tuple. Each combination of factors is a class of its own behind the scenes, with the ``_fields``
+    A subclass annotates its factors, in order; one whose default is None may be left out, and is then None as an
+    attribute and no element of the tuple. Each combination of factors is a class of its own behind the scenes, with the ``_fields``
     of a named tuple, so that whoever takes tuples apart (``register_full_backward_hook``, DataParallel, Accelerate)
     puts them together again.
 
     Raises:
-        TypeError: a factor that the class does not have.
+        TypeError: a factor that the class does not have, or too few.
     """
 
     __slots__ = ()
@@ -40,17 +40,20 @@ class Factors(tuple[Tensor, ...]):
         if "_fields" in cls.__dict__:
             return
         cls.axes = tuple(cls.__annotations__)
+        wanted = {axis for axis in cls.axes if axis not in cls.__dict__}
         subsets = (itertools.combinations(cls.axes, n) for n in range(len(cls.axes) + 1))
-        cls._kinds = {present: _kind(cls, present) for present in itertools.chain.from_iterable(subsets)}
+        found = [present for present in itertools.chain.from_iterable(subsets) if wanted <= set(present)]
+        cls._kinds = {present: _kind(cls, present) for present in found}
 
     def __new__(cls, *values: Tensor, **factors: Tensor | None) -> Self:
         """By name; by position only what has been taken apart."""
         if values:
             return tuple.__new__(cls, values)
-        if unknown := [axis for axis in factors if axis not in cls.axes]:
-            raise TypeError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(cls.axes)}")
         present = tuple(axis for axis in cls.axes if factors.get(axis) is not None)
-        return tuple.__new__(cls._kinds[present], [factors[axis] for axis in present])
+        if present not in cls._kinds or any(axis not in cls.axes for axis in factors):
+            raise TypeError(f"{cls.__name__} takes {', '.join(cls.axes)}; got {', '.join(factors) or 'none'}")
+        kind: type[Any] = cls._kinds[present]
+        return tuple.__new__(kind, [factors[axis] for axis in present])
 
     def factors(self) -> dict[str, Tensor]:
         """The factors that are present, by name."""
