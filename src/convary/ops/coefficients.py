@@ -22,9 +22,9 @@ class Factors(tuple[Tensor, ...]):
     """What a router answers: factors by name, and to tools that look at a module's output the tuple of their tensors.
 
     A subclass annotates its factors, in order; one whose default is None may be left out, and is then None as an
-    attribute and no element of the tuple. Each combination of factors is a class of its own behind the scenes, with the ``_fields``
-    of a named tuple, so that whoever takes tuples apart (``register_full_backward_hook``, DataParallel, Accelerate)
-    puts them together again.
+    attribute and no element of the tuple. Each combination of factors is a class of its own behind the scenes, with the
+    ``_fields`` of a named tuple, so that whoever takes tuples apart (``register_full_backward_hook``, DataParallel,
+    Accelerate) puts them together again.
 
     Raises:
         TypeError: a factor that the class does not have, or too few.
