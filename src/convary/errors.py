@@ -43,6 +43,10 @@ class ExportError(ConvaryError, RuntimeError):
     """The target of an export can't hold the model."""
 
 
+class FusionError(ConvaryError, RuntimeError):
+    """Somebody else's batch-norm fusion met a dynamic layer."""
+
+
 class TemperatureWarning(UserWarning):
     """A model is evaluated while its routers' temperature is still above its final value."""
 

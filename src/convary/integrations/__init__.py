@@ -11,9 +11,10 @@ from types import ModuleType
 
 from convary import hosts
 
+hosts.expect("torchinfo", "convary.integrations.counters")
 hosts.expect("ultralytics.nn.tasks", "convary.integrations.ultralytics")
 
-_MODULES = ("ultralytics",)
+_MODULES = ("counters", "ultralytics")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
+from convary.nn import Opaque
 from convary.ops import pixel_conv
+from convary.ops.geometry import whole
 
 
-class CARAFE(nn.Module):
+class CARAFE(Opaque):
     """Enlarges feature maps by kernels that it makes of them.
 
     Args:
@@ -56,13 +58,14 @@ class CARAFE(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if min(channels, scale_factor, groups, compressed_channels) < 1 or channels % groups:
-            raise ConfigError(
-                f"groups must divide channels, and all sizes be at least 1; got {channels=}, {scale_factor=}, "
-                f"{groups=}, {compressed_channels=}"
-            )
+        channels, scale_factor, groups, compressed_channels, kernel_size, encoder_kernel = whole(
+            channels=channels, scale_factor=scale_factor, groups=groups, compressed_channels=compressed_channels,
+            kernel_size=kernel_size, encoder_kernel=encoder_kernel,
+        )  # fmt: skip
+        if channels % groups:
+            raise ConfigError(f"groups must divide channels; got {channels=}, {groups=}")
         for name, size in (("kernel_size", kernel_size), ("encoder_kernel", encoder_kernel)):
-            if size < 1 or size % 2 == 0:
+            if size % 2 == 0:
                 raise ConfigError(f"{name} must be odd and above 0, so that a kernel has a middle; got {size}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels, self.scale_factor, self.kernel_size, self.groups = channels, scale_factor, kernel_size, groups

@@ -47,7 +47,9 @@ class MethodConfig:
         """
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            _check_field(field.name, getattr(self, field.name), hints[field.name])
+            value = _plain(getattr(self, field.name))
+            _check_field(field.name, value, hints[field.name])
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -141,6 +143,11 @@ class BankConfig(MethodConfig):
         super().__post_init__()
         if self.experts < 1:
             raise ConfigError(f"experts must be at least 1; got {self.experts!r}")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy, which width multipliers and YAML parsers give, as Python's own; anything else as it is."""
+    return value.item() if type(value).__module__ == "numpy" and value.ndim == 0 else value
 
 
 def _check_field(name: str, value: Any, hint: Any) -> None:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
+from convary.nn import Opaque
 from convary.ops import pixel_conv, sample_conv
-from convary.ops.geometry import Size, per_axis
+from convary.ops.geometry import Size, per_axis, whole
 from convary.ops.pixel import Border
 
 
@@ -147,7 +148,7 @@ def init_filter_net(net: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class DFNConv2d(nn.Module):
+class DFNConv2d(Opaque):
     """Dynamic convolution: one generated kernel per sample, applied at every position (Sec. 3.2).
 
     Args:
@@ -198,7 +199,8 @@ class DFNConv2d(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
+        in_channels, out_channels, groups = whole(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if in_channels % groups or out_channels % groups:
             raise ConfigError(
                 f"groups must divide in_channels and out_channels, all at least 1; got {in_channels=}, "
                 f"{out_channels=}, {groups=}"
@@ -212,6 +214,11 @@ class DFNConv2d(nn.Module):
             net = FilterGenerator(D, self.filter_channels, hidden=hidden, kernel_size=1, device=device, dtype=dtype)
             generator = nn.Sequential(nn.AdaptiveAvgPool2d(1), net)
         self.generator = generator
+
+    @property
+    def weight(self) -> Tensor:
+        """No kernel: (0, C/G, kh, kw), which initialisers that go by "Conv" in a class's name leave as it is."""
+        return torch.empty(0, self.in_channels // self.groups, *self.kernel_size)
 
     @property
     def filter_channels(self) -> int:
@@ -255,7 +262,7 @@ class DFNConv2d(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}" + _unusual(self, usual)
 
 
-class DFNLocalFilter2d(nn.Module):
+class DFNLocalFilter2d(Opaque):
     """Dynamic local filtering: one generated filter per position (Sec. 3.3); stride 1, as large as x.
 
     Args:
@@ -303,8 +310,7 @@ class DFNLocalFilter2d(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if in_channels < 1:
-            raise ConfigError(f"in_channels must be at least 1; got {in_channels}")
+        (in_channels,) = whole(in_channels=in_channels)
         self.in_channels, self.kernel_size = in_channels, odd_sizes(kernel_size, 2)
         self.grouping, self.softmax, self.dynamic_bias = grouping, softmax, dynamic_bias
         self.border: Border = border

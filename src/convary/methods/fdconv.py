@@ -38,6 +38,7 @@ from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
 from convary.nn.bands import FrequencyBands, fft_macs, inverse
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
+from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
 
 _MOST = 256  # numbers of groups are kept as bytes
@@ -95,8 +96,7 @@ class FDConv(MethodConfig):
         return site.block is not None and conv.groups == 1 and min(conv.in_channels, conv.out_channels) > _FEWEST
 
 
-@dataclass(frozen=True, kw_only=True)
-class Modulation:
+class Modulation(Factors):
     """What an FDConv layer does to its kernel for a sample; what is None counts as 1.
 
     Attributes:
@@ -107,15 +107,12 @@ class Modulation:
         local: (B, O, C/G * T).
     """
 
+    __slots__ = ()
     frequency: Tensor | None = None
     filter: Tensor | None = None
     channel: Tensor | None = None
     tap: Tensor | None = None
     local: Tensor | None = None
-
-    def factors(self) -> dict[str, Tensor]:
-        """Those that exist, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class SpectralAttention(Router):
@@ -186,6 +183,7 @@ class SpectralAttention(Router):
 class _FDConvNd(DynamicConv):
     config_type = FDConv
     config: FDConv
+    takes = Modulation
     mixed_bias = False
     absorbs = False  # every frequency is part of all filters
     group_of: Tensor

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
+from convary.nn import Opaque
 from convary.nn import recompute as recomputed
 from convary.ops import pixel_conv
 from convary.ops.geometry import Size, per_axis
@@ -29,6 +30,11 @@ class ConvNormReLU(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()
         )
+
+    @property
+    def weight(self) -> Tensor:
+        """That of its convolution, for initialisers that go by "Conv" in a class's name."""
+        return self[0].get_parameter("weight")
 
 
 class Released(nn.Module):
@@ -114,7 +120,7 @@ class DenseTransLayer(Released):
         return self.narrow(self.refine(merged) + merged)
 
 
-class DepthDC(Released):
+class DepthDC(Opaque, Released):
     """Filter each channel at each position with a kernel that another feature map generates, then mix the channels.
 
     ``W = generate(dense(conv(guide)))``: one kernel per channel and position, not normalised;

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
 from convary.methods.config import MethodConfig
-from convary.nn import Placed, Site
+from convary.nn import Opaque, Placed, Site
 from convary.nn.base import PADDING_MODES, pads_like_tensorflow
 from convary.nn.conv import conv_norm_relu
 from convary.ops import pixel_conv
-from convary.ops.geometry import Size, per_axis
+from convary.ops.geometry import Size, per_axis, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Involution(MethodConfig):
         return site.is_conv and site.block is not None and not site.shortcut and prod(site.module.kernel_size) > 1
 
 
-class Involution2d(Placed):
+class Involution2d(Opaque, Placed):
     """Involution over (B, C, H, W).
 
     Args:
@@ -137,7 +137,10 @@ class Involution2d(Placed):
         reduction: int = 4,
     ) -> None:
         super().__init__()
-        if min(channels, group_channels, reduction) < 1 or channels % group_channels or channels < reduction:
+        channels, group_channels, reduction = whole(
+            channels=channels, group_channels=group_channels, reduction=reduction
+        )
+        if channels % group_channels or channels < reduction:
             raise ConfigError(
                 f"group_channels must divide channels and reduction not exceed them; got {channels=}, "
                 f"{group_channels=}, {reduction=}"

@@ -31,6 +31,7 @@ from convary.methods.config import Annealing, MethodConfig, check_positive
 from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
+from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
 
 EPSILON = 1e-3  # beside the sum of magnitudes, as released
@@ -204,19 +205,15 @@ def _starts(m: int, n: int, ratio: float, first_part: int, first_cell: int) -> t
     return starts, cell
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellWeights:
+class CellWeights(Factors):
     """How the parts of a layer's kernel are mixed from cells.
 
     Attributes:
         cells: (B, n, m) weight of each cell in each part; may be negative.
     """
 
+    __slots__ = ()
     cells: Tensor
-
-    def factors(self) -> dict[str, Tensor]:
-        """The weights, by name."""
-        return {"cells": self.cells}
 
 
 class CellAttention(Router):
@@ -311,6 +308,7 @@ class CellAttention(Router):
 class _KernelWarehouseNd(DynamicConv):
     config_type = KernelWarehouse
     config: KernelWarehouse
+    takes = CellWeights
     mixed_bias = False
     absorbs = False  # every filter is made of the same cells
     released_weight = "warehouse_manager.weights.{}"
@@ -335,7 +333,8 @@ class _KernelWarehouseNd(DynamicConv):
             starts: The cell that each part of this layer's kernel starts as.
             own: The cells that this layer initialises.
         """
-        self.weight, mode = cells, self.training
+        self.put("weight", cells)
+        mode = self.training
         factory: dict[str, Any] = {"device": cells.device, "dtype": cells.dtype}
         self.router = CellAttention(self.in_channels, starts, cells.shape[0], own, self.config, **factory).train(mode)
         self.reset_parameters()

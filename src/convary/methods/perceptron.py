@@ -106,8 +106,7 @@ class MixedLinear(DynamicLayer):
             raise ShapeError(f"MixedLinear wants x of shape (B, *, {self.in_features}); got {tuple(x.shape)}")
         rows = x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
         maps = rows.transpose(1, 2)  # (B, C, P): a 1x1 convolution over P positions
-        if coeffs is None:
-            coeffs = self.coefficients(maps)
+        coeffs = self.coefficients(maps) if coeffs is None else self.given(coeffs)
         y = mixed_conv(maps, self.weight[..., None], coeffs, self.bias)
         return y.transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 

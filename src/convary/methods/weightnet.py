@@ -30,6 +30,7 @@ from convary.nn import DynamicConv, Router, Site
 from convary.nn.base import per_expert_, zero_sum_noise
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
+from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
 
 
@@ -73,19 +74,15 @@ class WeightNet(MethodConfig):
         return site.block is not None if site.block_count else site.index > 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Activations:
+class Activations(Factors):
     """What the splits of a layer's filters are multiplied by.
 
     Attributes:
         splits: (B, K, O P) with K = M / G, for each of P splits of each filter, from 0 to 1.
     """
 
+    __slots__ = ()
     splits: Tensor
-
-    def factors(self) -> dict[str, Tensor]:
-        """The activations, by name."""
-        return {"splits": self.splits}
 
 
 class ActivationRouter(Router):
@@ -124,6 +121,7 @@ class ActivationRouter(Router):
 class _WeightNetNd(DynamicConv):
     config_type = WeightNet
     config: WeightNet
+    takes = Activations
     mixed_bias = False
 
     def make_weight(self, **factory: Any) -> None:

@@ -56,6 +56,22 @@ def per_axis(value: Size, rank: int, name: str, *, least: int = 1) -> tuple[int,
     return values
 
 
+def whole(**sizes: int) -> tuple[int, ...]:
+    """The sizes as Python's ints; numpy's, from width multipliers and YAML, are taken too.
+
+    Raises:
+        ConfigError: one that is no whole number, or below 1.
+    """
+    try:
+        values = tuple(operator.index(size) for size in sizes.values())
+    except TypeError:
+        values = (0,)
+    if min(values) < 1:
+        given = ", ".join(f"{name}={size!r}" for name, size in sizes.items())
+        raise ConfigError(f"{', '.join(sizes)} must be ints above 0; got {given}")
+    return values
+
+
 def same_padding(
     size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> list[tuple[int, int]]:
