@@ -30,6 +30,7 @@ VARIANTS = [
     cv.ODConv(experts=2, attentions=("channel",), norm="none"),
     cv.DCD(latent="basic"),
     cv.KernelWarehouse(cell_ratio=2.5, in_ratio=0.5, out_ratio=0.5, min_hidden=4),
+    cv.KernelWarehouse(spatial_partition=False, norm="layer"),
     cv.WeightNet(expansion=9, splits=3, min_hidden=4),
     cv.CGC(interaction=2),
     cv.FDConv(kernels=5, bands=(3,), min_hidden=4),

@@ -19,6 +19,7 @@ from convary.errors import (
     DeviceError,
     DtypeError,
     ExportError,
+    GrowthWarning,
     ShapeError,
     StrategyError,
     TemperatureWarning,
@@ -66,6 +67,7 @@ from convary.methods import (
     KernelWarehouse1d,
     KernelWarehouse2d,
     KernelWarehouse3d,
+    KernelWarehouseLinear,
     MethodConfig,
     MixedLinear,
     ODConv,
@@ -78,6 +80,7 @@ from convary.methods import (
     WeightNet3d,
     config_from_json,
     method,
+    share_warehouse,
 )
 from convary.methods.condinst import MaskHead, mask_logits, split_params
 from convary.ops import Coefficients
@@ -92,10 +95,11 @@ __all__ = [
     "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d", "DataError", "DepthDC", "DeviceError",
     "Diagnosis", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d",
     "DyNetConv3d", "DynamicConvModule", "ExportError", "FDConv", "FDConv1d", "FDConv2d", "FDConv3d", "Folded",
-    "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d",
-    "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan",
-    "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "WeightNet",
-    "WeightNet1d", "WeightNet2d", "WeightNet3d", "__version__", "anneal", "config_from_json", "convert", "diagnose",
-    "export", "fold", "fold_norms", "freeze_routing", "load_released", "mask_logits", "method", "ops", "param_groups",
-    "plan", "released_state", "routing", "set_temperature", "split_params", "summary", "where",
+    "GrowthWarning", "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d",
+    "KernelWarehouse3d", "KernelWarehouseLinear", "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv",
+    "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary",
+    "TemperatureAnnealing", "TemperatureWarning", "WeightNet", "WeightNet1d", "WeightNet2d", "WeightNet3d",
+    "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms",
+    "freeze_routing", "load_released", "mask_logits", "method", "ops", "param_groups", "plan", "released_state",
+    "routing", "set_temperature", "share_warehouse", "split_params", "summary", "where",
 ]  # fmt: skip

@@ -47,6 +47,10 @@ class TemperatureWarning(UserWarning):
     """A model is evaluated while its routers' temperature is still above its final value."""
 
 
+class GrowthWarning(UserWarning):
+    """A conversion makes a network larger by far than its method promises."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """A suggestion to append to an error message, empty where nothing is close.
 

@@ -64,6 +64,11 @@ class MethodConfig:
                 )
         return cls(**options)
 
+    @property
+    def promise(self) -> float:
+        """How many times the parameters of the layers there are to be, as published; the attentions add to it."""
+        return 1.0
+
     def options(self) -> dict[str, Any]:
         """The fields as keyword arguments."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -133,6 +138,11 @@ class BankConfig(MethodConfig):
         super().__post_init__()
         if self.experts < 1:
             raise ConfigError(f"experts must be at least 1; got {self.experts!r}")
+
+    @property
+    def promise(self) -> float:
+        """K kernels instead of one."""
+        return float(self.experts)
 
 
 def _check_field(name: str, value: Any, hint: Any) -> None:

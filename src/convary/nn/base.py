@@ -36,6 +36,8 @@ class DynamicLayer(nn.Module):
     router: Router | None
     absorbs: ClassVar[bool] = True  # whether ``absorb_`` can scale one filter without the others
     released_weight: ClassVar[str | None] = None  # the authors' name of a weight that layers share, by its number
+    # By the network's class name: patterns of names, and what the authors' network calls them.
+    released_network: ClassVar[Mapping[str, Sequence[tuple[str, str]]]] = {}
 
     def __init__(self) -> None:
         super().__init__()
