@@ -35,6 +35,7 @@ VARIANTS = [
     cv.CGC(interaction=2),
     cv.FDConv(kernels=5, bands=(3,), min_hidden=4),
     cv.FDConv(kernels=1, local=False, bands=()),
+    cv.FDConv(kernels=3, param_ratio=2, kernel_attention_only=True, activation="softmax", local_activation="tanh"),
 ]
 IDS = [f"{c.name}{i}" for i, c in enumerate(VARIANTS)]
 every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)

@@ -152,9 +152,10 @@ def _check_field(name: str, value: Any, hint: Any) -> None:
             f"{name} must be one of {choices}; got {value!r}{nearest(str(value), map(str, get_args(hint)))}"
         )
     words = {bool: "True or False", int: "an int", float: "a number", int | None: "an int or None"}
-    if hint not in words or (value is None and hint == int | None):
+    words[float | None] = "a number or None"
+    if hint not in words or (value is None and hint in (int | None, float | None)):
         return
-    kinds = {bool: bool, float: (int, float)}.get(hint, int)
+    kinds = {bool: bool, float: (int, float), float | None: (int, float)}.get(hint, int)
     if not isinstance(value, kinds) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{name} must be {words[hint]}; got {value!r}")
 
