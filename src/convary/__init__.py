@@ -22,6 +22,7 @@ from convary.errors import (
     DtypeError,
     ExportError,
     FusionError,
+    GrowthWarning,
     ShapeError,
     StrategyError,
     TemperatureWarning,
@@ -69,6 +70,7 @@ from convary.methods import (
     KernelWarehouse1d,
     KernelWarehouse2d,
     KernelWarehouse3d,
+    KernelWarehouseLinear,
     MethodConfig,
     MixedLinear,
     ODConv,
@@ -81,6 +83,7 @@ from convary.methods import (
     WeightNet3d,
     config_from_json,
     method,
+    share_warehouse,
 )
 from convary.methods.condinst import MaskHead, mask_logits, split_params
 from convary.ops import Coefficients
@@ -96,11 +99,12 @@ __all__ = [
     "ConversionWarning", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d",
     "DataError", "DepthDC", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d",
     "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "ExportError", "FDConv", "FDConv1d",
-    "FDConv2d", "FDConv3d", "Folded", "FusionError", "Involution", "Involution2d", "KernelWarehouse",
-    "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "LayerDiagnosis", "MaskHead", "MethodConfig",
-    "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError",
-    "Summary", "TemperatureAnnealing", "TemperatureWarning", "WeightNet", "WeightNet1d", "WeightNet2d", "WeightNet3d",
-    "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold", "fold_norms",
-    "freeze_routing", "integrations", "load", "load_released", "mask_logits", "method", "ops", "param_groups", "plan",
-    "recipe", "reconvert", "released_state", "routing", "save", "set_temperature", "split_params", "summary", "where",
+    "FDConv2d", "FDConv3d", "Folded", "FusionError", "GrowthWarning", "Involution", "Involution2d", "KernelWarehouse",
+    "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "KernelWarehouseLinear", "LayerDiagnosis",
+    "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow",
+    "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "WeightNet", "WeightNet1d",
+    "WeightNet2d", "WeightNet3d", "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold",
+    "fold_norms", "freeze_routing", "integrations", "load", "load_released", "mask_logits", "method", "ops",
+    "param_groups", "plan", "recipe", "reconvert", "released_state", "routing", "save", "set_temperature",
+    "share_warehouse", "split_params", "summary", "where",
 ]  # fmt: skip

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convary.errors import ConfigError
+from convary.errors import ConfigError, GrowthWarning
 from convary.methods import MethodConfig
 from convary.nn import DynamicLayer, Router, Site, evaluating, replace, share_router, sites
 from convary.nn.base import pads_like_tensorflow
 from convary.where import Selector, paper
 
 NOISE = 0.1
+_BEYOND, _MANY = 2, 1 << 20  # a plan says so where parameters are that many times the promised, and so many more
 _EXACT = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -86,7 +88,22 @@ class Plan:
             f"where {self.where}; parameters {self._model_params:,} -> {after:,}"
         )
         why = "; ".join(f"{count} stay: {reason}" for reason, count in kept.items())
-        return "\n".join([total, *([why] if why else [])])
+        return "\n".join(line for line in (total, why, self.growth) if line)
+
+    @property
+    def growth(self) -> str:
+        """That the layers get far more parameters than the method promises, and what to do; empty where they don't."""
+        changed = [row for row in self.rows if row.after is not None]
+        before, after = (sum(getattr(row, f"params_{when}") for row in changed) for when in ("before", "after"))
+        budget = max(self.config.promise, 1.0)
+        if after <= _BEYOND * budget * before or after - budget * before <= _MANY:
+            return ""
+        most = max(changed, key=lambda row: row.params_after - budget * row.params_before)
+        return (
+            f"{self.config.title} multiplies the parameters of these layers by {after / before:.1f}, where its budget "
+            f"is {budget:g}: most in {most.name or 'the layer'}, {most.params_before:,} -> {most.params_after:,}; "
+            "leave such layers out with where, or see the method's options"
+        )
 
     def apply(self, *, inplace: bool = False) -> nn.Module:
         """Convert.
@@ -97,7 +114,19 @@ class Plan:
 
         Returns:
             The converted model.
+
+        Warns:
+            GrowthWarning: the method's parameters go far beyond its budget in this network; see ``growth``.
         """
+        self._warn_of_growth()
+        return self._made(inplace)
+
+    def _warn_of_growth(self) -> None:
+        """Warns the caller of ``apply`` or ``convert``."""
+        if self.growth:
+            warnings.warn(self.growth, GrowthWarning, stacklevel=3)
+
+    def _made(self, inplace: bool) -> nn.Module:
         model = self.model if inplace else copy.deepcopy(self.model)
         modules = dict(model.named_modules())
         routers = self._block_routers(model)
@@ -224,7 +253,9 @@ def convert(
     Raises:
         ConfigError: nothing that is selected can be converted, or the method can't upcycle.
     """
-    return plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks).apply(inplace=inplace)
+    planned = plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks)
+    planned._warn_of_growth()
+    return planned._made(inplace)
 
 
 def make_dynamic(static: nn.Module, config: MethodConfig) -> nn.Module:

@@ -55,6 +55,10 @@ class ConversionWarning(UserWarning):
     """Another program drops the conversion of a network, or may not know how to treat it."""
 
 
+class GrowthWarning(UserWarning):
+    """A conversion makes a network larger by far than its method promises."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """A suggestion to append to an error message, empty where nothing is close.
 

@@ -66,6 +66,11 @@ class MethodConfig:
                 )
         return cls(**options)
 
+    @property
+    def promise(self) -> float:
+        """How many times the parameters of the layers there are to be, as published; the attentions add to it."""
+        return 1.0
+
     def options(self) -> dict[str, Any]:
         """The fields as keyword arguments."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -144,6 +149,11 @@ class BankConfig(MethodConfig):
         if self.experts < 1:
             raise ConfigError(f"experts must be at least 1; got {self.experts!r}")
 
+    @property
+    def promise(self) -> float:
+        """K kernels instead of one."""
+        return float(self.experts)
+
 
 def _plain(value: Any) -> Any:
     """Numbers of numpy, which width multipliers and YAML parsers give, as Python's own; anything else as it is."""
@@ -157,9 +167,10 @@ def _check_field(name: str, value: Any, hint: Any) -> None:
             f"{name} must be one of {choices}; got {value!r}{nearest(str(value), map(str, get_args(hint)))}"
         )
     words = {bool: "True or False", int: "an int", float: "a number", int | None: "an int or None"}
-    if hint not in words or (value is None and hint == int | None):
+    words[float | None] = "a number or None"
+    if hint not in words or (value is None and hint in (int | None, float | None)):
         return
-    kinds = {bool: bool, float: (int, float)}.get(hint, int)
+    kinds = {bool: bool, float: (int, float), float | None: (int, float)}.get(hint, int)
     if not isinstance(value, kinds) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{name} must be {words[hint]}; got {value!r}")
 

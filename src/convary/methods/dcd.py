@@ -33,6 +33,22 @@ from convary.ops.geometry import Size, resolve
 from convary.ops.sample import CONV
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_BLOCK = r"features\.(\d+)\.conv"
+# Their blocks of MobileNetV2 are flat, their classifiers a sequence of one, or of two with dropout.
+_NETWORKS = {
+    "ResNet": ((r"fc\.(.*)", r"classifier.0.\1"), (r"fc\.(.*)", r"classifier.1.\1")),
+    "MobileNetV2": (
+        (r"features\.1\.conv\.1\.(.*)", r"features.1.conv.3.\1"),
+        (r"features\.1\.conv\.2\.(.*)", r"features.1.conv.4.\1"),
+        (rf"{_BLOCK}\.0\.(\d)\.(.*)", r"features.\1.conv.\2.\3"),
+        (rf"{_BLOCK}\.1\.0\.(.*)", r"features.\1.conv.3.\2"),
+        (rf"{_BLOCK}\.1\.1\.(.*)", r"features.\1.conv.4.\2"),
+        (rf"{_BLOCK}\.2\.(.*)", r"features.\1.conv.6.\2"),
+        (rf"{_BLOCK}\.3\.(.*)", r"features.\1.conv.7.\2"),
+        (r"features\.18\.(.*)", r"conv.\1"),
+        (r"classifier\.1\.(.*)", r"classifier.0.\1"),
+    ),
+}
 _CLASSIFIER = 32  # latent and hidden width of the classifier, as released
 
 
@@ -190,6 +206,7 @@ class _Decomposed(OneKernel):
     """What the convolutions and the classifier have in common; ``kernel`` is W0."""
 
     takes = Fusion
+    released_network = _NETWORKS
     router: FusionRouter
     q: nn.Parameter
     p: nn.Parameter

@@ -66,6 +66,11 @@ class WeightNet(MethodConfig):
                 "splits=2 and an expansion of 2 to 16"
             )
 
+    @property
+    def promise(self) -> float:
+        """M / G."""
+        return self.expansion / self.splits
+
     @classmethod
     def placement(cls, site: Site) -> bool:
         """The convolutions inside the blocks, depthwise ones too; stem, shortcuts, gates and head stay static."""

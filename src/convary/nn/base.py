@@ -41,6 +41,8 @@ class DynamicLayer(KeepsParameters, Opaque, Placed):
     takes: ClassVar[type[Factors]] = Coefficients  # what its router makes, and what may be given instead
     absorbs: ClassVar[bool] = True  # whether ``absorb_`` can scale one filter without the others
     released_weight: ClassVar[str | None] = None  # the authors' name of a weight that layers share, by its number
+    # By the network's class name: patterns of names, and what the authors' network calls them.
+    released_network: ClassVar[Mapping[str, Sequence[tuple[str, str]]]] = {}
 
     def __init__(self) -> None:
         super().__init__()
