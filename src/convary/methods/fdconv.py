@@ -35,10 +35,12 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import MethodConfig, check_positive
 from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
-from convary.nn.bands import FrequencyBands, fft_macs, inverse
+from convary.nn.bands import FrequencyBands, fft_macs, inverse, inverse_by_products
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
 from convary.ops.geometry import Size
+from convary.ops.shapes import plain_shape, unflatten
+from convary.ops.strategy import is_onnx_trace
 
 _MOST = 256  # numbers of groups are kept as bytes
 _FEWEST = 16  # channels up to which the released layer stays static
@@ -165,11 +167,11 @@ class SpectralAttention(Router):
     def _local(self, vector: Tensor) -> Tensor:
         """(B, C) to (B, O, C/G * T): every channel and its neighbours tell the filters of the channel's group."""
         O, C_group, *k = self.kernel_shape
-        G, T, reach = self.in_channels // C_group, math.prod(k), self.local.shape[1]
+        G, T, reach = self.in_channels // C_group, math.prod(k), plain_shape(self.local)[1]
         padded = F.pad(vector, (reach // 2, reach // 2))
-        windows = torch.stack([padded.narrow(1, i, self.in_channels) for i in range(reach)], 2)
-        logits = windows.unflatten(1, (G, C_group)) @ self.local.unflatten(0, (G, O // G * T)).transpose(1, 2)
-        return 2 * logits.unflatten(3, (O // G, T)).transpose(2, 3).reshape(-1, O, C_group * T).sigmoid()
+        windows = torch.stack([padded[:, i : i + self.in_channels] for i in range(reach)], 2)
+        logits = unflatten(windows, 1, (G, C_group)) @ unflatten(self.local, 0, (G, O // G * T)).transpose(1, 2)
+        return 2 * unflatten(logits, 3, (O // G, T)).transpose(2, 3).reshape(-1, O, C_group * T).sigmoid()
 
     def neutral_(self) -> None:
         """Zero logits: every frequency's weight is 1/K, and the other attentions 1."""
@@ -266,7 +268,7 @@ class _FDConvNd(DynamicConv):
         """(B, O, C/G, *k): groups are mixed as frequencies, for one inverse transform per sample."""
         O, C_group, *k = self.kernel_shape
         G, points = self.groups, [1] * self.rank
-        made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1]).movedim(-2, 3)
+        made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1]).movedim(self.rank + 2, 3)
         if coeffs.local is not None:
             made = coeffs.local.reshape(-1, G, O // G, C_group, *k) * made
         inputs = None if coeffs.channel is None else coeffs.channel.reshape(-1, G, 1, C_group, *points)
@@ -287,7 +289,9 @@ class _FDConvNd(DynamicConv):
         else:
             group = self.group_of.long().expand(frequency.shape[0], -1)
             share = torch.gather(frequency * (self.K * self._gain), 1, group).to(weight.dtype)
-            mixed = share.unflatten(1, weight.shape[:2]).unsqueeze(3) * weight
+            mixed = unflatten(share, 1, (*plain_shape(weight)[:2], 1)) * weight
+        if is_onnx_trace():  # that exporter has no transform
+            return inverse_by_products(mixed, *self._matrix_shape).to(self.weight.dtype)
         spectrum = torch.view_as_complex(mixed)
         if 0 in spectrum.shape:  # the transform takes no empty batch
             return mixed[..., :1, 0].expand(-1, -1, self._matrix_shape[1]).to(self.weight.dtype)

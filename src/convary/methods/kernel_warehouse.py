@@ -32,6 +32,7 @@ from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
 from convary.ops.geometry import Size
+from convary.ops.shapes import plain_shape, unflatten
 
 EPSILON = 1e-3  # beside the sum of magnitudes, as released
 _BASES = 16  # the fewest, as released
@@ -296,12 +297,12 @@ class CellAttention(Router):
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.heads(hidden)
         if self.basis is None:
-            return logits.unflatten(1, (-1, self.n + 1))
+            return unflatten(logits, 1, (-1, self.n + 1))
         own = self.own.stop - self.own.start
-        logits = logits.unflatten(1, (len(self.starts), -1))
+        logits = unflatten(logits, 1, (plain_shape(self.starts)[0], -1))
         local, bases, zero = logits.split_with_sizes([own, self.basis.in_features, 1], 2)
         before, after = self.basis(bases).split_with_sizes([self.own.start, self.n - self.own.stop], 2)
-        return torch.cat([before, local, after, zero], 2) + self.bias.unflatten(0, (-1, self.n + 1))
+        return torch.cat([before, local, after, zero], 2) + unflatten(self.bias, 0, (-1, self.n + 1))
 
 
 class _KernelWarehouseNd(DynamicConv):
@@ -369,7 +370,7 @@ class _KernelWarehouseNd(DynamicConv):
 
     def kernels(self, coeffs: CellWeights) -> Tensor:
         """(B, O, C/G, *k), its parts ordered as (tap, filters, channels)."""
-        co, ci = self.weight.shape[1:]
+        co, ci = plain_shape(self.weight)[1:]
         O, C_group, *k = self.kernel_shape
         parts = coeffs.cells.transpose(1, 2) @ self.weight.flatten(1)  # (B, m, co * ci)
         parts = parts.reshape(-1, math.prod(k), O // co, C_group // ci, co, ci)

@@ -31,6 +31,7 @@ from convary.nn.base import per_expert_, zero_sum_noise
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
 from convary.ops.geometry import Size
+from convary.ops.shapes import unflatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ class ActivationRouter(Router):
 
     def expand(self, reduced: Tensor) -> Activations:
         """splits: (B, K, O P), from a reduced vector (B, hidden)."""
-        return Activations(splits=self.linear(reduced).sigmoid().unflatten(1, (-1, self.K)).transpose(1, 2))
+        return Activations(splits=unflatten(self.linear(reduced).sigmoid(), 1, (-1, self.K)).transpose(1, 2))
 
     def neutral_(self) -> None:
         """Zero logits: every activation is 1/2."""
@@ -164,11 +165,12 @@ class _WeightNetNd(DynamicConv):
 
     def kernels(self, coeffs: Activations) -> Tensor:
         """(B, O, C/G, *k)."""
-        P = self._splits
-        weights = self.weight.flatten(2).tensor_split(P, 2)
-        activations = coeffs.splits.unflatten(2, (-1, P)).unbind(3)
+        P, numbers = self._splits, math.prod(self.kernel_shape[1:])
+        # Parts as ``tensor_split`` makes them, which Core ML does not know: the first ones take what is left over.
+        weights = self.weight.flatten(2).split_with_sizes([(numbers + P - 1 - i) // P for i in range(P)], 2)
+        activations = unflatten(coeffs.splits, 2, (-1, P)).unbind(3)
         made = [torch.einsum("bko,koj->boj", a, w) for a, w in zip(activations, weights, strict=True)]
-        return torch.cat(made, 2).unflatten(2, self.kernel_shape[1:])
+        return unflatten(torch.cat(made, 2), 2, self.kernel_shape[1:])
 
     def convolve(self, x: Tensor, coeffs: Activations, padding: Size | str) -> Tensor:
         """Generate the kernels, then convolve each sample with its own."""
