@@ -19,6 +19,7 @@ from torch import Tensor
 
 from convary.errors import ConfigError, ShapeError
 from convary.ops import sample_conv
+from convary.ops.shapes import plain_shape
 
 Kernel = tuple[Tensor, Tensor]
 """Weight (N, O, C, 1, 1) and bias (N, O) of a layer, for each of N instances."""

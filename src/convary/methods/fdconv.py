@@ -268,7 +268,8 @@ class _FDConvNd(DynamicConv):
         """(B, O, C/G, *k): groups are mixed as frequencies, for one inverse transform per sample."""
         O, C_group, *k = self.kernel_shape
         G, points = self.groups, [1] * self.rank
-        made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1]).movedim(self.rank + 2, 3)
+        made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1])
+        made = made.movedim(self.rank + 2, 3)
         if coeffs.local is not None:
             made = coeffs.local.reshape(-1, G, O // G, C_group, *k) * made
         inputs = None if coeffs.channel is None else coeffs.channel.reshape(-1, G, 1, C_group, *points)

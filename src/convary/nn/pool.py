@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convary.ops.shapes import plain_shape
 from convary.ops.strategy import is_onnx_trace, is_traced
 
 _POOL: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
 def adaptive_avg_pool(x: Tensor, size: int | Sequence[int]) -> Tensor:
-    """``torch.nn.functional.adaptive_avg_pool1d``, ``2d`` or ``3d``; where ONNX may come of it a matrix product per axis.
+    """``torch.nn.functional.adaptive_avg_pool*d``; where ONNX may come of it, as a matrix product per axis.
 
     The bins of a map that ``size`` does not divide differ in width and overlap. ONNX has no operator for that, and
     recorders write down the bins of the example's size; these matrices are computed from the size in the graph.

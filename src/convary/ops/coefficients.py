@@ -95,8 +95,7 @@ class Coefficients:
         if axis == "kernel":
             if shape != (batch, K):
                 raise ShapeError(
-                    f"kernel coefficients are {shape}; a batch of {batch} and a bank of {K} kernels "
-                    f"want ({batch}, {K})"
+                    f"kernel coefficients are {shape}; a batch of {batch} and a bank of {K} kernels want ({batch}, {K})"
                 )
             return
         fits = len(shape) == 3 and shape[0] == batch and shape[1] in (1, K)

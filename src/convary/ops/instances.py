@@ -27,7 +27,8 @@ def check_kernels(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor 
     if index is not None:
         _check_index(x, N, index)
     if bias is not None and tuple(plain_shape(bias)) not in ((O,), (N, O)):
-        raise ShapeError(f"bias is {tuple(plain_shape(bias))}; {N} kernels of {O} output channels want ({O},) or ({N}, {O})")
+        given = tuple(plain_shape(bias))
+        raise ShapeError(f"bias is {given}; {N} kernels of {O} output channels want ({O},) or ({N}, {O})")
     if bias is not None:
         check_bias(bias, weight, mixed_dtypes=autocasting(x))
 

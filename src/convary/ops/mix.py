@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from convary.errors import ShapeError
-from convary.ops import autograd, native
+from convary.ops import autograd, eligible, native
 from convary.ops.coefficients import Coefficients
 from convary.ops.shapes import plain_shape, unflatten
-from convary.ops.strategy import inside_functorch, is_traced
+from convary.ops.strategy import is_watched, may_be_native
 
 
 def mix_kernels(bank: Tensor, coeffs: Coefficients) -> Tensor:
     """One kernel per sample: ``W[b,o,c,t] = sum_k kernel[b,k] filter[b,k,o] channel[b,k,c] tap[b,k,t] bank[k,o,c,t]``.
+
+    It has no strategies of its own: the native library serves it by default and under ``ops.strategy("native")``,
+    where it can; under any other forced strategy torch does.
 
     Args:
         bank: (K, O, C/G, *k).
@@ -124,9 +127,9 @@ def _weighted_sum(kernel: Tensor, flat: Tensor) -> Tensor:
 
     The native kernel streams the bank once per batch; for a single sample torch is as fast.
     """
-    hidden = is_traced(flat) or inside_functorch()
-    if kernel.shape[0] > 1 and not hidden and native.why_not(flat, kernel) is None:
-        return autograd.apply(_NativeMix, kernel, flat)
+    if not is_watched(flat, kernel) and may_be_native() and eligible.obstacle(flat, kernel) is None:
+        if kernel.shape[0] > 1 and native.why_not(flat, kernel) is None:
+            return autograd.apply(_NativeMix, kernel, flat)
     return kernel @ flat
 
 

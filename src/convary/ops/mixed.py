@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convary.errors import ShapeError
-from convary.ops import native_conv, registered, sample
+from convary.ops import eligible, native_conv, registered, sample
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, Size, autocasting, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias, mix_kernels
@@ -68,7 +68,7 @@ def mixed_conv(
     """
     x, geometry = resolve(x, plain_shape(bank)[3:], stride, padding, dilation, groups)
     training = needs_gradient(x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
-    obstacle = native_conv.obstacle(x, bank, coeffs, bias)
+    obstacle = eligible.obstacle(x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias)
 
     if is_traced(x):
         coeffs = _check(x, bank, coeffs, bias, geometry)
@@ -192,7 +192,9 @@ def outputs(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, 
 def _output_factor(coeffs: Coefficients, G: int, O: int) -> Tensor | None:
     """The kernel and filter factors as (B, [G,] K or 1, O/G or 1, 1)."""
     if coeffs.filter is None:
-        return None if coeffs.kernel is None else coeffs.kernel.reshape(-1, *[1] * (G > 1), plain_shape(coeffs.kernel)[1], 1, 1)
+        if coeffs.kernel is None:
+            return None
+        return coeffs.kernel.reshape(-1, *[1] * (G > 1), plain_shape(coeffs.kernel)[1], 1, 1)
     factor = coeffs.filter if coeffs.kernel is None else coeffs.filter * coeffs.kernel.unsqueeze(2)
     if G > 1:
         factor = unflatten(factor, 2, (G, O // G)).transpose(1, 2)

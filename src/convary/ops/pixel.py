@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from convary.ops import native_pixel, registered_pixel, taps
+from convary.ops import eligible, native_pixel, registered_pixel, taps
 from convary.ops.geometry import Size
 from convary.ops.operators import in_format_of
 from convary.ops.shapes import plain_shape
@@ -61,9 +62,10 @@ def run(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     if is_traced(x, weight):
         name = choose_traced(STRATEGIES, describe(x, weight, window))
     elif x.numel() == 0 or weight.numel() == 0:
-        return x.new_zeros(*x.shape[:2], *weight.shape[3:]) + 0 * (x.sum() + weight.sum())  # backward gives zeros
+        dtype = torch.promote_types(x.dtype, weight.dtype)  # they differ under autocast
+        return x.new_zeros(*x.shape[:2], *weight.shape[3:], dtype=dtype) + 0 * (x.sum() + weight.sum())  # for backward
     else:
-        obstacle = native_pixel.obstacle(x, weight)
+        obstacle = eligible.obstacle(x, weight)
         key = ("pixel_conv", x.shape, weight.shape, window, needs_gradient(x, weight), x.device.type, x.dtype, obstacle)
         name = choose(STRATEGIES, key, lambda: describe(x, weight, window))
     return in_format_of(x, STRATEGIES[name].run(x, weight, window))
@@ -90,7 +92,7 @@ def describe(x: Tensor, weight: Tensor, window: Window) -> Problem:
         device=x.device.type,
         itemsize=x.element_size(),
         reach=tuple(s + 2 * p for s, p in zip(size, window.padding, strict=True)),
-        obstacle=native_pixel.obstacle(x, weight),
+        obstacle=eligible.obstacle(x, weight),
     )
 
 

@@ -82,7 +82,8 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inde
 def empty_batch(x: Tensor, weight: Tensor, geometry: Geometry, O: int) -> Tensor:
     """No kernels, no output; still connected to the inputs, so that backward gives zeros."""
     out_size = geometry.out_size(x.shape[2:], weight.shape[3:])
-    return x.new_zeros(0, O, *out_size) + 0 * (x.sum() + weight.sum())
+    dtype = torch.get_autocast_dtype(x.device.type) if autocasting(x) else x.dtype
+    return x.new_zeros(0, O, *out_size, dtype=dtype) + 0 * (x.sum() + weight.sum())
 
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:

@@ -154,7 +154,7 @@ def _by_group(x: Tensor, G: int, window: Window) -> Tensor:
 
 def _ungroup(x: Tensor, window: Window) -> Tensor:
     """(B, G, C/G, *S) as (B, C, *S)."""
-    if plain_shape(x)[2] == 1:  # always a view; flatten would compare C/G with H, and tie an exported graph to the answer
+    if plain_shape(x)[2] == 1:  # always a view; flatten would compare C/G with H, and tie a graph to the answer
         return x.squeeze(2)
     return (x if window.group_order == "contiguous" else x.transpose(1, 2)).flatten(1, 2)
 
