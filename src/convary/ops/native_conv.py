@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convary.errors import ConvaryError
-from convary.ops import native, reference
+from convary.ops import autograd, native, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
 from convary.ops.strategy import Problem
@@ -243,9 +243,12 @@ def gradients(
     coeffs = coefficients(factors)
     needs_x, *needs_weight, needs_row = ctx.needs_input_grad[:7]
     if torch.is_grad_enabled():
-        y = reference.mixed_conv(x, bank, coeffs, None, **ctx.geometry._asdict())
-        grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
-        return *differentiable(y, (x, bank, *factors), ctx.needs_input_grad[:6], grad), grad_row
+
+        def again(x: Tensor, bank: Tensor, *factors: Tensor | None) -> Tensor:
+            return reference.mixed_conv(x, bank, coefficients(factors), None, **ctx.geometry._asdict())
+
+        found = autograd.differentiable(again, (x, bank, *factors), ctx.needs_input_grad[:6], grad)
+        return *found, _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
     grad_x = of_x(grad, x.shape, bank, coeffs, ctx.geometry) if needs_x else None
     grad_bank, grads = of_bank(grad, x, bank, coeffs, ctx.geometry) if any(needs_weight) else (None, Coefficients())
     grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
@@ -255,22 +258,6 @@ def gradients(
 def _gradient_of_row(grad: Tensor, ndim: int) -> Tensor:
     by_sample = grad.flatten(2).sum(2)
     return by_sample if ndim == 2 else by_sample.sum(0)
-
-
-def differentiable(
-    y: Tensor, tensors: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """For ``create_graph=True``: the gradients of the tensors that need one, to be differentiated again.
-
-    Args:
-        y: The result once more, by the reference: by operations that have second derivatives.
-        tensors: What it was made from.
-        needed: Which of these need a gradient.
-        grad: The gradient of y.
-    """
-    wanted = [t for t, need in zip(tensors, needed, strict=True) if need and t is not None]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
-    return tuple(next(found) if need else None for need in needed)
 
 
 def coefficients(factors: Sequence[Tensor | None]) -> Coefficients:

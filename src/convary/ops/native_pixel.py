@@ -112,7 +112,7 @@ def remember(ctx, x: Tensor, weight: Tensor, window: Window) -> None:
 
 def gradients(
     ctx, grad: Tensor, of_x: Callable[..., Tensor], of_weight: Callable[..., Tensor]
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """The gradients of x and weight that are asked for.
 
     Args:
@@ -123,7 +123,7 @@ def gradients(
     """
     x, weight = ctx.saved_tensors
     if torch.is_grad_enabled():
-        return taps.reference_gradients(ctx, x, weight, grad, ctx.window)
+        return taps.differentiable_gradients(ctx, x, weight, grad, ctx.window)
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     grad_x = of_x(grad, x.shape, weight, ctx.window) if needs_x else None
     return grad_x, of_weight(grad, x, weight.shape, ctx.window) if needs_weight else None

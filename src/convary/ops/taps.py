@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convary.ops import autograd, reference
+from convary.ops import autograd
 from convary.ops.shapes import plain_shape, unflatten
 from convary.ops.strategy import inside_functorch, is_traced
 from convary.ops.window import Window
@@ -59,19 +59,17 @@ class _Taps(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *reference_gradients(ctx, x, weight, grad, ctx.window), None
+            return *differentiable_gradients(ctx, x, weight, grad, ctx.window), None
         return *_gradients(x, weight, grad, ctx.window, *ctx.needs_input_grad[:2]), None
 
 
-def reference_gradients(
-    ctx, x: Tensor, weight: Tensor, grad: Tensor, window: Window
-) -> tuple[Tensor | None, Tensor | None]:
-    """For ``create_graph=True``: by the reference, whose operations can be differentiated again."""
-    needed = ctx.needs_input_grad[:2]
-    y = reference.pixel_conv(x, weight, **window._asdict())
-    wanted = [t for t, need in zip((x, weight), needed, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
-    return next(found) if needed[0] else None, next(found) if needed[1] else None
+def differentiable_gradients(ctx, x: Tensor, weight: Tensor, grad: Tensor, window: Window) -> tuple[Tensor | None, ...]:
+    """For ``create_graph=True``: by operations that can be differentiated again."""
+
+    def again(x: Tensor, weight: Tensor) -> Tensor:
+        return _recorded(x, weight, window)
+
+    return autograd.differentiable(again, (x, weight), ctx.needs_input_grad[:2], grad)
 
 
 def _gradients(
