@@ -108,7 +108,7 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
             f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone, whose filters "
             "can be scaled one by one (KernelWarehouse's share cells, FDConv's frequencies); nothing to fold"
         )
-    return _replace(folded, {norm: _fold_norm(layer, norm) for layer, norm in pairs.items()})
+    return _replace(folded, {norm: _fold_norm(layer, norm).eval() for layer, norm in pairs.items()})
 
 
 def freeze_routing(model: nn.Module, frozen: bool = True) -> None:

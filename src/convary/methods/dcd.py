@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -190,6 +190,16 @@ def halves(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
+def pad_or_cut(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """``F.pad`` with zeros that cuts by slices: Core ML and OpenCV pad by no negative number."""
+    if not all(type(side) is int for side in sides):  # computed from a size that is free in the graph
+        return F.pad(x, list(sides))
+    if min(sides) < 0:
+        pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]  # first axis first
+        x = x[(..., *(slice(max(-before, 0), min(after, 0) or None) for before, after in pairs))]
+    return F.pad(x, [max(side, 0) for side in sides]) if max(sides) > 0 else x
+
+
 class _Decomposed(DynamicLayer):
     """What the convolutions and the classifier have in common; ``weight`` is W0, (O, C/G, *k) or (O, C)."""
 
@@ -348,7 +358,7 @@ class _DCDNd(_Decomposed, DynamicConv):
         scale = coeffs.filter.reshape(-1, self.out_channels, *[1] * self.rank).to(static.dtype)
         sides = self._centre_sides(x, padding)
         points = self.q.reshape(*plain_shape(self.q), *[1] * self.rank)
-        q = conv(F.pad(x, sides) if any(sides) else x, points, None, self.stride)
+        q = conv(pad_or_cut(x, sides), points, None, self.stride)
         return scale * static + self.residual(q, coeffs)
 
     def _centre_sides(self, x: Tensor, padding: Size | str) -> list[int]:

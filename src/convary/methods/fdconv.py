@@ -294,7 +294,7 @@ class _FDConvNd(DynamicConv):
         if is_onnx_trace():  # that exporter has no transform
             return inverse_by_products(mixed, *self._matrix_shape).to(self.weight.dtype)
         spectrum = torch.view_as_complex(mixed)
-        if 0 in spectrum.shape:  # the transform takes no empty batch
+        if 0 in plain_shape(spectrum):  # the transform takes no empty batch
             return mixed[..., :1, 0].expand(-1, -1, self._matrix_shape[1]).to(self.weight.dtype)
         return inverse(spectrum, self._matrix_shape).to(self.weight.dtype)
 

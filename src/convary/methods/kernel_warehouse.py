@@ -373,8 +373,8 @@ class _KernelWarehouseNd(DynamicConv):
         co, ci = plain_shape(self.weight)[1:]
         O, C_group, *k = self.kernel_shape
         parts = coeffs.cells.transpose(1, 2) @ self.weight.flatten(1)  # (B, m, co * ci)
-        parts = parts.reshape(-1, math.prod(k), O // co, C_group // ci, co, ci)
-        return parts.permute(0, 2, 4, 3, 5, 1).reshape(-1, O, C_group, *k)
+        parts = parts.reshape(-1, O // co, C_group // ci, co, ci).transpose(2, 3)  # of all samples and taps
+        return parts.reshape(-1, math.prod(k), O * C_group).transpose(1, 2).reshape(-1, O, C_group, *k)
 
     def convolve(self, x: Tensor, coeffs: CellWeights, padding: Size | str) -> Tensor:
         """Assemble the kernels, then convolve each sample with its own."""

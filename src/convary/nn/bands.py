@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convary.ops.sample import CONV
+from convary.ops.shapes import plain_shape
 from convary.ops.strategy import is_onnx_trace, is_portable
 
 _GRID = 64  # the released masks are made for 64 positions per axis, and resized
@@ -57,7 +58,7 @@ class FrequencyBands(nn.Module):
         size, axes, kept = x.shape[2:], tuple(range(2, x.ndim)), self.kept(x)
         if is_onnx_trace() or (torch.compiler.is_compiling() and is_portable()):  # ONNX's transform takes no free sizes
             return [_lowpass(x, masks) for masks in kept]
-        if 0 in x.shape:
+        if 0 in plain_shape(x):
             return [x for _ in kept]
         spectrum = torch.fft.rfftn(x, dim=axes)
         return [inverse(spectrum * _box(masks), size) for masks in kept]
@@ -89,7 +90,7 @@ def _box(masks: Sequence[Tensor]) -> Tensor:
     """The mask over all axes, from one for each."""
     box = masks[0]
     for mask in masks[1:]:
-        box = box.unsqueeze(-1) & mask
+        box = box.unsqueeze(-1) * mask
     return box
 
 
@@ -101,7 +102,7 @@ def _lowpass(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
         weights = mask.to(x.dtype) / n
         if axis == x.ndim - 1:  # half a spectrum: all but the first, and the middle of an even size, stand for two
             number = torch.arange(n // 2 + 1, device=x.device)
-            weights = weights * (2 - ((number == 0) | (2 * number == n)).to(x.dtype))
+            weights = weights * _stands_for(number, n, x.dtype)
         place = torch.arange(n, device=x.device)
         turns = _rest(place.unsqueeze(1) * torch.arange(mask.shape[0], device=x.device), n)
         angle = turns.to(x.dtype) * (2 * math.pi / n)
@@ -140,8 +141,13 @@ def inverse_by_products(spectrum: Tensor, rows: int, columns: int) -> Tensor:
     real, imaginary = cosine @ real - sine @ imaginary, sine @ real + cosine @ imaginary
     cosine, sine = _waves(columns // 2 + 1, columns, spectrum)
     number = torch.arange(columns // 2 + 1, device=spectrum.device).unsqueeze(1)
-    twice = 2 - ((number == 0) | (2 * number == columns)).to(spectrum.dtype)  # half a spectrum: these stand for one
+    twice = _stands_for(number, columns, spectrum.dtype)
     return real @ (twice * cosine) - imaginary @ (twice * sine)
+
+
+def _stands_for(number: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """How many frequencies of a whole spectrum one of half a spectrum stands for: two, but 0 and n/2 for themselves."""
+    return 2 - (number == 0).to(dtype) - (2 * number == n).to(dtype)
 
 
 def _waves(frequencies: int, n: int, like: Tensor) -> tuple[Tensor, Tensor]:

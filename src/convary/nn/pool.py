@@ -53,5 +53,5 @@ def _bins(x: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
     position = torch.arange(length, device=x.device)
     bin = torch.arange(size, device=x.device).unsqueeze(1)
     first, last = bin * length // size, ((bin + 1) * length + size - 1) // size
-    inside = (position >= first) & (position < last)
-    return inside.to(x.dtype), (last - first).squeeze(1).to(x.dtype)
+    inside = (position >= first).to(x.dtype) * (position < last).to(x.dtype)  # Core ML does not know &
+    return inside, (last - first).squeeze(1).to(x.dtype)

@@ -41,7 +41,7 @@ def mix_kernels(bank: Tensor, coeffs: Coefficients) -> Tensor:
     if (shared := coeffs.shared("channel")) is not None:
         weight = weight * _channel_per_output(shared.squeeze(1), shape)
     if (shared := coeffs.shared("tap")) is not None:
-        weight = weight * shared.unsqueeze(1)
+        weight = weight * shared.reshape(-1, 1, 1, plain_shape(shared)[2])
     return unflatten(weight, 3, shape[2:])
 
 

@@ -172,7 +172,7 @@ def outputs(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, 
         x = x * _on_maps(coeffs.channel, x)
     kernels = bank.flatten(0, 1)
     if G > 1:  # groups must stay together: (K, G, O/G) -> (G, K, O/G) on the way in
-        kernels = unflatten(bank, 1, (G, O // G)).transpose(0, 1).reshape(kernels.shape)
+        kernels = bank.reshape(K, G, O // G, -1).transpose(0, 1).reshape(plain_shape(kernels))
     if coeffs.tap is None:
         y = sample.CONV[rank](x, kernels, None, geometry.stride, geometry.padding, geometry.dilation, G)
         out_size = y.shape[2:]
@@ -180,7 +180,7 @@ def outputs(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, 
     else:
         out_size = geometry.out_size(x.shape[2:], kernel_size)
         columns = unflatten(sample.unfold(x, kernel_size, geometry, out_size), 1, (-1, prod(kernel_size)))
-        columns = (columns * coeffs.tap.unsqueeze(3).to(x.dtype)).flatten(1, 2)
+        columns = (columns * coeffs.tap.reshape(-1, 1, prod(kernel_size), 1).to(x.dtype)).flatten(1, 2)
         y = sample.CONV[1](columns, kernels.flatten(1).unsqueeze(2), groups=G)
     y = unflatten(y, 1, (G, K, O // G) if G > 1 else (K, O))  # (B, [G,] K, O/G, P): no converter has more axes
     factor = _output_factor(coeffs, G, O)
@@ -197,8 +197,8 @@ def _output_factor(coeffs: Coefficients, G: int, O: int) -> Tensor | None:
         return coeffs.kernel.reshape(-1, *[1] * (G > 1), plain_shape(coeffs.kernel)[1], 1, 1)
     factor = coeffs.filter if coeffs.kernel is None else coeffs.filter * coeffs.kernel.unsqueeze(2)
     if G > 1:
-        factor = unflatten(factor, 2, (G, O // G)).transpose(1, 2)
-    return factor.unsqueeze(-1)
+        return unflatten(factor, 2, (G, O // G, 1)).transpose(1, 2)
+    return unflatten(factor, 2, (O, 1))
 
 
 def _outputs_why_not(problem: Problem) -> str | None:

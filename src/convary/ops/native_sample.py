@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from convary.ops import autograd, eligible, native, native_conv, reference
+from convary.ops import autograd, eligible, native, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
 from convary.ops.native_conv import _call, _dense, _gradient_of_row, _Sizes, _sizes

@@ -31,7 +31,7 @@ def unflatten(tensor: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
     One of the ``sizes`` may be -1 where no input changes the axis.
     """
     axis %= tensor.ndim
-    if -1 in sizes:
+    if any(type(size) is int and size == -1 for size in sizes):  # a trace's sizes are tensors, and not to be compared
         rest = plain_shape(tensor)[axis] // -prod(sizes)  # the others' product
         sizes = [rest if size == -1 else size for size in sizes]
     return tensor.reshape(*tensor.shape[:axis], *sizes, *tensor.shape[axis + 1 :])
