@@ -327,4 +327,4 @@ def fold_norm(layer: DynamicConv, norm: Any, number: int | None = None) -> nn.Mo
     rest = [module for module in rest if not isinstance(module, nn.Identity)]
     stays: Any = nn.Sequential(*rest) if len(rest) > 1 else rest[0] if rest else nn.Identity()
     layer.folded = stays.folded = number
-    return stays
+    return stays.eval()

@@ -19,6 +19,7 @@ from convary.errors import ConfigError, ShapeError
 from convary.nn import Opaque
 from convary.ops import pixel_conv
 from convary.ops.geometry import whole
+from convary.ops.shapes import plain_shape, unflatten
 
 
 class CARAFE(Opaque):
@@ -86,7 +87,7 @@ class CARAFE(Opaque):
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels of x (B, C, H, W): (B, G, k*k, scale*H, scale*W), taps row-major; each sums to 1."""
         maps = F.pixel_shuffle(self.content_encoder(self.channel_compressor(x)), self.scale_factor)
-        return maps.unflatten(1, (self.groups, -1)).softmax(2)
+        return unflatten(maps, 1, (self.groups, -1)).softmax(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, scale_factor * H, scale_factor * W).
@@ -94,7 +95,7 @@ class CARAFE(Opaque):
         Raises:
             ShapeError: x has another number of axes or channels.
         """
-        if x.ndim != 4 or x.shape[1] != self.channels:
+        if x.ndim != 4 or plain_shape(x)[1] != self.channels:
             raise ShapeError(f"CARAFE wants x (B, {self.channels}, H, W); got {tuple(x.shape)}")
         return pixel_conv(
             x,

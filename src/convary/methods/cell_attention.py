@@ -15,6 +15,7 @@ from convary.nn import Router
 from convary.nn.norm import make_norm
 from convary.nn.routers import zero_
 from convary.ops.coefficients import Factors
+from convary.ops.shapes import plain_shape, unflatten
 
 EPSILON = 1e-3  # beside the sum of magnitudes, as released
 _BASES = 16  # the fewest, as released
@@ -112,9 +113,9 @@ class CellAttention(Router):
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.heads(hidden)
         if self.basis is None:
-            return logits.unflatten(1, (-1, self.n + 1))
+            return unflatten(logits, 1, (-1, self.n + 1))
         own = self.own.stop - self.own.start
-        logits = logits.unflatten(1, (len(self.starts), -1))
+        logits = unflatten(logits, 1, (plain_shape(self.starts)[0], -1))
         local, bases, zero = logits.split_with_sizes([own, self.basis.in_features, 1], 2)
         before, after = self.basis(bases).split_with_sizes([self.own.start, self.n - self.own.stop], 2)
-        return torch.cat([before, local, after, zero], 2) + self.bias.unflatten(0, (-1, self.n + 1))
+        return torch.cat([before, local, after, zero], 2) + unflatten(self.bias, 0, (-1, self.n + 1))

@@ -32,6 +32,7 @@ from convary.nn.pool import adaptive_avg_pool
 from convary.ops import sample_conv
 from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
+from convary.ops.shapes import unflatten
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -132,8 +133,8 @@ class GateRouter(Router):
         """channel: (B, C, T) and filter: (B, O, T), from the pooled map (B, C, T)."""
         z = self.encoder(vector)  # (B, C, D)
         channel = self.heads["channel"](F.relu(self.channel_norm(z)))
-        groups = F.relu(self.interaction_norm(z)).unflatten(1, (self.groups, -1)).mT
-        mixed = self.interaction(groups).mT.flatten(1, 2)  # (B, O, D)
+        groups = unflatten(F.relu(self.interaction_norm(z)), 1, (self.groups, -1)).transpose(2, 3)
+        mixed = self.interaction(groups).transpose(2, 3).flatten(1, 2)  # (B, O, D)
         return Gate(channel=channel, filter=self.heads["filter"](F.relu(self.filter_norm(mixed))))
 
     def neutral_(self) -> None:
@@ -179,10 +180,10 @@ class _CGCNd(OneKernel, DynamicConv):
     def kernels(self, coeffs: Gate) -> Tensor:
         """(B, O, C/G, *k)."""
         G, O = self.groups, self.out_channels
-        channel = coeffs.channel.unflatten(1, (G, 1, -1))  # (B, G, 1, C/G, T)
-        filter = coeffs.filter.unflatten(1, (G, O // G, 1))  # (B, G, O/G, 1, T)
+        channel = unflatten(coeffs.channel, 1, (G, 1, -1))  # (B, G, 1, C/G, T)
+        filter = unflatten(coeffs.filter, 1, (G, O // G, 1))  # (B, G, O/G, 1, T)
         gate = (channel + filter).sigmoid().flatten(1, 2)
-        return gate.unflatten(3, self.kernel_size) * self.kernel
+        return unflatten(gate, 3, self.kernel_size) * self.kernel
 
     def convolve(self, x: Tensor, coeffs: Gate, padding: Size | str) -> Tensor:
         """Gate the kernel, then convolve each sample with its own."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -31,6 +31,7 @@ from convary.nn import BatchNorm, DynamicConv, OneKernel, Router, Site
 from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size, resolve
 from convary.ops.sample import CONV
+from convary.ops.shapes import plain_shape, unflatten
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _BLOCK = r"features\.(\d+)\.conv"
@@ -179,7 +180,7 @@ class FusionRouter(Router):
         v = self.squeeze(vector)
         phi, scale = self.heads(v * hsigmoid(self.gate(v))).split_with_sizes(self.sizes, 1)
         width = math.isqrt(self.sizes[0])
-        return Fusion(filter=hsigmoid(scale).unsqueeze(1), latent=phi.unflatten(1, (width, width)))
+        return Fusion(filter=hsigmoid(scale).unsqueeze(1), latent=unflatten(phi, 1, (width, width)))
 
     def neutral_(self) -> None:
         """Zero logits: every filter's scale is 1, and Phi 0."""
@@ -198,8 +199,18 @@ def halves(x: Tensor) -> Tensor:
     """
     for _ in range(2, x.ndim):  # each turn takes the first axis that is left and puts its halves last
         size = x.shape[2]
-        x = torch.stack([x.narrow(2, 0, (size + 1) // 2).mean(2), x.narrow(2, size // 2, size - size // 2).mean(2)], -1)
+        x = torch.stack([x[:, :, : (size + 1) // 2].mean(2), x[:, :, size // 2 :].mean(2)], -1)
     return x.flatten(1)
+
+
+def pad_or_cut(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """``F.pad`` with zeros that cuts by slices: Core ML and OpenCV pad by no negative number."""
+    if not all(type(side) is int for side in sides):  # computed from a size that is free in the graph
+        return F.pad(x, list(sides))
+    if min(sides) < 0:
+        pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]  # first axis first
+        x = x[(..., *(slice(max(-before, 0), min(after, 0) or None) for before, after in pairs))]
+    return F.pad(x, [max(side, 0) for side in sides]) if max(sides) > 0 else x
 
 
 class _Decomposed(OneKernel):
@@ -233,7 +244,7 @@ class _Decomposed(OneKernel):
         """``P (BN(Phi q) + q)`` with ``q = BN(Q x)``: (B, latent, *S) to (B, O, *S)."""
         flat = self.norm1(q).flatten(2)
         fused = self.norm2(fusion.latent @ flat) + flat
-        return (self.p @ fused).unflatten(2, q.shape[2:])
+        return unflatten(self.p @ fused, 2, q.shape[2:])
 
     @property
     def size(self) -> str:
@@ -356,10 +367,10 @@ class _DCDNd(_Decomposed, DynamicConv):
         conv = CONV[self.rank]
         padded, g = resolve(x, self.kernel_size, self.stride, padding, self.dilation, self.groups)
         static = conv(padded, self.kernel, self.bias, g.stride, g.padding, g.dilation, g.groups)
-        scale = coeffs.filter.transpose(1, 2).unflatten(2, (1,) * self.rank).to(static.dtype)
+        scale = coeffs.filter.reshape(-1, self.out_channels, *[1] * self.rank).to(static.dtype)
         sides = self._centre_sides(x, padding)
-        points = self.q.reshape(*self.q.shape, *[1] * self.rank)
-        q = conv(F.pad(x, sides) if any(sides) else x, points, None, self.stride)
+        points = self.q.reshape(*plain_shape(self.q), *[1] * self.rank)
+        q = conv(pad_or_cut(x, sides), points, None, self.stride)
         return scale * static + self.residual(q, coeffs)
 
     def _centre_sides(self, x: Tensor, padding: Size | str) -> list[int]:
@@ -437,11 +448,12 @@ class DCDLinear(_Decomposed):
         """
         if x.ndim == 1:
             return self.forward(x.unsqueeze(0), coeffs).squeeze(0)
-        if x.ndim < 2 or x.shape[-1] != self.in_features:
+        if x.ndim < 2 or plain_shape(x)[-1] != self.in_features:
             raise ShapeError(f"DCDLinear wants x of shape (B, *, {self.in_features}); got {tuple(x.shape)}")
         maps = (x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)).transpose(1, 2)  # (B, C, P)
         coeffs = self.coefficients(maps) if coeffs is None else self.given(coeffs)
-        scaled = coeffs.filter.transpose(1, 2) * F.linear(maps.mT, self.kernel, self.bias).mT
+        static = F.linear(maps.transpose(1, 2), self.kernel, self.bias).transpose(1, 2)
+        scaled = coeffs.filter.transpose(1, 2) * static
         y = scaled + self.residual(self.q @ maps, coeffs)
         return y.transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 

@@ -23,6 +23,7 @@ from convary.nn import Opaque
 from convary.ops import pixel_conv, sample_conv
 from convary.ops.geometry import Size, per_axis, whole
 from convary.ops.pixel import Border
+from convary.ops.shapes import plain_shape, unflatten
 
 
 def local_filter(
@@ -54,15 +55,16 @@ def local_filter(
         ConfigError: an even kernel size, an unknown border.
     """
     taps = prod(odd_sizes(kernel_size, x.ndim - 2))
-    G = 1 if grouping else x.shape[1]
-    if filters.ndim != x.ndim or filters.shape[1] != G * taps or filters.shape[2:] != x.shape[2:]:
+    (_, C, *S), (_, given, *size) = plain_shape(x), plain_shape(filters)
+    G = 1 if grouping else C
+    if filters.ndim != x.ndim or given != G * taps or size != S:
         raise ShapeError(
             f"filters must be (B, {G * taps}, *S), {taps} taps for {'any channel' if grouping else f'each of {G}'}, at "
             f"every position of x {tuple(x.shape)}; got {tuple(filters.shape)}"
         )
     if bias is not None:
         x = x + bias
-    y = pixel_conv(x, filters.unflatten(1, (G, taps)), kernel_size=kernel_size, padding="same", border=border)
+    y = pixel_conv(x, unflatten(filters, 1, (G, taps)), kernel_size=kernel_size, padding="same", border=border)
     return y if grouping else y.sum(1, keepdim=True)
 
 
@@ -233,16 +235,16 @@ class DFNConv2d(Opaque):
             ShapeError: the generator gives something else than (B, ``filter_channels``).
         """
         theta = self.generator(condition)
-        if theta.ndim < 2 or theta.shape[1] != self.filter_channels or prod(theta.shape[2:]) != 1:
+        if theta.ndim < 2 or plain_shape(theta)[1] != self.filter_channels or prod(plain_shape(theta)[2:]) != 1:
             raise ShapeError(
                 f"the generator must give (B, {self.filter_channels}), one set of filters per sample; "
                 f"got {tuple(theta.shape)}"
             )
         O = self.out_channels
         kernel, bias = theta.flatten(1).split([self.filter_channels - O * self.dynamic_bias, O * self.dynamic_bias], 1)
-        kernel = kernel.unflatten(1, (O, -1))
+        kernel = unflatten(kernel, 1, (O, -1))
         kernel = kernel.softmax(2) if self.softmax else kernel
-        return kernel.unflatten(2, (-1, *self.kernel_size)), bias if self.dynamic_bias else None
+        return unflatten(kernel, 2, (-1, *self.kernel_size)), bias if self.dynamic_bias else None
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Filter x by what the generator makes of the condition, x itself by default.
@@ -334,7 +336,7 @@ class DFNLocalFilter2d(Opaque):
             ShapeError: the generator gives another number of channels than ``filter_channels``.
         """
         theta = self.generator(condition)
-        if theta.ndim != 4 or theta.shape[1] != self.filter_channels:
+        if theta.ndim != 4 or plain_shape(theta)[1] != self.filter_channels:
             raise ShapeError(
                 f"the generator must give (B, {self.filter_channels}, H, W), one filter per position; "
                 f"got {tuple(theta.shape)}"
@@ -364,7 +366,7 @@ def split_filters(theta: Tensor, *, softmax: bool, dynamic_bias: bool) -> tuple[
 
 
 def _check(layer: DFNConv2d | DFNLocalFilter2d, x: Tensor) -> None:
-    if x.ndim != 4 or x.shape[1] != layer.in_channels:
+    if x.ndim != 4 or plain_shape(x)[1] != layer.in_channels:
         raise ShapeError(
             f"{type(layer).__name__} wants x of shape (B, {layer.in_channels}, H, W); got {tuple(x.shape)}"
         )

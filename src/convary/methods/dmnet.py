@@ -22,6 +22,7 @@ from convary.nn.conv import conv_norm_relu
 from convary.nn.pool import adaptive_avg_pool
 from convary.ops import sample_conv
 from convary.ops.geometry import whole
+from convary.ops.shapes import plain_shape
 
 
 class DynamicConvModule(Opaque):
@@ -73,14 +74,14 @@ class DynamicConvModule(Opaque):
         Raises:
             ShapeError: x has another number of axes or channels.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
+        if x.ndim != 4 or plain_shape(x)[1] != self.in_channels:
             raise ShapeError(f"DynamicConvModule wants x (B, {self.in_channels}, H, W); got {tuple(x.shape)}")
         features = self.input_redu_conv(x)
         before, after = self.kernel_size // 2, (self.kernel_size - 1) // 2
         y = sample_conv(
             F.pad(features, (before, after, before, after)),
             self.kernels(x).unsqueeze(2),
-            groups=features.shape[1],
+            groups=plain_shape(features)[1],
         )
         y = F.relu(self.norm(y))
         return y if self.fusion_conv is None else self.fusion_conv(y)

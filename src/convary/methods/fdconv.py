@@ -38,13 +38,15 @@ from convary.errors import ConfigError
 from convary.methods.config import MethodConfig, check_positive
 from convary.methods.fdconv_released import ReleasedLayout
 from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
-from convary.nn.bands import FrequencyBands, fft_macs, inverse
+from convary.nn.bands import FrequencyBands, fft_macs, inverse, inverse_by_products
 from convary.nn.base import zero_sum_noise
 from convary.nn.frequencies import by_radius, numbered
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
 from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
+from convary.ops.shapes import plain_shape, unflatten
+from convary.ops.strategy import is_onnx_trace
 
 _MOST = 256  # numbers of groups are kept as bytes
 _FEWEST = 16  # channels up to which the released layer stays static
@@ -208,11 +210,11 @@ class SpectralAttention(Router):
     def _local(self, vector: Tensor) -> Tensor:
         """(B, C) to (B, O, C/G * T): every channel and its neighbours tell the filters of the channel's group."""
         O, C_group, *k = self.kernel_shape
-        G, T, reach = self.in_channels // C_group, math.prod(k), self.local.shape[1]
+        G, T, reach = self.in_channels // C_group, math.prod(k), plain_shape(self.local)[1]
         padded = F.pad(vector, (reach // 2, reach // 2))
-        windows = torch.stack([padded.narrow(1, i, self.in_channels) for i in range(reach)], 2)
-        logits = windows.unflatten(1, (G, C_group)) @ self.local.unflatten(0, (G, O // G * T)).transpose(1, 2)
-        logits = logits.unflatten(3, (O // G, T)).transpose(2, 3).reshape(-1, O, C_group * T)
+        windows = torch.stack([padded[:, i : i + self.in_channels] for i in range(reach)], 2)
+        logits = unflatten(windows, 1, (G, C_group)) @ unflatten(self.local, 0, (G, O // G * T)).transpose(1, 2)
+        logits = unflatten(logits, 3, (O // G, T)).transpose(2, 3).reshape(-1, O, C_group * T)
         return _doubled(logits, self.config.local_activation)
 
     def neutral_(self) -> None:
@@ -348,7 +350,8 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         """(B, O, C/G, *k): groups are mixed as frequencies, for one inverse transform per sample."""
         O, C_group, *k = self.kernel_shape
         G, points = self.groups, [1] * self.rank
-        made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1]).movedim(-2, 3)
+        made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1])
+        made = made.movedim(self.rank + 2, 3)
         if coeffs.local is not None:
             made = coeffs.local.reshape(-1, G, O // G, C_group, *k) * made
         inputs = None if coeffs.channel is None else coeffs.channel.reshape(-1, G, 1, C_group, *points)
@@ -369,21 +372,23 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         else:
             group = self.group_of.long().expand(frequency.shape[0], -1)
             share = torch.gather(frequency * self._scale, 1, group).to(weight.dtype)
-            mixed = share.unflatten(1, weight.shape[:2]).unsqueeze(3) * weight
+            mixed = unflatten(share, 1, (*plain_shape(weight)[:2], 1)) * weight
         mixed = self._summed(mixed)
+        if is_onnx_trace():  # that exporter has no transform
+            return inverse_by_products(mixed, *self._matrix_shape).to(self.weight.dtype)
         spectrum = torch.view_as_complex(mixed)
-        if 0 in spectrum.shape:  # the transform takes no empty batch
+        if 0 in plain_shape(spectrum):  # the transform takes no empty batch
             return mixed[..., :1, 0].expand(-1, -1, self._matrix_shape[1]).to(self.weight.dtype)
         return inverse(spectrum, self._matrix_shape).to(self.weight.dtype)
 
     def _summed(self, mixed: Tensor) -> Tensor:
         """(B, R rows, half, 2) to (B, rows, half, 2), frequencies that are not kept as zeros."""
         if self.config.param_ratio > 1:
-            mixed = mixed.unflatten(1, (self.config.param_ratio, -1)).sum(1)
+            mixed = unflatten(mixed, 1, (self.config.param_ratio, -1)).sum(1)
         if self.kept is None:
             return mixed
         whole = mixed.new_zeros(len(mixed), math.prod(self._spectrum_shape), 2)
-        return whole.index_copy(1, self.kept, mixed.squeeze(2)).unflatten(1, self._spectrum_shape)
+        return unflatten(whole.index_copy(1, self.kept, mixed.squeeze(2)), 1, self._spectrum_shape)
 
     @property
     def num_experts(self) -> int:

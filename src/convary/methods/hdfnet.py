@@ -19,6 +19,7 @@ from convary.nn import Opaque
 from convary.nn import recompute as recomputed
 from convary.ops import pixel_conv
 from convary.ops.geometry import Size, per_axis
+from convary.ops.shapes import plain_shape, unflatten
 
 CITATION = "Pang et al., Hierarchical Dynamic Filtering Network for RGB-D Salient Object Detection, ECCV 2020"
 
@@ -169,7 +170,7 @@ class DepthDC(Opaque, Released):
 
     def kernels(self, guide: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, C, kh*kw, H, W), taps row-major."""
-        return self.generate(self.embed(guide)).unflatten(1, (-1, prod(self.kernel_size)))
+        return unflatten(self.generate(self.embed(guide)), 1, (-1, prod(self.kernel_size)))
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """(B, C, H, W) and (B, D, H, W) -> (B, O, H, W).
@@ -177,7 +178,8 @@ class DepthDC(Opaque, Released):
         Raises:
             ShapeError: x and the guide are not of the same batch and size.
         """
-        if x.shape[0] != guide.shape[0] or x.shape[2:] != guide.shape[2:]:
+        (B, _, *size), (N, _, *other) = plain_shape(x), plain_shape(guide)
+        if B != N or size != other:
             raise ShapeError(
                 f"x is {tuple(x.shape)} but the guide {tuple(guide.shape)}; only their channels may differ: resize one"
             )

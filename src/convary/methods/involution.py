@@ -25,6 +25,7 @@ from convary.nn.base import PADDING_MODES, pads_like_tensorflow
 from convary.nn.conv import conv_norm_relu
 from convary.ops import pixel_conv
 from convary.ops.geometry import Size, per_axis, whole
+from convary.ops.shapes import plain_shape, unflatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ class Involution2d(Opaque, Placed):
         """The kernels of x (B, C, H, W): (B, G, T, ceil(H / stride), ceil(W / stride)), taps row-major."""
         if self.stride != (1, 1):
             x = F.avg_pool2d(x, self.stride, ceil_mode=True)
-        return self.conv2(self.conv1(x)).unflatten(1, (self.groups, -1))
+        return unflatten(self.conv2(self.conv1(x)), 1, (self.groups, -1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
@@ -172,7 +173,7 @@ class Involution2d(Opaque, Placed):
         Raises:
             ShapeError: x has another number of axes or channels.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
+        if x.ndim != 4 or plain_shape(x)[1] != self.in_channels:
             raise ShapeError(f"Involution2d wants x (B, {self.in_channels}, H, W); got {tuple(x.shape)}")
         return pixel_conv(
             x,

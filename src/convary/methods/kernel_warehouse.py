@@ -32,6 +32,7 @@ from convary.methods.config import Annealing, MethodConfig, check_positive
 from convary.nn import DynamicConv, DynamicLayer, Router, Site
 from convary.ops import sample_conv
 from convary.ops.geometry import Size
+from convary.ops.shapes import plain_shape
 
 _FIRST = "attention.fc1.weight"
 
@@ -297,11 +298,13 @@ class _Stocked(DynamicLayer):
 
     def kernels(self, coeffs: CellWeights) -> Tensor:
         """(B, O, C/G, *k), its parts ordered as (tap, filters, channels); (B, O, C, 1) of a linear layer."""
-        co, ci, *k_cell = self.weight.shape[1:]
+        co, ci, *k_cell = plain_shape(self.weight)[1:]
         O, C_group, *k = self.kernel_shape
+        taps = math.prod(k_cell)  # that a cell has itself
         parts = coeffs.cells.transpose(1, 2) @ self.weight.flatten(1)  # (B, m, numel of a cell)
-        parts = parts.reshape(-1, math.prod(k) // math.prod(k_cell), O // co, C_group // ci, co, ci, math.prod(k_cell))
-        return parts.permute(0, 2, 4, 3, 5, 1, 6).reshape(-1, O, C_group, *k)
+        parts = parts.reshape(-1, O // co, C_group // ci, co, ci * taps).transpose(2, 3)  # of all samples and taps
+        parts = parts.reshape(-1, math.prod(k) // taps, O * C_group, taps).transpose(1, 2)
+        return parts.reshape(-1, O, C_group, *k)
 
     def macs(self, positions: int) -> dict[str, int]:
         """Assembling takes every cell for every part."""
@@ -449,7 +452,7 @@ class KernelWarehouseLinear(_Stocked):
         rows = x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)  # (B, P, C)
         if coeffs is None:
             coeffs = self.coefficients(rows.transpose(1, 2))
-        y = rows @ self.kernels(coeffs).squeeze(3).mT
+        y = rows @ self.kernels(coeffs).squeeze(3).transpose(1, 2)
         if self.bias is not None:
             y = y + self.bias
         return y.reshape(*x.shape[:-1], self.out_features)

@@ -21,6 +21,7 @@ from convary.nn.routers import Router
 from convary.ops import Coefficients, mix_bias, mix_kernels, mixed_conv
 from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size, per_axis, same_padding, whole
+from convary.ops.shapes import plain_shape
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -366,7 +367,7 @@ class DynamicConv(DynamicLayer):
         """
         if x.ndim == self.rank + 1:
             return self.forward(x.unsqueeze(0), coeffs).squeeze(0)
-        if x.ndim != self.rank + 2 or x.shape[1] != self.in_channels:
+        if x.ndim != self.rank + 2 or plain_shape(x)[1] != self.in_channels:
             raise ShapeError(
                 f"{type(self).__name__} wants x of shape (B, {self.in_channels}, *S) with {self.rank} spatial axes; "
                 f"got {tuple(x.shape)}"

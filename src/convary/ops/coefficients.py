@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convary.errors import DeviceError, DtypeError, ShapeError
+from convary.ops.shapes import plain_shape
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -115,7 +116,7 @@ class Coefficients(Factors):
     def shared(self, axis: str) -> Tensor | None:
         """The factor of ``axis`` (B, 1, n) where it is present and the same for all kernels, else None."""
         value = getattr(self, axis)
-        return value if value is not None and value.ndim == 3 and value.shape[1] == 1 else None
+        return value if value is not None and value.ndim == 3 and plain_shape(value)[1] == 1 else None
 
     def check(self, bank: Tensor, batch: int | None = None, channels: int | None = None) -> None:
         """Raise unless the factors fit ``bank`` (K, O, C/G, *k), each other and, where given, B and C of x.
@@ -130,9 +131,10 @@ class Coefficients(Factors):
             raise ShapeError("coefficients have no factor; give at least one of kernel, filter, channel, tap")
         if bank.ndim < 4:
             raise ShapeError(f"bank must be (K, O, C/G, *kernel_size) with 4 to 6 axes; got {tuple(bank.shape)}")
-        K, O, _, *kernel_size = bank.shape
+        shape = plain_shape(bank)
+        K, O, C_group, *kernel_size = shape
         if batch is None:
-            batch = next(iter(factors.values())).shape[0]
+            batch = plain_shape(next(iter(factors.values())))[0]
         for axis, value in factors.items():
             self._check_factor(axis, value, batch, K, {"filter": O, "tap": prod(kernel_size)}.get(axis))
             if value.dtype != bank.dtype:
@@ -143,27 +145,28 @@ class Coefficients(Factors):
                 raise DeviceError(
                     f"{axis} coefficients are on {value.device} but the bank is on {bank.device}; move one"
                 )
-        if self.channel is not None and self.channel.shape[2] % bank.shape[2]:
+        C = None if self.channel is None else plain_shape(self.channel)[2]
+        if C is not None and C % C_group:
             raise ShapeError(
-                f"channel coefficients have {self.channel.shape[2]} channels, which is not a multiple of the "
-                f"{bank.shape[2]} input channels per group of the bank {tuple(bank.shape)}; pass (B, 1 or K, C)"
+                f"channel coefficients have {C} channels, which is not a multiple of the "
+                f"{C_group} input channels per group of the bank {tuple(shape)}; pass (B, 1 or K, C)"
             )
-        if self.channel is not None and channels is not None and self.channel.shape[2] != channels:
-            raise ShapeError(f"channel coefficients have {self.channel.shape[2]} channels but x has {channels}")
+        if C is not None and channels is not None and C != channels:
+            raise ShapeError(f"channel coefficients have {C} channels but x has {channels}")
 
     @staticmethod
     def _check_factor(axis: str, value: Tensor, batch: int, K: int, last: int | None) -> None:
+        shape = tuple(plain_shape(value))
         if axis == "kernel":
-            if tuple(value.shape) != (batch, K):
+            if shape != (batch, K):
                 raise ShapeError(
-                    f"kernel coefficients are {tuple(value.shape)}; a batch of {batch} and a bank of {K} kernels "
-                    f"want ({batch}, {K})"
+                    f"kernel coefficients are {shape}; a batch of {batch} and a bank of {K} kernels want ({batch}, {K})"
                 )
             return
-        fits = value.ndim == 3 and value.shape[0] == batch and value.shape[1] in (1, K)
-        if not fits or (last is not None and value.shape[2] != last):
+        fits = len(shape) == 3 and shape[0] == batch and shape[1] in (1, K)
+        if not fits or (last is not None and shape[2] != last):
             size = "C" if last is None else str(last)
             raise ShapeError(
-                f"{axis} coefficients are {tuple(value.shape)}; a batch of {batch} and a bank of {K} kernels "
+                f"{axis} coefficients are {shape}; a batch of {batch} and a bank of {K} kernels "
                 f"want ({batch}, 1 or {K}, {size})"
             )

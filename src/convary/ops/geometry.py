@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convary.errors import ConfigError, DeviceError, DtypeError, ShapeError
+from convary.ops.shapes import plain_shape
 
 Size = int | Sequence[int]
 
@@ -142,17 +143,18 @@ def check_conv(x: Tensor, weight: Tensor, geometry: Geometry, *, mixed_dtypes: b
         DtypeError: the dtypes differ.
         DeviceError: the devices differ.
     """
-    O, C_group, *kernel_size = weight.shape[1:]
+    shape, (_, C, *size) = plain_shape(weight), plain_shape(x)
+    O, C_group, *kernel_size = shape[1:]
     groups = geometry.groups
-    if groups < 1 or O % groups or x.shape[1] != C_group * groups:
+    if groups < 1 or O % groups or C != C_group * groups:
         raise ShapeError(
-            f"groups must divide both channel counts; got x with {x.shape[1]} channels, kernels "
-            f"{tuple(weight.shape)} (O={O}, C/G={C_group}) and {groups=}; they want {C_group * max(groups, 1)} channels"
+            f"groups must divide both channel counts; got x with {C} channels, kernels "
+            f"{tuple(shape)} (O={O}, C/G={C_group}) and {groups=}; they want {C_group * max(groups, 1)} channels"
         )
     reach = [d * (k - 1) + 1 for k, d in zip(kernel_size, geometry.dilation, strict=True)]
-    if any(s + 2 * p < r for s, p, r in zip(x.shape[2:], geometry.padding, reach, strict=True)):
+    if any(s + 2 * p < r for s, p, r in zip(size, geometry.padding, reach, strict=True)):
         raise ShapeError(
-            f"the kernel reaches over {reach} positions but x has only {list(x.shape[2:])} with padding "
+            f"the kernel reaches over {reach} positions but x has only {size} with padding "
             f"{list(geometry.padding)}; use a larger input or more padding"
         )
     if x.dtype != weight.dtype and not mixed_dtypes:
