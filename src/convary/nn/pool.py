@@ -32,7 +32,9 @@ def adaptive_avg_pool(x: Tensor, size: int | Sequence[int]) -> Tensor:
     torch.Size([2, 3, 3, 1])
     """
     sizes = (size,) * (x.ndim - 2) if isinstance(size, int) else tuple(size)
-    if not is_traced(x) or (torch._C._get_tracing_state() is not None and not is_onnx_trace()):  # a trace itself pools every size
+    if not is_traced(x) or (
+        torch._C._get_tracing_state() is not None and not is_onnx_trace()
+    ):  # a trace itself pools every size
         return _POOL[len(sizes)](x, sizes)
     return by_products(x, sizes)
 
