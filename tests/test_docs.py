@@ -17,6 +17,7 @@ PAGES = (
     "README.md",
     "docs/index.md",
     "docs/guides/train.md",
+    "docs/guides/programs.md",
     pytest.param("docs/guides/deploy.md", marks=pytest.mark.slow),
 )
 BLOCK = re.compile(r"(?:<!-- needs (?P<needs>\w+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)

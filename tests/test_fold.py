@@ -53,6 +53,14 @@ def test_norms_behind_a_bias_are_folded_exactly(config, rank, affine):
     torch.testing.assert_close(cv.fold_norms(model, x)(x), model.eval()(x), rtol=1e-9, atol=1e-9)
 
 
+def test_what_stays_of_a_norm_evaluates_with_its_network():
+    for training in (True, False):
+        for bias in (True, False):
+            layer = excite(cv.DyConv2d(3, 4, 3, bias=bias)).train(training)
+            folded = cv.fold_norms(nn.Sequential(layer, nn.BatchNorm2d(4).train(training)), torch.randn(2, 3, 6, 6))
+            assert not [m for m in folded.modules() if m.training]
+
+
 def test_filters_that_share_their_cells_can_not_be_scaled_one_by_one():
     model = nn.Sequential(cv.KernelWarehouse2d(3, 4, 3), nn.BatchNorm2d(4))
     with pytest.raises(cv.ConfigError, match="share cells"):

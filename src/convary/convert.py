@@ -4,22 +4,25 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import warnings
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convary.errors import ConfigError
+from convary.errors import ConfigError, GrowthWarning
 from convary.fold import freeze_routing
 from convary.methods import MethodConfig
-from convary.nn import DynamicLayer, Router, Site, evaluating, share_router, sites
+from convary.nn import DynamicLayer, Router, Site, evaluating, replace, share_router, sites
 from convary.nn.base import pads_like_tensorflow
 from convary.nn.site import unsited
 from convary.where import Selector, paper
 
 NOISE = 0.1
+_BEYOND, _MANY = 2, 1 << 20  # a plan says so where parameters are that many times the promised, and so many more
 _EXACT = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -88,7 +91,22 @@ class Plan:
             f"where {self.where}; parameters {self._model_params:,} -> {after:,}"
         )
         why = "; ".join(f"{count} stay: {reason}" for reason, count in kept.items())
-        return "\n".join([total, *([why] if why else [])])
+        return "\n".join(line for line in (total, why, self.growth) if line)
+
+    @property
+    def growth(self) -> str:
+        """That the layers get far more parameters than the method promises, and what to do; empty where they don't."""
+        changed = [row for row in self.rows if row.after is not None]
+        before, after = (sum(getattr(row, f"params_{when}") for row in changed) for when in ("before", "after"))
+        budget = max(self.config.promise, 1.0)
+        if after <= _BEYOND * budget * before or after - budget * before <= _MANY:
+            return ""
+        most = max(changed, key=lambda row: row.params_after - budget * row.params_before)
+        return (
+            f"{self.config.title} multiplies the parameters of these layers by {after / before:.1f}, where its budget "
+            f"is {budget:g}: most in {most.name or 'the layer'}, {most.params_before:,} -> {most.params_after:,}; "
+            "leave such layers out with where, or see the method's options"
+        )
 
     def apply(self, *, inplace: bool = False) -> nn.Module:
         """Convert.
@@ -99,24 +117,31 @@ class Plan:
 
         Returns:
             The converted model.
+
+        Warns:
+            GrowthWarning: the method's parameters go far beyond its budget in this network; see ``growth``.
         """
+        self._warn_of_growth()
+        return self._made(inplace)
+
+    def _warn_of_growth(self) -> None:
+        """Warns the caller of ``apply`` or ``convert``."""
+        if self.growth:
+            warnings.warn(self.growth, GrowthWarning, stacklevel=3)
+
+    def _made(self, inplace: bool) -> nn.Module:
         model = self.model if inplace else copy.deepcopy(self.model)
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = dict(model.named_modules())
         routers = self._block_routers(model)
         places = list(sites(model, self.blocks))
-        layers = {site.name: self.config.at(site).build(site.module) for site in places if site.name in self.converted}
+        layers = {s.name: make_dynamic(s.module, self.config.at(s)) for s in places if s.name in self.converted}
         self.config.join(places, layers)
         made: dict[nn.Module, nn.Module] = {}
         for site in places:
             if site.name in layers:
                 made[site.module] = layer = layers[site.name]
                 self._initialise(layer, site.module, routers.get(site.block))
-        if model in made:
-            return made[model]
-        for name, module in modules.items():
-            if module in made:
-                parent, _, leaf = name.rpartition(".")
-                setattr(modules[parent], leaf, made[module])
+        model = replace(model, made)
         frozen = _frozen_blocks([site for site in places if site.name in layers])
         for block, router in routers.items():
             share_router(modules[block or ""], router)
@@ -125,17 +150,10 @@ class Plan:
         return model
 
     def _initialise(self, layer: Any, static: Any, router: Router | None) -> None:
-        if not isinstance(layer, DynamicLayer):  # all of its parameters are new
-            return
-        if self.upcycle:
+        if self.upcycle and isinstance(layer, DynamicLayer):
             weight, bias = static.weight, static.bias
             layer.load_static(weight.detach(), None if bias is None else bias.detach(), self.noise, router)
-        if not static.weight.requires_grad:  # a weight that layers share is frozen with any of them
-            layer.requires_grad_(False)
-            if layer.router is not None:
-                freeze_routing(layer)
-        if layer.bias is not None:
-            layer.bias.requires_grad_(static.bias.requires_grad)
+        freeze_alike(layer, static)
 
     def _block_routers(self, model: nn.Module) -> dict[str | None, Router]:
         """One router for every block that holds converted convolutions, by the block's name; none unless asked for."""
@@ -212,7 +230,7 @@ def plan(
             routed.add(site.block)
         row = _row(site, layer, reason, positions.get(site.name), router, counted)
         if row.after is not None and _starts_frozen(site, layer, frozen):
-            row = replace(row, note="; ".join(filter(None, (row.note, "frozen, its router too"))))
+            row = dataclasses.replace(row, note="; ".join(filter(None, (row.note, "frozen, its router too"))))
         rows.append(row)
     if not any(row.after for row in rows):
         left = any(site.is_conv and site.name not in picked and not context.refusal(site) for site in places)
@@ -253,7 +271,30 @@ def convert(
     Raises:
         ConfigError: nothing that is selected can be converted, or the method can't upcycle.
     """
-    return plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks).apply(inplace=inplace)
+    planned = plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks)
+    planned._warn_of_growth()
+    return planned._made(inplace)
+
+
+def make_dynamic(static: nn.Module, config: MethodConfig) -> nn.Module:
+    """What ``config`` builds of a static layer, marked as converted, so that ``recipe`` finds it.
+
+    Raises:
+        ConfigError: the method has no dynamic form of the layer.
+    """
+    layer: Any = config.build(static)
+    layer.converted = config
+    return layer
+
+
+def freeze_alike(layer: Any, static: Any) -> None:
+    """A dynamic layer learns where the static one does: where its kernel is frozen, kernels and router are."""
+    if not static.weight.requires_grad:  # a weight that layers share is frozen with any of them
+        layer.requires_grad_(False)
+        if getattr(layer, "router", None) is not None:
+            freeze_routing(layer)
+    if isinstance(layer, DynamicLayer) and layer.bias is not None:
+        layer.bias.requires_grad_(static.bias.requires_grad)
 
 
 def _check_arguments(config: MethodConfig, where: Selector | None, noise: float) -> None:

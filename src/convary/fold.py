@@ -16,7 +16,16 @@ from torch.utils._pytree import tree_leaves
 
 from convary.errors import ConfigError
 from convary.inspect import routed_by
-from convary.nn import DynamicConv, DynamicLayer, RoutedBlock, Router, evaluating, routed_layers, unshare_router
+from convary.nn import (
+    DynamicConv,
+    DynamicLayer,
+    RoutedBlock,
+    Router,
+    evaluating,
+    replace,
+    routed_layers,
+    unshare_router,
+)
 from convary.nn.base import CONVS
 
 _CHUNK = 16  # samples whose kernels exist at the same time
@@ -78,7 +87,7 @@ def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf"
     chosen = {name: mean for name, mean in means.items() if spread[name] < below}
     static = copy.deepcopy(model).eval()
     layers = dict(static.named_modules())
-    static = _replace(static, {layers[name]: _static(layers[name], mean) for name, mean in chosen.items()})
+    static = replace(static, {layers[name]: _static(layers[name], mean) for name, mean in chosen.items()})
     for block in [m for m in static.modules() if isinstance(m, RoutedBlock)]:
         if not routed_layers(block):  # type: ignore[arg-type]
             unshare_router(block)  # type: ignore[arg-type]
@@ -111,7 +120,9 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
             f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone, whose filters "
             "can be scaled one by one (KernelWarehouse's share cells, FDConv's frequencies); nothing to fold"
         )
-    return _replace(folded, {norm: _fold_norm(layer, norm) for layer, norm in pairs.items()})
+    first = sum(isinstance(module, DynamicLayer) and module.folded is not None for module in folded.modules())
+    numbered = enumerate(pairs.items(), first)
+    return replace(folded, {norm: fold_norm(layer, norm, number) for number, (layer, norm) in numbered})
 
 
 def freeze_routing(model: nn.Module, frozen: bool = True) -> None:
@@ -327,21 +338,17 @@ def _parts_behind(norm: nn.Module) -> list[nn.Module]:
     return [part for part in parts if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
 
 
-def _fold_norm(layer: DynamicConv, norm: Any) -> nn.Module:
-    """Scale the bank, shift the bias, in place; what stays where the normalisation was."""
+@torch.no_grad()
+def fold_norm(layer: DynamicConv, norm: Any, number: int | None = None) -> nn.Module:
+    """Scale the bank, shift the bias, in place; what stays where the normalisation was.
+
+    Args:
+        layer: Absorbs the normalisation; ``layer.absorbs`` holds.
+        norm: A batch normalisation with running statistics.
+        number: Marks both, for ``convary.recipe``.
+    """
     left = layer.absorb_(*_scale_and_shift(norm))
     rest = [*([] if left is None else [ChannelShift(left)]), *_parts_behind(norm)]
-    left_behind = nn.Sequential(*rest) if len(rest) > 1 else rest[0] if rest else nn.Identity()
-    return left_behind.train(norm.training)
-
-
-def _replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Exchange modules under all of their names; returns the root, which may itself be one of them."""
-    if model in made:
-        return made[model]
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, module in modules.items():
-        if module in made:
-            parent, _, leaf = name.rpartition(".")
-            setattr(modules[parent], leaf, made[module])
-    return model
+    stays: Any = nn.Sequential(*rest) if len(rest) > 1 else rest[0] if rest else nn.Identity()
+    layer.folded = stays.folded = number
+    return stays.train(norm.training)

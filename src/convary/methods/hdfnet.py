@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
+from convary.nn import Opaque
 from convary.nn import recompute as recomputed
 from convary.ops import pixel_conv
 from convary.ops.geometry import Size, per_axis
+from convary.ops.shapes import plain_shape, unflatten
 
 CITATION = "Pang et al., Hierarchical Dynamic Filtering Network for RGB-D Salient Object Detection, ECCV 2020"
 
@@ -29,6 +31,11 @@ class ConvNormReLU(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()
         )
+
+    @property
+    def weight(self) -> Tensor:
+        """That of its convolution, for initialisers that go by "Conv" in a class's name."""
+        return self[0].get_parameter("weight")
 
 
 class Released(nn.Module):
@@ -114,7 +121,7 @@ class DenseTransLayer(Released):
         return self.narrow(self.refine(merged) + merged)
 
 
-class DepthDC(Released):
+class DepthDC(Opaque, Released):
     """Filter each channel at each position with a kernel that another feature map generates, then mix the channels.
 
     ``W = generate(dense(conv(guide)))``: one kernel per channel and position, not normalised;
@@ -166,7 +173,7 @@ class DepthDC(Released):
 
     def kernels(self, guide: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, C, kh*kw, H, W), taps row-major."""
-        return self.generate(self.embed(guide)).unflatten(1, (-1, prod(self.kernel_size)))
+        return unflatten(self.generate(self.embed(guide)), 1, (-1, prod(self.kernel_size)))
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """(B, C, H, W) and (B, D, H, W) -> (B, O, H, W).
@@ -174,7 +181,8 @@ class DepthDC(Released):
         Raises:
             ShapeError: x and the guide are not of the same batch and size.
         """
-        if x.shape[0] != guide.shape[0] or x.shape[2:] != guide.shape[2:]:
+        (B, _, *size), (N, _, *other) = plain_shape(x), plain_shape(guide)
+        if B != N or size != other:
             raise ShapeError(
                 f"x is {tuple(x.shape)} but the guide {tuple(guide.shape)}; only their channels may differ: resize one"
             )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,19 +29,49 @@ def recompute(generate: Callable[..., Tensor], x: Tensor, *condition: Tensor, **
 
     Returns:
         (B, C, *S_out).
+
+    Raises:
+        RuntimeError: in the backward pass, where x, the condition or a parameter of the module that generates was
+            changed in place since the forward pass: the kernels would be others.
     """
 
     def run(x: Tensor, *condition: Tensor) -> Tensor:
+        unchanged(x, *condition)
         return pixel_conv(x, generate(*condition), **window)
 
+    unchanged: Callable[..., None] = _trust
     if not torch.is_grad_enabled():
         return run(x, *condition)
     owner = getattr(generate, "__self__", generate)
+    if not torch.compiler.is_compiling():
+        unchanged = _Unchanged(list(owner.parameters()) if isinstance(owner, nn.Module) else [])
     if torch.compiler.is_compiling() or not isinstance(owner, nn.Module):  # a compiled graph writes buffers once
         return checkpoint(run, x, *condition, use_reentrant=False)
     return checkpoint(
         run, x, *condition, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _Forgetting(owner))
     )
+
+
+def _trust(*tensors: Tensor) -> None:
+    """Of tensors that are read once."""
+
+
+class _Unchanged:
+    """Raises where tensors were written between its first call and a later one, as autograd does for what it saves."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters, self.versions = parameters, None
+
+    def __call__(self, *tensors: Tensor) -> None:
+        versions = [0 if t.is_inference() else t._version for t in (*tensors, *self.parameters)]
+        if self.versions is None:
+            self.versions = versions
+        elif versions != self.versions:
+            raise RuntimeError(
+                "a tensor that generated kernels are made of was modified by an in-place operation between the forward "
+                "pass and recomputing them for the backward pass; write to a copy of it, or step the optimizer after "
+                "the backward pass"
+            )
 
 
 class _Forgetting:

@@ -14,6 +14,7 @@ from torch.nn.modules import module as _modules
 
 from convary.errors import ConfigError, TemperatureWarning
 from convary.nn.norm import VectorBatchNorm
+from convary.nn.opaque import Opaque
 from convary.ops import Coefficients, native_route
 from convary.ops.geometry import autocasting
 
@@ -23,7 +24,7 @@ def pool(x: Tensor) -> Tensor:
     return x.mean(tuple(range(2, x.ndim))) if x.ndim > 2 else x
 
 
-class Router(nn.Module):
+class Router(Opaque):
     """Base of all routers: pools, leaves autocast, and keeps a temperature where the method has one.
 
     A subclass defines ``coefficients(vector)`` and ``neutral_()``.
@@ -66,8 +67,8 @@ class Router(nn.Module):
         return self.coefficients(pool(x).to(self.dtype()))
 
     def dtype(self) -> torch.dtype:
-        """The dtype that routing is computed in."""
-        return next(self.parameters()).dtype
+        """The dtype that routing is computed in; torch's default where int8 layers hold no parameters any more."""
+        return next((p.dtype for p in self.parameters()), torch.float32)
 
     def coefficients(self, vector: Tensor) -> Any:
         """Coefficients for pooled features (B, C), of the kind that the router's layers take."""

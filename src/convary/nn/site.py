@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -130,7 +131,7 @@ def sites(model: nn.Module, blocks: tuple[type[nn.Module], ...] = ()) -> Iterato
     predicts = {site.name for site in found if site.module in ends and site.block is None and not site.gate}
     detects = bool(inside) and _detects([site for site in found if site.name not in inside], bool(predicts))
     for site in found:
-        yield replace(
+        yield dataclasses.replace(
             site,
             constant=site.module in fixed,
             prediction=site.name in predicts,
@@ -192,3 +193,15 @@ def _sites(model: nn.Module, blocks: tuple[type[nn.Module], ...], within: tuple[
             gate=any(name.startswith(f"{g}.") for g in gates),
         )
         seen[sort] += 1
+
+
+def replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Exchange modules under all of their names; returns the root, which may itself be one of them."""
+    if model in made:
+        return made[model]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        if module in made:
+            parent, _, leaf = name.rpartition(".")
+            setattr(modules[parent], leaf, made[module])
+    return model

@@ -9,55 +9,12 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
 from convary.errors import ConvaryError
-from convary.ops import native, reference
+from convary.ops import autograd, native, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
-from convary.ops.strategy import PLAIN, Problem, inside_functorch, is_watched
-
-_RECORDED = (FakeTensor, FunctionalTensor)  # what torch traces with
-
-
-def obstacle(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None) -> str | None:
-    """Why the native kernels can't take these tensors, or None. Asked on every call, so the order is by price."""
-    if (absent := native.available()) is not None:
-        return absent
-    for tensor in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias):
-        if tensor is not None and (reason := refusal(tensor)) is not None:
-            return reason
-    return mode_obstacle()
-
-
-def mode_obstacle() -> str | None:
-    """Which mode of torch keeps the native kernels from running, whatever the tensors, or None."""
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast wants torch's own operations, whose dtype it chooses"
-    if inside_functorch():
-        return "torch.func transforms see through torch's own operations only"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "forward-mode differentiation sees through torch's own operations only"
-    return None
-
-
-def refusal(tensor: Tensor) -> str | None:
-    """Why the native kernels can't take one tensor, or None."""
-    if not tensor.is_cpu:
-        return f"a tensor is on {tensor.device}, the native kernels run on the CPU"
-    if tensor.dtype is not torch.float32:
-        return f"a tensor is {tensor.dtype}, the native kernels take torch.float32"
-    if tensor.layout is not torch.strided:
-        return f"a tensor has the layout {tensor.layout}, the native kernels take strided ones"
-    if type(tensor) not in PLAIN and not is_plain(tensor):  # the first spares a call
-        return f"a tensor is a {type(tensor).__name__}, whose memory may not be its own"
-    return None
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether its type promises nothing that the native kernels would break."""
-    return type(tensor) in PLAIN or (type(tensor) in _RECORDED and is_watched(tensor))
+from convary.ops.strategy import Problem
 
 
 def why_not(problem: Problem) -> str | None:
@@ -286,9 +243,12 @@ def gradients(
     coeffs = coefficients(factors)
     needs_x, *needs_weight, needs_row = ctx.needs_input_grad[:7]
     if torch.is_grad_enabled():
-        y = reference.mixed_conv(x, bank, coeffs, None, **ctx.geometry._asdict())
-        grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
-        return *differentiable(y, (x, bank, *factors), ctx.needs_input_grad[:6], grad), grad_row
+
+        def again(x: Tensor, bank: Tensor, *factors: Tensor | None) -> Tensor:
+            return reference.mixed_conv(x, bank, coefficients(factors), None, **ctx.geometry._asdict())
+
+        found = autograd.differentiable(again, (x, bank, *factors), ctx.needs_input_grad[:6], grad)
+        return *found, _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
     grad_x = of_x(grad, x.shape, bank, coeffs, ctx.geometry) if needs_x else None
     grad_bank, grads = of_bank(grad, x, bank, coeffs, ctx.geometry) if any(needs_weight) else (None, Coefficients())
     grad_row = _gradient_of_row(grad, ctx.row_ndim) if needs_row else None
@@ -298,22 +258,6 @@ def gradients(
 def _gradient_of_row(grad: Tensor, ndim: int) -> Tensor:
     by_sample = grad.flatten(2).sum(2)
     return by_sample if ndim == 2 else by_sample.sum(0)
-
-
-def differentiable(
-    y: Tensor, tensors: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """For ``create_graph=True``: the gradients of the tensors that need one, to be differentiated again.
-
-    Args:
-        y: The result once more, by the reference: by operations that have second derivatives.
-        tensors: What it was made from.
-        needed: Which of these need a gradient.
-        grad: The gradient of y.
-    """
-    wanted = [t for t, need in zip(tensors, needed, strict=True) if need and t is not None]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
-    return tuple(next(found) if need else None for need in needed)
 
 
 def coefficients(factors: Sequence[Tensor | None]) -> Coefficients:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convary.errors import ConvaryError
 from convary.ops import native, taps
-from convary.ops.native_conv import _dense, mode_obstacle, refusal
+from convary.ops.native_conv import _dense
 from convary.ops.strategy import Problem
 from convary.ops.window import BORDERS, Window
 
@@ -26,11 +26,6 @@ class _Sizes(ctypes.Structure):
     """``convary_pixel_sizes`` of csrc/convary.h."""
 
     _fields_ = tuple((name, ctypes.c_int64) for name in SIZES)
-
-
-def obstacle(x: Tensor, weight: Tensor) -> str | None:
-    """Why the native kernels can't take these tensors, or None."""
-    return native.available() or refusal(x) or refusal(weight) or mode_obstacle()
 
 
 def why_not(problem: Problem) -> str | None:
@@ -117,7 +112,7 @@ def remember(ctx, x: Tensor, weight: Tensor, window: Window) -> None:
 
 def gradients(
     ctx, grad: Tensor, of_x: Callable[..., Tensor], of_weight: Callable[..., Tensor]
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """The gradients of x and weight that are asked for.
 
     Args:
@@ -128,7 +123,7 @@ def gradients(
     """
     x, weight = ctx.saved_tensors
     if torch.is_grad_enabled():
-        return taps.reference_gradients(ctx, x, weight, grad, ctx.window)
+        return taps.differentiable_gradients(ctx, x, weight, grad, ctx.window)
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     grad_x = of_x(grad, x.shape, weight, ctx.window) if needs_x else None
     return grad_x, of_weight(grad, x, weight.shape, ctx.window) if needs_weight else None

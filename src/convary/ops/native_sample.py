@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from convary.ops import native, native_conv, reference
+from convary.ops import autograd, eligible, native, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
 from convary.ops.native_conv import _call, _dense, _gradient_of_row, _Sizes, _sizes
@@ -18,9 +18,9 @@ _NONE = Coefficients()
 
 def obstacle(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None) -> str | None:
     """Why the native kernels can't take these tensors, or None."""
-    if index is not None and not native_conv.is_plain(index):
+    if index is not None and not eligible.is_plain(index):
         return f"index is a {type(index).__name__}, whose memory may not be its own"
-    return native_conv.obstacle(x, weight, _NONE, bias)
+    return eligible.obstacle(x, weight, bias)
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
@@ -110,8 +110,11 @@ def gradients(
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_bias = _gradient_of_row(grad, ctx.bias_ndim) if needs_bias else None
     if torch.is_grad_enabled():
-        y = reference.sample_conv(x, weight, index=index, **ctx.geometry._asdict())
-        return *native_conv.differentiable(y, (x, weight), (needs_x, needs_weight), grad), grad_bias
+
+        def again(x: Tensor, weight: Tensor) -> Tensor:
+            return reference.sample_conv(x, weight, index=index, **ctx.geometry._asdict())
+
+        return *autograd.differentiable(again, (x, weight), (needs_x, needs_weight), grad), grad_bias
     grad_x = of_x(grad, x.shape, weight, ctx.geometry, index) if needs_x else None
     grad_weight = of_weight(grad, x, weight.shape, ctx.geometry, index) if needs_weight else None
     return grad_x, grad_weight, grad_bias
