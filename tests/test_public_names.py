@@ -11,7 +11,7 @@ DynamicConvModule ExportError FDConv FDConv1d FDConv2d FDConv3d Folded Involutio
 KernelWarehouse1d KernelWarehouse2d KernelWarehouse3d LayerDiagnosis MaskHead MethodConfig MixedLinear ODConv ODConv1d
 ODConv2d ODConv3d Plan PlanRow ShapeError StrategyError Summary TemperatureAnnealing TemperatureWarning WeightNet
 WeightNet1d WeightNet2d WeightNet3d __version__ anneal config_from_json convert diagnose export fold fold_norms
-freeze_routing load_released mask_logits method ops param_groups plan released_state routing set_temperature
+freeze_routing integrations load_released mask_logits method ops param_groups plan released_state routing set_temperature
 split_params summary where
 """.split()
 OPS = """

@@ -7,7 +7,7 @@
 torch.Size([2, 32, 8, 8])
 """
 
-from convary import ops, where
+from convary import integrations, ops, where
 from convary.convert import Plan, PlanRow, convert, plan
 from convary.decay import param_groups
 from convary.diagnose import Diagnosis, LayerDiagnosis, diagnose
@@ -96,6 +96,6 @@ __all__ = [
     "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan",
     "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "WeightNet",
     "WeightNet1d", "WeightNet2d", "WeightNet3d", "__version__", "anneal", "config_from_json", "convert", "diagnose",
-    "export", "fold", "fold_norms", "freeze_routing", "load_released", "mask_logits", "method", "ops", "param_groups",
-    "plan", "released_state", "routing", "set_temperature", "split_params", "summary", "where",
+    "export", "fold", "fold_norms", "freeze_routing", "integrations", "load_released", "mask_logits", "method", "ops",
+    "param_groups", "plan", "released_state", "routing", "set_temperature", "split_params", "summary", "where",
 ]  # fmt: skip

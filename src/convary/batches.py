@@ -24,7 +24,9 @@ def batches_of(loader: Iterable[Any] | Tensor) -> Iterable[Any]:
     if isinstance(loader, Tensor):
         return [loader]
     if isinstance(loader, Mapping):
-        raise DataError(f"a loader gives batches; got one batch, a dict of {_names(loader)}; pass a list of it: [batch]")
+        raise DataError(
+            f"a loader gives batches; got one batch, a dict of {_names(loader)}; pass a list of it: [batch]"
+        )
     if not isinstance(loader, Iterable):
         raise DataError(f"a loader gives batches of the model's input; got a {type(loader).__name__}")
     return loader

@@ -47,6 +47,10 @@ class TemperatureWarning(UserWarning):
     """A model is evaluated while its routers' temperature is still above its final value."""
 
 
+class ConversionLostWarning(UserWarning):
+    """Somebody else's program built the model again, and its dynamic layers are gone."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """A suggestion to append to an error message, empty where nothing is close.
 
