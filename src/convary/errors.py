@@ -47,8 +47,8 @@ class TemperatureWarning(UserWarning):
     """A model is evaluated while its routers' temperature is still above its final value."""
 
 
-class ConversionLostWarning(UserWarning):
-    """Somebody else's program built the model again, and its dynamic layers are gone."""
+class ConversionWarning(UserWarning):
+    """Another program drops the conversion of a network, or may not know how to treat it."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import importlib.util
 import warnings
 from typing import Any
 
-from convary.errors import CheckpointError, ConfigError, ConversionLostWarning
+from convary.errors import CheckpointError, ConfigError, ConversionWarning
 from convary.extras import require_version
 from convary.nn import DynamicLayer
 from convary.recipe import recipe, reconvert
@@ -60,7 +60,7 @@ class TemperatureCallback(pl.Callback):
             warnings.warn(
                 f"the conversion is lost: configure_model of {type(pl_module).__name__} built the layers again, and "
                 f"{_dynamic_layers(pl_module)} of {self._layers} are dynamic; call convary.convert at its end",
-                ConversionLostWarning,
+                ConversionWarning,
                 stacklevel=2,
             )
         if not tempered_routers(pl_module):  # a method without a temperature: only the recipe is kept
