@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from convary.batches import batches_of, input_of
 from convary.errors import ConfigError
 from convary.inspect import routed_by
 from convary.nn import (
@@ -57,7 +58,7 @@ class Folded:
 
 
 @torch.no_grad()
-def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf")) -> Folded:
+def fold(model: nn.Module, batches: Iterable[Any] | Tensor, *, below: float = float("inf")) -> Folded:
     """Replace dynamic layers by ordinary ones with the mean of the kernels that they use on calibration data.
 
     Lossy, unless the routing ignores the input: look at ``error``, and at accuracy on data that is not among the
@@ -65,8 +66,8 @@ def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf"
 
     Args:
         model: A model with dynamic layers; it is not changed.
-        batches: Inputs (B, ...), or tuples that begin with one, such as a ``DataLoader`` gives. They are run through
-            twice.
+        batches: Inputs (B, ...), tuples that begin with one, or dicts with one under a usual key, such as a
+            ``DataLoader`` gives; one tensor is one batch. They are moved to the model's device, and run through twice.
         below: Fold only layers whose ``spread`` is less than this.
 
     Returns:
@@ -74,12 +75,14 @@ def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf"
 
     Raises:
         ConfigError: no dynamic layer, or no batch.
+        DataError: no input is found in a batch.
 
     >>> from convary.methods import MixedLinear
     >>> folded = fold(MixedLinear(8, 3), [torch.randn(4, 8)])
     >>> folded.model
     Linear(in_features=8, out_features=3, bias=True)
     """
+    batches = batches_of(batches)
     if iter(batches) is batches:
         batches = list(batches)
     means = _mean_layers(model, batches)
@@ -201,20 +204,17 @@ def _mean_layers(model: nn.Module, batches: Iterable[Any]) -> dict[str, _Mean]:
             means.setdefault(name, _Mean(layers[name])).add(coeffs)  # type: ignore[arg-type]
 
     hooks = [router.register_forward_hook(record) for router in users]
+    device = next(model.parameters()).device
     try:
         with evaluating(model):
             for batch in batches:
-                model(_input(batch))
+                model(input_of(batch, device))
     finally:
         for hook in hooks:
             hook.remove()
     if not means:
         raise ConfigError("fold wants at least one batch of calibration data that reaches a dynamic layer; got none")
     return {name: means[name] for name in layers if name in means}
-
-
-def _input(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def _static(layer: Any, mean: _Mean) -> nn.Module:
@@ -241,9 +241,10 @@ def _static(layer: Any, mean: _Mean) -> nn.Module:
 
 def _relative_error(folded: nn.Module, model: nn.Module, batches: Iterable[Any]) -> float:
     change, size = 0.0, 0.0
+    device = next(model.parameters()).device
     with evaluating(model):
         for batch in batches:
-            x = _input(batch)
+            x = input_of(batch, device)
             for got, want in zip(tree_leaves(folded(x)), tree_leaves(model(x)), strict=True):
                 if isinstance(want, Tensor) and want.is_floating_point():
                     change += float((got - want).double().square().sum())

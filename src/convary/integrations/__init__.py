@@ -12,9 +12,11 @@ from types import ModuleType
 from convary import hosts
 
 hosts.expect("torchinfo", "convary.integrations.counters")
+hosts.expect("transformers.modeling_utils", "convary.integrations.transformers")
+hosts.expect("huggingface_hub.hub_mixin", "convary.integrations.huggingface_hub")
 hosts.expect("ultralytics.nn.tasks", "convary.integrations.ultralytics")
 
-_MODULES = ("counters", "ultralytics")
+_MODULES = ("counters", "huggingface_hub", "lightning", "timm", "transformers", "ultralytics")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -107,8 +107,8 @@ class CellAttention(Router):
         bias = self.heads.bias if self.basis is None else self.bias
         with torch.no_grad():
             bias.copy_(self.one_hot().flatten())
-            if self.temperature is not None:
-                self.temperature.fill_(1.0)
+        if self.temperature is not None:
+            self.set_temperature_(1.0)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.heads(hidden)

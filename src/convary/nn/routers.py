@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _modules
 
 from convary.errors import ConfigError, TemperatureWarning
+from convary.nn.kin import Kin
 from convary.nn.norm import VectorBatchNorm
 from convary.nn.opaque import Opaque
 from convary.ops import Coefficients, native_route
@@ -46,6 +47,27 @@ class Router(Opaque):
         self.in_channels = in_channels
         start = None if temperature is None else torch.tensor(self.check_temperature(temperature), device=device)
         self.register_buffer("temperature", start)
+        self.kin = Kin()
+        self.kin.settle(self)
+
+    @torch.no_grad()
+    def set_temperature_(self, value: float) -> None:
+        """Fill in a temperature, in place; moving averages of the router get it too.
+
+        Raises:
+            ConfigError: no temperature that this router can have.
+        """
+        assert self.temperature is not None
+        self.temperature.fill_(self.check_temperature(value))
+        self.kin.settle(self)
+        self.lead_averages_()
+
+    @torch.no_grad()
+    def lead_averages_(self) -> None:
+        """Give the moving averages of the router its temperature: it is a setting, not something learnt."""
+        for average in self.kin.averages():
+            average.temperature.copy_(self.temperature)
+            average.kin.settle(average)
 
     @classmethod
     def check_temperature(cls, value: float) -> float:
@@ -112,6 +134,7 @@ class Router(Opaque):
         value = state_dict.get(f"{prefix}temperature")
         if value is not None and not value.is_meta:
             self.check_temperature(float(value))
+            self.kin.settle(self)
             self._warn_if_hot()
 
     def _apply(self, fn, recurse=True):
@@ -119,7 +142,13 @@ class Router(Opaque):
         module = super()._apply(fn, recurse)
         if before is not None and self.temperature is not None and self.temperature.dtype != before.dtype:
             self.temperature = before.to(self.temperature.device)  # .half() must not round 29.97
+        self.kin.settle(self)
         return module
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("kin", Kin())  # pickles of convary 0.1.0 have none
+        self.kin.settle(self)
 
 
 def check_temperature(value: float) -> float:
