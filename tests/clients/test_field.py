@@ -12,16 +12,10 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = sorted((Path(__file__).parent / "field").glob("*/*.py"))
-MENDED = ("01_yolo_fuse", "09_rebuild_from_state", "01_create_graph_first_order", "04_gradient_penalty")
-
-
-def _parameter(path: Path):
-    waits = () if path.stem in MENDED else pytest.mark.xfail(reason="not mended yet", strict=False)
-    return pytest.param(path, marks=waits, id=f"{path.parent.name}/{path.stem}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", map(_parameter, SCRIPTS))
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_script(script, tmp_path):
     env = {**os.environ, "TMPDIR": str(tmp_path), "YOLO_CONFIG_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True)
