@@ -19,8 +19,8 @@ from convary.recipe import recipe
 from convary.schedule import TemperatureAnnealing, anneal, tempered_routers
 
 require_version("convary.integrations.transformers", "transformers", "5.0", "6")
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback  # noqa: E402
-from transformers.utils.import_utils import is_accelerate_available  # noqa: E402
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback  # noqa: E402  # pyright: ignore[reportMissingImports]
+from transformers.utils.import_utils import is_accelerate_available  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 _HUB = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
@@ -77,7 +77,7 @@ def attend() -> None:
     base.save_pretrained = _saving(base.save_pretrained)
     base.from_pretrained = classmethod(_loading(base.from_pretrained.__func__))
     if is_accelerate_available():  # without it there is no Trainer
-        from transformers import Trainer
+        from transformers import Trainer  # pyright: ignore[reportMissingImports]
 
         Trainer.get_decay_parameter_names = _sparing(Trainer.get_decay_parameter_names)
 
