@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Lightning callback that anneals the routers' temperature, and a training that uses it.
+"""Training under Lightning, with convary's callback that anneals the routers' temperature and keeps the recipe.
 
 pip install lightning
 python examples/lightning_train.py --epochs 3
@@ -8,7 +8,6 @@ python examples/lightning_train.py --epochs 3
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import lightning
 import torch
@@ -18,46 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convary as cv
 from convary.data import load
+from convary.integrations.lightning import TemperatureCallback
 from convary.models.registry import build
-
-
-class TemperatureCallback(lightning.Callback):
-    """Steps ``convary.anneal`` after every optimizer step; its state is part of Lightning's checkpoints.
-
-    Args:
-        start: First temperature.
-        stop: Last temperature.
-        fraction: Of the training's steps that the way from start to stop takes.
-    """
-
-    def __init__(self, start: float = 30.0, stop: float = 1.0, fraction: float = 0.5) -> None:
-        self.start, self.stop, self.fraction = start, stop, fraction
-        self.annealing: cv.TemperatureAnnealing | None = None
-        self.restored: dict[str, Any] | None = None
-        self.seen = 0
-
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin, or go on where a checkpoint was."""
-        steps = int(trainer.estimated_stepping_batches * self.fraction)
-        self.annealing = cv.anneal(pl_module, start=self.start, stop=self.stop, steps=steps)
-        if self.restored is not None:
-            self.annealing.load_state_dict(self.restored)
-        self.seen = trainer.global_step
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
-        """One step per optimizer step: a batch whose gradient is only accumulated is none."""
-        assert self.annealing is not None
-        if trainer.global_step > self.seen:
-            self.seen = trainer.global_step
-            self.annealing.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The annealing's."""
-        return {} if self.annealing is None else self.annealing.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the model is there."""
-        self.restored = state_dict or None
 
 
 class Classifier(lightning.LightningModule):

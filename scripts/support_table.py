@@ -4,7 +4,8 @@
     python scripts/support_table.py
 
 A test marked ``@pytest.mark.support("int8")`` and parametrised by ``config`` speaks for the cell of that method and
-column; a cell says yes where there is such a test and all of them passed, no where one was skipped.
+column; a cell says yes where there is such a test and all of them passed, no where one was skipped, or met a limit
+that it expects and says so with ``record_property("support", "no")``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from convary import METHODS
 
 PAGE = Path(__file__).parent.parent / "docs" / "guides" / "deploy.md"
 BEGIN, END = "<!-- support: begin -->", "<!-- support: end -->"
-COLUMNS = ("compile", "export", "onnxruntime", "autocast", "DDP", "int8", "trace")
+COLUMNS = (
+    "compile", "export", "onnxruntime", "autocast", "DDP", "int8", "trace",
+    "TorchScript ONNX", "OpenVINO", "OpenCV", "Core ML", "ncnn",
+)  # fmt: skip
+LIMIT = ("support", "no")
 
 
 class Recorder:
@@ -36,10 +41,10 @@ class Recorder:
                 self.cells[item.nodeid] = (getattr(config, "name", str(config)), mark.args[0])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A cell holds while nothing failed or was skipped, and at least one test ran."""
+        """A cell holds while nothing failed, was skipped or met a known limit, and at least one test ran."""
         cell = self.cells.get(report.nodeid)
         if cell is not None and (report.when == "call" or report.failed or report.skipped):
-            self.passed[cell] = self.passed.get(cell, True) and report.passed
+            self.passed[cell] = self.passed.get(cell, True) and report.passed and LIMIT not in report.user_properties
 
 
 def table(passed: dict[tuple[str, str], bool]) -> str:

@@ -392,7 +392,7 @@ def test_convert_writes_a_file_that_is_rebuilt_from_it_alone(run, weights, tmp_p
     assert sum(isinstance(m, convary.ODConv2d) for m in dynamic.modules()) == 9
     content = torch.load(out, weights_only=True)
     dynamic.load_state_dict(content["state_dict"])
-    assert (content["model"], len(content["layers"])) == ("torchvision:squeezenet1_1", 9)
+    assert (content["network"], len(content["recipe"]["layers"])) == ("torchvision:squeezenet1_1", 9)
 
 
 def test_convert_takes_any_network_of_timm(run, tmp_path):
@@ -434,19 +434,22 @@ def test_what_restore_refuses(run, tmp_path):
     words = ("--model", "timm:test_byobnet", "--method", "dyconv", "--weights", "random", "--out", good)
     assert run("convert", *words)[0] == 0
     content = torch.load(good, weights_only=True)
-    torch.save(content | {"version": 9}, tmp_path / "newer.pt")
+    made = content["recipe"]
+    torch.save(content | {"recipe": made | {"version": 9}}, tmp_path / "newer.pt")
+    torch.save({"recipe": made, "state_dict": content["state_dict"]}, tmp_path / "nameless.pt")
     torch.save({"a": 1}, tmp_path / "foreign.pt")
     (tmp_path / "half.pt").write_bytes(good.read_bytes()[:1000])
-    torch.save(content | {"layers": content["layers"][:-1]}, tmp_path / "unfit.pt")
+    torch.save(content | {"recipe": made | {"layers": dict(list(made["layers"].items())[:-1])}}, tmp_path / "unfit.pt")
     refused = {
-        "newer.pt": "has version 9",
-        "foreign.pt": "not a file of convary convert",
+        "newer.pt": "the recipe has version 9",
+        "nameless.pt": "does not say which network",
+        "foreign.pt": "holds no recipe.*write it with convary.save",
         "half.pt": "truncated",
         "none.pt": "there is no file",
         "unfit.pt": "does not fit ByobNet: .* is left over",
     }
     for name, message in refused.items():
-        with pytest.raises(convary.CheckpointError, match=message):
+        with pytest.raises((convary.CheckpointError, convary.ConfigError), match=message):
             models.restore(tmp_path / name)
 
 
@@ -494,7 +497,7 @@ def test_export_tells_of_a_hot_router(run, tmp_path):
         ("{tmp}/none.pt --model timm:test_byobnet", "wants FILE or --model, and not both"),
         ("{tmp}/none.pt --method odconv", "none.pt says itself what it is"),
         ("{tmp}/none.pt", "there is no file {tmp}/none.pt"),
-        ("{tmp}/text.pt", "text.pt is truncated or not a file of convary convert"),
+        ("{tmp}/text.pt", "text.pt is truncated, no checkpoint, or holds more than weights"),
         ("--model timm:test_byobnt", "did you mean"),
         ("--model timm:test_byobnet --weights random --method odconf", "did you mean 'odconv'?"),
         ("--model timm:test_byobnet --weights random --strategy grouped", "invalid choice 'grouped'"),

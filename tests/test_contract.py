@@ -30,10 +30,12 @@ VARIANTS = [
     cv.ODConv(experts=2, attentions=("channel",), norm="none"),
     cv.DCD(latent="basic"),
     cv.KernelWarehouse(cell_ratio=2.5, in_ratio=0.5, out_ratio=0.5, min_hidden=4),
+    cv.KernelWarehouse(spatial_partition=False, norm="layer"),
     cv.WeightNet(expansion=9, splits=3, min_hidden=4),
     cv.CGC(interaction=2),
     cv.FDConv(kernels=5, bands=(3,), min_hidden=4),
     cv.FDConv(kernels=1, local=False, bands=()),
+    cv.FDConv(kernels=3, param_ratio=2, kernel_attention_only=True, activation="softmax", local_activation="tanh"),
 ]
 IDS = [f"{c.name}{i}" for i, c in enumerate(VARIANTS)]
 every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torchvision import models
+from torchvision import models, ops
 
 import convary as cv
 from convary import METHODS, where
@@ -96,7 +96,8 @@ def test_keeps_dtype_mode_and_requires_grad():
     converted = cv.convert(model, cv.ODConv(), where.all())
     assert all(p.dtype == torch.float64 for p in converted.parameters())
     assert not converted.dw.weight.requires_grad and converted.dw.bias.requires_grad
-    assert converted.dw.router.heads.weight.requires_grad
+    assert not any(p.requires_grad for p in converted.dw.router.parameters())
+    assert all(p.requires_grad for p in converted.pw.parameters())
     assert converted.pw.training and converted.pw.router.training and not converted.dw.training
     meta = cv.convert(Net().to("meta"), cv.DyConv(), where.all())
     assert all(p.is_meta for p in meta.parameters())
@@ -133,11 +134,86 @@ def test_the_plan_says_what_stays_and_why():
     assert "hooks" in reasons["line"]
     assert "no dynamic form of a linear layer" in reasons["fc"]
     text = str(plan)
-    assert "DyNetConv2d 3->8 3x3 x6" in text and "2 of 5 layers become DyNet" in text
+    assert (
+        "DyNetConv2d 3->8 3x3 x6" in text
+        and "2 of 6 layers become DyNet" in text
+        and "ConvTranspose2d 12->4 2x2" in text
+    )
     row = next(r for r in plan.rows if r.name == "stem")
     assert row.macs_before == 2 * 8 * 3 * 9 * 64  # the stem runs twice
     assert row.macs_after > row.macs_before
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
+def test_a_frozen_stage_stays_as_it_is(config):
+    model = nn.Sequential(models.resnet18().layer1, models.resnet18().layer2)
+    model[0].requires_grad_(False)
+    plan = cv.plan(model, config, where.all())
+    notes = {row.name: row.note for row in plan.rows if row.after}
+    assert all(("frozen, its router too" in note) == name.startswith("0.") for name, note in notes.items())
+    converted = plan.apply().train()
+    assert any(name.startswith("0.") for name in plan.converted)
+    assert not any(p.requires_grad for p in converted[0].parameters())
+    assert all(not r.training for r in converted[0].modules() if isinstance(r, cv.nn.Router))
+    assert all(r.training for r in converted[1].modules() if isinstance(r, cv.nn.Router))
+    cv.freeze_routing(converted[0], False)
+    assert all(p.requires_grad for r in converted.modules() if isinstance(r, cv.nn.Router) for p in r.parameters())
+
+
+def test_a_block_router_is_frozen_where_all_of_its_layers_are():
+    model = models.resnet18()
+    model.layer3[1].requires_grad_(False)
+    model.layer4[0].conv1.requires_grad_(False)
+    plan = cv.plan(model, cv.CondConv(router="block"))
+    notes = {row.name: row.note for row in plan.rows if row.after}
+    assert notes["layer3.1.conv2"] == "router shared in layer3.1; frozen, its router too"
+    assert notes["layer4.0.conv1"] == "router shared in layer4.0"
+    converted = plan.apply().train()
+    assert not any(p.requires_grad for p in converted.layer3[1].router.parameters())
+    assert not converted.layer3[1].router.training
+    assert all(p.requires_grad for p in converted.layer4[0].router.parameters())
+    assert not converted.layer4[0].conv1.weight.requires_grad and converted.layer4[0].conv2.weight.requires_grad
+
+
+class Odder(nn.Module):
+    """Layers that are like convolutions, and are none of torch's ordinary ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.line, self.up, self.cube = (
+            nn.ConvTranspose1d(4, 4, 2),
+            nn.ConvTranspose2d(4, 8, 2),
+            nn.ConvTranspose3d(8, 4, 2),
+        )
+        self.lazy, self.deform = nn.LazyConvTranspose2d(4, 2), ops.DeformConv2d(4, 4, 3)
+        self.pair, self.done = nn.Bilinear(4, 5, 6), cv.DyConv2d(4, 4, 3)
+
+
+def test_the_plan_names_what_is_like_a_convolution():
+    plan = cv.plan(Odder(), cv.ODConv(), where.all())
+    rows = {row.name: row for row in plan.rows}
+    assert plan.converted == ("stem",)
+    assert list(rows)[:8] == ["stem", "line", "up", "cube", "lazy", "deform", "pair", "done"]
+    for name in ("line", "up", "cube", "lazy"):
+        assert rows[name].reason == "no method has a form of a transposed convolution"
+    assert rows["up"].before == "ConvTranspose2d 4->8 2x2" and rows["up"].params_after == 4 * 8 * 4 + 8
+    assert "DeformConv2d, which is no nn.Conv" in rows["deform"].reason
+    assert rows["pair"].before == "Bilinear 4, 5->6" and rows["done"].reason == "already dynamic"
+    assert "4 stay: no method has a form of a transposed convolution" in plan.summary
+    assert plan.apply().up.weight.shape == (4, 8, 2, 2)
+
+
+def test_no_error_proposes_what_was_tried():
+    with pytest.raises(cv.ConfigError, match="ConvTranspose2d: no method has a form of a transposed") as caught:
+        cv.plan(nn.Sequential(nn.ConvTranspose2d(8, 8, 2)), cv.ODConv(), where.all())
+    assert "where.all()" not in str(caught.value).split("by where=")[0] and "try" not in str(caught.value)
+    with pytest.raises(cv.ConfigError, match=r"try where=convary.where.all\(\)"):
+        cv.plan(Net(), cv.ODConv(), where.name("fc"))
+    with pytest.raises(cv.ConfigError, match="none of them selected by where=name") as caught:
+        cv.plan(nn.Sequential(nn.Linear(3, 4)), cv.ODConv(), where.name("1"))
+    assert "try" not in str(caught.value)
 
 
 def test_tied_parameters_are_refused():

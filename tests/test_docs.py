@@ -17,7 +17,12 @@ PAGES = (
     "README.md",
     "docs/index.md",
     "docs/guides/train.md",
+    "docs/guides/programs.md",
     pytest.param("docs/guides/deploy.md", marks=pytest.mark.slow),
+    pytest.param("docs/guides/timm-training.md", marks=pytest.mark.slow),
+    pytest.param("docs/guides/transformers.md", marks=pytest.mark.slow),
+    pytest.param("docs/guides/lightning.md", marks=pytest.mark.slow),
+    pytest.param("docs/guides/detection.md", marks=pytest.mark.slow),
 )
 BLOCK = re.compile(r"(?:<!-- needs (?P<needs>\w+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
 

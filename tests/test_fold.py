@@ -5,7 +5,9 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import convary as cv
 from convary import METHODS
@@ -51,6 +53,14 @@ def test_norms_behind_a_bias_are_folded_exactly(config, rank, affine):
     torch.testing.assert_close(cv.fold_norms(model, x)(x), model.eval()(x), rtol=1e-9, atol=1e-9)
 
 
+def test_what_stays_of_a_norm_evaluates_with_its_network():
+    for training in (True, False):
+        for bias in (True, False):
+            layer = excite(cv.DyConv2d(3, 4, 3, bias=bias)).train(training)
+            folded = cv.fold_norms(nn.Sequential(layer, nn.BatchNorm2d(4).train(training)), torch.randn(2, 3, 6, 6))
+            assert not [m for m in folded.modules() if m.training]
+
+
 def test_filters_that_share_their_cells_can_not_be_scaled_one_by_one():
     model = nn.Sequential(cv.KernelWarehouse2d(3, 4, 3), nn.BatchNorm2d(4))
     with pytest.raises(cv.ConfigError, match="share cells"):
@@ -88,6 +98,64 @@ def test_norms_with_an_activation_keep_it():
     folded = cv.fold_norms(model, x)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-6, atol=1e-6)
     assert len(norms(folded)) < len(norms(model)) // 3
+
+
+class Frozen(nn.Module):
+    """Frozen as detectron2 and others write it; ``slope`` makes it something else with the same buffers."""
+
+    def __init__(self, channels: int, slope: float = 1.0):
+        super().__init__()
+        self.eps, self.slope = 1e-5, slope
+        for name, value in (("weight", 1.5), ("bias", 0.2), ("running_mean", -0.3), ("running_var", 0.7)):
+            self.register_buffer(name, value + 0.1 * torch.randn(channels))
+
+    def forward(self, x):
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
+        return self.slope * x
+
+
+def freeze_norms(model: nn.Module, make) -> nn.Module:
+    """Exchange every batch normalisation for a frozen one with numbers of its own."""
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                frozen = make(norm.num_features)
+                frozen.weight.uniform_(0.5, 1.5)
+                frozen.running_var.uniform_(0.5, 1.5)
+                setattr(parent, name, frozen)
+    return model
+
+
+@pytest.mark.parametrize("make", [FrozenBatchNorm2d, Frozen], ids=["torchvision", "functional"])
+@pytest.mark.parametrize("config", FOLDABLE, ids=lambda c: c.name)
+def test_frozen_norms_fold(config, make):
+    model = freeze_norms(dynamic_net(config), make).double()
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    folded = cv.fold_norms(model, x)
+    torch.testing.assert_close(folded(x), model.eval()(x), rtol=1e-9, atol=1e-9)
+    left = sum(isinstance(m, make) for m in folded.modules())
+    assert (
+        left == sum(type(m) is nn.Conv2d for m in model.modules()) < sum(isinstance(m, make) for m in model.modules())
+    )
+    assert not any(m.training for m in folded.modules())
+
+
+def test_frozen_norms_of_timm_keep_their_activation():
+    timm = pytest.importorskip("timm")
+    model = timm.layers.freeze_batch_norm_2d(timm.create_model("efficientnet_lite0", num_classes=3))
+    model = cv.convert(model.eval(), cv.ODConv(experts=2)).double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    folded = cv.fold_norms(model, x)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-6, atol=1e-6)
+    counts = [sum("FrozenBatchNorm" in type(m).__name__ for m in net.modules()) for net in (folded, model)]
+    assert counts[0] == 1 < counts[1]  # the stem's
+
+
+def test_what_only_looks_like_a_frozen_norm_stays():
+    conv = cv.DyConv2d(3, 3, 1)
+    cv.fold_norms(nn.Sequential(conv, Frozen(3)), torch.randn(1, 3, 4, 4))
+    with pytest.raises(cv.ConfigError, match="nothing to fold"):
+        cv.fold_norms(nn.Sequential(conv, Frozen(3, slope=2.0)), torch.randn(1, 3, 4, 4))
 
 
 @every_method

@@ -11,7 +11,6 @@ from torch import nn
 
 import convary as cv
 from convary import where
-from convary.methods.kernel_warehouse import stock
 from convary.nn import routed_layers
 from tests.golden import fill
 
@@ -285,7 +284,7 @@ def warehouse_net(case: Case) -> nn.ModuleDict:
         made.append((name, config.build(static)))
     rest = [layer for _, layer in made]
     for warehouse in case.settings["warehouses"].values():
-        stock(rest[: len(warehouse["layers"])], config)
+        cv.share_warehouse(rest[: len(warehouse["layers"])])
         rest = rest[len(warehouse["layers"]) :]
     return nn.ModuleDict(made)
 
@@ -388,29 +387,15 @@ def test_dcd(name):
 LATENT = {"conv_basic_dy": "basic", "conv_dy": "bottleneck", "dymodule": "pointwise"}
 
 
-class TheirMobileNetV2(nn.Module):
-    """torchvision's network with the names that liyunsheng13/dcd gives its parts."""
-
-    def __init__(self, width: float) -> None:
-        super().__init__()
-        from torchvision.models import mobilenet_v2
-
-        *blocks, last = mobilenet_v2(width_mult=width).features
-        for block in blocks[1:]:
-            parts = [p for part in block.conv for p in (part if isinstance(part, nn.Sequential) else [part])]
-            block.conv = nn.Sequential(*parts)
-        self.features, self.conv = nn.Sequential(*blocks), last
-        self.classifier = nn.Sequential(nn.Linear(1280, 1000))
-
-    def forward(self, x):
-        return self.classifier(self.conv(self.features(x)).mean((2, 3)))
-
-
 @pytest.mark.parametrize("name", cases("mobilenetv2_dcd_*"))
 def test_dcd_mobilenetv2(name):
+    """In torchvision's network, whose parts the authors name otherwise."""
+    from torchvision.models import mobilenet_v2
+
     case = Case(name)
     config = cv.DCD(squeeze=case.kwargs["fc_squeeze"])
-    model = cv.convert(TheirMobileNetV2(case.kwargs["width_mult"]), config, upcycle=False).double()
+    static = mobilenet_v2(width_mult=case.kwargs["width_mult"], dropout=0.0)
+    model = cv.convert(static, config, upcycle=False).double()
     assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
     assert len(cv.load_released(model, case.state).dynamic) == 33
     case.released(model)

@@ -107,6 +107,7 @@ def of_method(config, rank: int) -> Callable[[], nn.Module]:
 MADE = {
     "linear": lambda: cv.MixedLinear(C, 6, experts=3),
     "dcd-linear": lambda: cv.DCDLinear(C, 6),
+    "warehouse-linear": lambda: cv.KernelWarehouseLinear(C, 6, norm="layer", cell_ratio=2, out_ratio=1 / 2),
     "block-router": lambda: cv.convert(
         nn.Sequential(Block()), cv.CondConv(experts=3, router="block"), cv.where.all(), blocks=(Block,)
     ),
@@ -124,7 +125,13 @@ MADE = {
     "pixel-3d": lambda: Enlarging(3, border="circular"),
     "pixel-clamp": lambda: Enlarging(2, border="clamp", dilation=2, padding=2),
 }
-SHAPES = {"linear": (3, C), "dcd-linear": (3, C), "pixel-1d": (2, C, 9), "pixel-3d": (2, C, 5, 4, 6)}
+SHAPES = {
+    "linear": (3, C),
+    "dcd-linear": (3, C),
+    "warehouse-linear": (3, C),
+    "pixel-1d": (2, C, 9),
+    "pixel-3d": (2, C, 5, 4, 6),
+}
 CASES = [
     *(Case(f"{c.name}{i}-{r}d", of_method(c, r), (3, C, *SIZE[r])) for i, c in enumerate(VARIANTS) for r in CONVS),
     *(Case(name, make, SHAPES.get(name, (2, C, 6, 7))) for name, make in MADE.items()),

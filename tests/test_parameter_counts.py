@@ -61,6 +61,7 @@ def cases():
     for net in (MOBILE[0], MOBILE[2]):
         yield f"kw1x_{net}", net, cv.KernelWarehouse(), None
         yield f"kw4x_{net}", net, cv.KernelWarehouse(cell_ratio=4, sharing="role"), None
+    yield "kw1x_convnext_tiny", "convnext_tiny", cv.KernelWarehouse(norm="layer"), None
     for net in NETS[:4]:
         yield f"{net}_dcd", net, cv.DCD(), None
     for net in MOBILE:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading the authors' checkpoints: what does not fit is refused by name, and nothing is loaded then."""
 
+import dataclasses
 import os
 import pickle
 
@@ -202,3 +203,64 @@ def test_the_3d_layout_has_no_second_bias():
     nn.init.ones_(layer.router.linear.bias)
     with pytest.raises(cv.CheckpointError, match="no second bias"):
         cv.released_state(layer)
+
+
+def half() -> nn.Module:
+    """KernelWarehouse's MobileNetV2 0.5 1/2x: only the last stage has fewer cells, and its classifier is dynamic."""
+    config = cv.KernelWarehouse(reduction=32, sharing="role")
+    few = dataclasses.replace(config, cell_ratio=1 / 2, in_ratio=1 / 2, out_ratio=1 / 2)
+    model = models.mobilenet_v2(width_mult=0.5)
+    late = where.name("features.1[5-7].conv.0.0", "features.1[5-7].conv.2", "features.18.0")
+    model = cv.convert(model, few, late, upcycle=False)
+    head = dataclasses.replace(config, cell_ratio=1 / 2, in_ratio=1 / 40)
+    model = cv.convert(model, head, where.classifier(), upcycle=False)
+    return cv.convert(model, config, where.depthwise() | where.first(), upcycle=False)
+
+
+def test_the_linear_layer_of_kernel_warehouses_half_sized_mobilenetv2():
+    model = half()
+    assert sum(p.numel() for p in model.parameters()) == 1_466_888
+    released = cv.released_state(model)
+    cells = [tuple(released[f"warehouse_manager.weights.{i}"].shape) for i in range(10)]
+    assert [shape[0] for shape in cells] == [9, 36, 18, 27, 36, 27, 6, 27, 56, 20] and cells[-1] == (20, 1000, 32, 1)
+    assert {"classifier.1.conv.attention.fc1.weight", "classifier.1.conv.bias"} <= released.keys()
+    target = half()
+    assert len(cv.load_released(target, released).dynamic) == 26
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), target.parameters(), strict=True))
+
+
+RENAMED = {
+    "kernelwarehouse": (lambda: models.mobilenet_v2(width_mult=0.25, num_classes=3), cv.KernelWarehouse()),
+    "dcd resnet": (lambda: models.resnet18(num_classes=3), cv.DCD()),
+    "dcd mobilenet": (lambda: models.mobilenet_v2(width_mult=0.25, num_classes=3), cv.DCD()),
+}
+WANTED = {
+    "kernelwarehouse": ["classifier.weight", "classifier.bias"],
+    "dcd resnet": ["classifier.0.cls_q.weight", "classifier.0.fc_phi.weight", "classifier.0.cls.bias"],
+    "dcd mobilenet": [
+        "features.1.conv.3.weight",
+        "features.2.conv.7.weight",
+        "conv.0.weight",
+        "features.2.conv.6.conv_p",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_the_authors_names_of_classifiers(name):
+    make, config = RENAMED[name]
+    source, target = (cv.convert(make(), config, upcycle=False).eval() for _ in range(2))
+    released = checkpoint(source)
+    assert all(any(key.startswith(want) for key in released) for want in WANTED[name])
+    assert not {"fc.weight", "classifier.1.weight"} & released.keys()
+    cv.load_released(target, released)
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+    own = {key.replace("classifier.0.", "classifier.1."): value for key, value in released.items()}  # with dropout
+    if name == "dcd resnet":
+        cv.load_released(target, own)
+        cv.load_released(target, {key.replace("classifier.0.", "fc."): value for key, value in released.items()})
+    if name == "kernelwarehouse":
+        cv.load_released(target, {k.replace("classifier.", "classifier.1."): v for k, v in released.items()})
+    released.pop(next(key for key in released if key.startswith("classifier")))
+    with pytest.raises(cv.CheckpointError, match=r"classifier.* is missing|fc.* is missing"):
+        cv.load_released(target, released)

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Annealing: values, state, warnings, and what bad values get."""
 
+import copy
+import functools
+import gc
 import itertools
 import math
+import pickle
 import warnings
 
 import pytest
@@ -129,3 +133,93 @@ def test_methods_with_ranges_of_their_own_are_annealed_together():
     again = cv.anneal(model, steps=2)
     again.load_state_dict(annealing.state_dict())
     assert temperatures() == [1.0, 0.0]
+
+
+def averagers():
+    """The usual moving averages, by name: a function from a model to its average and what updates it."""
+    timm = pytest.importorskip("timm.utils")
+    swa = torch.optim.swa_utils
+
+    def torchs(**options):
+        def make(net):
+            average = swa.AveragedModel(net, **options)
+            return average.module, average.update_parameters
+
+        return make
+
+    def timms(kind, **options):
+        def make(net):
+            average = kind(net, decay=0.9998, **options)
+            return average.ema if kind is timm.ModelEma else average.module, average.update
+
+        return make
+
+    ema = swa.get_ema_multi_avg_fn(0.9998)
+    return {
+        "AveragedModel": torchs(multi_avg_fn=ema),
+        "AveragedModel(use_buffers)": torchs(multi_avg_fn=ema, use_buffers=True),
+        "AveragedModel(avg_fn)": torchs(avg_fn=swa.get_ema_avg_fn(0.9998), use_buffers=True),
+        "ModelEma": timms(timm.ModelEma),
+        "ModelEmaV2": timms(timm.ModelEmaV2),
+        "ModelEmaV3": timms(timm.ModelEmaV3),
+        "ModelEmaV3(device)": timms(timm.ModelEmaV3, device="cpu", foreach=False),
+        "ModelEmaV3(no buffers)": timms(timm.ModelEmaV3, exclude_buffers=True),
+    }
+
+
+@pytest.mark.parametrize("first", ["average", "annealing"])
+def test_moving_averages_have_the_live_temperature(first):
+    for name, make in averagers().items():
+        net = nn.Sequential(*model(), cv.KernelWarehouse().build(nn.Conv2d(2, 2, 3)))
+        average, update = make(net)
+        annealing = cv.anneal(net, steps=5)
+        for _ in range(9):
+            acts = (annealing.step, functools.partial(update, net))
+            for act in acts if first == "annealing" else acts[::-1]:
+                act()
+        live = [float(net[i].router.temperature) for i in (0, 1, 3)]
+        kept = [float(average[i].router.temperature) for i in (0, 1, 3)]
+        assert live == [1.0, 1.0, 0.0] and kept == pytest.approx(live, abs=1e-6), name
+
+
+def test_an_average_that_begins_late():
+    net = model()
+    annealing = cv.anneal(net, steps=3)
+    annealing.step()
+    average, update = averagers()["AveragedModel(use_buffers)"](net)
+    annealing.step(), annealing.step()
+    update(net), update(net)
+    average[0].router.temperature.fill_(7.0)  # as an average would
+    annealing.step()
+    assert float(average[0].router.temperature) == 1.0
+
+
+def test_other_copies_keep_the_temperature_that_they_have():
+    net = model()
+    annealing = cv.anneal(net, steps=10)
+    snapshot, moved, loaded = (copy.deepcopy(net) for _ in range(3))
+    annealing.step()
+    moved.double()
+    loaded.load_state_dict(net.state_dict())
+    own = copy.deepcopy(net)
+    cv.anneal(own, start=9.0, steps=10)
+    own[0].router.temperature.add_(0.0)  # as DistributedDataParallel writes its buffers
+    cv.set_temperature(again := copy.deepcopy(snapshot), 3.0)
+    for _ in range(4):
+        annealing.step()
+    found = [float(other[0].router.temperature) for other in (net, snapshot, moved, loaded, own, again)]
+    assert found == pytest.approx([15.5, 30.0, 30.0, 27.1, 9.0, 3.0])
+
+
+def test_copies_do_not_keep_each_other_alive():
+    net = model()
+    kin = net[0].router.kin
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        del copied
+    gc.collect()
+    assert not list(kin.copies)
+    orphan = copy.deepcopy(net)
+    del net
+    gc.collect()
+    cv.anneal(orphan, steps=2).step()
+    assert float(orphan[0].router.temperature) == 15.5

@@ -7,7 +7,8 @@
 torch.Size([2, 32, 8, 8])
 """
 
-from convary import ops, where
+from convary import integrations, ops, where
+from convary.checkpoint import load, save
 from convary.convert import Plan, PlanRow, convert, plan
 from convary.decay import param_groups
 from convary.diagnose import Diagnosis, LayerDiagnosis, diagnose
@@ -15,10 +16,13 @@ from convary.errors import (
     CheckpointError,
     ConfigError,
     ConvaryError,
+    ConversionWarning,
     DataError,
     DeviceError,
     DtypeError,
     ExportError,
+    FusionError,
+    GrowthWarning,
     ShapeError,
     StrategyError,
     TemperatureWarning,
@@ -66,6 +70,7 @@ from convary.methods import (
     KernelWarehouse1d,
     KernelWarehouse2d,
     KernelWarehouse3d,
+    KernelWarehouseLinear,
     MethodConfig,
     MixedLinear,
     ODConv,
@@ -78,9 +83,11 @@ from convary.methods import (
     WeightNet3d,
     config_from_json,
     method,
+    share_warehouse,
 )
 from convary.methods.condinst import MaskHead, mask_logits, split_params
 from convary.ops import Coefficients
+from convary.recipe import recipe, reconvert
 from convary.released import load_released, released_state
 from convary.schedule import TemperatureAnnealing, anneal, set_temperature
 
@@ -88,14 +95,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CARAFE", "CGC", "DCD", "DDPM", "METHODS", "Annealing", "CGC1d", "CGC2d", "CGC3d", "CheckpointError",
-    "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "ConfigError", "ConvaryError", "DCDConv1d",
-    "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d", "DataError", "DepthDC", "DeviceError",
-    "Diagnosis", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d",
-    "DyNetConv3d", "DynamicConvModule", "ExportError", "FDConv", "FDConv1d", "FDConv2d", "FDConv3d", "Folded",
-    "Involution", "Involution2d", "KernelWarehouse", "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d",
-    "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan",
-    "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "WeightNet",
-    "WeightNet1d", "WeightNet2d", "WeightNet3d", "__version__", "anneal", "config_from_json", "convert", "diagnose",
-    "export", "fold", "fold_norms", "freeze_routing", "load_released", "mask_logits", "method", "ops", "param_groups",
-    "plan", "released_state", "routing", "set_temperature", "split_params", "summary", "where",
+    "Coefficients", "CondConv", "CondConv1d", "CondConv2d", "CondConv3d", "ConfigError", "ConvaryError",
+    "ConversionWarning", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d",
+    "DataError", "DepthDC", "DeviceError", "Diagnosis", "DtypeError", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d",
+    "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d", "DynamicConvModule", "ExportError", "FDConv", "FDConv1d",
+    "FDConv2d", "FDConv3d", "Folded", "FusionError", "GrowthWarning", "Involution", "Involution2d", "KernelWarehouse",
+    "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "KernelWarehouseLinear", "LayerDiagnosis",
+    "MaskHead", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "Plan", "PlanRow",
+    "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing", "TemperatureWarning", "WeightNet", "WeightNet1d",
+    "WeightNet2d", "WeightNet3d", "__version__", "anneal", "config_from_json", "convert", "diagnose", "export", "fold",
+    "fold_norms", "freeze_routing", "integrations", "load", "load_released", "mask_logits", "method", "ops",
+    "param_groups", "plan", "recipe", "reconvert", "released_state", "routing", "save", "set_temperature",
+    "share_warehouse", "split_params", "summary", "where",
 ]  # fmt: skip

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convary.errors import ConfigError
+from convary.errors import ConfigError, GrowthWarning
+from convary.fold import freeze_routing
 from convary.methods import MethodConfig
-from convary.nn import DynamicLayer, Router, Site, evaluating, share_router, sites
+from convary.nn import DynamicLayer, Router, Site, evaluating, replace, share_router, sites
 from convary.nn.base import pads_like_tensorflow
+from convary.nn.site import unsited
 from convary.where import Selector, paper
 
 NOISE = 0.1
+_BEYOND, _MANY = 2, 1 << 20  # a plan says so where parameters are that many times the promised, and so many more
 _EXACT = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -86,7 +91,22 @@ class Plan:
             f"where {self.where}; parameters {self._model_params:,} -> {after:,}"
         )
         why = "; ".join(f"{count} stay: {reason}" for reason, count in kept.items())
-        return "\n".join([total, *([why] if why else [])])
+        return "\n".join(line for line in (total, why, self.growth) if line)
+
+    @property
+    def growth(self) -> str:
+        """That the layers get far more parameters than the method promises, and what to do; empty where they don't."""
+        changed = [row for row in self.rows if row.after is not None]
+        before, after = (sum(getattr(row, f"params_{when}") for row in changed) for when in ("before", "after"))
+        budget = max(self.config.promise, 1.0)
+        if after <= _BEYOND * budget * before or after - budget * before <= _MANY:
+            return ""
+        most = max(changed, key=lambda row: row.params_after - budget * row.params_before)
+        return (
+            f"{self.config.title} multiplies the parameters of these layers by {after / before:.1f}, where its budget "
+            f"is {budget:g}: most in {most.name or 'the layer'}, {most.params_before:,} -> {most.params_after:,}; "
+            "leave such layers out with where, or see the method's options"
+        )
 
     def apply(self, *, inplace: bool = False) -> nn.Module:
         """Convert.
@@ -97,38 +117,43 @@ class Plan:
 
         Returns:
             The converted model.
+
+        Warns:
+            GrowthWarning: the method's parameters go far beyond its budget in this network; see ``growth``.
         """
+        self._warn_of_growth()
+        return self._made(inplace)
+
+    def _warn_of_growth(self) -> None:
+        """Warns the caller of ``apply`` or ``convert``."""
+        if self.growth:
+            warnings.warn(self.growth, GrowthWarning, stacklevel=3)
+
+    def _made(self, inplace: bool) -> nn.Module:
         model = self.model if inplace else copy.deepcopy(self.model)
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = dict(model.named_modules())
         routers = self._block_routers(model)
         places = list(sites(model, self.blocks))
-        layers = {site.name: self.config.at(site).build(site.module) for site in places if site.name in self.converted}
+        layers = {s.name: make_dynamic(s.module, self.config.at(s)) for s in places if s.name in self.converted}
         self.config.join(places, layers)
         made: dict[nn.Module, nn.Module] = {}
         for site in places:
             if site.name in layers:
                 made[site.module] = layer = layers[site.name]
                 self._initialise(layer, site.module, routers.get(site.block))
-        if model in made:
-            return made[model]
-        for name, module in modules.items():
-            if module in made:
-                parent, _, leaf = name.rpartition(".")
-                setattr(modules[parent], leaf, made[module])
+        model = replace(model, made)
+        frozen = _frozen_blocks([site for site in places if site.name in layers])
         for block, router in routers.items():
             share_router(modules[block or ""], router)
+            if block in frozen:
+                freeze_routing(router)
         return model
 
     def _initialise(self, layer: Any, static: Any, router: Router | None) -> None:
-        if not isinstance(layer, DynamicLayer):  # all of its parameters are new
-            return
-        if self.upcycle:
+        if self.upcycle and isinstance(layer, DynamicLayer):
             weight, bias = static.weight, static.bias
             layer.load_static(weight.detach(), None if bias is None else bias.detach(), self.noise, router)
-        if not static.weight.requires_grad:  # a weight that layers share is frozen with any of them
-            layer.weight.requires_grad_(False)
-        if layer.bias is not None:
-            layer.bias.requires_grad_(static.bias.requires_grad)
+        freeze_alike(layer, static)
 
     def _block_routers(self, model: nn.Module) -> dict[str | None, Router]:
         """One router for every block that holds converted convolutions, by the block's name; none unless asked for."""
@@ -187,9 +212,14 @@ def plan(
     routed: set[str | None] = set()
     inputs = _block_inputs(model, blocks)
     places = list(sites(model, blocks))
-    reasons = {site.name: context.refusal(site) if selector(site) else "not selected" for site in places}
+    picked = {site.name for site in places if selector(site)}
+    reasons = {
+        site.name: context.refusal(site) if site.name in picked else selector.why(site) or "not selected"
+        for site in places
+    }
     layers = _layers_on_meta(places, config, reasons)
     counted: dict[nn.Parameter, str] = {}
+    frozen = _frozen_blocks([site for site in places if reasons[site.name] is None])
     for site in places:
         reason, layer = reasons[site.name], layers.get(site.name)
         router = None
@@ -198,9 +228,14 @@ def plan(
         ):  # its block's first layer carries the router here
             router = config.block_router(inputs.get(site.block, 1), device="meta")
             routed.add(site.block)
-        rows.append(_row(site, layer, reason, positions.get(site.name), router, counted))
+        row = _row(site, layer, reason, positions.get(site.name), router, counted)
+        if row.after is not None and _starts_frozen(site, layer, frozen):
+            row = dataclasses.replace(row, note="; ".join(filter(None, (row.note, "frozen, its router too"))))
+        rows.append(row)
     if not any(row.after for row in rows):
-        raise ConfigError(_nothing(model, selector, rows))
+        left = any(site.is_conv and site.name not in picked and not context.refusal(site) for site in places)
+        raise ConfigError(_nothing(model, selector, rows, left))
+    rows = _with_unsited(model, rows)
     total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
     return Plan(model, config, selector, upcycle, noise, tuple(rows), blocks, total)
 
@@ -217,7 +252,9 @@ def convert(
 ) -> nn.Module:
     """Make a model dynamic: ``plan(...).apply()``; see ``plan`` for the arguments.
 
-    Parameters keep their dtype, device and ``requires_grad``, modules their mode; routers are new and trainable.
+    Parameters keep their dtype, device and ``requires_grad``, modules their mode. Routers are new and trainable. The
+    router of a frozen layer starts frozen too (a block's, where all layers that share it are frozen);
+    ``convary.freeze_routing(part, False)`` lets it learn.
 
     Args:
         model: Any module with convolutions.
@@ -234,7 +271,30 @@ def convert(
     Raises:
         ConfigError: nothing that is selected can be converted, or the method can't upcycle.
     """
-    return plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks).apply(inplace=inplace)
+    planned = plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks)
+    planned._warn_of_growth()
+    return planned._made(inplace)
+
+
+def make_dynamic(static: nn.Module, config: MethodConfig) -> nn.Module:
+    """What ``config`` builds of a static layer, marked as converted, so that ``recipe`` finds it.
+
+    Raises:
+        ConfigError: the method has no dynamic form of the layer.
+    """
+    layer: Any = config.build(static)
+    layer.converted = config
+    return layer
+
+
+def freeze_alike(layer: Any, static: Any) -> None:
+    """A dynamic layer learns where the static one does: where its kernel is frozen, kernels and router are."""
+    if not static.weight.requires_grad:  # a weight that layers share is frozen with any of them
+        layer.requires_grad_(False)
+        if getattr(layer, "router", None) is not None:
+            freeze_routing(layer)
+    if isinstance(layer, DynamicLayer) and layer.bias is not None:
+        layer.bias.requires_grad_(static.bias.requires_grad)
 
 
 def _check_arguments(config: MethodConfig, where: Selector | None, noise: float) -> None:
@@ -288,6 +348,23 @@ def _aliases(model: nn.Module) -> dict[nn.Module, list[str]]:
     for name, module in model.named_modules(remove_duplicate=False):
         found.setdefault(module, []).append(name)
     return found
+
+
+def _trains(site: Site) -> bool:
+    return site.module.weight.requires_grad
+
+
+def _starts_frozen(site: Site, layer: Any, frozen_blocks: set[str | None]) -> bool:
+    """Whether a converted layer and the router that it takes its coefficients from are frozen."""
+    if not isinstance(layer, DynamicLayer):  # all of its parameters are new
+        return False
+    return site.block in frozen_blocks if layer.router is None else not _trains(site)
+
+
+def _frozen_blocks(converted: list[Site]) -> set[str | None]:
+    """Blocks all of whose converted convolutions are frozen, so that a router that they share is too."""
+    convolutions = [site for site in converted if site.is_conv]
+    return {site.block for site in convolutions} - {site.block for site in convolutions if _trains(site)}
 
 
 def _block_inputs(model: nn.Module, blocks: tuple[type[nn.Module], ...]) -> dict[str | None, int]:
@@ -358,11 +435,14 @@ def _on_meta(module: nn.Module) -> nn.Module:
 
 
 def _describe(module: Any) -> str:
-    if isinstance(module, nn.Linear) or not hasattr(module, "kernel_size"):
+    if isinstance(module, nn.Bilinear):
+        sizes = f"{module.in1_features}, {module.in2_features}->{module.out_features}"
+    elif isinstance(module, nn.Linear) or not hasattr(module, "kernel_size"):
         sizes = f"{module.in_features}->{module.out_features}"
     else:
-        groups = f"/{module.groups}" if module.groups != 1 else ""
-        sizes = f"{module.in_channels}->{module.out_channels}{groups} {'x'.join(map(str, module.kernel_size))}"
+        groups = f"/{module.groups}" if getattr(module, "groups", 1) != 1 else ""
+        kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,)
+        sizes = f"{module.in_channels}->{module.out_channels}{groups} {'x'.join(map(str, kernel))}"
     return f"{type(module).__name__} {sizes}{f' {module.size}' if isinstance(module, DynamicLayer) else ''}".rstrip()
 
 
@@ -397,8 +477,29 @@ def _cells(row: PlanRow) -> tuple[str, str, str, str, str]:
     return row.name or "(model)", change, params, macs, row.reason or row.note
 
 
-def _nothing(model: nn.Module, selector: Selector, rows: list[PlanRow]) -> str:
+def _with_unsited(model: nn.Module, rows: list[PlanRow]) -> list[PlanRow]:
+    """The rows, and one for every layer like a convolution that no selector sees, in registration order."""
+    for name, module, reason in unsited(model):
+        lazy = any(nn.parameter.is_lazy(p) for p in module.parameters())
+        size = 0 if lazy else sum(p.numel() for p in module.parameters())
+        named = type(module).__name__ if lazy else _describe(module)
+        rows.append(PlanRow(name, named, None, reason, size, size))
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    return sorted(rows, key=lambda row: order[row.name])
+
+
+def _nothing(model: nn.Module, selector: Selector, rows: list[PlanRow], left: bool) -> str:
+    """Why nothing is converted.
+
+    Args:
+        model: The model.
+        selector: What was asked for.
+        rows: Of its convolutions and linear layers.
+        left: Whether a convolution that could be converted was not selected.
+    """
     reasons = sorted({row.reason for row in rows if row.reason and row.reason != "not selected"})
     found = f"{type(model).__name__} has {len(rows)} convolutions and linear layers"
-    why = f"; the selected ones can't be converted: {'; '.join(reasons)}" if reasons else ", none of them selected"
-    return f"nothing to convert: {found}{why} by where={selector}; try where=convary.where.all()"
+    why = f"; those asked for stay: {'; '.join(reasons)}" if reasons else ", none of them selected"
+    others = sorted({f"{type(module).__name__}: {reason}" for _, module, reason in unsited(model)})
+    hint = "; try where=convary.where.all()" if left else f"; besides: {'; '.join(others)}" if others else ""
+    return f"nothing to convert: {found}{why} by where={selector}{hint}"

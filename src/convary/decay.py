@@ -50,6 +50,13 @@ def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str,
     return [group for group in groups if group["params"]]
 
 
+def router_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters of a model's routers: what other people's optimizers must leave out of decay."""
+    routers = (f"{name}." for name, module in model.named_modules() if isinstance(module, Router))
+    inside = tuple(dict.fromkeys(routers))
+    return [name for name, _ in model.named_parameters() if name.startswith(inside)]
+
+
 def _spared(model: nn.Module) -> Iterator[str]:
     """Names of the parameters without decay."""
     yield from getattr(model, "no_weight_decay", list)()

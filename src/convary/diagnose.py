@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convary.batches import batches_of, input_of
 from convary.errors import ConfigError
 from convary.inspect import routers, routing
 from convary.nn import DynamicLayer, Router
@@ -123,12 +124,13 @@ def diagnose(model: nn.Module, loader: Iterable[Any] | Tensor, *, batches: int |
 
     Args:
         model: A model with dynamic layers.
-        loader: Batches of the model's input, or tuples or lists that start with it; one tensor is one batch. They are
-            moved to the model's device.
+        loader: Batches of the model's input, tuples or lists that start with it, or dicts with it under a usual key
+            (``pixel_values``, ``image``, ``x``, ...); one tensor is one batch. They are moved to the model's device.
         batches: How many batches to look at; None for all.
 
     Raises:
         ConfigError: the model has no dynamic layer, or the loader gives no input.
+        DataError: no input is found in a batch.
     """
     names = {name: m for name, m in model.named_modules() if isinstance(m, DynamicLayer)}
     if not names:
@@ -136,10 +138,10 @@ def diagnose(model: nn.Module, loader: Iterable[Any] | Tensor, *, batches: int |
     device = next(model.parameters()).device
     tallies: dict[str, _Tally] = {}
     inputs = 0
-    for batch in itertools.islice([loader] if isinstance(loader, Tensor) else loader, batches):
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+    for batch in itertools.islice(batches_of(loader), batches):
+        x = input_of(batch, device)
         inputs += len(x)
-        for name, coeffs in routing(model, x.to(device)).items():
+        for name, coeffs in routing(model, x).items():
             tallies.setdefault(name, _Tally(names[name].num_experts)).add(coeffs)
     if not inputs or not tallies:
         raise ConfigError("the loader gave no input to look at; pass batches of the model's input")

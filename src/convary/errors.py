@@ -43,8 +43,20 @@ class ExportError(ConvaryError, RuntimeError):
     """The target of an export can't hold the model."""
 
 
+class FusionError(ConvaryError, RuntimeError):
+    """Somebody else's batch-norm fusion met a dynamic layer."""
+
+
 class TemperatureWarning(UserWarning):
     """A model is evaluated while its routers' temperature is still above its final value."""
+
+
+class ConversionWarning(UserWarning):
+    """Another program drops the conversion of a network, or may not know how to treat it."""
+
+
+class GrowthWarning(UserWarning):
+    """A conversion makes a network larger by far than its method promises."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One clear error where an optional dependency is missing."""
+"""One clear error where an optional dependency is missing, or of another version than convary knows."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import re
 
 from convary.errors import ConvaryError
 
@@ -34,3 +36,35 @@ def require(part: str, extra: str, *modules: str) -> None:
         raise MissingExtraError(
             f"{part} needs {', '.join(missing)}, which {verb} not installed; run pip install 'convary[{extra}]'"
         )
+
+
+def require_version(part: str, package: str, lowest: str, below: str) -> None:
+    """Raise unless a package is installed in a version of ``lowest <= version < below``.
+
+    Args:
+        part: What needs it, for the message.
+        package: Name of the distribution.
+        lowest: First supported version: numbers with dots.
+        below: First version that is not supported.
+
+    Raises:
+        MissingExtraError: it is not installed, or in another version; the message names the range.
+
+    >>> require_version("an example", "torch", "2.6", "3")
+    >>> require_version("an example", "torch", "1.0", "2.0")
+    Traceback (most recent call last):
+    convary.extras.MissingExtraError: an example supports torch>=1.0,<2.0; found torch ...
+    """
+    wanted = f"{package}>={lowest},<{below}"
+    try:
+        found = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingExtraError(f"{part} needs {package}, which is not installed; run pip install '{wanted}'") from None
+    if not _numbers(lowest) <= _numbers(found) < _numbers(below):
+        raise MissingExtraError(f"{part} supports {wanted}; found {package} {found}; run pip install '{wanted}'")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The release of a version, without what comes after the numbers: 2.6.0rc1 is (2, 6, 0)."""
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, release[0].split("."))) if release else ()

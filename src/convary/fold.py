@@ -14,13 +14,24 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from convary.batches import batches_of, input_of
 from convary.errors import ConfigError
 from convary.inspect import routed_by
-from convary.nn import DynamicConv, DynamicLayer, RoutedBlock, Router, evaluating, routed_layers, unshare_router
+from convary.nn import (
+    DynamicConv,
+    DynamicLayer,
+    RoutedBlock,
+    Router,
+    evaluating,
+    replace,
+    routed_layers,
+    unshare_router,
+)
 from convary.nn.base import CONVS
 
 _CHUNK = 16  # samples whose kernels exist at the same time
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_FROZEN = {"weight", "bias", "running_mean", "running_var"}  # buffers of a frozen batch normalisation, by convention
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Folded:
 
 
 @torch.no_grad()
-def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf")) -> Folded:
+def fold(model: nn.Module, batches: Iterable[Any] | Tensor, *, below: float = float("inf")) -> Folded:
     """Replace dynamic layers by ordinary ones with the mean of the kernels that they use on calibration data.
 
     Lossy, unless the routing ignores the input: look at ``error``, and at accuracy on data that is not among the
@@ -55,8 +66,8 @@ def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf"
 
     Args:
         model: A model with dynamic layers; it is not changed.
-        batches: Inputs (B, ...), or tuples that begin with one, such as a ``DataLoader`` gives. They are run through
-            twice.
+        batches: Inputs (B, ...), tuples that begin with one, or dicts with one under a usual key, such as a
+            ``DataLoader`` gives; one tensor is one batch. They are moved to the model's device, and run through twice.
         below: Fold only layers whose ``spread`` is less than this.
 
     Returns:
@@ -64,12 +75,14 @@ def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf"
 
     Raises:
         ConfigError: no dynamic layer, or no batch.
+        DataError: no input is found in a batch.
 
     >>> from convary.methods import MixedLinear
     >>> folded = fold(MixedLinear(8, 3), [torch.randn(4, 8)])
     >>> folded.model
     Linear(in_features=8, out_features=3, bias=True)
     """
+    batches = batches_of(batches)
     if iter(batches) is batches:
         batches = list(batches)
     means = _mean_layers(model, batches)
@@ -77,7 +90,7 @@ def fold(model: nn.Module, batches: Iterable[Any], *, below: float = float("inf"
     chosen = {name: mean for name, mean in means.items() if spread[name] < below}
     static = copy.deepcopy(model).eval()
     layers = dict(static.named_modules())
-    static = _replace(static, {layers[name]: _static(layers[name], mean) for name, mean in chosen.items()})
+    static = replace(static, {layers[name]: _static(layers[name], mean) for name, mean in chosen.items()})
     for block in [m for m in static.modules() if isinstance(m, RoutedBlock)]:
         if not routed_layers(block):  # type: ignore[arg-type]
             unshare_router(block)  # type: ignore[arg-type]
@@ -89,7 +102,9 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
     """Fold every batch normalisation that follows a dynamic convolution into its bank and bias; exact in eval mode.
 
     The pairs are found by running the example: the normalisation must be the only user of the convolution's output.
-    An activation that belongs to the normalisation (timm's ``BatchNormAct2d``) stays.
+    An activation that belongs to the normalisation (timm's ``BatchNormAct2d``) stays. Frozen ones
+    (``FrozenBatchNorm2d`` of torchvision and detectron2, timm's ``FrozenBatchNormAct2d``) are known by their four
+    buffers and ``eps``.
 
     Args:
         model: A model with dynamic convolutions; it is not changed.
@@ -108,7 +123,9 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
             f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone, whose filters "
             "can be scaled one by one (KernelWarehouse's share cells, FDConv's frequencies); nothing to fold"
         )
-    return _replace(folded, {norm: _fold_norm(layer, norm) for layer, norm in pairs.items()})
+    first = sum(isinstance(module, DynamicLayer) and module.folded is not None for module in folded.modules())
+    numbered = enumerate(pairs.items(), first)
+    return replace(folded, {norm: fold_norm(layer, norm, number) for number, (layer, norm) in numbered})
 
 
 def freeze_routing(model: nn.Module, frozen: bool = True) -> None:
@@ -187,20 +204,17 @@ def _mean_layers(model: nn.Module, batches: Iterable[Any]) -> dict[str, _Mean]:
             means.setdefault(name, _Mean(layers[name])).add(coeffs)  # type: ignore[arg-type]
 
     hooks = [router.register_forward_hook(record) for router in users]
+    device = next(model.parameters()).device
     try:
         with evaluating(model):
             for batch in batches:
-                model(_input(batch))
+                model(input_of(batch, device))
     finally:
         for hook in hooks:
             hook.remove()
     if not means:
         raise ConfigError("fold wants at least one batch of calibration data that reaches a dynamic layer; got none")
     return {name: means[name] for name in layers if name in means}
-
-
-def _input(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def _static(layer: Any, mean: _Mean) -> nn.Module:
@@ -227,9 +241,10 @@ def _static(layer: Any, mean: _Mean) -> nn.Module:
 
 def _relative_error(folded: nn.Module, model: nn.Module, batches: Iterable[Any]) -> float:
     change, size = 0.0, 0.0
+    device = next(model.parameters()).device
     with evaluating(model):
         for batch in batches:
-            x = _input(batch)
+            x = input_of(batch, device)
             for got, want in zip(tree_leaves(folded(x)), tree_leaves(model(x)), strict=True):
                 if isinstance(want, Tensor) and want.is_floating_point():
                     change += float((got - want).double().square().sum())
@@ -276,7 +291,7 @@ def _pairs(model: nn.Module, example: Tensor) -> dict[DynamicConv, nn.Module]:
     for module in model.modules():
         if isinstance(module, DynamicConv):
             hooks.append(module.register_forward_hook(watch))
-        elif isinstance(module, _NORMS) and module.running_var is not None:
+        elif (isinstance(module, _NORMS) and module.running_var is not None) or _is_frozen_norm(module):
             hooks.append(module.register_forward_pre_hook(follow))
     try:
         with uses:
@@ -287,36 +302,54 @@ def _pairs(model: nn.Module, example: Tensor) -> dict[DynamicConv, nn.Module]:
     return {
         layer: norm
         for layer, (norm, y) in pairs.items()
-        if layer.absorbs and uses.count[y] == 1 and runs[layer] == runs[norm] == 1 and _understood(norm)
+        if layer.absorbs and uses.count[y] == 1 and runs[layer] == runs[norm] == 1 and _understood(norm, layer.rank)
     }
 
 
-def _understood(norm: nn.Module) -> bool:
-    return type(norm) in _NORMS or type(norm).__name__ == "BatchNormAct2d"
+def _is_frozen_norm(module: nn.Module) -> bool:
+    buffers = {name for name, _ in module.named_buffers(recurse=False)} - {"num_batches_tracked"}
+    return buffers == _FROZEN and not list(module.parameters()) and isinstance(getattr(module, "eps", None), float)
 
 
-def _fold_norm(layer: DynamicConv, norm: Any) -> nn.Module:
-    """Scale the bank, shift the bias, in place; what stays where the normalisation was."""
+def _understood(norm: Any, rank: int) -> bool:
+    """Whether a normalisation computes what its statistics say; one known by its buffers alone is tried."""
+    if not _is_frozen_norm(norm):
+        return type(norm) in _NORMS or type(norm).__name__ == "BatchNormAct2d"
+    scale, shift = _scale_and_shift(norm)
+    x = torch.linspace(-2, 2, 4 * scale.numel(), device=scale.device, dtype=scale.dtype)
+    x = x.reshape(4, -1, *[1] * rank)
+    want = x * scale.reshape(-1, *[1] * rank) + shift.reshape(-1, *[1] * rank)
+    for part in _parts_behind(norm):
+        want = part(want)
+    return torch.allclose(norm(x), want, rtol=1e-4, atol=1e-5)
+
+
+def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """What a batch normalisation in eval mode multiplies every channel by and adds to it, each (C,)."""
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
     shift = -norm.running_mean * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    left = layer.absorb_(scale, shift)
-    rest: list[nn.Module] = [] if left is None else [ChannelShift(left)]
-    rest += [getattr(norm, part) for part in ("drop", "act") if isinstance(getattr(norm, part, None), nn.Module)]
-    rest = [module for module in rest if not isinstance(module, nn.Identity)]
-    return nn.Sequential(*rest) if len(rest) > 1 else rest[0] if rest else nn.Identity()
+    return scale, shift if norm.bias is None else shift + norm.bias
 
 
-def _replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Exchange modules under all of their names; returns the root, which may itself be one of them."""
-    if model in made:
-        return made[model]
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, module in modules.items():
-        if module in made:
-            parent, _, leaf = name.rpartition(".")
-            setattr(modules[parent], leaf, made[module])
-    return model
+def _parts_behind(norm: nn.Module) -> list[nn.Module]:
+    """Dropout and activation that belong to a normalisation of timm's."""
+    parts = [getattr(norm, name, None) for name in ("drop", "act")]
+    return [part for part in parts if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
+
+
+@torch.no_grad()
+def fold_norm(layer: DynamicConv, norm: Any, number: int | None = None) -> nn.Module:
+    """Scale the bank, shift the bias, in place; what stays where the normalisation was.
+
+    Args:
+        layer: Absorbs the normalisation; ``layer.absorbs`` holds.
+        norm: A batch normalisation with running statistics.
+        number: Marks both, for ``convary.recipe``.
+    """
+    left = layer.absorb_(*_scale_and_shift(norm))
+    rest = [*([] if left is None else [ChannelShift(left)]), *_parts_behind(norm)]
+    stays: Any = nn.Sequential(*rest) if len(rest) > 1 else rest[0] if rest else nn.Identity()
+    layer.folded = stays.folded = number
+    return stays.train(norm.training)

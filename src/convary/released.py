@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path)
     Known layouts: OSVAI/ODConv and OSVAI/KernelWarehouse; liyunsheng13/dcd; layers of megvii-model/WeightNet;
     XudongLinthu/context-gated-convolution; Linwei-Chen/FDConv; timm's CondConv EfficientNets and ``CondConv2d``,
     d-li14/condconv.pytorch; kaijieshi7's and TArdelean's DyConv; lartpang/HDFNet. A ``state_dict`` entry around the
-    tensors and a ``module.`` prefix in front of their names are taken off.
+    tensors and a ``module.`` prefix in front of their names are taken off. Where KernelWarehouse's and DCD's authors
+    name parts of torchvision's ResNet or MobileNetV2 otherwise (the classifier), either name will do.
 
     Args:
         target: A converted model, a single dynamic layer, or a network with a ``released_name`` (HDFNet's).
@@ -83,6 +85,7 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path)
     own = target.state_dict()
     used: set[str] = set()
     problems: list[str] = []
+    their_name = _names(target)
     state = _mapped(target, tensors, used, problems)
     mapped = len(used)
     for name, tensor in own.items():
@@ -91,7 +94,7 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path)
         if name.endswith(("router.temperature", "router.starts")):  # no released layout saves them
             state[name] = tensor
         elif not _is_dynamic(target, name):
-            theirs = _their_name(target, name)
+            theirs = their_name(name, tensors)
             if theirs in tensors:
                 state[name] = tensors[theirs]
                 used.add(theirs)
@@ -115,7 +118,8 @@ def released_state(source: nn.Module) -> dict[str, Tensor]:
 
     ODConv and KernelWarehouse in OSVAI's, DCD in liyunsheng13's, WeightNet in megvii-model's, CGC in XudongLinthu's,
     FDConv in Linwei-Chen's, CondConv in timm's (its routers as ``routing_fn``), DyConv in kaijieshi7's, or TArdelean's
-    where ``hidden_bias`` is set, HDFNet in lartpang's. Everything else keeps its name. Temperatures are left out.
+    where ``hidden_bias`` is set, HDFNet in lartpang's. Everything else keeps its name, but for what KernelWarehouse's
+    and DCD's authors name otherwise in torchvision's ResNet and MobileNetV2. Temperatures are left out.
 
     Args:
         source: A converted model, or a single dynamic layer.
@@ -127,9 +131,9 @@ def released_state(source: nn.Module) -> dict[str, Tensor]:
         CheckpointError: a layer has options or a method that the layout can't hold; names it.
     """
     state: dict[str, Tensor] = {}
-    elsewhere = _elsewhere(source)
+    elsewhere, their_name = _elsewhere(source), _names(source)
     for name, module in source.named_modules():
-        prefix = f"{name}." if name else ""
+        prefix = their_name(f"{name}.") if name else ""
         if isinstance(module, DynamicLayer):
             moved = elsewhere[name]
             try:
@@ -141,19 +145,20 @@ def released_state(source: nn.Module) -> dict[str, Tensor]:
             own = module.router.state_dict()
             state |= {f"{prefix}{ROUTER}.{leaf}": own[f"linear.{leaf}"] for leaf in ("weight", "bias")}
     return state | {
-        _their_name(source, name): value for name, value in source.state_dict().items() if not _is_dynamic(source, name)
+        their_name(name): value for name, value in source.state_dict().items() if not _is_dynamic(source, name)
     }
 
 
 def _mapped(target: nn.Module, tensors: Mapping[str, Tensor], used: set[str], problems: list[str]) -> dict[str, Tensor]:
     """The state of every dynamic layer and shared router, in the target's names."""
     state: dict[str, Tensor] = {}
-    elsewhere = _elsewhere(target)
+    elsewhere, their_name = _elsewhere(target), _names(target)
+    starts = {key[: i + 1] for key in tensors for i, sign in enumerate(key) if sign == "."}
     for name, module in target.named_modules():
         if not isinstance(module, DynamicLayer | RoutedBlock):
             continue
         prefix = f"{name}." if name else ""
-        below = _Taken(tensors, prefix, used, elsewhere.get(name))
+        below = _Taken(tensors, their_name(prefix, starts), used, elsewhere.get(name))
         try:
             if isinstance(module, RoutedBlock):
                 own = {f"router.{key}": value for key, value in released_router(below).items()}
@@ -180,10 +185,23 @@ def _elsewhere(model: nn.Module) -> dict[str, dict[str, str]]:
     return found
 
 
-def _their_name(target: nn.Module, name: str) -> str:
-    """What a tensor that is no dynamic layer's is called by the network's authors."""
-    rename: Callable[[str], str] | None = getattr(target, "released_name", None)
-    return rename(name) if rename else name
+def _names(model: nn.Module) -> Callable[..., str]:
+    """What the network's authors call a tensor that is no dynamic layer's, or the layer (its name ends with a dot).
+
+    The function takes the name and, where there are several or the file may have the model's own, those in the file.
+    """
+    rename: Callable[[str], str] | None = getattr(model, "released_name", None)
+    if rename is not None:
+        return lambda name, present=(): rename(name) if name else name
+    classes = [cls.__name__ for cls in type(model).__mro__]
+    networks = [m.released_network for m in model.modules() if isinstance(m, DynamicLayer) and m.released_network]
+    patterns = [pair for network in networks[:1] for cls in classes for pair in network.get(cls, ())]
+
+    def theirs(name: str, present: Collection[str] | None = None) -> str:
+        found = (re.sub(f"{ours}$", new, name) for ours, new in patterns if re.match(f"{ours}$", name))
+        return next((new for new in found if present is None or new in present), name)
+
+    return theirs
 
 
 def _is_dynamic(target: nn.Module, name: str) -> bool:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from convary.errors import CheckpointError, ConfigError
@@ -41,6 +40,9 @@ class TemperatureAnnealing:
         self.start, self.stop = (_checked(self._routers, value) for value in (start, stop))
         self.steps, self.shape = int(steps), shape
         self.last_step = 0
+        if self.steps:
+            for router in self._routers:
+                router.kin.part(router)
         Router.warned = False
         self._set()
 
@@ -54,6 +56,9 @@ class TemperatureAnnealing:
         self.last_step += 1
         if self.last_step <= self.steps:
             self._set()
+        else:
+            for router in self._routers:  # a moving average may have begun late
+                router.lead_averages_()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that ``load_state_dict`` needs."""
@@ -78,9 +83,8 @@ class TemperatureAnnealing:
         self._set()
 
     def _set(self) -> None:
-        with torch.no_grad():
-            for router in self._routers:
-                router.temperature.fill_(self._temperature_of(router))  # type: ignore[union-attr]
+        for router in self._routers:
+            router.set_temperature_(self._temperature_of(router))
 
     def _temperature_of(self, router: Router) -> float:
         start = router.first_temperature if self.start is None else self.start
@@ -108,6 +112,11 @@ def anneal(
     The routers are at ``start`` right away; call ``step()`` after every iteration, next to the learning-rate
     scheduler's. DyConv and ODConv publish a linear descent from 30 to 1 over the first ten epochs, KernelWarehouse one
     from 1 to 0 over the first twenty: ``anneal(model, steps=10 * len(loader))``.
+
+    A moving average of the model that was deep-copied from it (timm's ``ModelEmaV3``, torch's ``AveragedModel``,
+    Ultralytics' and Lightning's) routes at the live temperature too, from the step after its first update on. Other
+    copies keep the temperature that they have. An average that was built in another way gets it by
+    ``set_temperature(average, annealing.temperature)``.
 
     Args:
         model: A model with DyConv, ODConv or KernelWarehouse layers.

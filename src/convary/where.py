@@ -23,10 +23,17 @@ from convary.ops.geometry import Size
 
 @dataclass(frozen=True)
 class Selector:
-    """A predicate on a layer and its place in the model, with a readable name."""
+    """A predicate on a layer and its place in the model, with a readable name.
+
+    Attributes:
+        label: The name.
+        picks: The predicate.
+        why: What a plan says of a layer that is not picked; None where there is nothing to say.
+    """
 
     label: str
     picks: Callable[[Site], bool]
+    why: Callable[[Site], str | None] = lambda site: None
 
     def __call__(self, site: Site) -> bool:
         """Whether the layer at ``site`` is selected."""
@@ -34,11 +41,13 @@ class Selector:
 
     def __and__(self, other: Selector) -> Selector:
         _check_selector(other)
-        return Selector(f"({self.label} & {other.label})", lambda site: self(site) and other(site))
+        label = f"({self.label} & {other.label})"
+        return Selector(label, lambda site: self(site) and other(site), lambda site: self.why(site) or other.why(site))
 
     def __or__(self, other: Selector) -> Selector:
         _check_selector(other)
-        return Selector(f"({self.label} | {other.label})", lambda site: self(site) or other(site))
+        label = f"({self.label} | {other.label})"
+        return Selector(label, lambda site: self(site) or other(site), lambda site: self.why(site) or other.why(site))
 
     def __invert__(self) -> Selector:
         return Selector(f"~{self.label}", lambda site: not self(site))
@@ -109,6 +118,42 @@ def gate() -> Selector:
     return Selector("gate()", lambda site: site.gate)
 
 
+def backbone() -> Selector:
+    """Convolutions of the feature extractor of a detector or segmenter.
+
+    It is found by the names that libraries give it: what an Ultralytics model's yaml calls ``backbone``, an attribute
+    ``backbone`` (torchvision, mmdetection, transformers; of it the ``body``, without the feature pyramid, where it has
+    one), ``encoder`` of segmentation_models_pytorch, timm's ``features_only`` networks, transformers' base models.
+
+    Raises:
+        ConfigError: when it is asked about a model that has none of these (most of MONAI's networks, one's own).
+    """
+
+    def picks(site: Site) -> bool:
+        if site.backbone is None:
+            raise ConfigError(
+                "where.backbone() knows no feature extractor in this model: no attribute 'backbone', no yaml of "
+                "Ultralytics, no encoder of segmentation_models_pytorch; name its layers, as in where.name('encoder.*')"
+            )
+        return site.is_conv and site.backbone
+
+    return Selector("backbone()", picks)
+
+
+def prediction() -> Selector:
+    """Convolutions that a network's outputs come from, with no normalisation or activation behind them.
+
+    Read off the order of the modules, see ``convary.nn.outputs``. ``where.all() & ~where.prediction()`` is what to
+    take of a detector whose neck and heads shall be dynamic too.
+    """
+    return Selector("prediction()", lambda site: site.prediction)
+
+
+def constant() -> Selector:
+    """Frozen convolutions without bias that stand alone and compute something fixed, such as YOLO's DFL or a blur."""
+    return Selector("constant()", lambda site: site.constant)
+
+
 def blocks() -> Selector:
     """Convolutions inside residual or inverted-residual blocks."""
     return Selector("blocks()", lambda site: site.is_conv and site.block is not None)
@@ -129,5 +174,17 @@ def type(*types: builtins.type[nn.Module]) -> Selector:
 
 
 def paper(method: MethodConfig | builtins.type[MethodConfig]) -> Selector:
-    """The layers that a method's paper makes dynamic."""
-    return Selector(f"paper({method.title})", method.placement)
+    """The layers that a method's paper makes dynamic.
+
+    Of a detector or segmenter these are layers of the feature extractor (see ``backbone``), counted as if it stood
+    alone: so the papers have it, and their parameter counts on COCO. In any network prediction layers (see
+    ``prediction``) and frozen constants (see ``constant``) stay as they are.
+    """
+
+    def picks(site: Site) -> bool:
+        return site.aside is None and method.placement(site.alone or site)
+
+    def why(site: Site) -> str | None:
+        return site.aside if method.placement(site) else None
+
+    return Selector(f"paper({method.title})", picks, why)

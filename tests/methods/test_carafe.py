@@ -59,6 +59,18 @@ def test_is_a_weighted_sum_around_the_source(scale, groups, k):
     assert torch.allclose(layer(x), (columns * kernels.unsqueeze(2)).sum(3).flatten(1, 2))
 
 
+@pytest.mark.parametrize(("k", "d"), [(3, 2), (5, 3), (1, 4)])
+def test_a_dilated_encoder_sees_further(k, d):
+    layer = cv.CARAFE(6, encoder_kernel=k, encoder_dilation=d, compressed_channels=4, dtype=torch.float64)
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    columns = F.unfold(layer.channel_compressor(x), k, dilation=d, padding=d * (k // 2))
+    encoder = layer.content_encoder
+    maps = (encoder.weight.flatten(1) @ columns + encoder.bias[:, None]).unflatten(2, (9, 8))
+    want = F.pixel_shuffle(maps, 2).unflatten(1, (1, -1)).softmax(2)
+    torch.testing.assert_close(layer.kernels(x), want)
+    assert layer(x).shape == (2, 6, 18, 16)
+
+
 def test_starts_as_an_average():
     torch.manual_seed(0)
     x = torch.rand(1, 64, 9, 9)
@@ -72,7 +84,13 @@ def test_exports_compiles_and_autocasts(tmp_path):
 
 
 def test_refuses_wrong_sizes():
-    for options in ({"groups": 4}, {"kernel_size": 4}, {"encoder_kernel": 2}, {"compressed_channels": 0}):
+    for options in (
+        {"groups": 4},
+        {"kernel_size": 4},
+        {"encoder_kernel": 2},
+        {"compressed_channels": 0},
+        {"encoder_dilation": 0},
+    ):
         with pytest.raises(ConfigError, match=next(iter(options))):
             cv.CARAFE(6, **options)
     with pytest.raises(ShapeError, match=r"\(B, 6, H, W\); got \(1, 5, 8, 8\)"):

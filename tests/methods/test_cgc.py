@@ -35,7 +35,7 @@ def test_layers_of_the_released_code(name, strategy):
     (gate,) = seen
     want = (gate.channel.unsqueeze(1) + gate.filter.unsqueeze(2)).sigmoid()
     case.close("attention.gate", want)
-    torch.testing.assert_close(layer.kernels(gate), want.unflatten(3, (3, 3)) * layer.weight)
+    torch.testing.assert_close(layer.kernels(gate), want.unflatten(3, (3, 3)) * layer.kernel)
     case.backward(out)
     own = dict(layer.named_parameters())
     grads = {theirs: own[ours].grad for ours, theirs in layer.released_names().items() if ours in own}
@@ -60,7 +60,7 @@ def by_hand(layer: cv.CGC2d, x: torch.Tensor) -> torch.Tensor:
         groups = norm(router.interaction_norm, z).chunk(router.groups)
         mixed = torch.cat([router.interaction.weight @ group for group in groups])
         v = norm(router.filter_norm, mixed) @ router.heads["filter"].weight.T
-        kernel = layer.weight.detach().clone()
+        kernel = layer.kernel.detach().clone()
         for o in range(O):
             for c in range(C_group):
                 channel = o // (O // layer.groups) * C_group + c

@@ -40,6 +40,21 @@ def test_an_image_is_filtered_with_its_own_kernels(k):
         assert torch.allclose(got, want[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("fusion", [False, True])
+def test_without_norm_there_are_biases(fusion):
+    """The names are those of the released module that is built with ``norm_cfg=None``."""
+    module = DynamicConvModule(6, 4, 3, norm=False, fusion=fusion)
+    parts = ["filter_gen_conv", "input_redu_conv.conv", *(["fusion_conv.conv"] if fusion else [])]
+    assert set(module.state_dict()) == {f"{part}.{leaf}" for part in parts for leaf in ("weight", "bias")}
+    x = torch.randn(2, 6, 8, 5)
+    want = []
+    for image in x.split(1):
+        kernels = module.filter_gen_conv(F.adaptive_avg_pool2d(image, 3)).transpose(0, 1)
+        y = F.relu(F.conv2d(F.relu(module.input_redu_conv.conv(image)), kernels, padding=1, groups=4))
+        want.append(F.relu(module.fusion_conv.conv(y)) if fusion else y)
+    torch.testing.assert_close(module(x), torch.cat(want), atol=1e-5, rtol=1e-5)
+
+
 def test_refuses_what_it_cannot_do():
     with pytest.raises(ConfigError, match="kernel_size=0"):
         DynamicConvModule(4, 4, 0)

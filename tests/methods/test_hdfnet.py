@@ -11,7 +11,7 @@ from tests.test_golden import Case, cases
 
 
 def depth_dc(in_xC, in_yC, out_C, down_factor, dilation):
-    return DepthDC(in_xC, in_yC, out_C, dilation=dilation, reduction=down_factor)
+    return DepthDC(in_xC, in_yC, out_C, dilation=dilation, depth=down_factor)
 
 
 BUILD = {
@@ -21,7 +21,7 @@ BUILD = {
     "denselayer": lambda in_C, out_C, down_factor, k: DenseLayer(in_C, out_C, reduction=down_factor, depth=k),
     "densetranslayer": lambda in_C, out_C: DenseTransLayer(in_C, out_C),
     "ddpm": lambda in_xC, in_yC, out_C, kernel_size, down_factor: DDPM(
-        in_xC, in_yC, out_C, kernel_size, reduction=down_factor
+        in_xC, in_yC, out_C, kernel_size, depth=down_factor
     ),
 }
 
@@ -65,6 +65,25 @@ def test_a_pyramid_of_any_dilations():
     assert [branch.dilation for branch in layer.branches] == [(1, 1), (2, 2)]
 
 
+@pytest.mark.parametrize("depth", [1, 2, 6])
+def test_the_released_down_factor_is_the_depth(depth):
+    """Counted by the released layers: m = D / 4 whatever the factor, and as many blocks of m as the factor says."""
+    D, inner, O = 16, 4, 16
+
+    def conv(C, O, k, bias=True):
+        return C * O * k * k + O * bias
+
+    m = D // 4
+    dense = conv(D, m, 1) + sum(conv(m * i, m, 3, bias=False) + 2 * m for i in range(1, depth + 1))
+    dense += conv(D + m, D, 3, bias=False) + 2 * D
+    branch = conv(D, D, 3) + dense + conv(D, inner * 9, 1) + conv(inner, inner, 3)
+    layer = DDPM(8, D, O, depth=depth)
+    want = conv(8, inner, 1) + 3 * branch + conv(4 * inner, O, 3, bias=False) + 2 * O
+    assert sum(p.numel() for p in layer.parameters()) == want
+    assert {len(b.embed[1].dense) for b in layer.branches} == {depth}
+    assert layer(torch.randn(2, 8, 6, 5), torch.randn(2, D, 6, 5)).shape == (2, O, 6, 5)
+
+
 def test_gradients_of_recomputed_kernels():
     torch.manual_seed(0)
     layer = DepthDC(2, 4, 2, recompute=True).double().eval()
@@ -79,6 +98,7 @@ def test_gradients_of_recomputed_kernels():
         (lambda: DepthDC(4, 6, 4), "reduction must divide 6 channels; got 4"),
         (lambda: DenseLayer(4, 8, depth=0), "depth must be at least 1"),
         (lambda: DenseTransLayer(12, 8), "out_channels must divide 12 channels; got 8"),
+        (lambda: DDPM(4, 8, 8, depth=0), "depth must be at least 1"),
         (lambda: DDPM(4, 8, 6), "reduction must divide 6 channels"),
         (lambda: DDPM(4, 8, 8, dilations=()), "dilations is empty"),
     ],

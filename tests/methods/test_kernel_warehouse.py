@@ -3,16 +3,21 @@
 
 import copy
 import io
+import itertools
 import pickle
+import warnings
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torchvision import models
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 import convary as cv
-from tests.nets import Net, excite
+from convary.methods import warehouse_plan
+from convary.nn import sites
+from tests.nets import Net, excite, onnx_session
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +133,204 @@ def test_a_stage_without_common_divisor_shares_nothing():
         blocks = [InvertedResidual(C, O, 1, expand_ratio=4) for C, O in ((61, 67), (64, 128))]
         counts = [len(warehouses(cv.convert(nn.Sequential(b), cv.KernelWarehouse(), cv.where.all()))) for b in blocks]
     assert counts == [3, 2]
+
+
+@pytest.mark.parametrize("make", [models.convnext_tiny, lambda: timm.create_model("convnext_tiny")])
+def test_convnext_shares_as_published(make):
+    """Downsampling layers alone; of each stage the depthwise layers, and the linear ones."""
+    with torch.device("meta"):
+        model = cv.convert(make(), cv.KernelWarehouse(norm="layer"))
+    cells = [tuple(w.shape) for w in warehouses(model)]
+    wide = [(n, C, c) for C, m in ((96, 3), (192, 3), (384, 9), (768, 3)) for n, c in ((49 * m, 1), (8 * m, C))]
+    assert sorted(cells) == sorted([(16, 96, 3), (4, 192, 96), (4, 384, 192), (4, 768, 384), *wide])
+    assert sum(p.numel() for p in model.parameters()) == 39_370_674
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("ghostnet_100", 6.5e6), ("efficientnet_b0", 8.3e6), ("resnext50_32x4d", 38e6)]
+)
+def test_stages_of_many_shapes_keep_the_budget(name, most):
+    """They had 39.5, 24.5 and 127 million parameters when whole stages shared, of 5.2, 5.3 and 25 million."""
+    with torch.device("meta"):
+        static = timm.create_model(name)
+        plan = cv.plan(static, cv.KernelWarehouse())
+        assert sum(p.numel() for p in plan.apply().parameters()) < most
+    assert not plan.growth
+
+
+def test_a_plan_beyond_the_budget_says_so():
+    with torch.device("meta"):
+        config = cv.KernelWarehouse(out_ratio=1 / 8, in_ratio=1 / 8)
+        plan = cv.plan(models.resnet18(), config)
+        assert "multiplies the parameters of these layers by 19.7, where its budget is 1" in str(plan)
+        with pytest.warns(cv.GrowthWarning, match=r"most in layer4\.0\.conv2"):
+            plan.apply()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", cv.GrowthWarning)
+            for fine in (cv.KernelWarehouse(cell_ratio=4), cv.ODConv(experts=8), cv.CondConv(experts=8)):
+                cv.convert(models.resnet18(), fine)
+        with pytest.warns(cv.GrowthWarning, match="DyNet multiplies .* where its budget is 6") as told:
+            cv.convert(models.mobilenet_v2(), cv.DyNet())
+    assert told[0].filename == __file__
+
+
+def test_stages_of_convolutions_that_change_nothing_end_where_one_between_blocks_stands():
+    """A convolution after all blocks belongs to the last stage, a linear layer outside blocks to none."""
+    with torch.device("meta"):
+        found = warehouse_plan.stages(list(sites(models.convnext_tiny())))
+        last = warehouse_plan.stages(list(sites(models.mobilenet_v2())))
+    assert found["features.1.2.block.5"] == "stage 0" and found["features.3.0.block.0"] == "stage 1"
+    assert not {"features.0.0", "features.2.1", "classifier.2"} & found.keys()
+    assert last["features.18.0"] == last["features.17.conv.2"] and "classifier.1" not in last
+
+
+def whole_kernel(layer: nn.Module, coeffs) -> torch.Tensor:
+    """By the definition: a loop over parts, each put where it belongs; (B, O, C/G, *k)."""
+    cells = layer.weight.unflatten(0, (1, -1)).expand(len(coeffs.cells), *layer.weight.shape)
+    O, C, *k = layer.kernel_shape
+    co, ci, *k_cell = layer.weight.shape[1:]
+    taps = [()] if k_cell else list(itertools.product(*map(range, k)))
+    kernel = torch.zeros(len(cells), O, C, *k, dtype=cells.dtype)
+    places = itertools.product(taps, range(0, O, co), range(0, C, ci))
+    for weights, (tap, o, c) in zip(coeffs.cells.unbind(2), places, strict=True):
+        part = (weights.reshape(*weights.shape, *[1] * (cells.ndim - 2)) * cells).sum(1)
+        kernel[(slice(None), slice(o, o + co), slice(c, c + ci), *tap)] = part
+    return kernel
+
+
+@pytest.mark.parametrize("options", [{}, {"spatial_partition": False}, {"norm": "layer", "cell_ratio": 2.5}])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_kernels_are_mixtures_of_cells_at_their_places(rank, options):
+    k = (3, 2, 2)[:rank]
+    static = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](8, 6, k, groups=2, dtype=torch.float64)
+    layer = excite(cv.KernelWarehouse(out_ratio=1 / 2, in_ratio=1 / 2, **options).build(static))
+    taps = () if options.get("spatial_partition", True) else k
+    assert tuple(layer.weight.shape[1:]) == (3, 2, *taps)
+    coeffs = layer.coefficients(torch.randn(2, 8, *(5,) * rank, dtype=torch.float64))
+    torch.testing.assert_close(layer.kernels(coeffs), whole_kernel(layer, coeffs))
+    layer.load_static(static.weight, static.bias, noise=0.1)
+    x = torch.randn(2, 8, *(6, 5, 4)[:rank], dtype=torch.float64)
+    torch.testing.assert_close(layer(x), static(x))
+
+
+def test_a_part_of_all_taps_makes_few_of_them():
+    """The depthwise layers of a stage: one part each; layers of another kernel size have a warehouse of their own."""
+    with torch.device("meta"):
+        model = cv.convert(models.convnext_tiny(), cv.KernelWarehouse(spatial_partition=False, norm="layer"))
+        mixed = cv.convert(models.resnet18(), cv.KernelWarehouse(spatial_partition=False))
+    assert tuple(model.features[1][0].block[0].weight.shape) == (3, 96, 1, 7, 7)
+    assert mixed.layer2[0].downsample[0].weight is not mixed.layer1[0].conv1.weight
+    assert sum(p.numel() for p in model.parameters()) < 33e6
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (3, 4, 12), (2, 3, 4, 12), (0, 12), (12,)])
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_a_linear_layer_is_one_matrix_per_sample(shape, norm):
+    static = nn.Linear(12, 8, dtype=torch.float64)
+    layer = excite(cv.KernelWarehouse(out_ratio=1 / 2, in_ratio=1 / 3, norm=norm).build(static))
+    x = torch.randn(shape, dtype=torch.float64)
+    rows = x.reshape(1, 1, 12) if x.ndim == 1 else x.reshape(len(x), -1, 12) if len(x) else x[:, None]
+    coeffs = layer.coefficients(rows.mT)
+    want = torch.einsum("bpc,boc->bpo", rows, whole_kernel(layer, coeffs).squeeze(3)) + layer.bias
+    torch.testing.assert_close(layer(x), want.reshape(*shape[:-1], 8))
+    layer.load_static(static.weight, static.bias, noise=0.1)
+    torch.testing.assert_close(layer.train()(x), static(x))
+
+
+def test_linear_layers_keep_the_contract():
+    layer = excite(cv.KernelWarehouse(norm="layer").build(nn.Linear(6, 4, dtype=torch.float64)))
+    x = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, x) and torch.autograd.gradgradcheck(layer, x)
+    other = x.detach().clone()
+    other[1] += 1
+    assert torch.equal(layer(x)[[0, 2]], layer(other)[[0, 2]]) and not torch.equal(layer(x)[1], layer(other)[1])
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x), layer(x))
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    assert layer.macs(2)["convolution"] == 48 and "parts=1, cells=1" in repr(layer)
+    with pytest.raises(cv.ShapeError, match=r"wants x of shape \(B, \*, 6\)"):
+        layer(torch.randn(3, 5))
+
+
+def test_a_network_with_linear_layers_from_end_to_end(tmp_path):
+    """Upcycled, trained for a step, told of, folded, exported and loaded."""
+    static = Small()
+    model = cv.convert(static, cv.KernelWarehouse(norm="layer"), cv.where.all() | cv.where.linear())
+    x = torch.randn(2, 3, 8, 8)
+    static.eval(), model.eval()
+    assert (model(x) - static(x)).abs().max() <= 1e-5 * static(x).abs().max()
+    model.train()(x).square().sum().backward()
+    model = excite(model)
+    told = cv.summary(model, x)
+    assert told.dynamic_layers == 5 and told.routing and told.assembly
+    assert set(cv.routing(model, x)) == {n for n, m in model.named_modules() if isinstance(m, cv.nn.DynamicLayer)}
+    assert len(cv.diagnose(model, [x]).layers) == 5
+    folded = cv.fold(model, [x]).model
+    assert type(folded.block.block[1]) is nn.Linear and folded(x).shape == model(x).shape
+    program = cv.export(model, x, tmp_path / "model.onnx").module()
+    other = torch.randn(3, 3, 11, 9)
+    with torch.no_grad():
+        want = model(other)
+        for got in (program(other), onnx_session(tmp_path / "model.onnx")(other)[0]):
+            assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+    target = cv.convert(Small(), cv.KernelWarehouse(norm="layer"), cv.where.all() | cv.where.linear()).eval()
+    cv.load_released(target, cv.released_state(model))
+    cv.set_temperature(target, 0.0)
+    assert torch.equal(target(x), model(x))
+
+
+class CNBlock(nn.Module):
+    """ConvNeXt's block, small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.block = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        return x + self.block(self.conv(x).movedim(1, -1)).movedim(-1, 1)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 8, 2, 2), CNBlock(), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.block(self.stem(x)).mean((2, 3)))
+
+
+def test_layers_of_ones_own_share():
+    config = cv.KernelWarehouse(cell_ratio=2)
+    layers = [config.build(nn.Conv2d(8, 16, 3)), config.build(nn.Linear(16, 8)), config.build(nn.Conv2d(8, 8, 1))]
+    cv.share_warehouse(layers)
+    assert len({layer.weight for layer in layers}) == 1
+    assert [layer.router.starts.tolist() for layer in layers] == [list(range(0, 36, 2)), [36, 38], [40]]
+    static = nn.Linear(16, 8)
+    layers[1].load_static(static.weight, static.bias, noise=0.0)
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(layers[1](x), static(x))
+    other = cv.KernelWarehouse().build(nn.Linear(16, 8))
+    for wrong, reason in ([*layers, other], "same options"), ([nn.Linear(2, 2)], "only layers"), ([], "no layer"):
+        with pytest.raises(cv.ConfigError, match=reason):
+            cv.share_warehouse(wrong)
+    with pytest.raises(cv.ConfigError, match="same options, dtype"):
+        cv.share_warehouse([layers[0], config.build(nn.Linear(16, 8, dtype=torch.float64))])
+
+
+def test_what_replaces_parameters_leaves_the_warehouses_shared():
+    model = excite(cv.convert(Net(), cv.KernelWarehouse(), cv.where.all()))
+    count, x = len(warehouses(model)), torch.randn(2, 3, 16, 16)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        empty = cv.convert(Net(), cv.KernelWarehouse(), cv.where.all()).eval()
+    assigned = copy.deepcopy(empty)
+    assigned.load_state_dict(state, assign=True)
+    empty.to_empty(device="cpu").load_state_dict(state)
+    for twin in (assigned, empty, copy.deepcopy(assigned).to(torch.float64).float(), pickle.loads(pickle.dumps(empty))):
+        assert len(warehouses(twin)) == count
+        assert torch.equal(twin(x), model(x))
 
 
 def test_blocks_of_which_only_the_shortcuts_are_left():

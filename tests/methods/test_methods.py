@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import convary as cv
 from convary import METHODS
@@ -146,12 +147,12 @@ def test_mixed_linear_is_routed_per_sample():
     ("arguments", "options", "message"),
     [
         ((4, 6, 3), {"groups": 3}, "groups must divide"),
-        ((4, 6, 3), {"groups": 0}, "groups must divide"),
+        ((4, 6, 3), {"groups": 0}, "must be ints above 0"),
         ((4, 6, (3, 3, 3)), {}, "kernel_size must be an int or 2 ints"),
         ((4, 6, 0), {}, "kernel_size"),
         ((4, 6, 3.0), {}, "kernel_size"),
-        ((0, 6, 3), {}, "channels and groups must be ints above 0"),
-        ((4, 6.0, 3), {}, "channels and groups must be ints above 0"),
+        ((0, 6, 3), {}, "groups must be ints above 0; got in_channels=0"),
+        ((4, 6.0, 3), {}, "groups must be ints above 0; got in_channels=4, out_channels=6.0"),
         ((4, 6, 3), {"padding": -1}, "padding"),
         ((4, 6, 3), {"padding": "samee"}, "'same' or 'valid'"),
         ((4, 6, 3), {"padding_mode": "wrap"}, "padding_mode must be one of"),
@@ -191,7 +192,6 @@ def test_a_bank_has_at_least_one_kernel(config):
         (lambda: cv.KernelWarehouse(sharing="stages"), "did you mean 'stage'"),
         (lambda: cv.KernelWarehouse(temperature=30.0), "goes from 1 .* to 0 .*; got 30"),
         (lambda: cv.anneal(cv.KernelWarehouse2d(4, 4, 1), start=30.0, steps=9), "anneal it with start=1.0, stop=0.0"),
-        (lambda: cv.KernelWarehouse().build(nn.Linear(3, 3)), "no dynamic form of a linear layer"),
         (lambda: cv.DCD(squeeze=0), "squeeze must be"),
         (lambda: cv.DCD(latent="basik"), "did you mean 'basic'"),
         (lambda: cv.WeightNet(splits=0), "splits must be"),
@@ -242,3 +242,15 @@ def test_the_reference_is_torchs_convolution():
         )
         geometry = {"stride": (2,) * rank, "padding": (1,) * rank, "dilation": (2,) * rank, "groups": 2}
         torch.testing.assert_close(reference.sample_conv(x, w, **geometry), conv(x, w[0], **geometry))
+
+
+@pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_every_layer_can_be_built_and_run_with_fake_tensors(config, rank):
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[rank]
+    with FakeTensorMode():
+        layer = config.build(conv(4, 6, 3))
+        y = layer(torch.randn(2, 4, *(8,) * rank))
+        y.sum().backward()
+        assert y.shape == (2, 6, *(6,) * rank)
+        assert layer.eval()(torch.randn(2, 4, *(8,) * rank)).shape == y.shape

@@ -105,7 +105,7 @@ def swap_data(layer):
 
 
 def replace_parameter(layer):
-    layer.weight = nn.Parameter(layer.weight.detach() + 1)
+    layer.put("weight", nn.Parameter(layer.weight.detach() + 1))
 
 
 def replace_head(layer):

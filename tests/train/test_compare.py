@@ -153,6 +153,11 @@ def test_eval_gives_the_accuracy_of_the_report(finished, name):
     assert list(result.classes) == results["data"]["classes"]
     assert sum(result.classes.values()) / 4 == pytest.approx(result.top1)
     assert not load_model(path).training
+    if name != "static":  # the file and the static network are enough
+        architecture = Architecture(**torch.load(path, weights_only=True)["architecture"])
+        again = cv.load(dataclasses.replace(architecture, method=None).build().eval(), path)
+        x = torch.randn(2, *architecture.shape)
+        assert torch.equal(again(x), load_model(path)(x))
 
 
 def test_eval_on_other_data(finished):

@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     chosen = selector(flags.where, config)
     torch.manual_seed(flags.seed)
     plan = convary.plan(network(flags.model, flags.weights).eval(), config, chosen, noise=flags.noise)
-    save(flags.out, flags.model, plan, plan.apply())
+    save(flags.out, flags.model, plan.apply())
     print(plan.summary)
     print(f"wrote {flags.out}; read it with convary.models.restore({str(flags.out)!r})")
     return 0

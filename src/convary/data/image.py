@@ -13,7 +13,8 @@ from torch import Tensor
 
 from convary.errors import DataError
 
-BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad file
+# What Pillow raises for a bad file. Ultralytics, where it is imported, looks for a reader of HEIF files then.
+BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, ModuleNotFoundError)
 
 
 def read_image(source: Path | IO[bytes], mode: str = "RGB", size: int | None = None, name: str | None = None) -> Tensor:

@@ -28,6 +28,8 @@ from convary.methods.kernel_warehouse import (
     KernelWarehouse1d,
     KernelWarehouse2d,
     KernelWarehouse3d,
+    KernelWarehouseLinear,
+    share_warehouse,
 )
 from convary.methods.odconv import ODConv, ODConv1d, ODConv2d, ODConv3d
 from convary.methods.perceptron import MixedLinear
@@ -87,6 +89,7 @@ __all__ = [
     "CondConv2d", "CondConv3d", "DCDConv1d", "DCDConv2d", "DCDConv3d", "DCDLinear", "DFNConv2d", "DFNLocalFilter2d",
     "DepthDC", "DyConv", "DyConv1d", "DyConv2d", "DyConv3d", "DyNet", "DyNetConv1d", "DyNetConv2d", "DyNetConv3d",
     "DynamicConvModule", "FDConv", "FDConv1d", "FDConv2d", "FDConv3d", "Involution", "Involution2d", "KernelWarehouse",
-    "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "MethodConfig", "MixedLinear", "ODConv", "ODConv1d",
-    "ODConv2d", "ODConv3d", "WeightNet", "WeightNet1d", "WeightNet2d", "WeightNet3d", "config_from_json", "method",
+    "KernelWarehouse1d", "KernelWarehouse2d", "KernelWarehouse3d", "KernelWarehouseLinear", "MethodConfig",
+    "MixedLinear", "ODConv", "ODConv1d", "ODConv2d", "ODConv3d", "WeightNet", "WeightNet1d", "WeightNet2d",
+    "WeightNet3d", "config_from_json", "method", "share_warehouse",
 ]  # fmt: skip

@@ -16,10 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
+from convary.nn import Opaque
 from convary.ops import pixel_conv
+from convary.ops.geometry import whole
+from convary.ops.shapes import plain_shape, unflatten
 
 
-class CARAFE(nn.Module):
+class CARAFE(Opaque):
     """Enlarges feature maps by kernels that it makes of them.
 
     Args:
@@ -28,6 +31,7 @@ class CARAFE(nn.Module):
         kernel_size: k, of the kernels that are made; odd. Published: 5.
         groups: G; C/G channels share a kernel. Published: 1.
         encoder_kernel: Of the convolution that makes the kernels; odd. Published: 3.
+        encoder_dilation: Of that convolution. Published: 1.
         compressed_channels: That it sees. Published: 64.
         device: Of the parameters.
         dtype: Of the parameters.
@@ -51,25 +55,28 @@ class CARAFE(nn.Module):
         kernel_size: int = 5,
         groups: int = 1,
         encoder_kernel: int = 3,
+        encoder_dilation: int = 1,
         compressed_channels: int = 64,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
-        if min(channels, scale_factor, groups, compressed_channels) < 1 or channels % groups:
-            raise ConfigError(
-                f"groups must divide channels, and all sizes be at least 1; got {channels=}, {scale_factor=}, "
-                f"{groups=}, {compressed_channels=}"
-            )
+        channels, scale_factor, groups, compressed_channels, kernel_size, encoder_kernel, encoder_dilation = whole(
+            channels=channels, scale_factor=scale_factor, groups=groups, compressed_channels=compressed_channels,
+            kernel_size=kernel_size, encoder_kernel=encoder_kernel, encoder_dilation=encoder_dilation,
+        )  # fmt: skip
+        if channels % groups:
+            raise ConfigError(f"groups must divide channels; got {channels=}, {groups=}")
         for name, size in (("kernel_size", kernel_size), ("encoder_kernel", encoder_kernel)):
-            if size < 1 or size % 2 == 0:
+            if size % 2 == 0:
                 raise ConfigError(f"{name} must be odd and above 0, so that a kernel has a middle; got {size}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels, self.scale_factor, self.kernel_size, self.groups = channels, scale_factor, kernel_size, groups
         self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1, **factory)
         made = kernel_size**2 * groups * scale_factor**2
+        reach = encoder_dilation * (encoder_kernel // 2)
         self.content_encoder = nn.Conv2d(
-            compressed_channels, made, encoder_kernel, padding=encoder_kernel // 2, **factory
+            compressed_channels, made, encoder_kernel, padding=reach, dilation=encoder_dilation, **factory
         )
         self.reset_parameters()
 
@@ -83,7 +90,7 @@ class CARAFE(nn.Module):
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels of x (B, C, H, W): (B, G, k*k, scale*H, scale*W), taps row-major; each sums to 1."""
         maps = F.pixel_shuffle(self.content_encoder(self.channel_compressor(x)), self.scale_factor)
-        return maps.unflatten(1, (self.groups, -1)).softmax(2)
+        return unflatten(maps, 1, (self.groups, -1)).softmax(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, scale_factor * H, scale_factor * W).
@@ -91,7 +98,7 @@ class CARAFE(nn.Module):
         Raises:
             ShapeError: x has another number of axes or channels.
         """
-        if x.ndim != 4 or x.shape[1] != self.channels:
+        if x.ndim != 4 or plain_shape(x)[1] != self.channels:
             raise ShapeError(f"CARAFE wants x (B, {self.channels}, H, W); got {tuple(x.shape)}")
         return pixel_conv(
             x,

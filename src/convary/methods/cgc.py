@@ -27,10 +27,12 @@ from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import MethodConfig, check_positive
-from convary.nn import BatchNorm, DynamicConv, Router, Site
+from convary.nn import BatchNorm, DynamicConv, OneKernel, Router, Site
 from convary.nn.pool import adaptive_avg_pool
 from convary.ops import sample_conv
+from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
+from convary.ops.shapes import unflatten
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -77,8 +79,7 @@ def _is_point(conv: Any) -> bool:
     return math.prod(conv.kernel_size) == 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gate:
+class Gate(Factors):
     """Logits of the gate, whose sum goes through a sigmoid.
 
     Attributes:
@@ -86,12 +87,9 @@ class Gate:
         filter: (B, O, T).
     """
 
+    __slots__ = ()
     channel: Tensor
     filter: Tensor
-
-    def factors(self) -> dict[str, Tensor]:
-        """Both, by name."""
-        return {"channel": self.channel, "filter": self.filter}
 
 
 class GateRouter(Router):
@@ -135,8 +133,8 @@ class GateRouter(Router):
         """channel: (B, C, T) and filter: (B, O, T), from the pooled map (B, C, T)."""
         z = self.encoder(vector)  # (B, C, D)
         channel = self.heads["channel"](F.relu(self.channel_norm(z)))
-        groups = F.relu(self.interaction_norm(z)).unflatten(1, (self.groups, -1)).mT
-        mixed = self.interaction(groups).mT.flatten(1, 2)  # (B, O, D)
+        groups = unflatten(F.relu(self.interaction_norm(z)), 1, (self.groups, -1)).transpose(2, 3)
+        mixed = self.interaction(groups).transpose(2, 3).flatten(1, 2)  # (B, O, D)
         return Gate(channel=channel, filter=self.heads["filter"](F.relu(self.filter_norm(mixed))))
 
     def neutral_(self) -> None:
@@ -151,22 +149,18 @@ class GateRouter(Router):
         return (2 * C + O) * D * T + self.groups * self.interaction.weight.numel() * D
 
 
-class _CGCNd(DynamicConv):
+class _CGCNd(OneKernel, DynamicConv):
     config_type = CGC
     config: CGC
+    takes = Gate
     mixed_bias = False
 
     def make_weight(self, **factory: Any) -> None:
-        """(O, C/G, *k)."""
-        self.weight = nn.Parameter(torch.empty(self.kernel_shape, **factory))
+        """(1, O, C/G, *k)."""
+        self.weight = nn.Parameter(torch.empty(1, *self.kernel_shape, **factory))
 
     def make_router(self, **factory: Any) -> Router:
         return GateRouter(self.in_channels, self.out_channels, self.kernel_size, self.config.interaction, **factory)
-
-    @property
-    def num_experts(self) -> int:
-        """1: no kernels are mixed."""
-        return 1
 
     @property
     def size(self) -> str:
@@ -179,37 +173,22 @@ class _CGCNd(DynamicConv):
 
     def reset_parameters(self) -> None:
         """Kaiming-normal (fan-out) as in the authors' networks; the router like ``nn.Linear``; bias zero."""
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.kaiming_normal_(self.kernel, mode="fan_out", nonlinearity="relu")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def kernels(self, coeffs: Gate) -> Tensor:
         """(B, O, C/G, *k)."""
         G, O = self.groups, self.out_channels
-        channel = coeffs.channel.unflatten(1, (G, 1, -1))  # (B, G, 1, C/G, T)
-        filter = coeffs.filter.unflatten(1, (G, O // G, 1))  # (B, G, O/G, 1, T)
+        channel = unflatten(coeffs.channel, 1, (G, 1, -1))  # (B, G, 1, C/G, T)
+        filter = unflatten(coeffs.filter, 1, (G, O // G, 1))  # (B, G, O/G, 1, T)
         gate = (channel + filter).sigmoid().flatten(1, 2)
-        return gate.unflatten(3, self.kernel_size) * self.weight
+        return unflatten(gate, 3, self.kernel_size) * self.kernel
 
     def convolve(self, x: Tensor, coeffs: Gate, padding: Size | str) -> Tensor:
         """Gate the kernel, then convolve each sample with its own."""
         geometry = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
         return sample_conv(x, self.kernels(coeffs), self.bias, padding=padding, **geometry)
-
-    def macs(self, positions: int) -> dict[str, int]:
-        """Every weight is gated once per sample."""
-        numel = self.weight.numel()
-        routing = 0 if self.router is None else self.router.macs()
-        return {"convolution": numel * positions, "routing": routing, "assembly": numel}
-
-    def absorb_(self, scale: Tensor, shift: Tensor) -> Tensor | None:
-        """The filters are scaled, the bias is scaled and shifted; nothing is left."""
-        self.weight.mul_(scale.reshape(-1, *[1] * (self.weight.ndim - 1)))
-        if self.bias is None:
-            self.bias = nn.Parameter(shift)
-        else:
-            self.bias.mul_(scale).add_(shift)
-        return None
 
     @torch.no_grad()
     def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
@@ -232,11 +211,13 @@ class _CGCNd(DynamicConv):
 
     def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names of XudongLinthu/context-gated-convolution."""
-        return {ours: tensors[theirs] for ours, theirs in self.released_names().items()}
+        state = {ours: tensors[theirs] for ours, theirs in self.released_names().items()}
+        return state | {"weight": state["weight"].unsqueeze(0)}
 
     def to_released(self) -> dict[str, Tensor]:
         """XudongLinthu/context-gated-convolution's names."""
         own = self.state_dict()
+        own["weight"] = own["weight"].squeeze(0)
         return {theirs: own[ours] for ours, theirs in self.released_names().items()}
 
     def released_names(self) -> dict[str, str]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from convary.errors import ConfigError, ShapeError
 from convary.ops import sample_conv
+from convary.ops.shapes import plain_shape
 
 Kernel = tuple[Tensor, Tensor]
 """Weight (N, O, C, 1, 1) and bias (N, O) of a layer, for each of N instances."""
@@ -78,7 +79,7 @@ def split_params(params: Tensor, head: MaskHead) -> list[Kernel]:
     Raises:
         ShapeError: ``params`` has another width.
     """
-    if params.ndim != 2 or params.shape[1] != head.num_params:
+    if params.ndim != 2 or plain_shape(params)[1] != head.num_params:
         raise ShapeError(
             f"the head of widths {head.widths} takes params of (N, {head.num_params}); got {tuple(params.shape)}"
         )
@@ -124,10 +125,10 @@ def mask_logits(
     Raises:
         ShapeError: the tensors do not fit together.
     """
-    N = params.shape[0]
-    if features.ndim != 4 or features.shape[1] != head.features:
+    N = plain_shape(params)[0]
+    if features.ndim != 4 or plain_shape(features)[1] != head.features:
         raise ShapeError(f"features must be (B, {head.features}, H, W); got {tuple(features.shape)}")
-    if index.shape != (N,) or location.shape != (N, 2) or size.shape != (N,):
+    if plain_shape(index) != (N,) or plain_shape(location) != (N, 2) or plain_shape(size) != (N,):
         raise ShapeError(
             f"{N} instances want index ({N},), location ({N}, 2) and size ({N},); got {tuple(index.shape)}, "
             f"{tuple(location.shape)} and {tuple(size.shape)}"

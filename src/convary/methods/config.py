@@ -47,7 +47,9 @@ class MethodConfig:
         """
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            _check_field(field.name, getattr(self, field.name), hints[field.name])
+            value = _plain(getattr(self, field.name))
+            _check_field(field.name, value, hints[field.name])
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -63,6 +65,11 @@ class MethodConfig:
                     f"{cls.title} has no option {name!r}; it has {', '.join(known)}{nearest(name, known)}"
                 )
         return cls(**options)
+
+    @property
+    def promise(self) -> float:
+        """How many times the parameters of the layers there are to be, as published; the attentions add to it."""
+        return 1.0
 
     def options(self) -> dict[str, Any]:
         """The fields as keyword arguments."""
@@ -85,6 +92,14 @@ class MethodConfig:
             sites: Every convolution and linear layer of the model as it was, in order.
             layers: What ``build`` made of some of them, by name, before it is initialised from the model's weights.
         """
+
+    def share(self, layers: Sequence[Any]) -> None:
+        """Let layers share what ``join`` would let them share, in place; all of them have this config.
+
+        Raises:
+            ConfigError: the method shares nothing between layers.
+        """
+        raise ConfigError(f"layers of {self.title} share no weights; got {len(layers)} that should")
 
     def at(self, site: Site) -> MethodConfig:
         """The config of the layer at ``site``, where the paper's depends on the block around it."""
@@ -134,6 +149,16 @@ class BankConfig(MethodConfig):
         if self.experts < 1:
             raise ConfigError(f"experts must be at least 1; got {self.experts!r}")
 
+    @property
+    def promise(self) -> float:
+        """K kernels instead of one."""
+        return float(self.experts)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy, which width multipliers and YAML parsers give, as Python's own; anything else as it is."""
+    return value.item() if type(value).__module__ == "numpy" and value.ndim == 0 else value
+
 
 def _check_field(name: str, value: Any, hint: Any) -> None:
     if get_origin(hint) is Literal and value not in get_args(hint):
@@ -142,9 +167,10 @@ def _check_field(name: str, value: Any, hint: Any) -> None:
             f"{name} must be one of {choices}; got {value!r}{nearest(str(value), map(str, get_args(hint)))}"
         )
     words = {bool: "True or False", int: "an int", float: "a number", int | None: "an int or None"}
-    if hint not in words or (value is None and hint == int | None):
+    words[float | None] = "a number or None"
+    if hint not in words or (value is None and hint in (int | None, float | None)):
         return
-    kinds = {bool: bool, float: (int, float)}.get(hint, int)
+    kinds = {bool: bool, float: (int, float), float | None: (int, float)}.get(hint, int)
     if not isinstance(value, kinds) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{name} must be {words[hint]}; got {value!r}")
 

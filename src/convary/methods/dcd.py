@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,11 +27,29 @@ from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ShapeError
 from convary.methods.config import MethodConfig, check_positive
-from convary.nn import BatchNorm, DynamicConv, DynamicLayer, Router, Site
+from convary.nn import BatchNorm, DynamicConv, OneKernel, Router, Site
+from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size, resolve
 from convary.ops.sample import CONV
+from convary.ops.shapes import plain_shape, unflatten
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_BLOCK = r"features\.(\d+)\.conv"
+# Their blocks of MobileNetV2 are flat, their classifiers a sequence of one, or of two with dropout.
+_NETWORKS = {
+    "ResNet": ((r"fc\.(.*)", r"classifier.0.\1"), (r"fc\.(.*)", r"classifier.1.\1")),
+    "MobileNetV2": (
+        (r"features\.1\.conv\.1\.(.*)", r"features.1.conv.3.\1"),
+        (r"features\.1\.conv\.2\.(.*)", r"features.1.conv.4.\1"),
+        (rf"{_BLOCK}\.0\.(\d)\.(.*)", r"features.\1.conv.\2.\3"),
+        (rf"{_BLOCK}\.1\.0\.(.*)", r"features.\1.conv.3.\2"),
+        (rf"{_BLOCK}\.1\.1\.(.*)", r"features.\1.conv.4.\2"),
+        (rf"{_BLOCK}\.2\.(.*)", r"features.\1.conv.6.\2"),
+        (rf"{_BLOCK}\.3\.(.*)", r"features.\1.conv.7.\2"),
+        (r"features\.18\.(.*)", r"conv.\1"),
+        (r"classifier\.1\.(.*)", r"classifier.0.\1"),
+    ),
+}
 _CLASSIFIER = 32  # latent and hidden width of the classifier, as released
 
 
@@ -109,8 +127,7 @@ class DCD(MethodConfig):
         return latent, pool, max(max(pooled, latent**2) // self.squeeze, 4)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fusion:
+class Fusion(Factors):
     """What a DCD layer does to a sample.
 
     Attributes:
@@ -118,12 +135,9 @@ class Fusion:
         latent: (B, latent, latent) matrix that fuses the latent channels, Phi(x).
     """
 
+    __slots__ = ()
     filter: Tensor
     latent: Tensor
-
-    def factors(self) -> dict[str, Tensor]:
-        """Both, by name."""
-        return {"filter": self.filter, "latent": self.latent}
 
 
 class FusionRouter(Router):
@@ -166,7 +180,7 @@ class FusionRouter(Router):
         v = self.squeeze(vector)
         phi, scale = self.heads(v * hsigmoid(self.gate(v))).split_with_sizes(self.sizes, 1)
         width = math.isqrt(self.sizes[0])
-        return Fusion(filter=hsigmoid(scale).unsqueeze(1), latent=phi.unflatten(1, (width, width)))
+        return Fusion(filter=hsigmoid(scale).unsqueeze(1), latent=unflatten(phi, 1, (width, width)))
 
     def neutral_(self) -> None:
         """Zero logits: every filter's scale is 1, and Phi 0."""
@@ -185,13 +199,25 @@ def halves(x: Tensor) -> Tensor:
     """
     for _ in range(2, x.ndim):  # each turn takes the first axis that is left and puts its halves last
         size = x.shape[2]
-        x = torch.stack([x.narrow(2, 0, (size + 1) // 2).mean(2), x.narrow(2, size // 2, size - size // 2).mean(2)], -1)
+        x = torch.stack([x[:, :, : (size + 1) // 2].mean(2), x[:, :, size // 2 :].mean(2)], -1)
     return x.flatten(1)
 
 
-class _Decomposed(DynamicLayer):
-    """What the convolutions and the classifier have in common; ``weight`` is W0, (O, C/G, *k) or (O, C)."""
+def pad_or_cut(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """``F.pad`` with zeros that cuts by slices: Core ML and OpenCV pad by no negative number."""
+    if not all(type(side) is int for side in sides):  # computed from a size that is free in the graph
+        return F.pad(x, list(sides))
+    if min(sides) < 0:
+        pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]  # first axis first
+        x = x[(..., *(slice(max(-before, 0), min(after, 0) or None) for before, after in pairs))]
+    return F.pad(x, [max(side, 0) for side in sides]) if max(sides) > 0 else x
 
+
+class _Decomposed(OneKernel):
+    """What the convolutions and the classifier have in common; ``kernel`` is W0."""
+
+    takes = Fusion
+    released_network = _NETWORKS
     router: FusionRouter
     q: nn.Parameter
     p: nn.Parameter
@@ -204,9 +230,9 @@ class _Decomposed(DynamicLayer):
 
     def reset_parameters(self) -> None:
         """Normal with the fan-out of each map; bias zero."""
-        taps = math.prod(self.weight.shape[2:])
+        taps = math.prod(self.kernel.shape[2:])
         for weight, fan_out in (
-            (self.weight, self.weight.shape[0] * taps),
+            (self.weight, self.kernel.shape[0] * taps),
             (self.q, len(self.q)),
             (self.p, len(self.p)),
         ):
@@ -218,12 +244,7 @@ class _Decomposed(DynamicLayer):
         """``P (BN(Phi q) + q)`` with ``q = BN(Q x)``: (B, latent, *S) to (B, O, *S)."""
         flat = self.norm1(q).flatten(2)
         fused = self.norm2(fusion.latent @ flat) + flat
-        return (self.p @ fused).unflatten(2, q.shape[2:])
-
-    @property
-    def num_experts(self) -> int:
-        """1: no whole kernels are mixed."""
-        return 1
+        return unflatten(self.p @ fused, 2, q.shape[2:])
 
     @property
     def size(self) -> str:
@@ -261,7 +282,7 @@ class _Decomposed(DynamicLayer):
 
     def _dense(self) -> Tensor:
         """W0 without groups, (O, C, *k)."""
-        return self.weight.unsqueeze(2)
+        return self.kernel.unsqueeze(2)
 
     def _centre(self) -> int:
         """Number of the tap that Q reads."""
@@ -269,7 +290,7 @@ class _Decomposed(DynamicLayer):
 
     def absorb_(self, scale: Tensor, shift: Tensor) -> Tensor | None:
         """W0, P and the bias are scaled; the shift, which L would scale, is left."""
-        self.weight.mul_(scale.reshape(-1, *[1] * (self.weight.ndim - 1)))
+        self.weight.mul_(scale.reshape(-1, *[1] * (self.weight.ndim - 2)))
         self.p.mul_(scale[:, None])
         if self.bias is not None:
             self.bias.mul_(scale)
@@ -297,6 +318,7 @@ class _Decomposed(DynamicLayer):
         """liyunsheng13/dcd's layouts: of its ResNets, its MobileNetV2 and its classifier."""
         kind = next((k for k in ("conv_", "cls_") if f"{k}q.weight" in tensors), "")
         state = {ours: tensors[theirs] for ours, theirs in self.released_names(kind).items()}
+        state["weight"] = state["weight"].unsqueeze(0)
         state |= {name: tensors[f"{kind}{name}.weight"].flatten(1) for name in ("q", "p")}
         heads = [tensors[f"fc_{head}.weight"] for head in ("phi", "scale")]
         return state | {"router.heads.weight": torch.cat(heads)}
@@ -305,8 +327,9 @@ class _Decomposed(DynamicLayer):
         """liyunsheng13/dcd's layout, by the layer's sort."""
         kind = self.released_kind()
         own = self.state_dict()
+        own["weight"] = own["weight"].squeeze(0)
         state = {theirs: own[ours] for ours, theirs in self.released_names(kind).items()}
-        points = () if kind == "cls_" else (1,) * (self.weight.ndim - 2)
+        points = () if kind == "cls_" else (1,) * (self.weight.ndim - 3)
         state |= {f"{kind}{name}.weight": own[name].reshape(*own[name].shape, *points) for name in ("q", "p")}
         phi, scale = own["router.heads.weight"].split(self.router.sizes)
         return state | {"fc_phi.weight": phi, "fc_scale.weight": scale}
@@ -331,7 +354,7 @@ class _DCDNd(_Decomposed, DynamicConv):
 
     def make_weight(self, **factory) -> None:
         """W0 and the residual."""
-        self.weight = nn.Parameter(torch.empty(self.kernel_shape, **factory))
+        self.weight = nn.Parameter(torch.empty(1, *self.kernel_shape, **factory))
         latent = self.config.sizes(self.in_channels, self.out_channels, self.rank)[0]
         self.make_residual(self.in_channels, self.out_channels, latent, **factory)
 
@@ -342,12 +365,12 @@ class _DCDNd(_Decomposed, DynamicConv):
     def convolve(self, x: Tensor, coeffs: Fusion, padding: Size | str) -> Tensor:
         """The scaled static convolution, and the residual on the centre tap."""
         conv = CONV[self.rank]
-        padded, g = resolve(x, self.weight.shape[2:], self.stride, padding, self.dilation, self.groups)
-        static = conv(padded, self.weight, self.bias, g.stride, g.padding, g.dilation, g.groups)
-        scale = coeffs.filter.transpose(1, 2).unflatten(2, (1,) * self.rank).to(static.dtype)
+        padded, g = resolve(x, self.kernel_size, self.stride, padding, self.dilation, self.groups)
+        static = conv(padded, self.kernel, self.bias, g.stride, g.padding, g.dilation, g.groups)
+        scale = coeffs.filter.reshape(-1, self.out_channels, *[1] * self.rank).to(static.dtype)
         sides = self._centre_sides(x, padding)
-        points = self.q.reshape(*self.q.shape, *[1] * self.rank)
-        q = conv(F.pad(x, sides) if any(sides) else x, points, None, self.stride)
+        points = self.q.reshape(*plain_shape(self.q), *[1] * self.rank)
+        q = conv(pad_or_cut(x, sides), points, None, self.stride)
         return scale * static + self.residual(q, coeffs)
 
     def _centre_sides(self, x: Tensor, padding: Size | str) -> list[int]:
@@ -361,7 +384,7 @@ class _DCDNd(_Decomposed, DynamicConv):
     def _dense(self) -> Tensor:
         G, (O, C_group) = self.groups, self.kernel_shape[:2]
         blocks = torch.eye(G, device=self.q.device, dtype=self.q.dtype).reshape(G, 1, G, 1, *[1] * self.rank)
-        dense = blocks * self.weight.reshape(G, O // G, 1, C_group, *self.kernel_size)
+        dense = blocks * self.kernel.reshape(G, O // G, 1, C_group, *self.kernel_size)
         return dense.reshape(O, G * C_group, *self.kernel_size)
 
     def _centre(self) -> int:
@@ -403,7 +426,7 @@ class DCDLinear(_Decomposed):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, **factory))
+        self.weight = nn.Parameter(torch.empty(1, out_features, in_features, **factory))
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **factory)) if bias else None)
         self.make_residual(in_features, out_features, _CLASSIFIER, **factory)
         self.router = FusionRouter(in_features, out_features, _CLASSIFIER, 1, 1, _CLASSIFIER, **factory)
@@ -425,12 +448,12 @@ class DCDLinear(_Decomposed):
         """
         if x.ndim == 1:
             return self.forward(x.unsqueeze(0), coeffs).squeeze(0)
-        if x.ndim < 2 or x.shape[-1] != self.in_features:
+        if x.ndim < 2 or plain_shape(x)[-1] != self.in_features:
             raise ShapeError(f"DCDLinear wants x of shape (B, *, {self.in_features}); got {tuple(x.shape)}")
         maps = (x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)).transpose(1, 2)  # (B, C, P)
-        if coeffs is None:
-            coeffs = self.coefficients(maps)
-        scaled = coeffs.filter.transpose(1, 2) * F.linear(maps.mT, self.weight, self.bias).mT
+        coeffs = self.coefficients(maps) if coeffs is None else self.given(coeffs)
+        static = F.linear(maps.transpose(1, 2), self.kernel, self.bias).transpose(1, 2)
+        scaled = coeffs.filter.transpose(1, 2) * static
         y = scaled + self.residual(self.q @ maps, coeffs)
         return y.transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
+from convary.nn import Opaque
 from convary.ops import pixel_conv, sample_conv
-from convary.ops.geometry import Size, per_axis
+from convary.ops.geometry import Size, per_axis, whole
 from convary.ops.pixel import Border
+from convary.ops.shapes import plain_shape, unflatten
 
 
 def local_filter(
@@ -53,15 +55,16 @@ def local_filter(
         ConfigError: an even kernel size, an unknown border.
     """
     taps = prod(odd_sizes(kernel_size, x.ndim - 2))
-    G = 1 if grouping else x.shape[1]
-    if filters.ndim != x.ndim or filters.shape[1] != G * taps or filters.shape[2:] != x.shape[2:]:
+    (_, C, *S), (_, given, *size) = plain_shape(x), plain_shape(filters)
+    G = 1 if grouping else C
+    if filters.ndim != x.ndim or given != G * taps or size != S:
         raise ShapeError(
             f"filters must be (B, {G * taps}, *S), {taps} taps for {'any channel' if grouping else f'each of {G}'}, at "
             f"every position of x {tuple(x.shape)}; got {tuple(filters.shape)}"
         )
     if bias is not None:
         x = x + bias
-    y = pixel_conv(x, filters.unflatten(1, (G, taps)), kernel_size=kernel_size, padding="same", border=border)
+    y = pixel_conv(x, unflatten(filters, 1, (G, taps)), kernel_size=kernel_size, padding="same", border=border)
     return y if grouping else y.sum(1, keepdim=True)
 
 
@@ -147,7 +150,7 @@ def init_filter_net(net: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class DFNConv2d(nn.Module):
+class DFNConv2d(Opaque):
     """Dynamic convolution: one generated kernel per sample, applied at every position (Sec. 3.2).
 
     Args:
@@ -198,7 +201,8 @@ class DFNConv2d(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
+        in_channels, out_channels, groups = whole(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if in_channels % groups or out_channels % groups:
             raise ConfigError(
                 f"groups must divide in_channels and out_channels, all at least 1; got {in_channels=}, "
                 f"{out_channels=}, {groups=}"
@@ -214,6 +218,11 @@ class DFNConv2d(nn.Module):
         self.generator = generator
 
     @property
+    def weight(self) -> Tensor:
+        """No kernel: (0, C/G, kh, kw), which initialisers that go by "Conv" in a class's name leave as it is."""
+        return torch.empty(0, self.in_channels // self.groups, *self.kernel_size)
+
+    @property
     def filter_channels(self) -> int:
         """What the generator gives per sample: O*C/G*T kernel coefficients (O slowest), then O of the bias if any."""
         kernel = self.out_channels * self.in_channels // self.groups * prod(self.kernel_size)
@@ -226,16 +235,16 @@ class DFNConv2d(nn.Module):
             ShapeError: the generator gives something else than (B, ``filter_channels``).
         """
         theta = self.generator(condition)
-        if theta.ndim < 2 or theta.shape[1] != self.filter_channels or prod(theta.shape[2:]) != 1:
+        if theta.ndim < 2 or plain_shape(theta)[1] != self.filter_channels or prod(plain_shape(theta)[2:]) != 1:
             raise ShapeError(
                 f"the generator must give (B, {self.filter_channels}), one set of filters per sample; "
                 f"got {tuple(theta.shape)}"
             )
         O = self.out_channels
         kernel, bias = theta.flatten(1).split([self.filter_channels - O * self.dynamic_bias, O * self.dynamic_bias], 1)
-        kernel = kernel.unflatten(1, (O, -1))
+        kernel = unflatten(kernel, 1, (O, -1))
         kernel = kernel.softmax(2) if self.softmax else kernel
-        return kernel.unflatten(2, (-1, *self.kernel_size)), bias if self.dynamic_bias else None
+        return unflatten(kernel, 2, (-1, *self.kernel_size)), bias if self.dynamic_bias else None
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Filter x by what the generator makes of the condition, x itself by default.
@@ -255,7 +264,7 @@ class DFNConv2d(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}" + _unusual(self, usual)
 
 
-class DFNLocalFilter2d(nn.Module):
+class DFNLocalFilter2d(Opaque):
     """Dynamic local filtering: one generated filter per position (Sec. 3.3); stride 1, as large as x.
 
     Args:
@@ -303,8 +312,7 @@ class DFNLocalFilter2d(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if in_channels < 1:
-            raise ConfigError(f"in_channels must be at least 1; got {in_channels}")
+        (in_channels,) = whole(in_channels=in_channels)
         self.in_channels, self.kernel_size = in_channels, odd_sizes(kernel_size, 2)
         self.grouping, self.softmax, self.dynamic_bias = grouping, softmax, dynamic_bias
         self.border: Border = border
@@ -328,7 +336,7 @@ class DFNLocalFilter2d(nn.Module):
             ShapeError: the generator gives another number of channels than ``filter_channels``.
         """
         theta = self.generator(condition)
-        if theta.ndim != 4 or theta.shape[1] != self.filter_channels:
+        if theta.ndim != 4 or plain_shape(theta)[1] != self.filter_channels:
             raise ShapeError(
                 f"the generator must give (B, {self.filter_channels}, H, W), one filter per position; "
                 f"got {tuple(theta.shape)}"
@@ -358,7 +366,7 @@ def split_filters(theta: Tensor, *, softmax: bool, dynamic_bias: bool) -> tuple[
 
 
 def _check(layer: DFNConv2d | DFNLocalFilter2d, x: Tensor) -> None:
-    if x.ndim != 4 or x.shape[1] != layer.in_channels:
+    if x.ndim != 4 or plain_shape(x)[1] != layer.in_channels:
         raise ShapeError(
             f"{type(layer).__name__} wants x of shape (B, {layer.in_channels}, H, W); got {tuple(x.shape)}"
         )

@@ -22,6 +22,7 @@ from convary.methods.config import BankConfig, check_positive
 from convary.nn import DynamicConv, PerceptronRouter, Router, Site
 from convary.nn.base import per_expert_
 from convary.ops import Coefficients
+from convary.ops.shapes import unflatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class FilterRouter(PerceptronRouter):
 
     def named(self, pieces: Sequence[Tensor]) -> Coefficients:
         """filter: (B, K, O)."""
-        return Coefficients(filter=pieces[0].unflatten(1, self.shape))
+        return Coefficients(filter=unflatten(pieces[0], 1, self.shape))
 
 
 class _DyNetNd(DynamicConv):

@@ -18,32 +18,38 @@ attentions start at exactly 1, where the code draws from a normal distribution o
 Differences from the released code: any of ``nn.ConvNd``'s arguments works (theirs stops for groups, for odd C k, and
 where K does not divide the frequencies: here groups of frequencies differ in size by one then); with G groups of
 channels the matrix has the columns of C/G channels; frequencies of one radius are sorted by row and column, where
-theirs depend on the machine's sort; a batch of one can be trained on; the bands keep float64.
+theirs depend on the machine's sort (a loaded layer keeps theirs); a batch of one can be trained on; the bands keep
+float64. With R = ``param_ratio`` spectra there are R K kernels, whose sum is the static kernel at the start, where
+theirs is R times that. With ``param_reduction`` below 1 only the lowest frequencies are kept, and theirs loses the
+factor that makes up for a_w's 1/K: its kernels start 1/K as large.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convary.errors import CheckpointError, ConfigError
+from convary.errors import ConfigError
 from convary.methods.config import MethodConfig, check_positive
+from convary.methods.fdconv_released import ReleasedLayout
 from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
-from convary.nn.bands import FrequencyBands, fft_macs, inverse
+from convary.nn.bands import FrequencyBands, fft_macs, inverse, inverse_by_products
+from convary.nn.base import zero_sum_noise
+from convary.nn.frequencies import by_radius, numbered
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
+from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
+from convary.ops.shapes import plain_shape, unflatten
+from convary.ops.strategy import is_onnx_trace
 
 _MOST = 256  # numbers of groups are kept as bytes
 _FEWEST = 16  # channels up to which the released layer stays static
-_AXES = {"channel": "channel_fc", "filter": "filter_fc", "tap": "spatial_fc", "frequency": "kernel_fc"}
-_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,15 @@ class FDConv(MethodConfig):
         local: Whether there is the dense modulation a_l.
         bands: Where the bands of x end, from high to low, each as a part of the highest frequency: 2 for one half.
             Empty for none. A kernel of one position never has any.
+        param_ratio: R, spectra per layer, each with K groups; R K is 256 at most.
+        param_reduction: Below 1, the part of the frequencies that is kept, from the lowest. A trained network's weights
+            can't be taken over then.
+        kernel_attention_only: Whether a_w is the only global attention; a_l is there too unless ``local=False``.
+        activation: Of the global attentions, all 1 (a_w: 1/K) at logits of zero: "sigmoid" is ``2 sigmoid``, "tanh"
+            ``1 + tanh``; "softmax" is for a_w alone.
+        local_activation: Of a_l.
+        temperature: Divides the logits of a_c, a_f and a_s; a constant, as released.
+        kernel_temperature: Divides those of a_w; None: ``temperature`` does.
     """
 
     name: ClassVar[str] = "fdconv"
@@ -69,17 +84,45 @@ class FDConv(MethodConfig):
     min_hidden: int = 16
     local: bool = True
     bands: tuple[int, ...] = (2, 4, 8)
+    param_ratio: int = 1
+    param_reduction: float = 1.0
+    kernel_attention_only: bool = False
+    activation: Literal["sigmoid", "tanh", "softmax"] = "sigmoid"
+    local_activation: Literal["sigmoid", "tanh"] = "sigmoid"
+    temperature: float = 1.0
+    kernel_temperature: float | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         super().__post_init__()
         check_positive("reduction", self.reduction)
         check_positive("min_hidden", self.min_hidden)
+        check_positive("temperature", self.temperature)
+        check_positive("kernel_temperature", self.temperatures["frequency"])
         if not 1 <= self.kernels <= _MOST:
             raise ConfigError(f"kernels must be from 1 to {_MOST}; got {self.kernels}")
+        if not 1 <= self.param_ratio <= _MOST // self.kernels:
+            raise ConfigError(
+                f"param_ratio must be at least 1, and kernels * param_ratio at most {_MOST}; got {self.param_ratio} "
+                f"with kernels={self.kernels}"
+            )
+        if not 0 < self.param_reduction <= 1:
+            raise ConfigError(f"param_reduction must be above 0 and at most 1; got {self.param_reduction}")
+        if self.activation == "softmax" and not self.kernel_attention_only:
+            raise ConfigError("activation='softmax' is for a_w alone; pass kernel_attention_only=True with it")
         if not isinstance(self.bands, (tuple, list)) or not all(type(b) is int and b > 1 for b in self.bands):
             raise ConfigError(f"bands must be a tuple of ints above 1, such as (2, 4, 8); got {self.bands!r}")
         object.__setattr__(self, "bands", tuple(self.bands))  # JSON gives a list
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """By attention, where it isn't ``temperature``."""
+        return {"frequency": self.temperature if self.kernel_temperature is None else self.kernel_temperature}
+
+    @property
+    def promise(self) -> float:
+        """R spectra, or a part of one."""
+        return self.param_ratio * self.param_reduction
 
     @classmethod
     def placement(cls, site: Site) -> bool:
@@ -95,8 +138,7 @@ class FDConv(MethodConfig):
         return site.block is not None and conv.groups == 1 and min(conv.in_channels, conv.out_channels) > _FEWEST
 
 
-@dataclass(frozen=True, kw_only=True)
-class Modulation:
+class Modulation(Factors):
     """What an FDConv layer does to its kernel for a sample; what is None counts as 1.
 
     Attributes:
@@ -107,15 +149,12 @@ class Modulation:
         local: (B, O, C/G * T).
     """
 
+    __slots__ = ()
     frequency: Tensor | None = None
     filter: Tensor | None = None
     channel: Tensor | None = None
     tap: Tensor | None = None
     local: Tensor | None = None
-
-    def factors(self) -> dict[str, Tensor]:
-        """Those that exist, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class SpectralAttention(Router):
@@ -139,7 +178,7 @@ class SpectralAttention(Router):
     ) -> None:
         super().__init__(in_channels)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.kernel_shape, self.sizes = kernel_shape, sizes
+        self.kernel_shape, self.sizes, self.config = kernel_shape, sizes, config
         hidden = max(int(in_channels / config.reduction), config.min_hidden)
         self.squeeze = nn.Linear(in_channels, hidden, bias=False, **factory)
         self.norm = VectorBatchNorm(hidden, **factory)
@@ -157,19 +196,26 @@ class SpectralAttention(Router):
         """All attentions, from pooled features (B, C)."""
         hidden = self.scale * F.relu(self.norm(self.squeeze(vector))).square() + self.shift
         logits = self.heads(hidden).split_with_sizes(list(self.sizes.values()), 1)
-        found = {axis: 2 * part.sigmoid() for axis, part in zip(self.sizes, logits, strict=True)}
-        for axis, value in found.items():
-            found[axis] = value / self.sizes[axis] if axis == "frequency" else value.unsqueeze(1)
+        found = {axis: self._activated(axis, part) for axis, part in zip(self.sizes, logits, strict=True)}
         return Modulation(**found, local=None if self.local_norm is None else self._local(self.local_norm(vector)))
+
+    def _activated(self, axis: str, logits: Tensor) -> Tensor:
+        temperature = self.config.temperatures.get(axis, self.config.temperature)
+        logits = logits if temperature == 1 else logits / temperature
+        if self.config.activation == "softmax":
+            return logits.softmax(1)
+        value = _doubled(logits, self.config.activation)
+        return value / self.sizes[axis] if axis == "frequency" else value.unsqueeze(1)
 
     def _local(self, vector: Tensor) -> Tensor:
         """(B, C) to (B, O, C/G * T): every channel and its neighbours tell the filters of the channel's group."""
         O, C_group, *k = self.kernel_shape
-        G, T, reach = self.in_channels // C_group, math.prod(k), self.local.shape[1]
+        G, T, reach = self.in_channels // C_group, math.prod(k), plain_shape(self.local)[1]
         padded = F.pad(vector, (reach // 2, reach // 2))
-        windows = torch.stack([padded.narrow(1, i, self.in_channels) for i in range(reach)], 2)
-        logits = windows.unflatten(1, (G, C_group)) @ self.local.unflatten(0, (G, O // G * T)).transpose(1, 2)
-        return 2 * logits.unflatten(3, (O // G, T)).transpose(2, 3).reshape(-1, O, C_group * T).sigmoid()
+        windows = torch.stack([padded[:, i : i + self.in_channels] for i in range(reach)], 2)
+        logits = unflatten(windows, 1, (G, C_group)) @ unflatten(self.local, 0, (G, O // G * T)).transpose(1, 2)
+        logits = unflatten(logits, 3, (O // G, T)).transpose(2, 3).reshape(-1, O, C_group * T)
+        return _doubled(logits, self.config.local_activation)
 
     def neutral_(self) -> None:
         """Zero logits: every frequency's weight is 1/K, and the other attentions 1."""
@@ -183,32 +229,47 @@ class SpectralAttention(Router):
         return super().macs() + local
 
 
-class _FDConvNd(DynamicConv):
+def _doubled(logits: Tensor, activation: str) -> Tensor:
+    """From 0 to 2, and 1 at 0."""
+    return 2 * logits.sigmoid() if activation == "sigmoid" else 1 + logits.tanh()
+
+
+class _FDConvNd(ReleasedLayout, DynamicConv):
     config_type = FDConv
     config: FDConv
+    takes = Modulation
     mixed_bias = False
     absorbs = False  # every frequency is part of all filters
     group_of: Tensor
+    kept: Tensor | None
 
     def make_weight(self, **factory) -> None:
-        """The spectrum, (rows, columns // 2 + 1, 2) real and imaginary parts, and the group of each frequency."""
-        rows, half = self._matrix_shape[0], self._matrix_shape[1] // 2 + 1
-        self.weight = nn.Parameter(torch.empty(rows, half, 2, **factory))
-        self.register_buffer("group_of", self._groups(factory["device"]))
+        """The spectra, (R rows, columns // 2 + 1, 2) real and imaginary parts, and the group of each frequency.
+
+        Of kept frequencies (R kept, 1, 2), from low to high.
+        """
+        shape = self._spectrum_shape if self.config.param_reduction == 1 else (self._count, 1)
+        self.weight = nn.Parameter(torch.empty(self.config.param_ratio * shape[0], shape[1], 2, **factory))
+        order = by_radius(*self._matrix_shape, factory["device"])
+        group_of, kept = self._sorted(order)
+        self.register_buffer("group_of", group_of)
+        self.register_buffer("kept", kept)
         point = math.prod(self.kernel_size) == 1
         bands = () if point else self.config.bands
         self.bands = FrequencyBands(self.in_channels, bands, self.rank, **factory) if bands else None
 
     def make_router(self, **factory) -> Router:
         depthwise = self.groups == self.in_channels == self.out_channels
-        T = math.prod(self.kernel_size)
+        T, K = math.prod(self.kernel_size), self.K * self.config.param_ratio
         sizes = {
             "channel": self.in_channels,
             "filter": 0 if depthwise else self.out_channels,
             "tap": 0 if T == 1 else T,
-            "frequency": 0 if self.K == 1 else self.K,
+            "frequency": 0 if K == 1 else K,
         }
         sizes = {axis: size for axis, size in sizes.items() if size}
+        if self.config.kernel_attention_only:
+            sizes = {"frequency": K}
         return SpectralAttention(self.in_channels, self.kernel_shape, sizes, self.config, **factory)
 
     @property
@@ -218,32 +279,48 @@ class _FDConvNd(DynamicConv):
         return O * math.prod(k[:-1]), C_group * k[-1]
 
     @property
-    def K(self) -> int:
-        """Groups of frequencies."""
+    def _spectrum_shape(self) -> tuple[int, int]:
+        """Rows and columns of a spectrum."""
         rows, columns = self._matrix_shape
-        return min(self.config.kernels, rows * (columns // 2 + 1))
+        return rows, columns // 2 + 1
+
+    @property
+    def _count(self) -> int:
+        """Frequencies that are kept of a spectrum."""
+        return max(int(math.prod(self._spectrum_shape) * self.config.param_reduction), 1)
+
+    @property
+    def K(self) -> int:
+        """Groups of the frequencies of a spectrum."""
+        return min(self.config.kernels, self._count)
 
     @property
     def _gain(self) -> int:
-        """What a weight is smaller by than the frequency that it stands for, as released; times K for a_w."""
+        """Stored coefficients are the spectrum divided by this, as released; a_w's 1/K is undone apart."""
         return max(min(self.in_channels, self.out_channels) // 2, 1)
 
-    def _groups(self, device: Any) -> Tensor:
-        """(rows * half,) number of the group of each frequency: as many each as can be, sorted by radius."""
-        rows, columns = self._matrix_shape
-        down, across = torch.arange(rows, device=device), torch.arange(columns // 2 + 1, device=device)
-        down = torch.minimum(down, rows - down)
-        radius = (down * columns).square().unsqueeze(1) + (across * rows).square()  # integers: no rounding splits ties
-        order = radius.flatten().argsort(stable=True)
-        number = torch.arange(len(order), device=device) * self.K // len(order)
-        return torch.empty_like(number).scatter_(0, order, number).to(torch.uint8)
+    @property
+    def _scale(self) -> int:
+        """What a_w times a stored coefficient is multiplied by; of a reduced spectrum nothing, as released."""
+        return self._gain * self.K * self.config.param_ratio if self.kept is None else 1
+
+    def _sorted(self, order: Tensor) -> tuple[Tensor, Tensor | None]:
+        """From the frequencies in an order: the group of each stored coefficient, and the frequencies that are kept."""
+        R, count = self.config.param_ratio, self._count
+        number, kept = numbered(count, self.K, order.device), order[:count]
+        if self.config.param_reduction == 1:
+            number, kept = torch.empty_like(number).scatter_(0, order, number), None
+        copies = torch.arange(R, device=order.device).unsqueeze(1) * self.K
+        return (copies + number).flatten().to(torch.uint8), kept
 
     def reset_parameters(self) -> None:
-        """The spectrum of ``nn.ConvNd``'s own kernel, and its bias."""
-        kernel = torch.empty(self.kernel_shape, device=self.weight.device, dtype=torch.float32)
-        nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
+        """The spectrum of ``nn.ConvNd``'s own kernel, and its bias; R spectra are of kernels with such a sum."""
+        R = self.config.param_ratio
+        kernels = torch.empty(R, *self.kernel_shape, device=self.weight.device, dtype=torch.float32)
+        for kernel in kernels:
+            nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
         with torch.no_grad():
-            self.weight.copy_(self.spectrum(kernel))
+            self.weight.copy_(self._stored(kernels / math.sqrt(R)))
         if self.bias is not None:
             bound = 1 / math.sqrt(math.prod(self.kernel_shape[1:]))
             nn.init.uniform_(self.bias, -bound, bound)
@@ -252,6 +329,13 @@ class _FDConvNd(DynamicConv):
         """The weight that a kernel (O, C/G, *k) has: (rows, columns // 2 + 1, 2)."""
         matrix = kernel.double().movedim(1, -2).reshape(self._matrix_shape)
         return torch.view_as_real(torch.fft.rfft2(matrix)) / self._gain
+
+    def _stored(self, kernels: Tensor) -> Tensor:
+        """The weight of R kernels whose sum the layer starts with, (R, O, C/G, *k)."""
+        spectra = torch.stack([self.spectrum(kernel).flatten(0, 1) for kernel in kernels])  # (R, frequencies, 2)
+        if self.kept is not None:
+            spectra = spectra[:, self.kept] * (self._gain * self.K * len(kernels) / self._scale)
+        return spectra.reshape(self.weight.shape)
 
     def convolve(self, x: Tensor, coeffs: Modulation, padding: Size | str) -> Tensor:
         """Assemble the kernels, then convolve each sample with its own."""
@@ -266,7 +350,8 @@ class _FDConvNd(DynamicConv):
         """(B, O, C/G, *k): groups are mixed as frequencies, for one inverse transform per sample."""
         O, C_group, *k = self.kernel_shape
         G, points = self.groups, [1] * self.rank
-        made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1]).movedim(-2, 3)
+        made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1])
+        made = made.movedim(self.rank + 2, 3)
         if coeffs.local is not None:
             made = coeffs.local.reshape(-1, G, O // G, C_group, *k) * made
         inputs = None if coeffs.channel is None else coeffs.channel.reshape(-1, G, 1, C_group, *points)
@@ -283,15 +368,27 @@ class _FDConvNd(DynamicConv):
         """The kernels as matrices (B, rows, columns), from the weights of the groups (B, K); one for all without."""
         weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
         if frequency is None:
-            mixed = weight.unsqueeze(0) * self._gain
+            mixed = weight.unsqueeze(0) * self._scale
         else:
             group = self.group_of.long().expand(frequency.shape[0], -1)
-            share = torch.gather(frequency * (self.K * self._gain), 1, group).to(weight.dtype)
-            mixed = share.unflatten(1, weight.shape[:2]).unsqueeze(3) * weight
+            share = torch.gather(frequency * self._scale, 1, group).to(weight.dtype)
+            mixed = unflatten(share, 1, (*plain_shape(weight)[:2], 1)) * weight
+        mixed = self._summed(mixed)
+        if is_onnx_trace():  # that exporter has no transform
+            return inverse_by_products(mixed, *self._matrix_shape).to(self.weight.dtype)
         spectrum = torch.view_as_complex(mixed)
-        if 0 in spectrum.shape:  # the transform takes no empty batch
+        if 0 in plain_shape(spectrum):  # the transform takes no empty batch
             return mixed[..., :1, 0].expand(-1, -1, self._matrix_shape[1]).to(self.weight.dtype)
         return inverse(spectrum, self._matrix_shape).to(self.weight.dtype)
+
+    def _summed(self, mixed: Tensor) -> Tensor:
+        """(B, R rows, half, 2) to (B, rows, half, 2), frequencies that are not kept as zeros."""
+        if self.config.param_ratio > 1:
+            mixed = unflatten(mixed, 1, (self.config.param_ratio, -1)).sum(1)
+        if self.kept is None:
+            return mixed
+        whole = mixed.new_zeros(len(mixed), math.prod(self._spectrum_shape), 2)
+        return unflatten(whole.index_copy(1, self.kept, mixed.squeeze(2)), 1, self._spectrum_shape)
 
     @property
     def num_experts(self) -> int:
@@ -301,11 +398,11 @@ class _FDConvNd(DynamicConv):
     @property
     def size(self) -> str:
         """Groups of frequencies."""
-        return f"{self.K} frequency groups"
+        return f"{self.K * self.config.param_ratio} frequency groups"
 
     def extra_options(self) -> str:
         """Groups of frequencies."""
-        return f"kernels={self.K}"
+        return f"kernels={self.K * self.config.param_ratio}"
 
     def macs(self, positions: int) -> dict[str, int]:
         """Assembly is that of the kernels, and of x from its bands, whose size is taken for the outputs' by stride."""
@@ -325,9 +422,18 @@ class _FDConvNd(DynamicConv):
         Args:
             weight: (O, C/G, *k).
             bias: (O,) or None.
-            noise: Not used: the kernels differ by their frequencies.
+            noise: Of R spectra: the standard deviation of what their kernels differ by, relative to that of the
+                weights. One spectrum's kernels differ by their frequencies.
             router: Not used.
+
+        Raises:
+            ConfigError: not all frequencies are kept.
         """
+        if self.kept is not None:
+            raise ConfigError(
+                f"a spectrum with param_reduction={self.config.param_reduction} can't hold a trained kernel; use "
+                "param_reduction=1, or convert with upcycle=False"
+            )
         if self.weight.is_meta:
             return
         if self.router is not None:
@@ -335,69 +441,12 @@ class _FDConvNd(DynamicConv):
         if self.bands is not None:
             nn.init.zeros_(self.bands.weight)
             nn.init.zeros_(self.bands.bias)
-        self.weight.copy_(self.spectrum(weight))
+        R = self.config.param_ratio
+        kernels = weight.unsqueeze(0).expand(R, *weight.shape)
+        spread = noise * weight.float().std(correction=0).to(weight.dtype)
+        self.weight.copy_(self._stored((kernels + spread * zero_sum_noise(kernels)) / R))
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
-
-    def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Linwei-Chen/FDConv's layout, with the weight as frequencies or (``convert_param=False``) as a kernel.
-
-        Which frequencies of equal radius belong to which group it doesn't say; they are sorted as in a new layer.
-        """
-        if "dft_weight" in tensors:
-            weight = tensors["dft_weight"].squeeze(0)
-        else:
-            weight = self.spectrum(tensors["weight"])
-        own = self._attention
-        state = {"weight": weight, "group_of": self.group_of}
-        state |= {ours: tensors[theirs] for ours, theirs in self._released_names().items()}
-        state["router.squeeze.weight"] = tensors["KSM_Global.fc.weight"].flatten(1)
-        heads = [f"KSM_Global.{_AXES[axis]}" for axis in own.sizes]
-        state["router.heads.weight"] = torch.cat([tensors[f"{head}.weight"].flatten(1) for head in heads])
-        state["router.heads.bias"] = torch.cat([tensors[f"{head}.bias"] for head in heads])
-        if own.local_norm is not None:
-            state["router.local"] = tensors["KSM_Local.conv.weight"].flatten(1)
-        for leaf in () if self.bands is None else ("weight", "bias"):
-            gates = range(len(self.config.bands))
-            state[f"bands.{leaf}"] = torch.cat([tensors[f"FBM.freq_weight_conv_list.{i}.{leaf}"] for i in gates])
-        return state
-
-    def to_released(self) -> dict[str, Tensor]:
-        """Linwei-Chen/FDConv's layout, the weight as frequencies.
-
-        Raises:
-            CheckpointError: theirs has no such layer.
-        """
-        if self.groups > 1 or self.kernel_size not in ((1, 1), (3, 3)):
-            raise CheckpointError(
-                "the released FDConv layout holds 1x1 and 3x3 convolutions without groups; got "
-                f"kernel_size={self.kernel_size}, groups={self.groups}"
-            )
-        own, router = self.state_dict(), self._attention
-        state = {"dft_weight": own["weight"].unsqueeze(0)}
-        state |= {theirs: own[ours] for ours, theirs in self._released_names().items()}
-        state["KSM_Global.fc.weight"] = own["router.squeeze.weight"][..., None, None]
-        sizes = list(router.sizes.values())
-        rows = zip(
-            router.sizes, own["router.heads.weight"].split(sizes), own["router.heads.bias"].split(sizes), strict=True
-        )
-        for axis, weight, bias in rows:
-            head = f"KSM_Global.{_AXES[axis]}"
-            state |= {f"{head}.weight": weight[..., None, None], f"{head}.bias": bias}
-        if router.local_norm is not None:
-            state["KSM_Local.conv.weight"] = own["router.local"].unsqueeze(1)
-        for leaf in () if self.bands is None else ("weight", "bias"):
-            for i, gate in enumerate(own[f"bands.{leaf}"].split(1)):
-                state[f"FBM.freq_weight_conv_list.{i}.{leaf}"] = gate
-        return state
-
-    def _released_names(self) -> dict[str, str]:
-        """Names of the tensors that are alike: ours, theirs."""
-        names = {f"router.norm.{leaf}": f"KSM_Global.bn.{leaf}" for leaf in _NORM}
-        names |= {"router.scale": "KSM_Global.relu.scale", "router.shift": "KSM_Global.relu.bias"}
-        if self._attention.local_norm is not None:
-            names |= {f"router.local_norm.{leaf}": f"KSM_Local.norm.{leaf}" for leaf in ("weight", "bias")}
-        return names if self.bias is None else names | {"bias": "bias"}
 
     @property
     def _attention(self) -> SpectralAttention:

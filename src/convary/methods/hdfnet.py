@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
+from convary.nn import Opaque
 from convary.nn import recompute as recomputed
 from convary.ops import pixel_conv
 from convary.ops.geometry import Size, per_axis
+from convary.ops.shapes import plain_shape, unflatten
 
 CITATION = "Pang et al., Hierarchical Dynamic Filtering Network for RGB-D Salient Object Detection, ECCV 2020"
 
@@ -29,6 +31,11 @@ class ConvNormReLU(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()
         )
+
+    @property
+    def weight(self) -> Tensor:
+        """That of its convolution, for initialisers that go by "Conv" in a class's name."""
+        return self[0].get_parameter("weight")
 
 
 class Released(nn.Module):
@@ -114,7 +121,7 @@ class DenseTransLayer(Released):
         return self.narrow(self.refine(merged) + merged)
 
 
-class DepthDC(Released):
+class DepthDC(Opaque, Released):
     """Filter each channel at each position with a kernel that another feature map generates, then mix the channels.
 
     ``W = generate(dense(conv(guide)))``: one kernel per channel and position, not normalised;
@@ -128,11 +135,13 @@ class DepthDC(Released):
         kernel_size: An int or two.
         dilation: An int or two; ``dilation * (kernel_size - 1)`` must be even, so that both sides are padded alike.
         reduction: Of the generator's dense layer; divides D.
+        depth: Of the generator's dense layer. The released code takes it as ``down_factor``, whose name and comment
+            speak of channels; these are always divided by 4 there.
         recompute: Make the kernels again in the backward pass instead of keeping them and what they are made of; see
             ``convary.nn.recompute``.
 
     Raises:
-        ConfigError: such a kernel cannot be centred, or reduction does not divide guide_channels.
+        ConfigError: such a kernel cannot be centred, reduction does not divide guide_channels, or depth is below 1.
     """
 
     def __init__(
@@ -144,6 +153,7 @@ class DepthDC(Released):
         *,
         dilation: Size = 1,
         reduction: int = 4,
+        depth: int = 4,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -156,14 +166,14 @@ class DepthDC(Released):
         self.recompute = recompute
         self.embed = nn.Sequential(
             nn.Conv2d(guide_channels, guide_channels, 3, padding=1),
-            DenseLayer(guide_channels, guide_channels, reduction=reduction),
+            DenseLayer(guide_channels, guide_channels, reduction=reduction, depth=depth),
         )
         self.generate = nn.Conv2d(guide_channels, in_channels * prod(self.kernel_size), 1)
         self.fuse = nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
     def kernels(self, guide: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, C, kh*kw, H, W), taps row-major."""
-        return self.generate(self.embed(guide)).unflatten(1, (-1, prod(self.kernel_size)))
+        return unflatten(self.generate(self.embed(guide)), 1, (-1, prod(self.kernel_size)))
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """(B, C, H, W) and (B, D, H, W) -> (B, O, H, W).
@@ -171,7 +181,8 @@ class DepthDC(Released):
         Raises:
             ShapeError: x and the guide are not of the same batch and size.
         """
-        if x.shape[0] != guide.shape[0] or x.shape[2:] != guide.shape[2:]:
+        (B, _, *size), (N, _, *other) = plain_shape(x), plain_shape(guide)
+        if B != N or size != other:
             raise ShapeError(
                 f"x is {tuple(x.shape)} but the guide {tuple(guide.shape)}; only their channels may differ: resize one"
             )
@@ -197,12 +208,12 @@ class DDPM(Released):
         out_channels: O.
         kernel_size: Of every branch.
         dilations: One branch each.
-        reduction: Divides O, and D inside the branches' generators. (The released code passes its ``down_factor`` on
-            as the dense layers' depth; its networks use 4, where both mean the same.)
+        reduction: Divides O, and D inside the branches' generators.
+        depth: Of the generators' dense layers; the released code's ``down_factor``, see ``DepthDC``.
         recompute: See ``DepthDC``.
 
     Raises:
-        ConfigError: no dilations, or the numbers do not divide.
+        ConfigError: no dilations, depth below 1, or the numbers do not divide.
     """
 
     def __init__(
@@ -214,6 +225,7 @@ class DDPM(Released):
         *,
         dilations: tuple[int, ...] = (1, 3, 5),
         reduction: int = 4,
+        depth: int = 4,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -221,9 +233,9 @@ class DDPM(Released):
             raise ConfigError("dilations is empty; give one per branch, as in (1, 3, 5)")
         inner = _divided("reduction", out_channels, reduction)
         self.reduce = nn.Conv2d(in_channels, inner, 1)
+        options: dict[str, Any] = {"reduction": reduction, "depth": depth, "recompute": recompute}
         self.branches = nn.ModuleList(
-            DepthDC(inner, guide_channels, inner, kernel_size, dilation=d, reduction=reduction, recompute=recompute)
-            for d in dilations
+            DepthDC(inner, guide_channels, inner, kernel_size, dilation=d, **options) for d in dilations
         )
         self.fuse = ConvNormReLU(inner * (1 + len(dilations)), out_channels)
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
 from convary.methods.config import MethodConfig
-from convary.nn import Site
+from convary.nn import Opaque, Placed, Site
 from convary.nn.base import PADDING_MODES, pads_like_tensorflow
 from convary.nn.conv import conv_norm_relu
 from convary.ops import pixel_conv
-from convary.ops.geometry import Size, per_axis
+from convary.ops.geometry import Size, per_axis, whole
+from convary.ops.shapes import plain_shape, unflatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ class Involution(MethodConfig):
         return site.is_conv and site.block is not None and not site.shortcut and prod(site.module.kernel_size) > 1
 
 
-class Involution2d(nn.Module):
+class Involution2d(Opaque, Placed):
     """Involution over (B, C, H, W).
 
     Args:
@@ -137,7 +138,10 @@ class Involution2d(nn.Module):
         reduction: int = 4,
     ) -> None:
         super().__init__()
-        if min(channels, group_channels, reduction) < 1 or channels % group_channels or channels < reduction:
+        channels, group_channels, reduction = whole(
+            channels=channels, group_channels=group_channels, reduction=reduction
+        )
+        if channels % group_channels or channels < reduction:
             raise ConfigError(
                 f"group_channels must divide channels and reduction not exceed them; got {channels=}, "
                 f"{group_channels=}, {reduction=}"
@@ -161,7 +165,7 @@ class Involution2d(nn.Module):
         """The kernels of x (B, C, H, W): (B, G, T, ceil(H / stride), ceil(W / stride)), taps row-major."""
         if self.stride != (1, 1):
             x = F.avg_pool2d(x, self.stride, ceil_mode=True)
-        return self.conv2(self.conv1(x)).unflatten(1, (self.groups, -1))
+        return unflatten(self.conv2(self.conv1(x)), 1, (self.groups, -1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
@@ -169,7 +173,7 @@ class Involution2d(nn.Module):
         Raises:
             ShapeError: x has another number of axes or channels.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
+        if x.ndim != 4 or plain_shape(x)[1] != self.in_channels:
             raise ShapeError(f"Involution2d wants x (B, {self.in_channels}, H, W); got {tuple(x.shape)}")
         return pixel_conv(
             x,

@@ -10,9 +10,9 @@ from 1 to 0, linearly per iteration, over twenty epochs; here it is the router's
 Li, Yao, "KernelWarehouse: Rethinking the Design of Dynamic Convolution", ICML 2024.
 
 Differences from the released code: a layer stands alone, with a warehouse of its own, and ``convert`` makes the layers
-of a stage share one, as one tied weight; tau and beta are buffers, saved and moved with the model; any of
-``nn.ConvNd``'s arguments works, and any cell ratio: where fewer cells than parts do not come out even (the released
-code stops there), the parts left over start as zeros.
+of a stage share one, as one tied weight (``warehouse_plan`` says which, ``share_warehouse`` does it for any layers);
+tau and beta are buffers, saved and moved with the model; any of ``nn.ConvNd``'s arguments works, and any cell ratio:
+where fewer cells than parts do not come out even (the released code stops there), the parts left over start as zeros.
 """
 
 from __future__ import annotations
@@ -23,20 +23,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convary.errors import ConfigError
+from convary.errors import ConfigError, ShapeError
+from convary.methods import warehouse_plan
+from convary.methods.cell_attention import CellAttention, CellWeights
 from convary.methods.config import Annealing, MethodConfig, check_positive
-from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
-from convary.nn.routers import zero_
+from convary.nn import DynamicConv, DynamicLayer, Router, Site
 from convary.ops import sample_conv
 from convary.ops.geometry import Size
+from convary.ops.shapes import plain_shape
 
-EPSILON = 1e-3  # beside the sum of magnitudes, as released
-_BASES = 16  # the fewest, as released
-_LARGE, _OUTGROWN = 1 << 20, 8  # weights of an attention, and those per weight of the kernels; published are at most 7
-_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_FIRST = "attention.fc1.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +49,15 @@ class KernelWarehouse(MethodConfig):
         in_ratio: ci over that of their input channels per group.
         sharing: Which layers share a warehouse when a model is converted. "layer": none. "stage": all of a stage, its
             depthwise layers apart, as published for ResNets and MobileNetV2 1x. "role": the layers that open a block
-            apart, too (MobileNetV2 4x). A stage whose channels have so small a common divisor that the attention would
-            outgrow the kernels by far shares nothing.
+            apart, too (MobileNetV2 4x). Where a stage's attentions would outgrow its kernels by far, its layers of
+            one shape share, or none.
+        spatial_partition: Whether a part has one tap, as published, or all taps of its kernel; then only layers of one
+            kernel size share.
         nonlocal_ratio: Below 1, the cells that a layer does not start with are reached over that many bases per cell
             (1/16 in ResNet-50 1/2x).
         reduction: The hidden width is max(int(C / reduction), min_hidden).
         min_hidden: See reduction.
+        norm: Of the hidden vector: "batch", or "layer", which ConvNeXt has; the linear layer before it has a bias then.
         temperature: tau; ``convary.anneal`` takes it from 1 to 0.
     """
 
@@ -69,9 +70,11 @@ class KernelWarehouse(MethodConfig):
     out_ratio: float = 1.0
     in_ratio: float = 1.0
     sharing: Literal["layer", "stage", "role"] = "stage"
+    spatial_partition: bool = True
     nonlocal_ratio: float = 1.0
     reduction: float = 16
     min_hidden: int = 16
+    norm: Literal["batch", "layer"] = "batch"
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
@@ -85,256 +88,182 @@ class KernelWarehouse(MethodConfig):
                 raise ConfigError(f"{name} must be 1, 1/2, 1/3, ...; got {value}")
         CellAttention.check_temperature(self.temperature)
 
+    @property
+    def promise(self) -> float:
+        """The paper's budget: cells per kernel part."""
+        return self.cell_ratio
+
     @classmethod
     def placement(cls, site: Site) -> bool:
         """ResNets: the convolutions of the blocks, and the shortcuts that stride. MobileNetV2: every convolution.
 
-        A ResNet's 7x7 stem stays static, and in ResNet-50 the layer behind it.
+        ConvNeXt: every convolution, and the blocks' linear layers. A ResNet's 7x7 stem stays static, and in ResNet-50
+        the layer after it.
         """
-        if not site.is_conv or site.gate:
+        if site.gate:
             return False
+        if not site.is_conv:
+            return site.block is not None
         if site.shortcut:
             return max(site.module.stride) > 1
         if site.block_type == "Bottleneck" and site.index == 1:
             return False
         return site.block is not None or max(site.module.kernel_size) < 7
 
+    def refuses(self, module: nn.Module) -> str | None:
+        """KernelWarehouse takes convolutions and linear layers."""
+        return None
+
+    def build(self, module: Any) -> nn.Module:
+        """A layer with a warehouse of its own."""
+        if isinstance(module, nn.Linear):
+            return KernelWarehouseLinear.from_linear(module, **self.options())
+        return super().build(module)
+
     def join(self, sites: Sequence[Site], layers: Mapping[str, nn.Module]) -> None:
         """Give the layers of a stage one warehouse, with the cells of each in order; see ``sharing``."""
-        groups: dict[tuple[str, ...], list[_KernelWarehouseNd]] = {}
-        stages = _stages(sites) if self.sharing != "layer" else {}
-        opened: set[str | None] = set()
-        for site in sites:
-            layer = layers.get(site.name)
-            opens = site.is_conv and site.block is not None and site.block not in opened
-            opened.add(site.block)
-            if isinstance(layer, _KernelWarehouseNd):
-                alike = (str(layer.rank), str(layer.weight.dtype), str(layer.weight.device))
-                key = (stages.get(site.name, site.name), *alike, _kind(site, self.sharing, opens))
-                groups.setdefault(key, []).append(layer)
-        for group in groups.values():
-            if len(group) > 1 and not self._outgrown([layer.kernel_shape for layer in group]):
-                stock(group, self)
+        own = {name: layer for name, layer in layers.items() if isinstance(layer, _Stocked)}
+        for group in warehouse_plan.groups(sites, own, self):
+            if len(group) > 1:
+                share_warehouse(group)
 
-    def _outgrown(self, kernel_shapes: Sequence[tuple[int, ...]]) -> bool:
-        """Whether the attention of layers that share would be far larger than their kernels."""
-        sizes = [math.prod(shape) for shape in kernel_shapes]
-        parts = sum(sizes) // math.prod(self.cell_shape(kernel_shapes))
-        attention = parts**2 * self.cell_ratio * self.min_hidden
-        return attention > _LARGE and attention > _OUTGROWN * sum(sizes)
+    def share(self, layers: Sequence[nn.Module]) -> None:
+        """One warehouse for the layers; see ``share_warehouse``."""
+        share_warehouse(layers)
 
-    def cell_shape(self, kernel_shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
-        """(co, ci) of the cells of kernels (O, C/G, *k)."""
-        outs, ins = (math.gcd(*(shape[axis] for shape in kernel_shapes)) for axis in (0, 1))
-        # A ratio that does not divide is rounded to one that does: 1/2 of 3 channels is 1.
-        return math.gcd(outs, max(int(outs * self.out_ratio), 1)), math.gcd(ins, max(int(ins * self.in_ratio), 1))
+    def cell_shape(self, kernel_shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """(co, ci) of the cells of kernels (O, C/G, *k), and the taps, *k, where a part has all of them."""
+        channels = warehouse_plan.cell_shape(kernel_shapes, self.out_ratio, self.in_ratio)
+        return channels if self.spatial_partition else (*channels, *kernel_shapes[0][2:])
+
+    def hidden(self, in_channels: int) -> int:
+        """Width of the attention's hidden vector."""
+        return max(int(in_channels / self.reduction), self.min_hidden)
 
 
-def _kind(site: Site, sharing: str, opens: bool) -> str:
-    """Which of a stage's warehouses a layer shares."""
-    if site.module.groups == site.module.in_channels > 1:
-        return "depthwise"
-    return "opening" if sharing == "role" and opens else "other"
+def share_warehouse(layers: Sequence[nn.Module]) -> None:
+    """Give layers one warehouse, in place: one tied ``weight``, of which each layer starts with cells of its own.
 
+    ``convert`` does so for the layers of a stage; this is for layers of one's own, or another grouping. Cells and
+    attentions are made and initialised anew, as in layers that were just built: share before training. A trained
+    static kernel goes in after, by ``layer.load_static(weight, bias, noise=0.0)``.
 
-def _stages(sites: Sequence[Site]) -> dict[str, str]:
-    """The stage of every layer by name, as the authors cut ResNets and MobileNetV2; a layer before all blocks is alone.
+    Args:
+        layers: Layers of KernelWarehouse with the same options, dtype and device; with ``spatial_partition=False`` of
+            one kernel size too. Their order is the order of their cells.
 
-    A block that changes the number of channels or the size belongs to the stage before it, where what it reads was
-    made; of one with a projected shortcut only what reads the block's input does.
+    Raises:
+        ConfigError: a layer is of another method, or differs from the others in one of these; or there is none.
+
+    >>> config = KernelWarehouse(cell_ratio=2)
+    >>> layers = [config.build(nn.Conv2d(16, 32, 3)), config.build(nn.Linear(48, 32))]
+    >>> share_warehouse(layers)
+    >>> layers[0].weight is layers[1].weight, tuple(layers[0].weight.shape)
+    (True, (24, 32, 16))
     """
-    blocks: dict[str, list[Site]] = {}
-    for site in sites:
-        if site.is_conv and not site.gate and site.block is not None:
-            blocks.setdefault(site.block, []).append(site)
-    found: dict[str, str] = {}
-    stage, ends = 0, False
-    for site in sites:
-        members = blocks.pop(site.block or "", [])
-        if members:  # the block's first layer
-            main = [s for s in members if not s.shortcut] or members
-            changes = main[0].module.in_channels != main[-1].module.out_channels or any(
-                max(s.module.stride) > 1 for s in main
-            )
-            before = stage
-            if changes and len(main) < len(members):
-                stage, ends = stage + 1, False
-            elif not changes and ends:
-                before = stage = stage + 1
-                ends = False
-            else:
-                ends = ends or changes
-            for member in members:
-                reads_input = member is main[0] or member.shortcut
-                found[member.name] = f"stage {before if reads_input else stage}"
-        elif found and site.name not in found:
-            found[site.name] = f"stage {stage}"
-    return found
+    members = [layer for layer in layers if isinstance(layer, _Stocked)]
+    if len(members) < len(layers):
+        other = next(layer for layer in layers if not isinstance(layer, _Stocked))
+        raise ConfigError(
+            f"only layers of KernelWarehouse share a warehouse; got {type(other).__name__}; build it with "
+            "convary.KernelWarehouse(...).build(module)"
+        )
+    kinds = {(layer.config, *layer.alike[1:]) for layer in members}
+    if len(kinds) != 1:
+        told = "; ".join(sorted(", ".join(map(str, kind)) for kind in kinds)) or "no layer"
+        raise ConfigError(f"layers that share a warehouse have the same options, dtype, device and taps; got {told}")
+    _stock(members, members[0].config)
 
 
-def stock(layers: Sequence[_KernelWarehouseNd], config: KernelWarehouse) -> None:
-    """One warehouse for the layers, each starting with cells of its own."""
+def _stock(layers: Sequence[_Stocked], config: KernelWarehouse) -> None:
     shapes = [layer.kernel_shape for layer in layers]
-    co, ci = config.cell_shape(shapes)
-    parts = [math.prod(shape) // (co * ci) for shape in shapes]
+    shape = config.cell_shape(shapes)
+    parts = [math.prod(kernel) // math.prod(shape) for kernel in shapes]
     n = max(int(sum(parts) * config.cell_ratio), 1)
     like = layers[0].weight
-    cells = nn.Parameter(torch.empty(n, co, ci, device=like.device, dtype=like.dtype))
+    warehouse = _Warehouse(nn.Parameter(torch.empty(n, *shape, device=like.device, dtype=like.dtype)))
     first_part = first_cell = 0
     for layer, m in zip(layers, parts, strict=True):
-        starts, end = _starts(m, n, config.cell_ratio, first_part, first_cell)
-        layer.enter(cells, starts, slice(first_cell, n if layer is layers[-1] else end))
+        starts, end = warehouse_plan.starts(m, n, config.cell_ratio, first_part, first_cell)
+        layer.enter(warehouse, starts, slice(first_cell, n if layer is layers[-1] else end))
         first_part, first_cell = first_part + m, end
 
 
-def _starts(m: int, n: int, ratio: float, first_part: int, first_cell: int) -> tuple[list[int], int]:
-    """The cell that each of m parts starts as (n: the cell of zeros), and the first cell of the next layer."""
-    if ratio >= 1:
-        return [int((first_part + j) * ratio) for j in range(m)], min(int((first_part + m) * ratio), n)
-    period = int(1 / ratio)  # of every so many parts one has a cell, another one each time
-    starts, cell = [], first_cell
-    for j in range(m):
-        owns = j % period == j // period % period and cell < n
-        starts.append(cell if owns else n)
-        cell += owns
-    return starts, cell
+class _Warehouse:
+    """What layers that share have in common: their cells, as the one parameter that all of them hold."""
+
+    def __init__(self, cells: nn.Parameter) -> None:
+        self.cells = cells
+
+    def follow(self, before: nn.Parameter, after: nn.Parameter) -> nn.Parameter:
+        """The cells after a layer's parameter was replaced: the first layer's that it happened to."""
+        if self.cells is before:
+            self.cells = after
+        return self.cells
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellWeights:
-    """How the parts of a layer's kernel are mixed from cells.
+class _Stocked(DynamicLayer):
+    """What the convolutions and the linear layer have in common; ``weight`` is the warehouse, (n, co, ci)."""
 
-    Attributes:
-        cells: (B, n, m) weight of each cell in each part; may be negative.
-    """
-
-    cells: Tensor
-
-    def factors(self) -> dict[str, Tensor]:
-        """The weights, by name."""
-        return {"cells": self.cells}
-
-
-class CellAttention(Router):
-    """Contrasting-driven attention: L1-normalised weights of the cells, blended with the cell each part starts as.
-
-    Args:
-        in_channels: C.
-        starts: For each of m parts the cell that it starts as; n for the cell of zeros.
-        n: Cells of the warehouse.
-        own: The layer's own cells among them.
-        config: The method's options.
-    """
-
-    first_temperature = 1.0
-    final_temperature = 0.0
-    starts: Tensor
-
-    def __init__(
-        self,
-        in_channels: int,
-        starts: Sequence[int],
-        n: int,
-        own: slice,
-        config: KernelWarehouse,
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__(in_channels, config.temperature, device)
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        m, hidden = len(starts), max(int(in_channels / config.reduction), config.min_hidden)
-        self.n, self.own = n, own
-        self.register_buffer("starts", torch.tensor(starts, device=device))
-        self.squeeze = nn.Linear(in_channels, hidden, bias=False, **factory)
-        self.norm = VectorBatchNorm(hidden, **factory)
-        others = n - (own.stop - own.start)
-        self.basis: nn.Linear | None = None
-        if config.nonlocal_ratio < 1 and others:
-            bases = max(int(others * config.nonlocal_ratio), _BASES)
-            self.basis = nn.Linear(bases, others, bias=False, **factory)
-            self.heads = nn.Linear(hidden, m * (n - others + bases + 1), bias=False, **factory)
-            self.bias = nn.Parameter(torch.zeros(m * (n + 1), **factory))
-        else:
-            self.heads = nn.Linear(hidden, m * (n + 1), **factory)
-        for linear in (self.squeeze, self.heads, self.basis):
-            if linear is not None:
-                nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
-
-    @classmethod
-    def check_temperature(cls, value: float) -> float:
-        """A number from 0 to 1."""
-        if not 0.0 <= value <= 1.0:
-            raise ConfigError(
-                f"the temperature of KernelWarehouse goes from 1 (static) to 0 (dynamic); got {value}; anneal it with "
-                "start=1.0, stop=0.0"
-            )
-        return float(value)
-
-    def coefficients(self, vector: Tensor) -> CellWeights:
-        """cells: (B, n, m)."""
-        z = self._logits(F.relu(self.norm(self.squeeze(vector))))  # (B, m, n + 1)
-        z = z / (z.abs().sum(2, keepdim=True) + EPSILON)
-        tau = self.temperature
-        mixed = (1 - tau) * z + tau * self.one_hot().to(z.dtype)  # type: ignore[operator]
-        return CellWeights(cells=mixed[:, :, :-1].transpose(1, 2))
-
-    def one_hot(self) -> Tensor:
-        """beta: (m, n + 1)."""
-        return F.one_hot(self.starts, self.n + 1)
-
-    def neutral_(self) -> None:
-        """Whatever the input, each part is the cell it starts as: exactly at temperature 1, to 0.1 % at 0."""
-        zero_(self.heads) if self.basis is None else nn.init.zeros_(self.heads.weight)
-        bias = self.heads.bias if self.basis is None else self.bias
-        with torch.no_grad():
-            bias.copy_(self.one_hot().flatten())
-            if self.temperature is not None:
-                self.temperature.fill_(1.0)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self.heads(hidden)
-        if self.basis is None:
-            return logits.unflatten(1, (-1, self.n + 1))
-        own = self.own.stop - self.own.start
-        logits = logits.unflatten(1, (len(self.starts), -1))
-        local, bases, zero = logits.split_with_sizes([own, self.basis.in_features, 1], 2)
-        before, after = self.basis(bases).split_with_sizes([self.own.start, self.n - self.own.stop], 2)
-        return torch.cat([before, local, after, zero], 2) + self.bias.unflatten(0, (-1, self.n + 1))
-
-
-class _KernelWarehouseNd(DynamicConv):
-    config_type = KernelWarehouse
     config: KernelWarehouse
-    mixed_bias = False
+    takes = CellWeights
+    rank: ClassVar[int]
+    in_channels: int
+    kernel_shape: tuple[int, ...]
     absorbs = False  # every filter is made of the same cells
     released_weight = "warehouse_manager.weights.{}"
+    released_network = {"MobileNetV2": ((r"classifier\.1\.(weight|bias)", r"classifier.\1"),)}  # noqa: RUF012
+    _warehouse: _Warehouse
 
     def make_weight(self, **factory) -> None:
         """A warehouse of the layer's own."""
-        co, ci = self.config.cell_shape([self.kernel_shape])
-        m = math.prod(self.kernel_shape) // (co * ci)
+        shape = self.config.cell_shape([self.kernel_shape])
+        m = math.prod(self.kernel_shape) // math.prod(shape)
         n = max(int(m * self.config.cell_ratio), 1)
-        self.weight = nn.Parameter(torch.empty(n, co, ci, **factory))
-        self._starts = _starts(m, n, self.config.cell_ratio, 0, 0)[0]
+        self.weight = nn.Parameter(torch.empty(n, *shape, **factory))
+        self._warehouse = _Warehouse(self.weight)
+        self._starts = warehouse_plan.starts(m, n, self.config.cell_ratio, 0, 0)[0]
 
     def make_router(self, **factory) -> Router:
+        """The layer's attention."""
         n = self.weight.shape[0]
         return CellAttention(self.in_channels, self._starts, n, slice(0, n), self.config, **factory)
 
-    def enter(self, cells: nn.Parameter, starts: list[int], own: slice) -> None:
+    def enter(self, warehouse: _Warehouse, starts: list[int], own: slice) -> None:
         """Share a warehouse with other layers.
 
         Args:
-            cells: (n, co, ci), the same for all of them.
+            warehouse: Its cells are (n, co, ci).
             starts: The cell that each part of this layer's kernel starts as.
             own: The cells that this layer initialises.
         """
-        self.weight, mode = cells, self.training
-        factory: dict[str, Any] = {"device": cells.device, "dtype": cells.dtype}
-        self.router = CellAttention(self.in_channels, starts, cells.shape[0], own, self.config, **factory).train(mode)
+        self._warehouse, mode = warehouse, self.training
+        self.put("weight", warehouse.cells)
+        factory: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
+        n = self.weight.shape[0]
+        self.router = CellAttention(self.in_channels, starts, n, own, self.config, **factory).train(mode)
         self.reset_parameters()
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """What the layers that ``convert`` lets share have in common; for all but the rank it is a must."""
+        taps = () if self.config.spatial_partition else self.kernel_shape[2:]
+        return self.rank, self.weight.dtype, self.weight.device, taps
+
+    def _apply(self, fn, recurse: bool = True):
+        before = self.weight
+        super()._apply(fn, recurse)
+        self._stay_tied(before)  # to_empty() and the like exchange each layer's parameter for another
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        before = self.weight
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._stay_tied(before)  # assign=True does
+
+    def _stay_tied(self, before: nn.Parameter) -> None:
+        if self.weight is not before:
+            self.put("weight", self._warehouse.follow(before, self.weight))
 
     @property
     def num_experts(self) -> int:
@@ -368,17 +297,14 @@ class _KernelWarehouseNd(DynamicConv):
             nn.init.zeros_(self.bias)
 
     def kernels(self, coeffs: CellWeights) -> Tensor:
-        """(B, O, C/G, *k), its parts ordered as (tap, filters, channels)."""
-        co, ci = self.weight.shape[1:]
+        """(B, O, C/G, *k), its parts ordered as (tap, filters, channels); (B, O, C, 1) of a linear layer."""
+        co, ci, *k_cell = plain_shape(self.weight)[1:]
         O, C_group, *k = self.kernel_shape
-        parts = coeffs.cells.transpose(1, 2) @ self.weight.flatten(1)  # (B, m, co * ci)
-        parts = parts.reshape(-1, math.prod(k), O // co, C_group // ci, co, ci)
-        return parts.permute(0, 2, 4, 3, 5, 1).reshape(-1, O, C_group, *k)
-
-    def convolve(self, x: Tensor, coeffs: CellWeights, padding: Size | str) -> Tensor:
-        """Assemble the kernels, then convolve each sample with its own."""
-        geometry = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        return sample_conv(x, self.kernels(coeffs), self.bias, padding=padding, **geometry)
+        taps = math.prod(k_cell)  # that a cell has itself
+        parts = coeffs.cells.transpose(1, 2) @ self.weight.flatten(1)  # (B, m, numel of a cell)
+        parts = parts.reshape(-1, O // co, C_group // ci, co, ci * taps).transpose(2, 3)  # of all samples and taps
+        parts = parts.reshape(-1, math.prod(k) // taps, O * C_group, taps).transpose(1, 2)
+        return parts.reshape(-1, O, C_group, *k)
 
     def macs(self, positions: int) -> dict[str, int]:
         """Assembling takes every cell for every part."""
@@ -394,7 +320,7 @@ class _KernelWarehouseNd(DynamicConv):
         that no part starts as become copies of the one before, with noise.
 
         Args:
-            weight: (O, C/G, *k).
+            weight: (O, C/G, *k), or (O, C) of a linear layer.
             bias: (O,) or None.
             noise: Standard deviation of that noise relative to that of the weights.
             router: Not used.
@@ -411,40 +337,129 @@ class _KernelWarehouseNd(DynamicConv):
             return
         attention = self.attention
         attention.neutral_()
-        co, ci = self.weight.shape[1:]
-        O, C_group = weight.shape[:2]
-        parts = weight.reshape(O // co, co, C_group // ci, ci, -1).permute(4, 0, 2, 1, 3).reshape(-1, co, ci)
+        parts = self._parts(weight)
         own = torch.arange(attention.own.start, attention.own.stop, device=weight.device)
         part = torch.searchsorted(attention.starts, own, right=True) - 1
         spare = attention.starts[part] != own
         spread = noise * weight.float().std(correction=0).to(weight.dtype)
-        cells = parts[part] + spread * spare[:, None, None] * torch.randn_like(parts[part])
+        cells = parts[part] + spread * spare.reshape(-1, *[1] * (parts.ndim - 1)) * torch.randn_like(parts[part])
         self.weight[own] = cells.to(self.weight.dtype)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 
+    def _parts(self, weight: Tensor) -> Tensor:
+        """A kernel's parts, (m, co, ci) or with all taps, in the order of ``kernels``."""
+        co, ci, *k_cell = self.weight.shape[1:]
+        O, C_group = weight.shape[:2]
+        parts = weight.reshape(O // co, co, C_group // ci, ci, -1, math.prod(k_cell))
+        return parts.permute(4, 0, 2, 1, 3, 5).reshape(-1, co, ci, *k_cell)
+
     def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """OSVAI/KernelWarehouse's layout: the cells are in the network's warehouse manager."""
         cells = tensors["weight"]
-        state = {"weight": cells.reshape(cells.shape[:3])}  # the axes behind are of size 1
-        state |= {ours: tensors[theirs] for ours, theirs in self.released_names().items()}
-        return state
+        state = {"weight": cells.reshape(cells.shape[: self.weight.ndim])}  # the axes after are of size 1
+        names = self.released_names(self.released_inside if self.released_inside + _FIRST in tensors else "")
+        return state | {ours: tensors[theirs] for ours, theirs in names.items()}
 
     def to_released(self) -> dict[str, Tensor]:
         """OSVAI/KernelWarehouse's layout, which has neither tau nor beta."""
-        own = self.state_dict()
-        state = {"weight": self.weight.reshape(*self.weight.shape, *[1] * self.rank)}
-        return state | {theirs: own[ours] for ours, theirs in self.released_names().items()}
+        own, cells = self.state_dict(), self.weight
+        state = {"weight": cells.reshape(*cells.shape, *[1] * (3 + self.rank - cells.ndim))}
+        return state | {theirs: own[ours] for ours, theirs in self.released_names(self.released_inside).items()}
 
-    def released_names(self) -> dict[str, str]:
+    released_inside: ClassVar[str] = ""  # where in the authors' layer its tensors are
+
+    def released_names(self, inside: str = "") -> dict[str, str]:
         """Names of tensors: ours, theirs."""
-        names = {"router.squeeze.weight": "attention.fc1.weight", "router.heads.weight": "attention.fc2.weight"}
-        names |= {f"router.norm.{leaf}": f"attention.norm1.{leaf}" for leaf in _NORM}
+        names = {"router.squeeze.weight": _FIRST, "router.heads.weight": "attention.fc2.weight"}
+        names |= {f"router.norm.{leaf}": f"attention.norm1.{leaf}" for leaf in self.attention.norm.state_dict()}
+        if self.attention.squeeze.bias is not None:
+            names["router.squeeze.bias"] = "attention.fc1.bias"
         if self.attention.basis is None:
             names["router.heads.bias"] = "attention.fc2.bias"
         else:
             names |= {"router.basis.weight": "attention.fc3.weight", "router.bias": "attention.basis_bias"}
-        return names if self.bias is None else names | {"bias": "bias"}
+        if self.bias is not None:
+            names["bias"] = "bias"
+        return {ours: inside + theirs for ours, theirs in names.items()}
+
+
+class _KernelWarehouseNd(_Stocked, DynamicConv):
+    config_type = KernelWarehouse
+    mixed_bias = False
+
+    def convolve(self, x: Tensor, coeffs: CellWeights, padding: Size | str) -> Tensor:
+        """Assemble the kernels, then convolve each sample with its own."""
+        geometry = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        return sample_conv(x, self.kernels(coeffs), self.bias, padding=padding, **geometry)
+
+
+class KernelWarehouseLinear(_Stocked):
+    """KernelWarehouse of a linear layer: one matrix per sample, of cells (co, ci).
+
+    Args:
+        in_features: C.
+        out_features: O.
+        bias: Whether to add a bias.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        **options: The options of ``KernelWarehouse``.
+
+    Shape:
+        x (B, C) to (B, O), or (C,) to (O,). With axes between, (B, *, C) to (B, *, O), the condition is the mean over
+        them.
+
+    Raises:
+        ConfigError: an unknown option, or a value that can't work.
+
+    >>> KernelWarehouseLinear(8, 3, cell_ratio=2)(torch.randn(5, 8)).shape
+    torch.Size([5, 3])
+    """
+
+    rank = 1  # the authors' is a convolution of one tap
+    released_inside = "conv."
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None, **options: Any
+    ) -> None:
+        super().__init__()
+        self.config = KernelWarehouse.from_options(options)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.in_features, self.out_features = in_features, out_features
+        self.in_channels, self.kernel_shape = in_features, (out_features, in_features, 1)
+        self.make_weight(**factory)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **factory)) if bias else None)
+        self.router = self.make_router(**factory)
+        self.reset_parameters()
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> KernelWarehouseLinear:
+        """A freshly initialised layer with the sizes, dtype, device and mode of a static one."""
+        factory: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, **factory, **options)
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor, coeffs: Any = None) -> Tensor:
+        """(B, *, C) to (B, *, O).
+
+        Raises:
+            ShapeError: x has another number of features, or no batch axis.
+        """
+        if x.ndim == 1:
+            return self.forward(x.unsqueeze(0), coeffs).squeeze(0)
+        if x.ndim < 2 or x.shape[-1] != self.in_features:
+            raise ShapeError(f"KernelWarehouseLinear wants x of shape (B, *, {self.in_features}); got {tuple(x.shape)}")
+        rows = x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)  # (B, P, C)
+        if coeffs is None:
+            coeffs = self.coefficients(rows.transpose(1, 2))
+        y = rows @ self.kernels(coeffs).squeeze(3).transpose(1, 2)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Like ``nn.Linear``."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.extra_options()}"
 
 
 class KernelWarehouse1d(_KernelWarehouseNd):

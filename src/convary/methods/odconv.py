@@ -27,6 +27,7 @@ from convary.methods.config import Annealing, BankConfig, check_positive
 from convary.nn import DynamicConv, PerceptronRouter, Router, Site, check_temperature, make_norm
 from convary.nn.base import per_expert_
 from convary.ops import Coefficients
+from convary.ops.shapes import unflatten
 
 AXES = ("channel", "filter", "tap", "kernel")
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -122,7 +123,7 @@ class OmniAttention(PerceptronRouter):
         factors = dict(zip(self.sizes, pieces, strict=True))
         for axis, part in factors.items():
             if axis != "kernel":
-                factors[axis] = part.unsqueeze(1) if self.copies == 1 else part.unflatten(1, (self.copies, -1))
+                factors[axis] = part.unsqueeze(1) if self.copies == 1 else unflatten(part, 1, (self.copies, -1))
         return Coefficients(**factors)
 
 

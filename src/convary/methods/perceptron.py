@@ -17,6 +17,7 @@ from convary.errors import ConfigError, ShapeError
 from convary.nn import DynamicLayer, LinearRouter, MLPRouter, Router
 from convary.nn.base import per_expert_
 from convary.ops import mixed_conv
+from convary.ops.shapes import plain_shape
 
 
 class MixedLinear(DynamicLayer):
@@ -102,12 +103,11 @@ class MixedLinear(DynamicLayer):
         """
         if x.ndim == 1:
             return self.forward(x.unsqueeze(0), coeffs).squeeze(0)
-        if x.ndim < 2 or x.shape[-1] != self.in_features:
+        if x.ndim < 2 or plain_shape(x)[-1] != self.in_features:
             raise ShapeError(f"MixedLinear wants x of shape (B, *, {self.in_features}); got {tuple(x.shape)}")
         rows = x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
         maps = rows.transpose(1, 2)  # (B, C, P): a 1x1 convolution over P positions
-        if coeffs is None:
-            coeffs = self.coefficients(maps)
+        coeffs = self.coefficients(maps) if coeffs is None else self.given(coeffs)
         y = mixed_conv(maps, self.weight[..., None], coeffs, self.bias)
         return y.transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +31,9 @@ from convary.nn import DynamicConv, Router, Site
 from convary.nn.base import per_expert_, zero_sum_noise
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
+from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
+from convary.ops.shapes import plain_shape, unflatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,11 @@ class WeightNet(MethodConfig):
                 "splits=2 and an expansion of 2 to 16"
             )
 
+    @property
+    def promise(self) -> float:
+        """M / G."""
+        return self.expansion / self.splits
+
     @classmethod
     def placement(cls, site: Site) -> bool:
         """The convolutions inside the blocks, depthwise ones too; stem, shortcuts, gates and head stay static."""
@@ -73,19 +81,15 @@ class WeightNet(MethodConfig):
         return site.block is not None if site.block_count else site.index > 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Activations:
+class Activations(Factors):
     """What the splits of a layer's filters are multiplied by.
 
     Attributes:
         splits: (B, K, O P) with K = M / G, for each of P splits of each filter, from 0 to 1.
     """
 
+    __slots__ = ()
     splits: Tensor
-
-    def factors(self) -> dict[str, Tensor]:
-        """The activations, by name."""
-        return {"splits": self.splits}
 
 
 class ActivationRouter(Router):
@@ -114,7 +118,7 @@ class ActivationRouter(Router):
 
     def expand(self, reduced: Tensor) -> Activations:
         """splits: (B, K, O P), from a reduced vector (B, hidden)."""
-        return Activations(splits=self.linear(reduced).sigmoid().unflatten(1, (-1, self.K)).transpose(1, 2))
+        return Activations(splits=unflatten(self.linear(reduced).sigmoid(), 1, (-1, self.K)).transpose(1, 2))
 
     def neutral_(self) -> None:
         """Zero logits: every activation is 1/2."""
@@ -124,6 +128,7 @@ class ActivationRouter(Router):
 class _WeightNetNd(DynamicConv):
     config_type = WeightNet
     config: WeightNet
+    takes = Activations
     mixed_bias = False
 
     def make_weight(self, **factory: Any) -> None:
@@ -164,11 +169,14 @@ class _WeightNetNd(DynamicConv):
 
     def kernels(self, coeffs: Activations) -> Tensor:
         """(B, O, C/G, *k)."""
-        P = self._splits
-        weights = self.weight.flatten(2).tensor_split(P, 2)
-        activations = coeffs.splits.unflatten(2, (-1, P)).unbind(3)
-        made = [torch.einsum("bko,koj->boj", a, w) for a, w in zip(activations, weights, strict=True)]
-        return torch.cat(made, 2).unflatten(2, self.kernel_shape[1:])
+        P, numbers = self._splits, math.prod(self.kernel_shape[1:])
+        # Parts as ``tensor_split`` makes them, the first ones with what is left over: Core ML does not know it, and
+        # OpenCV splits no constant.
+        ends = accumulate(((numbers + P - 1 - i) // P for i in range(P)), initial=0)
+        weights = [self.weight.flatten(2)[:, :, first:end] for first, end in pairwise(ends)]
+        activations = unflatten(coeffs.splits, 2, (-1, P)).unbind(3)
+        made = [_weighted(a, w) for a, w in zip(activations, weights, strict=True)]
+        return unflatten(torch.cat(made, 2), 2, self.kernel_shape[1:])
 
     def convolve(self, x: Tensor, coeffs: Activations, padding: Size | str) -> Tensor:
         """Generate the kernels, then convolve each sample with its own."""
@@ -219,6 +227,13 @@ class _WeightNetNd(DynamicConv):
         }
         weight = own["weight"].flatten(1).T
         return state | {"wn_fc2.weight": weight.reshape(*weight.shape, *points)}
+
+
+def _weighted(activations: Tensor, weights: Tensor) -> Tensor:
+    """(B, K, O) and (K, O, J) to (B, O, J)."""
+    if plain_shape(weights)[0] == 1:  # as published; no product of matrices, which OpenCV and ncnn compute wrongly here
+        return activations.transpose(1, 2) * weights.squeeze(0)
+    return torch.einsum("bko,koj->boj", activations, weights)
 
 
 _RELEASED = {

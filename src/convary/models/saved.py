@@ -1,50 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A converted network in one file: which network, which method, which layers, and the weights."""
+"""A converted network in one file that says itself which network it is."""
 
 from __future__ import annotations
 
-import io
-import pickle
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
-from convary.convert import Plan, convert
+from convary import checkpoint
 from convary.errors import CheckpointError
-from convary.files import write_whole
-from convary.methods import config_from_json
 from convary.models.registry import create
-from convary.weights import load_exactly
-from convary.where import Selector
 
-FORMAT, VERSION = "convary model", 1
+_NETWORK = "network"
 
 
-def save(path: str | Path, name: str, plan: Plan, model: nn.Module) -> None:
-    """Write a converted network, whole or not at all.
+def save(path: str | Path, name: str, model: nn.Module) -> None:
+    """Write a converted network, whole or not at all; see ``convary.save``.
 
     Args:
         path: The file; replaced at once.
         name: The network's name, as ``create`` takes it.
-        plan: What was applied to it.
-        model: ``plan.apply()``, trained or not.
+        model: What ``convert`` made of it, trained or not.
 
     Raises:
+        ConfigError: ``convert`` made no layer of the model.
         ConvaryError: the file can't be written; it is what it was before.
     """
-    buffer = io.BytesIO()
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": name,
-        "method": plan.config.to_json(),
-        "layers": list(plan.converted),
-        "state_dict": model.state_dict(),
-    }
-    torch.save(content, buffer)
-    write_whole(Path(path), buffer.getvalue())
+    checkpoint.save(model, path, **{_NETWORK: name})
 
 
 def restore(path: str | Path) -> nn.Module:
@@ -52,24 +34,12 @@ def restore(path: str | Path) -> nn.Module:
 
     Raises:
         CheckpointError: no such file, not such a file, or one that does not fit the network it names.
+        ConfigError: a recipe that does not fit it, or of a newer convary.
     """
-    content = _read(Path(path))
-    chosen = frozenset(content["layers"])
-    layers = Selector(f"the layers of {path}", lambda site: site.name in chosen)
-    model = convert(create(content["model"]), config_from_json(content["method"]), layers, upcycle=False)
-    load_exactly(model, content["state_dict"], str(path))
-    return model.eval()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}; convary convert writes one with --out")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
-        raise CheckpointError(f"{path} is truncated or not a file of convary convert; write it again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a file of convary convert; for weights alone use convary.load_released")
-    if content.get("version") != VERSION:
-        raise CheckpointError(f"{path} has version {content.get('version')}, this convary reads {VERSION}; update it")
-    return content
+    read = checkpoint.read(path)
+    if _NETWORK not in read.notes:
+        raise CheckpointError(
+            f"{path} does not say which network it is of; read it with convary.load(static, path), or write it with "
+            "convary.models.save"
+        )
+    return read.fill(create(read.notes[_NETWORK]), inplace=True).eval()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from convary.ops.sample import CONV
-from convary.ops.strategy import is_portable
+from convary.ops.shapes import plain_shape
+from convary.ops.strategy import is_onnx_trace, is_portable
 
 _GRID = 64  # the released masks are made for 64 positions per axis, and resized
 
@@ -54,9 +56,9 @@ class FrequencyBands(nn.Module):
     def lows(self, x: Tensor) -> list[Tensor]:
         """What of x is below each band's end, (B, C, *S) each."""
         size, axes, kept = x.shape[2:], tuple(range(2, x.ndim)), self.kept(x)
-        if torch.compiler.is_compiling() and is_portable():  # ONNX's transform takes no free sizes
+        if is_onnx_trace() or (torch.compiler.is_compiling() and is_portable()):  # ONNX's transform takes no free sizes
             return [_lowpass(x, masks) for masks in kept]
-        if 0 in x.shape:
+        if 0 in plain_shape(x):
             return [x for _ in kept]
         spectrum = torch.fft.rfftn(x, dim=axes)
         return [inverse(spectrum * _box(masks), size) for masks in kept]
@@ -72,9 +74,9 @@ class FrequencyBands(nn.Module):
 
 def _end(band: int) -> int:
     """Of the frequencies 0, 1/64, 2/64, ... the first that is no longer below the end of a band."""
-    frequencies = torch.arange(_GRID // 2 + 1, dtype=torch.float32, device="cpu") / _GRID
     # As released: in float32 the summand counts for 1/4 and 1/8 of the highest frequency, and is lost for 1/2.
-    return int((frequencies < 0.5 / band + 1e-8).sum())
+    (end,) = struct.unpack("f", struct.pack("f", 0.5 / band + 1e-8))
+    return sum(place / _GRID < end for place in range(_GRID // 2 + 1))
 
 
 def _kept(n: int, end: int, last: bool, device: Any) -> Tensor:
@@ -88,7 +90,7 @@ def _box(masks: Sequence[Tensor]) -> Tensor:
     """The mask over all axes, from one for each."""
     box = masks[0]
     for mask in masks[1:]:
-        box = box.unsqueeze(-1) & mask
+        box = box.unsqueeze(-1) * mask
     return box
 
 
@@ -100,12 +102,12 @@ def _lowpass(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
         weights = mask.to(x.dtype) / n
         if axis == x.ndim - 1:  # half a spectrum: all but the first, and the middle of an even size, stand for two
             number = torch.arange(n // 2 + 1, device=x.device)
-            weights = weights * (2 - ((number == 0) | (2 * number == n)).to(x.dtype))
+            weights = weights * _stands_for(number, n, x.dtype)
         place = torch.arange(n, device=x.device)
         turns = _rest(place.unsqueeze(1) * torch.arange(mask.shape[0], device=x.device), n)
         angle = turns.to(x.dtype) * (2 * math.pi / n)
         apart = _rest(place.unsqueeze(1) - place, n)  # the filter is the same everywhere: a circulant matrix
-        cosine, sine = ((wave(angle) @ weights)[apart].mT for wave in (torch.cos, torch.sin))
+        cosine, sine = ((wave(angle) @ weights)[apart].transpose(0, 1) for wave in (torch.cos, torch.sin))
         last = real.transpose(axis, -1), None if imaginary is None else imaginary.transpose(axis, -1)
         real, imaginary = last[0] @ cosine, last[0] @ sine
         if last[1] is not None:
@@ -127,6 +129,33 @@ def inverse(spectrum: Tensor, size: Sequence[int]) -> Tensor:
     for axis in range(-len(size), -1):
         spectrum = torch.fft.ifft(spectrum, dim=axis)
     return torch.fft.irfft(spectrum, n=size[-1])
+
+
+def inverse_by_products(spectrum: Tensor, rows: int, columns: int) -> Tensor:
+    """:func:`inverse` of (B, rows, columns // 2 + 1, 2) real and imaginary parts, without complex numbers.
+
+    For recorders that have none. It takes rows / log(rows) times the arithmetic.
+    """
+    real, imaginary = spectrum[..., 0], spectrum[..., 1]
+    cosine, sine = _waves(rows, rows, spectrum)
+    real, imaginary = cosine @ real - sine @ imaginary, sine @ real + cosine @ imaginary
+    cosine, sine = _waves(columns // 2 + 1, columns, spectrum)
+    number = torch.arange(columns // 2 + 1, device=spectrum.device).unsqueeze(1)
+    twice = _stands_for(number, columns, spectrum.dtype)
+    return real @ (twice * cosine) - imaginary @ (twice * sine)
+
+
+def _stands_for(number: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """How many frequencies of a whole spectrum one of half a spectrum stands for: two, but 0 and n/2 for themselves."""
+    return 2 - (number == 0).to(dtype) - (2 * number == n).to(dtype)
+
+
+def _waves(frequencies: int, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of an inverse transform of n numbers, over n: (frequencies, n) each."""
+    place = torch.arange(n, device=like.device)
+    turns = _rest(torch.arange(frequencies, device=like.device).unsqueeze(1) * place, n)
+    angle = turns.to(like.dtype) * (2 * math.pi / n)
+    return angle.cos() / n, angle.sin() / n
 
 
 def fft_macs(n: int) -> int:

@@ -14,15 +14,20 @@ from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ConfigError, ShapeError
 from convary.nn import prepared
+from convary.nn.fusers import KeepsParameters
+from convary.nn.opaque import Opaque
+from convary.nn.placed import Placed
 from convary.nn.routers import Router
 from convary.ops import Coefficients, mix_bias, mix_kernels, mixed_conv
-from convary.ops.geometry import Size, per_axis, same_padding
+from convary.ops.coefficients import Factors
+from convary.ops.geometry import Size, per_axis, same_padding, whole
+from convary.ops.shapes import plain_shape
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class DynamicLayer(nn.Module):
+class DynamicLayer(KeepsParameters, Opaque, Placed):
     """A layer whose kernel depends on the sample: here mixed from a bank.
 
     Attributes:
@@ -34,8 +39,11 @@ class DynamicLayer(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     router: Router | None
+    takes: ClassVar[type[Factors]] = Coefficients  # what its router makes, and what may be given instead
     absorbs: ClassVar[bool] = True  # whether ``absorb_`` can scale one filter without the others
     released_weight: ClassVar[str | None] = None  # the authors' name of a weight that layers share, by its number
+    # By the network's class name: patterns of names, and what the authors' network calls them.
+    released_network: ClassVar[Mapping[str, Sequence[tuple[str, str]]]] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +59,7 @@ class DynamicLayer(nn.Module):
         """How large the method makes the layer, in the few characters that a plan has for it."""
         return f"x{self.num_experts}"
 
-    def coefficients(self, x: Tensor) -> Any:
+    def coefficients(self, x: Any) -> Any:
         """Mixing coefficients for x, from the layer's own router or the one its block shares.
 
         ``Coefficients`` for a bank; a method with another form of kernel has its own class, with ``factors()`` too.
@@ -68,6 +76,28 @@ class DynamicLayer(nn.Module):
                 "checkpoint the block as a whole, nothing inside it), or pass the coefficients: layer(x, coeffs)"
             )
         return lent
+
+    def given(self, coeffs: Any) -> Any:
+        """Coefficients from elsewhere, of the method's own class; a layer with a bank takes a tensor (B, K) too.
+
+        Raises:
+            ConfigError: they are something else.
+        """
+        if isinstance(coeffs, self.takes):
+            return coeffs
+        if isinstance(coeffs, Tensor) and coeffs.ndim == 2 and self.takes is Coefficients:
+            return Coefficients(kernel=coeffs)
+        got = f"a tensor {tuple(coeffs.shape)}" if isinstance(coeffs, Tensor) else f"a {type(coeffs).__name__}"
+        alone = ", or one number per sample and kernel as a tensor (B, K)" if self.takes is Coefficients else ""
+        raise ConfigError(
+            f"{type(self).__name__} takes coefficients as {self.takes.__name__}({', '.join(self.takes.axes)}), see "
+            f"layer.coefficients(x){alone}; got {got}"
+        )
+
+    def recorded_args(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        """With the coefficients that the router of a block lends: in a recorded graph the layer has no block."""
+        own = self.router is not None or args or kwargs
+        return args if own else (self.coefficients(None),)
 
     def macs(self, positions: int) -> dict[str, int]:
         """Multiply-adds per sample with that many output positions: convolution, routing, assembling the kernels."""
@@ -89,7 +119,7 @@ class DynamicLayer(nn.Module):
         """Multiply the outputs by ``scale`` (O,) and add ``shift`` (O,), in place; what can't be added is returned."""
         self.weight.mul_(scale.reshape(-1, *[1] * (self.weight.ndim - 2)))
         if self.bias is None:
-            self.bias = nn.Parameter(shift)  # (O,): added as it is, not mixed
+            self.put("bias", nn.Parameter(shift))  # (O,): added as it is, not mixed
         elif self.bias.ndim == 1:
             self.bias.mul_(scale).add_(shift)
         else:
@@ -251,12 +281,8 @@ class DynamicConv(DynamicLayer):
         groups: int,
         padding_mode: str,
     ) -> None:
-        sizes = (in_channels, out_channels, groups)
-        if not all(isinstance(size, int) for size in sizes) or in_channels < 1 or out_channels < 1:
-            raise ConfigError(
-                f"channels and groups must be ints above 0; got {in_channels=}, {out_channels=}, {groups=}"
-            )
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        in_channels, out_channels, groups = whole(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if in_channels % groups or out_channels % groups:
             raise ConfigError(
                 f"groups must divide in_channels and out_channels; got {in_channels=}, {out_channels=}, {groups=}; "
                 "use groups=1"
@@ -329,17 +355,19 @@ class DynamicConv(DynamicLayer):
 
         Args:
             x: (B, C, *S), or (C, *S) for a single sample.
-            coeffs: Coefficients from elsewhere instead of the layer's router.
+            coeffs: Coefficients from elsewhere instead of the layer's router; see ``given``.
 
         Returns:
             (B, O, *S_out) or (O, *S_out).
 
         Raises:
             ShapeError: x has another number of axes or channels.
+            DtypeError: x has no floating-point dtype, or another than the layer.
+            ConfigError: coefficients of another method.
         """
         if x.ndim == self.rank + 1:
             return self.forward(x.unsqueeze(0), coeffs).squeeze(0)
-        if x.ndim != self.rank + 2 or x.shape[1] != self.in_channels:
+        if x.ndim != self.rank + 2 or plain_shape(x)[1] != self.in_channels:
             raise ShapeError(
                 f"{type(self).__name__} wants x of shape (B, {self.in_channels}, *S) with {self.rank} spatial axes; "
                 f"got {tuple(x.shape)}"
@@ -348,6 +376,8 @@ class DynamicConv(DynamicLayer):
             if not torch.is_grad_enabled() and (y := prepared.infer(self, x)) is not None:
                 return y
             coeffs = self.coefficients(x)
+        else:
+            coeffs = self.given(coeffs)
         x, padding = self.features(x), self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._pad_sides(x.shape[2:]), mode=self.padding_mode), 0

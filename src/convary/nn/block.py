@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from convary.errors import ShapeError
 from convary.nn.base import DynamicLayer, current_thread
@@ -21,7 +22,7 @@ class RoutedBlock:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Route the first argument, lend the coefficients to the block's layers, and run the block as it is."""
         x = args[0] if args else next(iter(kwargs.values()), None)
-        if not isinstance(x, Tensor) or x.ndim < 3 or x.shape[1] != self.router.in_channels:
+        if not isinstance(x, Proxy) and not self._is_routed(x):
             got = f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise ShapeError(
                 f"the shared router of this {type(self).__mro__[2].__name__} wants the block's input to be a tensor "
@@ -37,6 +38,9 @@ class RoutedBlock:
         finally:
             for layer in layers:
                 layer._lent.pop(thread, None)
+
+    def _is_routed(self, x: Any) -> bool:
+        return isinstance(x, Tensor) and x.ndim >= 3 and x.shape[1] == self.router.in_channels
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         """Pickle and deepcopy by the block's own class: the routed one is made anew."""

@@ -24,7 +24,30 @@ class VectorBatchNorm(nn.BatchNorm1d):
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-class BatchNorm(nn.modules.batchnorm._BatchNorm):
+class _Linear:
+    """A batch normalisation as the linear map that it is with its running statistics."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    eps: float
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift that the running statistics make, (C,) each."""
+        assert self.running_mean is not None  # it keeps statistics
+        assert self.running_var is not None
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
+
+    def mapped(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, *S) by it."""
+        # Written out: torch 2.14's double backward of batch_norm with running statistics is wrong behind a matmul.
+        scale, shift = (value.reshape(-1, *[1] * (x.ndim - 2)) for value in self.scale_and_shift())
+        return x * scale + shift
+
+
+class BatchNorm(_Linear, nn.modules.batchnorm._BatchNorm):
     """Batch normalisation of (B, C, *S) with any number of axes; takes a single number per channel as above."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -34,16 +57,27 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise (B, C, *S)."""
         if self.training and input.numel() >= 2 * input.shape[1]:
             return super().forward(input)
-        # Written out: torch 2.14's double backward of batch_norm with running statistics is wrong behind a matmul.
-        scale, shift = (value.reshape(-1, *[1] * (input.ndim - 2)) for value in self.scale_and_shift())
-        return input * scale + shift
+        return self.mapped(input)
 
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift that the running statistics make, (C,) each."""
-        assert self.running_mean is not None  # it keeps statistics
-        assert self.running_var is not None
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        return scale, self.bias - self.running_mean * scale
+
+class SyncNorm(_Linear, nn.SyncBatchNorm):
+    """What ``convert_sync_batchnorm`` makes of both: statistics over all processes, a single number taken as above."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, *S)."""
+        alone = input.numel() < 2 * input.shape[1] and not self._has_company()
+        return self.mapped(input) if self.training and alone else super().forward(input)
+
+    def _has_company(self) -> bool:
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return together and torch.distributed.get_world_size(self.process_group) > 1
+
+
+def adopt(module: nn.Module | None, instead_of: nn.Module | None) -> nn.Module | None:
+    """The module, as a ``SyncNorm`` where a synchronised norm takes the place of one of those here."""
+    if type(module) is nn.SyncBatchNorm and isinstance(instead_of, VectorBatchNorm | BatchNorm):
+        module.__class__ = SyncNorm
+    return module
 
 
 def make_norm(name: str, width: int, **factory) -> nn.Module:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _modules
 
 from convary.errors import ConfigError, TemperatureWarning
+from convary.nn.kin import Kin
 from convary.nn.norm import VectorBatchNorm
+from convary.nn.opaque import Opaque
 from convary.ops import Coefficients, native_route
 from convary.ops.geometry import autocasting
 
@@ -23,7 +25,7 @@ def pool(x: Tensor) -> Tensor:
     return x.mean(tuple(range(2, x.ndim))) if x.ndim > 2 else x
 
 
-class Router(nn.Module):
+class Router(Opaque):
     """Base of all routers: pools, leaves autocast, and keeps a temperature where the method has one.
 
     A subclass defines ``coefficients(vector)`` and ``neutral_()``.
@@ -45,6 +47,27 @@ class Router(nn.Module):
         self.in_channels = in_channels
         start = None if temperature is None else torch.tensor(self.check_temperature(temperature), device=device)
         self.register_buffer("temperature", start)
+        self.kin = Kin()
+        self.kin.settle(self)
+
+    @torch.no_grad()
+    def set_temperature_(self, value: float) -> None:
+        """Fill in a temperature, in place; moving averages of the router get it too.
+
+        Raises:
+            ConfigError: no temperature that this router can have.
+        """
+        assert self.temperature is not None
+        self.temperature.fill_(self.check_temperature(value))
+        self.kin.settle(self)
+        self.lead_averages_()
+
+    @torch.no_grad()
+    def lead_averages_(self) -> None:
+        """Give the moving averages of the router its temperature: it is a setting, not something learnt."""
+        for average in self.kin.averages():
+            average.temperature.copy_(self.temperature)
+            average.kin.settle(average)
 
     @classmethod
     def check_temperature(cls, value: float) -> float:
@@ -66,8 +89,8 @@ class Router(nn.Module):
         return self.coefficients(pool(x).to(self.dtype()))
 
     def dtype(self) -> torch.dtype:
-        """The dtype that routing is computed in."""
-        return next(self.parameters()).dtype
+        """The dtype that routing is computed in; torch's default where int8 layers hold no parameters any more."""
+        return next((p.dtype for p in self.parameters()), torch.float32)
 
     def coefficients(self, vector: Tensor) -> Any:
         """Coefficients for pooled features (B, C), of the kind that the router's layers take."""
@@ -84,7 +107,8 @@ class Router(nn.Module):
     def train(self, mode: bool = True) -> Router:
         """Switch modes, unless frozen; warns once when evaluation starts above the final temperature."""
         super().train(mode and not self.frozen)
-        self._warn_if_hot()
+        if not mode:
+            self._warn_if_hot()
         return self
 
     def _warn_if_hot(self) -> None:
@@ -110,6 +134,7 @@ class Router(nn.Module):
         value = state_dict.get(f"{prefix}temperature")
         if value is not None and not value.is_meta:
             self.check_temperature(float(value))
+            self.kin.settle(self)
             self._warn_if_hot()
 
     def _apply(self, fn, recurse=True):
@@ -117,7 +142,13 @@ class Router(nn.Module):
         module = super()._apply(fn, recurse)
         if before is not None and self.temperature is not None and self.temperature.dtype != before.dtype:
             self.temperature = before.to(self.temperature.device)  # .half() must not round 29.97
+        self.kin.settle(self)
         return module
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("kin", Kin())  # pickles of convary 0.1.0 have none
+        self.kin.settle(self)
 
 
 def check_temperature(value: float) -> float:

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from convary.nn.backbone import backbone_names
+from convary.nn.base import DynamicLayer
+from convary.nn.outputs import is_layer, predictions
 
 # Residual and inverted-residual blocks by class name, in torchvision, timm and common code.
 BLOCKS = frozenset(
@@ -34,6 +39,12 @@ class Site:
         block_index: Position of the block among all blocks.
         block_count: Number of blocks.
         gate: Whether it is part of a squeeze-and-excitation gate.
+        constant: Whether it is a frozen constant, see ``constants``.
+        prediction: Whether the network's outputs come from it, with no normalisation or activation behind it.
+        backbone: Whether it is part of the model's feature extractor; None where none is known.
+        alone: In a detector or segmenter, how the layer stands in the feature extractor alone; None outside of it and
+            in other networks.
+        outside: Whether it belongs to a detector or segmenter, but not to its feature extractor.
     """
 
     name: str
@@ -45,6 +56,22 @@ class Site:
     block_index: int
     block_count: int
     gate: bool
+    constant: bool = False
+    prediction: bool = False
+    backbone: bool | None = None
+    alone: Site | None = None
+    outside: bool = False
+
+    @property
+    def aside(self) -> str | None:
+        """Why no paper makes the layer dynamic, whatever the method, or None."""
+        if self.constant:
+            return "it is a frozen constant"
+        if self.prediction:
+            return "it makes predictions: no normalisation or activation stands behind it"
+        if self.outside:
+            return "it is outside the backbone, the part of a detector or segmenter that papers make dynamic"
+        return None
 
     @property
     def is_conv(self) -> bool:
@@ -75,6 +102,20 @@ def is_block(module: nn.Module, blocks: tuple[type[nn.Module], ...] = ()) -> boo
     return isinstance(module, blocks) if blocks else bool(BLOCKS & {cls.__name__ for cls in type(module).__mro__})
 
 
+def constants(model: nn.Module) -> frozenset[nn.Module]:
+    """Convolutions that compute something fixed, such as the mean of a distribution (YOLO's DFL) or a blur.
+
+    Their weight is frozen, they have no bias, and the module that holds them holds nothing but such: a frozen layer of
+    a backbone has its normalisation, its activation or its bias beside it.
+    """
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        children = list(module.children())
+        if children and all(is_conv(c) and c.bias is None and not c.weight.requires_grad for c in children):
+            found.update(children)
+    return frozenset(found)
+
+
 def sites(model: nn.Module, blocks: tuple[type[nn.Module], ...] = ()) -> Iterator[Site]:
     """All convolutions and linear layers of a model, each once, in registration order.
 
@@ -82,10 +123,51 @@ def sites(model: nn.Module, blocks: tuple[type[nn.Module], ...] = ()) -> Iterato
         model: Any module; it may itself be a layer.
         blocks: What counts as a block; by default classes with the names in ``BLOCKS``.
     """
+    found = list(_sites(model, blocks))
+    backbone = backbone_names(model)
+    inside = {site.name: site for site in _sites(model, blocks, backbone)} if backbone else {}
+    fixed = constants(model)
+    ends = predictions(model, fixed)
+    predicts = {site.name for site in found if site.module in ends and site.block is None and not site.gate}
+    detects = bool(inside) and _detects([site for site in found if site.name not in inside], bool(predicts))
+    for site in found:
+        yield dataclasses.replace(
+            site,
+            constant=site.module in fixed,
+            prediction=site.name in predicts,
+            backbone=site.name in inside if inside else None,
+            alone=inside.get(site.name) if detects else None,
+            outside=detects and site.name not in inside,
+        )
+
+
+def unsited(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Layers like convolutions that are no sites, so that nothing converts them: name, layer, and why it stays."""
+    for name, module in model.named_modules():
+        if isinstance(module, DynamicLayer):
+            yield name, module, "already dynamic"
+        elif isinstance(module, nn.Bilinear):
+            yield name, module, "no method has a form of a bilinear layer"
+        elif is_layer(module) and not is_conv(module):
+            transposed = "Transpose" in type(module).__name__
+            what = "of a transposed convolution" if transposed else f"of {type(module).__name__}, which is no nn.Conv"
+            yield name, module, f"no method has a form {what}"
+
+
+def _detects(outside: list[Site], predicts: bool) -> bool:
+    """Whether what follows a feature extractor is more than a classifier: convolutions, and not one linear layer."""
+    convolutions = sum(site.is_conv for site in outside)
+    return convolutions > 0 and (predicts or len(outside) - convolutions != 1)
+
+
+def _sites(model: nn.Module, blocks: tuple[type[nn.Module], ...], within: tuple[str, ...] = ("",)) -> Iterator[Site]:
+    """What is counted in the modules with the names ``within`` alone."""
     block_names: list[str] = []
     gates: list[str] = []
     found: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
+        if not any(not part or name == part or name.startswith(f"{part}.") for part in within):
+            continue
         if name and is_block(module, blocks):
             block_names.append(name)
         if is_gate(module):
@@ -111,3 +193,15 @@ def sites(model: nn.Module, blocks: tuple[type[nn.Module], ...] = ()) -> Iterato
             gate=any(name.startswith(f"{g}.") for g in gates),
         )
         seen[sort] += 1
+
+
+def replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Exchange modules under all of their names; returns the root, which may itself be one of them."""
+    if model in made:
+        return made[model]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        if module in made:
+            parent, _, leaf = name.rpartition(".")
+            setattr(modules[parent], leaf, made[module])
+    return model

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from convary.errors import ConfigError, StrategyError, nearest
-from convary.ops import cost, instances, mixed, native, native_conv, native_sample, pixel, sample, window
+from convary.ops import cost, eligible, instances, mixed, native, native_sample, pixel, sample, window
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import autocasting, check_conv, resolve
 from convary.ops.strategy import Problem, Strategy, decide, describe, needs_gradient, recorded
@@ -136,7 +136,7 @@ def _conv(
     if coeffs is not None:
         coeffs.check(kernels, batch=x.shape[0])
         training, batch = needs_gradient(x, kernels, *coeffs.factors().values()), x.shape[0]
-        obstacle = native_conv.obstacle(x, kernels, coeffs, bias)
+        obstacle = eligible.obstacle(x, kernels, *coeffs.factors().values(), bias)
     else:
         instances.check_kernels(x, kernels, bias, index)
         training, batch = needs_gradient(x, kernels), kernels.shape[0]

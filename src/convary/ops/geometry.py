@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convary.errors import ConfigError, DeviceError, DtypeError, ShapeError
+from convary.ops.shapes import plain_shape
 
 Size = int | Sequence[int]
 
@@ -53,6 +54,22 @@ def per_axis(value: Size, rank: int, name: str, *, least: int = 1) -> tuple[int,
         values = ()
     if len(values) != rank or any(v < least for v in values):
         raise ConfigError(f"{name} must be an int or {rank} ints of at least {least}; got {value!r}")
+    return values
+
+
+def whole(**sizes: int) -> tuple[int, ...]:
+    """The sizes as Python's ints; numpy's, from width multipliers and YAML, are taken too.
+
+    Raises:
+        ConfigError: one that is no whole number, or below 1.
+    """
+    try:
+        values = tuple(operator.index(size) for size in sizes.values())
+    except TypeError:
+        values = (0,)
+    if min(values) < 1:
+        given = ", ".join(f"{name}={size!r}" for name, size in sizes.items())
+        raise ConfigError(f"{', '.join(sizes)} must be ints above 0; got {given}")
     return values
 
 
@@ -126,17 +143,18 @@ def check_conv(x: Tensor, weight: Tensor, geometry: Geometry, *, mixed_dtypes: b
         DtypeError: the dtypes differ.
         DeviceError: the devices differ.
     """
-    O, C_group, *kernel_size = weight.shape[1:]
+    shape, (_, C, *size) = plain_shape(weight), plain_shape(x)
+    O, C_group, *kernel_size = shape[1:]
     groups = geometry.groups
-    if groups < 1 or O % groups or x.shape[1] != C_group * groups:
+    if groups < 1 or O % groups or C != C_group * groups:
         raise ShapeError(
-            f"groups must divide both channel counts; got x with {x.shape[1]} channels, kernels "
-            f"{tuple(weight.shape)} (O={O}, C/G={C_group}) and {groups=}; they want {C_group * max(groups, 1)} channels"
+            f"groups must divide both channel counts; got x with {C} channels, kernels "
+            f"{tuple(shape)} (O={O}, C/G={C_group}) and {groups=}; they want {C_group * max(groups, 1)} channels"
         )
     reach = [d * (k - 1) + 1 for k, d in zip(kernel_size, geometry.dilation, strict=True)]
-    if any(s + 2 * p < r for s, p, r in zip(x.shape[2:], geometry.padding, reach, strict=True)):
+    if any(s + 2 * p < r for s, p, r in zip(size, geometry.padding, reach, strict=True)):
         raise ShapeError(
-            f"the kernel reaches over {reach} positions but x has only {list(x.shape[2:])} with padding "
+            f"the kernel reaches over {reach} positions but x has only {size} with padding "
             f"{list(geometry.padding)}; use a larger input or more padding"
         )
     if x.dtype != weight.dtype and not mixed_dtypes:

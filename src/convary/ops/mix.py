@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from convary.errors import ShapeError
-from convary.ops import autograd, native
+from convary.ops import autograd, eligible, native
 from convary.ops.coefficients import Coefficients
-from convary.ops.strategy import inside_functorch, is_traced
+from convary.ops.shapes import plain_shape, unflatten
+from convary.ops.strategy import is_watched, may_be_native
 
 
 def mix_kernels(bank: Tensor, coeffs: Coefficients) -> Tensor:
     """One kernel per sample: ``W[b,o,c,t] = sum_k kernel[b,k] filter[b,k,o] channel[b,k,c] tap[b,k,t] bank[k,o,c,t]``.
+
+    It has no strategies of its own: the native library serves it by default and under ``ops.strategy("native")``,
+    where it can; under any other forced strategy torch does.
 
     Args:
         bank: (K, O, C/G, *k).
@@ -30,15 +34,15 @@ def mix_kernels(bank: Tensor, coeffs: Coefficients) -> Tensor:
     [2.0, 3.0, 4.0, 5.0]
     """
     coeffs.check(bank)
-    shape = bank.shape[1:]
+    shape = plain_shape(bank)[1:]
     weight = _mix_per_kernel(bank, coeffs)  # (B, O, C/G, T); B is 1 where only shared factors exist
     if (shared := coeffs.shared("filter")) is not None:
-        weight = weight * shared[:, 0, :, None, None]
+        weight = weight * shared.reshape(-1, shape[0], 1, 1)
     if (shared := coeffs.shared("channel")) is not None:
-        weight = weight * _channel_per_output(shared, shape)[:, 0, :, :, None]
+        weight = weight * _channel_per_output(shared.squeeze(1), shape)
     if (shared := coeffs.shared("tap")) is not None:
-        weight = weight * shared[:, 0, None, None, :]
-    return weight.reshape(weight.shape[0], *shape)
+        weight = weight * shared.reshape(-1, 1, 1, plain_shape(shared)[2])
+    return unflatten(weight, 3, shape[2:])
 
 
 def mix_bias(bias: Tensor, coeffs: Coefficients) -> Tensor:
@@ -54,8 +58,9 @@ def mix_bias(bias: Tensor, coeffs: Coefficients) -> Tensor:
     Raises:
         ShapeError: ``bias`` is not (K, O) for the coefficients' K.
     """
-    if coeffs.kernel is not None and coeffs.kernel.shape[1] != bias.shape[0]:
-        raise ShapeError(f"bias is {tuple(bias.shape)} but there are {coeffs.kernel.shape[1]} kernels; pass (K, O)")
+    size = plain_shape(bias)
+    if coeffs.kernel is not None and (K := plain_shape(coeffs.kernel)[1]) != size[0]:
+        raise ShapeError(f"bias is {tuple(size)} but there are {K} kernels; pass (K, O)")
     if coeffs.filter is None:
         if coeffs.kernel is not None:
             return coeffs.kernel @ bias
@@ -64,56 +69,57 @@ def mix_bias(bias: Tensor, coeffs: Coefficients) -> Tensor:
     if (shared := coeffs.shared("filter")) is not None:
         mixed = bias.sum(0) if coeffs.kernel is None else coeffs.kernel @ bias
         return mixed * shared[:, 0]
-    factor = coeffs.filter if coeffs.kernel is None else coeffs.filter * coeffs.kernel[:, :, None]
+    factor = coeffs.filter if coeffs.kernel is None else coeffs.filter * coeffs.kernel.unsqueeze(2)
     return (factor * bias).sum(1)
 
 
 def _mix_per_kernel(bank: Tensor, coeffs: Coefficients) -> Tensor:
     """Sum over K with the factors that differ between kernels: (B or 1, O, C/G, T)."""
-    K, O, C_group = bank.shape[:3]
-    flat = bank.reshape(K, O, C_group, -1)
+    flat = bank.flatten(3)
     own = {axis: value for axis, value in coeffs.factors().items() if coeffs.shared(axis) is None}
     kernel = own.pop("kernel", None)
     if not own:
         if kernel is None:
             return flat.sum(0, keepdim=True)
-        return _weighted_sum(kernel, flat.reshape(K, -1)).reshape(-1, *flat.shape[1:])
+        return unflatten(_weighted_sum(kernel, flat.flatten(1)), 1, plain_shape(flat)[1:])
     if kernel is not None and len(own) == 1:  # the one other factor carries the kernel factor along
         axis, value = own.popitem()
-        own, kernel = {axis: value * kernel[:, :, None]}, None
+        own, kernel = {axis: value * kernel.unsqueeze(2)}, None
     if kernel is None and list(own) == ["filter"]:
-        return torch.einsum("bko,kom->bom", own["filter"], flat.flatten(2)).unflatten(2, flat.shape[2:])
+        mixed = torch.einsum("bko,kom->bom", own["filter"], flat.flatten(2))
+        return unflatten(mixed, 2, plain_shape(flat)[2:])
     if kernel is None and list(own) == ["tap"]:
-        return torch.einsum("bkt,kmt->bmt", own["tap"], flat.flatten(1, 2)).unflatten(1, flat.shape[1:3])
+        mixed = torch.einsum("bkt,kmt->bmt", own["tap"], flat.flatten(1, 2))
+        return unflatten(mixed, 1, plain_shape(flat)[1:3])
     return _sum_one_by_one(flat, kernel, own)
 
 
 def _sum_one_by_one(flat: Tensor, kernel: Tensor | None, own: dict[str, Tensor]) -> Tensor:
     """Several per-kernel factors: add up kernel by kernel, so that nothing of size K x B x O x C x T exists."""
     total = None
-    for k in range(flat.shape[0]):
-        term = flat[k][None]
+    for k in range(plain_shape(flat)[0]):
+        term = flat[k]
         if "filter" in own:
-            term = term * own["filter"][:, k, :, None, None]
+            term = term * own["filter"][:, k].reshape(-1, plain_shape(flat)[1], 1, 1)
         if "channel" in own:
-            term = term * _channel_per_output(own["channel"][:, k : k + 1], flat.shape[1:])[:, 0, :, :, None]
+            term = term * _channel_per_output(own["channel"][:, k], plain_shape(flat)[1:])
         if "tap" in own:
-            term = term * own["tap"][:, k, None, None, :]
+            term = term * own["tap"][:, k].reshape(-1, 1, 1, plain_shape(flat)[3])
         if kernel is not None:
-            term = term * kernel[:, k, None, None, None]
+            term = term * kernel[:, k].reshape(-1, 1, 1, 1)
         total = term if total is None else total + term
     assert total is not None  # a bank has at least one kernel
     return total
 
 
 def _channel_per_output(channel: Tensor, shape: torch.Size) -> Tensor:
-    """(B, 1|K, C) as seen by each output channel of a grouped bank: (B, 1|K, O or 1, C/G)."""
+    """(B, C) as seen by each output channel of a grouped bank: (B, O or 1, C/G, 1)."""
     O, C_group = shape[0], shape[1]
-    groups = channel.shape[2] // C_group
+    groups = plain_shape(channel)[1] // C_group
+    per_group = channel.reshape(-1, groups, C_group, 1)
     if groups == 1:
-        return channel[:, :, None, :]
-    per_group = channel.unflatten(2, (groups, C_group))
-    return per_group.repeat_interleave(O // groups, dim=2)
+        return per_group
+    return per_group.unsqueeze(2).expand(-1, -1, O // groups, -1, -1).flatten(1, 2)
 
 
 def _weighted_sum(kernel: Tensor, flat: Tensor) -> Tensor:
@@ -121,9 +127,9 @@ def _weighted_sum(kernel: Tensor, flat: Tensor) -> Tensor:
 
     The native kernel streams the bank once per batch; for a single sample torch is as fast.
     """
-    hidden = is_traced(flat) or inside_functorch()
-    if kernel.shape[0] > 1 and not hidden and native.why_not(flat, kernel) is None:
-        return autograd.apply(_NativeMix, kernel, flat)
+    if not is_watched(flat, kernel) and may_be_native() and eligible.obstacle(flat, kernel) is None:
+        if kernel.shape[0] > 1 and native.why_not(flat, kernel) is None:
+            return autograd.apply(_NativeMix, kernel, flat)
     return kernel @ flat
 
 

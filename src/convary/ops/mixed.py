@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from convary.errors import ShapeError
-from convary.ops import native_conv, registered, sample
+from convary.ops import eligible, native_conv, registered, sample
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, Size, autocasting, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias, mix_kernels
+from convary.ops.shapes import plain_shape, unflatten
 from convary.ops.strategy import (
     Problem,
     Strategy,
@@ -65,9 +66,9 @@ def mixed_conv(
         ConfigError: a stride, padding or dilation that no convolution takes.
         StrategyError: the forced strategy can't run.
     """
-    x, geometry = resolve(x, bank.shape[3:], stride, padding, dilation, groups)
+    x, geometry = resolve(x, plain_shape(bank)[3:], stride, padding, dilation, groups)
     training = needs_gradient(x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
-    obstacle = native_conv.obstacle(x, bank, coeffs, bias)
+    obstacle = eligible.obstacle(x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias)
 
     if is_traced(x):
         coeffs = _check(x, bank, coeffs, bias, geometry)
@@ -87,7 +88,7 @@ def mixed_conv(
 def _describe(
     x: Tensor, bank: Tensor, coeffs: Coefficients, geometry: Geometry, training: bool, obstacle: str | None
 ) -> Problem:
-    B = x.shape[0]
+    B = plain_shape(x)[0]
     return describe("mixed_conv", x, bank, geometry, batch=B, training=training, coeffs=coeffs, obstacle=obstacle)
 
 
@@ -101,11 +102,11 @@ def _check(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, g
     check_conv(x, bank, geometry, mixed_dtypes=mixed_dtypes)
     if mixed_dtypes:
         coeffs = coeffs.to(bank.dtype)
-    coeffs.check(bank, batch=x.shape[0], channels=x.shape[1])
+    coeffs.check(bank, batch=plain_shape(x)[0], channels=plain_shape(x)[1])
     if bias is not None:
-        K, O = bank.shape[:2]
-        if tuple(bias.shape) not in ((O,), (K, O)):
-            raise ShapeError(f"bias is {tuple(bias.shape)}; a bank of {K} kernels wants ({O},) or ({K}, {O})")
+        K, O = plain_shape(bank)[:2]
+        if tuple(plain_shape(bias)) not in ((O,), (K, O)):
+            raise ShapeError(f"bias is {tuple(plain_shape(bias))}; a bank of {K} kernels wants ({O},) or ({K}, {O})")
         check_bias(bias, bank, mixed_dtypes=mixed_dtypes)
     return coeffs
 
@@ -117,18 +118,19 @@ def _row(bias: Tensor | None, coeffs: Coefficients) -> Tensor | None:
 
 def _on_maps(factor: Tensor, x: Tensor) -> Tensor:
     """A shared factor (B, 1, C) shaped to scale feature maps like x (B, C, *S)."""
-    return factor.reshape(*factor.shape[::2], *[1] * (x.ndim - 2)).to(x.dtype)
+    return factor.reshape(-1, plain_shape(factor)[2], *[1] * (x.ndim - 2)).to(x.dtype)
 
 
 def _gates(
-    x: Tensor, coeffs: Coefficients, out_size: list[int], kernel: Tensor
+    x: Tensor, coeffs: Coefficients, geometry: Geometry, kernel: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Coefficients]:
     """Shared channel and filter factors that are cheaper on features than on kernels, and the factors that are left."""
     channel, filter = coeffs.shared("channel"), coeffs.shared("filter")
     if not is_traced(x):  # a recorded graph decides nothing by size
         if channel is not None and prod(x.shape[1:]) >= kernel.numel():
             channel = None
-        if filter is not None and kernel.shape[0] * prod(out_size) >= kernel.numel():
+        positions = prod(geometry.out_size(x.shape[2:], kernel.shape[2:]))
+        if filter is not None and kernel.shape[0] * positions >= kernel.numel():
             filter = None
     if channel is not None:
         coeffs = coeffs.replace(channel=None)
@@ -142,11 +144,10 @@ def _per_sample(run_sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
         row = _row(bias, coeffs)
-        on_x, on_y, left = _gates(x, coeffs, geometry.out_size(x.shape[2:], bank.shape[3:]), bank[0])
+        on_x, on_y, left = _gates(x, coeffs, geometry, bank[0])
         if on_x is not None:
             x = x * _on_maps(on_x, x)
-        weight = mix_kernels(bank, left) if left.factors() else bank.sum(0, keepdim=True)
-        weight = weight.expand(x.shape[0], *weight.shape[1:])
+        weight = mix_kernels(bank, left) if left.factors() else _summed(bank, x.shape[0])
         if on_y is None:
             return run_sample(x, weight, row, geometry, None)
         y = run_sample(x, weight, None, geometry, None)
@@ -155,40 +156,49 @@ def _per_sample(run_sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
+def _summed(bank: Tensor, B: int) -> Tensor:
+    """The kernels of B samples that no factor tells apart."""
+    return bank.sum(0, keepdim=True).expand(B, *[-1] * (bank.ndim - 1))
+
+
 def outputs(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve with every kernel and mix the feature maps: K convolutions' arithmetic, no per-sample kernels.
 
     Shared tap coefficients scale the columns of the unfolded x, which one pointwise convolution then takes.
     """
-    K, O = bank.shape[:2]
-    rank = x.ndim - 2
+    K, O, _, *kernel_size = plain_shape(bank)
+    rank, G = x.ndim - 2, geometry.groups
     if coeffs.channel is not None:
         x = x * _on_maps(coeffs.channel, x)
-    G = geometry.groups
-    # Groups must stay together: (K, G, O/G) -> (G, K, O/G) on the way in and back on the way out.
-    kernels = bank.unflatten(1, (G, O // G)).transpose(0, 1).reshape(K * O, *bank.shape[2:])
+    kernels = bank.flatten(0, 1)
+    if G > 1:  # groups must stay together: (K, G, O/G) -> (G, K, O/G) on the way in
+        kernels = bank.reshape(K, G, O // G, -1).transpose(0, 1).reshape(plain_shape(kernels))
     if coeffs.tap is None:
         y = sample.CONV[rank](x, kernels, None, geometry.stride, geometry.padding, geometry.dilation, G)
+        out_size = y.shape[2:]
+        y = y.flatten(2)
     else:
-        out_size = geometry.out_size(x.shape[2:], bank.shape[3:])
-        columns = sample.unfold(x, bank.shape[3:], geometry, out_size)  # (B, C, T, P)
-        columns = columns * coeffs.tap[:, 0, None, :, None].to(x.dtype)
-        y = sample.CONV[1](columns.flatten(1, 2), kernels.flatten(1).unsqueeze(2), groups=G)
-        y = y.reshape(*y.shape[:2], *out_size)
-    y = y.unflatten(1, (G, K, O // G)).transpose(1, 2)  # (B, K, G, O/G, *S)
-    factor = _output_factor(coeffs, K, O, y)
-    y = (y.reshape(-1, K, O, *y.shape[4:]) * factor.to(y.dtype)).sum(1)
-    return sample.add_bias(y, _row(bias, coeffs))
+        out_size = geometry.out_size(x.shape[2:], kernel_size)
+        columns = unflatten(sample.unfold(x, kernel_size, geometry, out_size), 1, (-1, prod(kernel_size)))
+        columns = (columns * coeffs.tap.reshape(-1, 1, prod(kernel_size), 1).to(x.dtype)).flatten(1, 2)
+        y = sample.CONV[1](columns, kernels.flatten(1).unsqueeze(2), groups=G)
+    y = unflatten(y, 1, (G, K, O // G) if G > 1 else (K, O))  # (B, [G,] K, O/G, P): no converter has more axes
+    factor = _output_factor(coeffs, G, O)
+    if factor is not None:
+        y = y * factor.to(y.dtype)
+    return sample.add_bias(y.sum(-3).reshape(-1, O, *out_size), _row(bias, coeffs))
 
 
-def _output_factor(coeffs: Coefficients, K: int, O: int, y: Tensor) -> Tensor:
-    """The kernel and filter factors as (B, K or 1, O or 1, *1)."""
-    factor = y.new_ones(1, 1, 1)
-    if coeffs.kernel is not None:
-        factor = factor * coeffs.kernel[:, :, None]
-    if coeffs.filter is not None:
-        factor = factor * coeffs.filter
-    return factor.reshape(*factor.shape, *[1] * (y.ndim - 4))
+def _output_factor(coeffs: Coefficients, G: int, O: int) -> Tensor | None:
+    """The kernel and filter factors as (B, [G,] K or 1, O/G or 1, 1)."""
+    if coeffs.filter is None:
+        if coeffs.kernel is None:
+            return None
+        return coeffs.kernel.reshape(-1, *[1] * (G > 1), plain_shape(coeffs.kernel)[1], 1, 1)
+    factor = coeffs.filter if coeffs.kernel is None else coeffs.filter * coeffs.kernel.unsqueeze(2)
+    if G > 1:
+        return unflatten(factor, 2, (G, O // G, 1)).transpose(1, 2)
+    return unflatten(factor, 2, (O, 1))
 
 
 def _outputs_why_not(problem: Problem) -> str | None:

@@ -9,55 +9,12 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
 from convary.errors import ConvaryError
 from convary.ops import autograd, native, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
-from convary.ops.strategy import PLAIN, Problem, inside_functorch, is_watched
-
-_RECORDED = (FakeTensor, FunctionalTensor)  # what torch traces with
-
-
-def obstacle(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None) -> str | None:
-    """Why the native kernels can't take these tensors, or None. Asked on every call, so the order is by price."""
-    if (absent := native.available()) is not None:
-        return absent
-    for tensor in (x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias):
-        if tensor is not None and (reason := refusal(tensor)) is not None:
-            return reason
-    return mode_obstacle()
-
-
-def mode_obstacle() -> str | None:
-    """Which mode of torch keeps the native kernels from running, whatever the tensors, or None."""
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast wants torch's own operations, whose dtype it chooses"
-    if inside_functorch():
-        return "torch.func transforms see through torch's own operations only"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "forward-mode differentiation sees through torch's own operations only"
-    return None
-
-
-def refusal(tensor: Tensor) -> str | None:
-    """Why the native kernels can't take one tensor, or None."""
-    if not tensor.is_cpu:
-        return f"a tensor is on {tensor.device}, the native kernels run on the CPU"
-    if tensor.dtype is not torch.float32:
-        return f"a tensor is {tensor.dtype}, the native kernels take torch.float32"
-    if tensor.layout is not torch.strided:
-        return f"a tensor has the layout {tensor.layout}, the native kernels take strided ones"
-    if type(tensor) not in PLAIN and not is_plain(tensor):  # the first spares a call
-        return f"a tensor is a {type(tensor).__name__}, whose memory may not be its own"
-    return None
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether its type promises nothing that the native kernels would break."""
-    return type(tensor) in PLAIN or (type(tensor) in _RECORDED and is_watched(tensor))
+from convary.ops.strategy import Problem
 
 
 def why_not(problem: Problem) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convary.errors import ConvaryError
 from convary.ops import native, taps
-from convary.ops.native_conv import _dense, mode_obstacle, refusal
+from convary.ops.native_conv import _dense
 from convary.ops.strategy import Problem
 from convary.ops.window import BORDERS, Window
 
@@ -26,11 +26,6 @@ class _Sizes(ctypes.Structure):
     """``convary_pixel_sizes`` of csrc/convary.h."""
 
     _fields_ = tuple((name, ctypes.c_int64) for name in SIZES)
-
-
-def obstacle(x: Tensor, weight: Tensor) -> str | None:
-    """Why the native kernels can't take these tensors, or None."""
-    return native.available() or refusal(x) or refusal(weight) or mode_obstacle()
 
 
 def why_not(problem: Problem) -> str | None:

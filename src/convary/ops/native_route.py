@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from convary.errors import ConvaryError
-from convary.ops import native, native_conv
-from convary.ops.strategy import may_be_native
+from convary.ops import eligible, native
+from convary.ops.strategy import is_watched, may_be_native
 
 ACTIVATIONS = {"sigmoid": 1, "softmax": 2}
 PIECES = 4  # at most
@@ -76,7 +76,7 @@ def can_run(x: Tensor, layers: Layers) -> bool:
         return False
     gradients = torch.is_grad_enabled()
     for t in layers[:TENSORS]:
-        if t is not None and (not _is_plain(t) or (gradients and t.requires_grad)):
+        if t is not None and (not _is_dense(t) or eligible.refusal(t) is not None or (gradients and t.requires_grad)):
             return False
     return _fits(x, layers)
 
@@ -102,13 +102,13 @@ def _fits(x: Tensor, layers: Layers) -> bool:
 
 def can_run_on(x: Tensor) -> bool:
     """Whether :func:`route` takes x, in the modes that are on now."""
-    if not may_be_native() or native.available() is not None or native_conv.is_watched(x):
+    if not may_be_native() or is_watched(x) or eligible.obstacle(x) is not None:
         return False
-    return _is_plain(x) and x.numel() > 0 and native_conv.mode_obstacle() is None
+    return _is_dense(x) and x.numel() > 0
 
 
-def _is_plain(t: Tensor) -> bool:
-    return native_conv.refusal(t) is None and t.is_contiguous() and not t.is_neg()
+def _is_dense(t: Tensor) -> bool:
+    return t.is_contiguous() and not t.is_neg()
 
 
 @lru_cache(maxsize=1024)

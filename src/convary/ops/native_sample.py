@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from convary.ops import autograd, native, native_conv, reference
+from convary.ops import autograd, eligible, native, reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
 from convary.ops.native_conv import _call, _dense, _gradient_of_row, _Sizes, _sizes
@@ -18,9 +18,9 @@ _NONE = Coefficients()
 
 def obstacle(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None) -> str | None:
     """Why the native kernels can't take these tensors, or None."""
-    if index is not None and not native_conv.is_plain(index):
+    if index is not None and not eligible.is_plain(index):
         return f"index is a {type(index).__name__}, whose memory may not be its own"
-    return native_conv.obstacle(x, weight, _NONE, bias)
+    return eligible.obstacle(x, weight, bias)
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:

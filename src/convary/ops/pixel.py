@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from convary.ops import native_pixel, registered_pixel, taps
+from convary.ops import eligible, native_pixel, registered_pixel, taps
 from convary.ops.geometry import Size
 from convary.ops.operators import in_format_of
+from convary.ops.shapes import plain_shape
 from convary.ops.strategy import Problem, Strategy, choose, choose_traced, is_traced, needs_gradient
 from convary.ops.window import Border, GroupOrder, Window, resolve
 
@@ -60,9 +62,10 @@ def run(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     if is_traced(x, weight):
         name = choose_traced(STRATEGIES, describe(x, weight, window))
     elif x.numel() == 0 or weight.numel() == 0:
-        return x.new_zeros(*x.shape[:2], *weight.shape[3:]) + 0 * (x.sum() + weight.sum())  # backward gives zeros
+        dtype = torch.promote_types(x.dtype, weight.dtype)  # they differ under autocast
+        return x.new_zeros(*x.shape[:2], *weight.shape[3:], dtype=dtype) + 0 * (x.sum() + weight.sum())  # for backward
     else:
-        obstacle = native_pixel.obstacle(x, weight)
+        obstacle = eligible.obstacle(x, weight)
         key = ("pixel_conv", x.shape, weight.shape, window, needs_gradient(x, weight), x.device.type, x.dtype, obstacle)
         name = choose(STRATEGIES, key, lambda: describe(x, weight, window))
     return in_format_of(x, STRATEGIES[name].run(x, weight, window))
@@ -70,17 +73,17 @@ def run(x: Tensor, weight: Tensor, window: Window) -> Tensor:
 
 def describe(x: Tensor, weight: Tensor, window: Window) -> Problem:
     """The problem that a call poses: a depthwise convolution of C channels, with kernels that G groups share."""
-    C = x.shape[1]
+    (B, C, *size), (_, G, _, *out_size) = plain_shape(x), plain_shape(weight)
     return Problem(
         op="pixel_conv",
-        B=x.shape[0],
+        B=B,
         C=C,
         O=C,
-        G=weight.shape[1],
+        G=G,
         K=1,
         kernel_size=window.kernel_size,
-        size=tuple(x.shape[2:]),
-        out_size=tuple(weight.shape[3:]),
+        size=tuple(size),
+        out_size=tuple(out_size),
         stride=window.stride,
         axes=(),
         shared=(),
@@ -88,8 +91,8 @@ def describe(x: Tensor, weight: Tensor, window: Window) -> Problem:
         traced=is_traced(x, weight),
         device=x.device.type,
         itemsize=x.element_size(),
-        reach=tuple(s + 2 * p for s, p in zip(x.shape[2:], window.padding, strict=True)),
-        obstacle=native_pixel.obstacle(x, weight),
+        reach=tuple(s + 2 * p for s, p in zip(size, window.padding, strict=True)),
+        obstacle=eligible.obstacle(x, weight),
     )
 
 

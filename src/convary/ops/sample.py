@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +13,7 @@ from torch import Tensor
 from convary.ops import native_conv, native_sample, registered_sample
 from convary.ops.geometry import Geometry, Size, autocasting, check_conv, resolve
 from convary.ops.instances import check_kernels
+from convary.ops.shapes import plain_shape, unflatten
 from convary.ops.strategy import Problem, Strategy, choose, choose_traced, describe, is_traced, needs_gradient
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -52,7 +56,7 @@ def sample_conv(
         ConfigError: a stride, padding or dilation that no convolution takes.
         StrategyError: the forced strategy can't run.
     """
-    x, geometry = resolve(x, weight.shape[3:], stride, padding, dilation, groups)
+    x, geometry = resolve(x, plain_shape(weight)[3:], stride, padding, dilation, groups)
     check_conv(x, weight, geometry, mixed_dtypes=autocasting(x))
     check_kernels(x, weight, bias, index)
     return run(x, weight, bias, geometry, index)
@@ -60,16 +64,16 @@ def sample_conv(
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
     """``sample_conv`` after its checks."""
-    training = needs_gradient(x, weight)
+    B, training = plain_shape(weight)[0], needs_gradient(x, weight)
     traced = is_traced(x, weight)
     obstacle = native_sample.obstacle(x, weight, bias, index)
 
     def problem() -> Problem:
-        return describe("sample_conv", x, weight, geometry, batch=weight.shape[0], training=training, obstacle=obstacle)
+        return describe("sample_conv", x, weight, geometry, batch=B, training=training, obstacle=obstacle)
 
     if traced:
         return STRATEGIES[choose_traced(STRATEGIES, problem())].run(x, weight, bias, geometry, index)
-    if weight.shape[0] == 0:
+    if B == 0:
         return empty_batch(x, weight, geometry, weight.shape[1])
     key = ("sample_conv", x.shape, weight.shape, geometry, training, x.device.type, x.dtype, obstacle)
     return STRATEGIES[choose(STRATEGIES, key, problem)].run(x, weight, bias, geometry, index)
@@ -78,14 +82,15 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inde
 def empty_batch(x: Tensor, weight: Tensor, geometry: Geometry, O: int) -> Tensor:
     """No kernels, no output; still connected to the inputs, so that backward gives zeros."""
     out_size = geometry.out_size(x.shape[2:], weight.shape[3:])
-    return x.new_zeros(0, O, *out_size) + 0 * (x.sum() + weight.sum())
+    dtype = torch.get_autocast_dtype(x.device.type) if autocasting(x) else x.dtype
+    return x.new_zeros(0, O, *out_size, dtype=dtype) + 0 * (x.sum() + weight.sum())
 
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     """Add (O,) or (N, O) to y (N, O, *S)."""
     if bias is None:
         return y
-    return y + bias.to(y.dtype).reshape(-1, y.shape[1], *[1] * (y.ndim - 2))
+    return y + bias.to(y.dtype).reshape(-1, plain_shape(bias)[-1], *[1] * (y.ndim - 2))
 
 
 def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
@@ -121,45 +126,43 @@ def loop(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, ind
 
 def bmm(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, index: Tensor | None) -> Tensor:
     """Unfold the features and multiply matrices batched over samples and groups; depends on no size, so it traces."""
-    out_size = geometry.out_size(x.shape[2:], weight.shape[3:])
-    columns = unfold(x, weight.shape[3:], geometry, out_size)
+    O, C_group, *kernel_size = plain_shape(weight)[1:]
+    out_size = geometry.out_size(x.shape[2:], kernel_size)
+    columns = unfold(x, kernel_size, geometry, out_size)
     if index is not None:
         columns = columns.index_select(0, index)
-    O, C_group = weight.shape[1:3]
-    G = geometry.groups
-    y = weight.reshape(-1, G, O // G, C_group * columns.shape[2]) @ columns.reshape(
-        -1, G, C_group * columns.shape[2], columns.shape[3]
-    )
-    return add_bias(y.reshape(-1, O, *out_size), bias)
+    rows, G = weight.flatten(2), geometry.groups
+    if G > 1:
+        rows, columns = unflatten(rows, 1, (G, O // G)), unflatten(columns, 1, (G, C_group * prod(kernel_size)))
+    return add_bias((rows @ columns).reshape(-1, O, *out_size), bias)
 
 
-def unfold(x: Tensor, kernel_size: torch.Size, geometry: Geometry, out_size: list[int]) -> Tensor:
-    """Every kernel window of x (B, C, *S) as columns: (B, C, T, P), taps row-major."""
+def unfold(x: Tensor, kernel_size: Sequence[int], geometry: Geometry, out_size: list[int]) -> Tensor:
+    """Every kernel window of x (B, C, *S) as columns: (B, C * T, P), taps row-major."""
     rank = len(kernel_size)
     if all(k == 1 for k in kernel_size) and not any(geometry.padding):
         if any(s != 1 for s in geometry.stride):
             x = x[(..., *(slice(None, None, s) for s in geometry.stride))]
-        return x.flatten(2).unsqueeze(2)
+        return x.flatten(2)
     if rank < 3:
         line = rank == 1  # torch unfolds 2-D maps only; a line is a map one row high
-        columns = F.unfold(
+        return F.unfold(
             x.unsqueeze(2) if line else x,
             (1, *kernel_size) if line else tuple(kernel_size),
             (1, *geometry.dilation) if line else geometry.dilation,
             (0, *geometry.padding) if line else geometry.padding,
             (1, *geometry.stride) if line else geometry.stride,
         )
-        return columns.unflatten(1, (x.shape[1], -1))
     return _unfold_by_slices(x, kernel_size, geometry, out_size)
 
 
-def _unfold_by_slices(x: Tensor, kernel_size: torch.Size, geometry: Geometry, out_size: list[int]) -> Tensor:
+def _unfold_by_slices(x: Tensor, kernel_size: Sequence[int], geometry: Geometry, out_size: list[int]) -> Tensor:
     """Any rank, one strided slice per tap."""
     x = F.pad(x, [p for p in reversed(geometry.padding) for _ in range(2)])
     slices = [()]
     for k, d, s, n in zip(kernel_size, geometry.dilation, geometry.stride, out_size, strict=True):
         slices = [(*head, slice(t * d, t * d + s * (n - 1) + 1, s)) for head in slices for t in range(k)]
-    return torch.stack([x[(..., *window)].flatten(2) for window in slices], dim=2)
+    return torch.stack([x[(..., *window)].flatten(2) for window in slices], dim=2).flatten(1, 2)
 
 
 def needs_fixed_batch(problem: Problem) -> str | None:

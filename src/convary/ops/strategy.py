@@ -17,6 +17,7 @@ from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
+from convary.ops.shapes import plain_shape
 
 NAMES = ("grouped", "loop", "outputs", "bmm", "taps", "native")
 _PORTABLE = ("bmm", "taps")  # in operations of torch alone, for every batch and size: each op has one
@@ -110,6 +111,11 @@ def is_portable() -> bool:
     if not torch.compiler.is_compiling():
         return True
     return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()  # torch 2.7
+
+
+def is_onnx_trace() -> bool:
+    """Whether torch's TorchScript exporter is tracing for ONNX (``torch.onnx.export(dynamo=False)``)."""
+    return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
 
 
 def inside_functorch() -> bool:
@@ -228,16 +234,17 @@ def describe(
 ) -> Problem:
     """The problem that a call poses."""
     axes = () if coeffs is None else tuple(coeffs.factors())
+    (_, C, *size), (K, O, _, *kernel_size) = plain_shape(x), plain_shape(kernels)
     return Problem(
         op=op,
         B=batch,
-        C=x.shape[1],
-        O=kernels.shape[1],
+        C=C,
+        O=O,
         G=geometry.groups,
-        K=kernels.shape[0] if coeffs is not None else 1,
-        kernel_size=tuple(kernels.shape[3:]),
-        size=tuple(x.shape[2:]),
-        out_size=tuple(geometry.out_size(x.shape[2:], kernels.shape[3:])),
+        K=K if coeffs is not None else 1,
+        kernel_size=tuple(kernel_size),
+        size=tuple(size),
+        out_size=tuple(geometry.out_size(size, kernel_size)),
         stride=geometry.stride,
         axes=axes,
         shared=() if coeffs is None else tuple(axis for axis in axes if coeffs.shared(axis) is not None),
@@ -245,6 +252,6 @@ def describe(
         traced=is_traced(x, kernels),
         device=x.device.type,
         itemsize=x.element_size(),
-        reach=tuple(s + 2 * p for s, p in zip(x.shape[2:], geometry.padding, strict=True)),
+        reach=tuple(s + 2 * p for s, p in zip(size, geometry.padding, strict=True)),
         obstacle=obstacle,
     )

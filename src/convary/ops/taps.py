@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convary.ops import autograd
+from convary.ops.shapes import plain_shape, unflatten
 from convary.ops.strategy import inside_functorch, is_traced
 from convary.ops.window import Window
 
@@ -29,14 +30,15 @@ def run(x: Tensor, weight: Tensor, window: Window) -> Tensor:
 
 def _recorded(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     """The sum in operations that every transform of torch knows; a compiler makes one loop of them."""
-    y = None
-    for weight_t, seen in zip(_weights(weight, window), _looks(x, weight.shape[1], window), strict=True):
-        y = weight_t * seen if y is None else y + weight_t * seen
+    y, G = None, plain_shape(weight)[1]
+    padded = x if window.border == "clamp" else _pad(x, window.padding, window.border)
+    for weight_t, tap in zip(weight.unbind(2), _taps(window), strict=True):
+        seen = _look(padded, tap, window)
+        if window.scale_factor > 1:  # no split axes as below: Core ML has five at most
+            seen = F.interpolate(seen, scale_factor=float(window.scale_factor), mode="nearest")
+        term = weight_t.unsqueeze(2) * _by_group(seen, G, window)
+        y = term if y is None else y + term
     assert y is not None  # T is at least 1
-    f, rank = window.scale_factor, x.ndim - 2
-    if f > 1:
-        for axis in range(3, 3 + rank):
-            y = y.flatten(axis, axis + 1)
     return _ungroup(y, window)
 
 
@@ -143,15 +145,14 @@ def _weights(weight: Tensor, window: Window) -> Iterator[Tensor]:
 
 def _by_group(x: Tensor, G: int, window: Window) -> Tensor:
     """(B, C, *S) as (B, G, C/G, *S), a view."""
-    C_group = x.shape[1] // G
     if window.group_order == "contiguous":
-        return x.unflatten(1, (G, C_group))
-    return x.unflatten(1, (C_group, G)).transpose(1, 2)
+        return unflatten(x, 1, (G, -1))
+    return unflatten(x, 1, (-1, G)).transpose(1, 2)
 
 
 def _ungroup(x: Tensor, window: Window) -> Tensor:
     """(B, G, C/G, *S) as (B, C, *S)."""
-    if x.shape[2] == 1:  # always a view; flatten would compare C/G with H, and tie an exported graph to the answer
+    if plain_shape(x)[2] == 1:  # always a view; flatten would compare C/G with H, and tie a graph to the answer
         return x.squeeze(2)
     return (x if window.group_order == "contiguous" else x.transpose(1, 2)).flatten(1, 2)
 
@@ -161,7 +162,7 @@ def _by_window(y: Tensor, window: Window, first: int = 3) -> Tensor:
     f = window.scale_factor
     if f > 1:
         for axis in range(first, first + 2 * len(window.kernel_size), 2):
-            y = y.unflatten(axis, (y.shape[axis] // f, f))
+            y = unflatten(y, axis, (y.shape[axis] // f, f))
     return y
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from convary.errors import ConfigError, DeviceError, DtypeError, ShapeError
 from convary.ops import geometry
 from convary.ops.geometry import Size, autocasting, per_axis
+from convary.ops.shapes import plain_shape
 
 Border = Literal["zeros", "replicate", "reflect", "circular", "clamp"]
 GroupOrder = Literal["contiguous", "interleaved"]
@@ -86,7 +87,7 @@ def resolve(
             f"{dilation=}; give padding in numbers"
         )
     window = Window(k, *resolved[:3], border, group_order, scale)  # pyright: ignore[reportArgumentType]
-    _check_border(window, x.shape[2:])
+    _check_border(window, plain_shape(x)[2:])
     _check_weight(window, x, weight)
     return window
 
@@ -108,13 +109,12 @@ def _check_border(window: Window, size: Sequence[int]) -> None:
 
 
 def _check_weight(window: Window, x: Tensor, weight: Tensor) -> None:
-    B, C = x.shape[:2]
-    S_out = window.out_size(x.shape[2:])
-    G = weight.shape[1]
-    if weight.shape[0] != B or weight.shape[2] != window.T or list(weight.shape[3:]) != S_out or G < 1 or C % G:
+    (B, C, *S), (N, G, T, *given) = plain_shape(x), plain_shape(weight)
+    S_out = window.out_size(S)
+    if N != B or T != window.T or given != S_out or G < 1 or C % G:
         raise ShapeError(
             f"weight must be (B, G, T, *S_out) = ({B}, G, {window.T}, {', '.join(map(str, S_out))}) with G dividing "
-            f"{C} channels; got {tuple(weight.shape)}"
+            f"{C} channels; got {(N, G, T, *given)}"
         )
     if x.dtype != weight.dtype and not autocasting(x):
         raise DtypeError(f"x is {x.dtype} but weight is {weight.dtype}; cast one of them or use torch.autocast")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from convary.data import DataSet, augment, derive_seed, epoch_order, generator
 from convary.errors import CheckpointError, ConfigError
 from convary.nn import DynamicLayer
+from convary.recipe import recipe
 from convary.schedule import anneal
 from convary.train.arms import Arm, architecture
 from convary.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
@@ -239,6 +240,7 @@ class Training:
                 "run": self.config.identity(),
                 "classes": list(self.dataset.classes),
                 "model": self.bare.state_dict(),
+                "recipe": None if self.name == STATIC else recipe(self.bare),
                 "optimizer": self.optimizer.state_dict(),
                 "annealing": None if self.annealing is None else self.annealing.state_dict(),
                 "step": self.step,

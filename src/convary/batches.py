@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model wants of a batch that somebody's loader gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from convary.errors import DataError
+
+KEYS = ("pixel_values", "image", "images", "img", "input", "inputs", "x")  # Hugging Face, MONAI, Ultralytics, ...
+
+
+def batches_of(loader: Iterable[Any] | Tensor) -> Iterable[Any]:
+    """The batches of a loader; one tensor is one batch.
+
+    Raises:
+        DataError: nothing that gives batches, or one batch in the form of a dict.
+    """
+    if isinstance(loader, Tensor):
+        return [loader]
+    if isinstance(loader, Mapping):
+        raise DataError(
+            f"a loader gives batches; got one batch, a dict of {_names(loader)}; pass a list of it: [batch]"
+        )
+    if not isinstance(loader, Iterable):
+        raise DataError(f"a loader gives batches of the model's input; got a {type(loader).__name__}")
+    return loader
+
+
+def input_of(batch: Any, device: torch.device | None = None) -> Any:
+    """The model's input out of a batch: the batch, the first of a tuple or list, or the images of a dict.
+
+    Args:
+        batch: A tensor; a tuple or list that starts with the input; or a mapping with the input under one of ``KEYS``.
+        device: Where the input's tensors are moved; None leaves them.
+
+    Raises:
+        DataError: no input is found.
+
+    >>> input_of({"labels": torch.zeros(2), "pixel_values": torch.ones(2, 3)}).shape
+    torch.Size([2, 3])
+    """
+    if isinstance(batch, Mapping):
+        found = [key for key in KEYS if key in batch]
+        if len(found) != 1:
+            raise DataError(
+                f"a batch is a dict of {_names(batch)}, with {', '.join(found) or 'no input'} where one of "
+                f"{', '.join(KEYS)} is wanted; give the images alone: (batch[key] for batch in loader)"
+            )
+        x = batch[found[0]]
+    else:
+        x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    moved = x if device is None else tree_map_only(Tensor, lambda tensor: tensor.to(device), x)
+    if not isinstance(moved, Tensor | tuple | list):
+        raise DataError(f"a batch must hold tensors; got a {type(moved).__name__}; collate it to tensors first")
+    return moved
+
+
+def _names(batch: Mapping[Any, Any]) -> str:
+    return ", ".join(map(str, batch)) or "nothing"
