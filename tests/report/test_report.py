@@ -13,7 +13,7 @@ import pytest
 
 from convary import METHODS, report
 from convary.errors import DataError
-from convary.report import routing, style, tables
+from convary.report import page, routing, style, tables
 
 
 class Page(HTMLParser):
@@ -198,12 +198,28 @@ def test_colours_of_figures_are_told_apart_by_value():
     assert len(set(light)) == len(light)
 
 
-def test_summary_says_what_came_out(synthetic):
+def gaps(low, mean, high, wins):
+    return {"gaps": [mean] * 5, "mean": mean, "std": 1.0, "low": low, "high": high, "wins": wins}
+
+
+def test_summary_of_one_seed_ranks_nothing(synthetic):
     results = synthetic(methods=("static", "odconv"))
     results["methods"][0]["top1"]["mean"], results["methods"][1]["top1"]["mean"] = 80.0, 82.5
-    assert "ODConv came out highest: 82.5 % top-1, 2.5 points above" in tables.summary(results)
-    results["methods"][1]["top1"]["mean"] = 79.0
-    assert "No dynamic version was above the static network’s 80.0 %" in tables.summary(results)
+    said = tables.summary(results)
+    assert said.startswith("One seed, which ranks nothing") and "ODConv +2.50 points" in said
+
+
+def test_summary_calls_a_difference_only_what_its_interval_shows(synthetic):
+    results = synthetic(methods=("static", "dyconv", "odconv", "condconv"), seeds=5)
+    static, dyconv, odconv, condconv = results["methods"]
+    static["top1"]["mean"] = 80.0
+    dyconv["paired"], odconv["paired"] = gaps(-0.2, 0.5, 1.2, 4), gaps(0.4, 1.5, 2.6, 5)
+    condconv["paired"] = gaps(-2.0, -1.2, -0.4, 0)
+    above, below, none = tables.summary(results).split(". ")
+    assert above.startswith("Above static’s 80.0 % top-1") and "ODConv by 1.50 points (+0.40 to +2.60; 5 of 5" in above
+    assert below.startswith("Below static’s") and "CondConv by 1.20 points" in below
+    assert none == "No difference to static is shown for DyConv (+0.50, −0.20 to +1.20)."
+    assert "+0.40 to +2.60" in page.page(results)
 
 
 def test_load_reads_what_json_holds(synthetic, tmp_path):

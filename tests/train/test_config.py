@@ -13,7 +13,7 @@ from convary.train import CompareConfig
 def test_defaults_are_the_static_network_and_every_method():
     config = CompareConfig()
     assert config.methods == ("static", *(method.name for method in cv.METHODS))
-    assert list(config.method_configs().values()) == [None, *(method() for method in cv.METHODS)]
+    assert [arm.method for arm in config.arms().values()] == [None, *(method() for method in cv.METHODS)]
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,11 @@ def test_defaults_are_the_static_network_and_every_method():
         ({"methods": ("static", "odcnov")}, "unknown method 'odcnov'; did you mean 'odconv'"),
         ({"methods": ()}, "at least one method"),
         ({"methods": ("static", "static")}, "none twice"),
+        ({"methods": ("static", "static@macs:odconv")}, "static@macs:odconv needs odconv among the methods"),
+        ({"methods": ("static@flops:odconv",)}, "written static@macs:odconv or static@params:odconv"),
+        ({"methods": ("static@0",)}, "the width of 'static@0' is no number above 0"),
+        ({"where": "all & ~frist"}, "no selector 'frist'; did you mean 'first'"),
+        ({"jobs": 0}, "jobs must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1; got 0"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"batch_size": -1}, "batch_size must be at least 1"),
@@ -44,7 +49,8 @@ def test_values_that_cannot_work(options, message):
 
 def test_options_reach_the_methods():
     config = CompareConfig(methods=("dyconv", "odconv"), options=("odconv.experts=2", "dyconv.activation=sigmoid"))
-    assert config.method_configs() == {"dyconv": cv.DyConv(activation="sigmoid"), "odconv": cv.ODConv(experts=2)}
+    found = {name: arm.method for name, arm in config.arms().items()}
+    assert found == {"dyconv": cv.DyConv(activation="sigmoid"), "odconv": cv.ODConv(experts=2)}
 
 
 def test_annealing_is_as_published_but_at_most_a_third():
@@ -54,10 +60,12 @@ def test_annealing_is_as_published_but_at_most_a_third():
     assert CompareConfig(epochs=3, anneal_epochs=2).annealing_epochs(cv.ODConv()) == 2
     assert CompareConfig().annealing_epochs(cv.CondConv()) is None
     assert CompareConfig().annealing_epochs(None) is None
+    assert CompareConfig(init="neutral").annealing_epochs(cv.ODConv()) is None  # at its end from the start
+    assert CompareConfig(init="neutral").annealing_epochs(cv.KernelWarehouse()) == 1
 
 
 def test_identity_leaves_out_where_things_lie():
-    one, other = CompareConfig(out="a", root="b", save_every=1.0), CompareConfig(out="c")
+    one, other = CompareConfig(out="a", root="b", save_every=1.0, jobs=2), CompareConfig(out="c")
     assert one.identity() == other.identity() != CompareConfig(lr=0.2).identity()
     assert json.loads(json.dumps(one.to_dict())) == one.to_dict()
 

@@ -146,9 +146,9 @@ def caveats(results: dict[str, Any]) -> list[str]:
         said.append("One seed is one seed: there is no spread, because std needs at least 2 seeds.")
     else:
         said.append(
-            f"± is the sample standard deviation over {seeds} seeds. Every network sees the same seeds and the same order "
-            "of images: “vs static” is the mean of the gaps seed by seed, with its 95 % interval (Student’s t) and the "
-            "seeds that it wins. Several intervals side by side each miss the truth once in twenty times."
+            f"± is the sample standard deviation over {seeds} seeds. Every network sees the same seeds and the same "
+            "order of images: “vs static” is the mean of the gaps seed by seed, with its 95 % interval (Student’s t) "
+            "and the seeds that it wins. Several intervals side by side each miss the truth once in twenty times."
         )
     said.append(
         f"With {data['test']:,} test images, one standard error of a top-1 near {100 * top1:.0f} % is about "

@@ -240,7 +240,7 @@ class Training:
                 "run": self.config.identity(),
                 "classes": list(self.dataset.classes),
                 "model": self.bare.state_dict(),
-                "recipe": None if self.name == STATIC else recipe(self.bare),
+                "recipe": None if self.architecture.method is None else recipe(self.bare),
                 "optimizer": self.optimizer.state_dict(),
                 "annealing": None if self.annealing is None else self.annealing.state_dict(),
                 "step": self.step,

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is compared beside the methods: static networks of other widths, neutral starts, and several runs at a time."""
+
+import pytest
+import torch
+
+import convary as cv
+from convary.data import load
+from convary.errors import ConfigError
+from convary.models import build
+from convary.nn import DynamicConv, Router
+from convary.train import CompareConfig, compare
+from convary.train.arms import architecture, read_arm
+from convary.train.paired import paired, student
+
+
+def test_small_networks_have_the_published_sizes_and_widths():
+    assert sum(p.numel() for p in build("convnet_nano", 10, 1, (28, 28)).parameters()) == 3332
+    assert sum(p.numel() for p in build("one_conv", 4, 1, (16, 16)).parameters()) == 64
+    wide = build("convnet_nano@2", 10, 1, (28, 28))
+    assert [m.out_channels for m in wide.modules() if isinstance(m, torch.nn.Conv2d)] == [12, 16, 24, 32]
+    for name in ("mobilenet_v2_tiny", "resnet20", "torchvision:mobilenet_v2"):
+        narrow, usual = build(f"{name}@0.5", 10), build(name, 10)
+        assert sum(p.numel() for p in narrow.parameters()) < 0.6 * sum(p.numel() for p in usual.parameters())
+    for name in ("timm:resnet10t@0.5", "torchvision:resnet18@2"):
+        with pytest.raises(ConfigError, match="has no width to choose"):
+            build(name, 10)
+
+
+@pytest.mark.parametrize("axis", ["macs", "params"])
+def test_a_static_network_as_expensive_as_a_method(axis):
+    name, data = f"static@{axis}:odconv", load("fashion-mnist-mini")
+    config = CompareConfig(model="convnet_nano", where="all & ~first", methods=("static", name, "odconv"))
+    built = {arm.name: architecture(arm, config, data, 0).build().eval() for arm in config.arms().values()}
+    x = torch.zeros(1, 1, 28, 28)
+
+    def cost(model):
+        found = cv.summary(model, x)
+        return found.params if axis == "params" else found.convolution + found.routing + found.assembly + found.other
+
+    assert cost(built["static"]) < 0.95 * cost(built["odconv"])
+    assert cost(built[name]) == pytest.approx(cost(built["odconv"]), rel=0.04)  # as near as whole channels allow
+
+
+def test_folders_of_arms_are_names_on_every_system():
+    assert read_arm("static@macs:odconv", {}).folder == "static@macs-odconv"
+
+
+def test_a_neutral_start_routes_all_images_alike_at_the_final_temperature():
+    data = load("fashion-mnist-mini")
+    config = CompareConfig(model="convnet_nano", where="all & ~first", methods=("dyconv", "odconv"), init="neutral")
+    for arm in config.arms().values():
+        model = architecture(arm, config, data, 0).build()
+        found = [float(m.temperature) for m in model.modules() if isinstance(m, Router) and m.temperature is not None]
+        assert set(found) == {1.0}
+        for coeffs in cv.routing(model.eval(), torch.randn(5, 1, 28, 28)).values():
+            assert all(torch.equal(factor, factor[:1].expand_as(factor)) for factor in coeffs.factors().values())
+        banks = [m.weight for m in model.modules() if isinstance(m, DynamicConv)]
+        assert len(banks) == 3 and all(bank.std(0).max() > 0 for bank in banks)  # experts stay apart
+
+
+def test_paired_gaps():
+    found = paired([81.0, 82.0, 84.0], [80.0, 82.5, 82.0])
+    assert found["gaps"] == [1.0, -0.5, 2.0] and found["wins"] == 2
+    assert found["mean"] == pytest.approx(0.8333, abs=1e-4) and found["std"] == pytest.approx(1.2583, abs=1e-4)
+    assert found["high"] - found["mean"] == pytest.approx(4.303 * 1.2583 / 3**0.5, abs=1e-3)
+    assert paired([81.0], [80.0]) is None
+
+
+@pytest.mark.parametrize(("freedom", "right"), [(1, 12.706), (7, 2.365), (30, 2.042), (31, 2.0395), (60, 2.0003)])
+def test_students_t(freedom, right):
+    assert student(freedom) == pytest.approx(right, abs=5e-4)
+
+
+def test_the_control_needs_both_rules():
+    data = load("control")
+    assert (len(data.train.labels), len(data.test.labels), data.shape) == (6400, 4000, (1, 16, 16))
+    assert torch.equal(data.train.images, load("control").train.images)
+    means = data.train.images.float().mean((1, 2, 3))
+    assert 0.45 < float((means > 127).float().mean()) < 0.55
+    assert data.train.labels.bincount().min() > 1400
+
+
+@pytest.mark.slow
+def test_jobs_give_what_one_after_the_other_gives(make, tmp_path):
+    options = {"methods": ("static", "odconv", "static@1.5"), "model": "convnet_nano", "where": "all & ~first"}
+    one = compare(make(**options, seeds=2, threads=1, out=tmp_path / "one"))
+    two = compare(make(**options, seeds=2, threads=1, jobs=2, out=tmp_path / "two"))
+    for a, b in zip(one["methods"], two["methods"], strict=True):
+        assert a["top1"] == b["top1"] and a.get("paired") == b.get("paired")
+        assert [s["top1"] for s in a["seeds"]] == [s["top1"] for s in b["seeds"]]
+    assert two["methods"][0].get("paired") is None and len(two["methods"][1]["paired"]["gaps"]) == 2
