@@ -66,12 +66,12 @@ def test_annealing_is_as_published_but_at_most_a_third():
 
 def test_identity_leaves_out_where_things_lie():
     one, other = CompareConfig(out="a", root="b", save_every=1.0, jobs=2), CompareConfig(out="c")
-    assert one.identity() == other.identity() != CompareConfig(lr=0.2).identity()
+    assert one.identity() == other.identity() != CompareConfig(lr=(0.2,)).identity()
     assert json.loads(json.dumps(one.to_dict())) == one.to_dict()
 
 
 def test_command_gives_the_same_config():
-    assert CompareConfig(methods=("static", "odconv"), lr=0.2, cpu=True, out="a b").command() == (
+    assert CompareConfig(methods=("static", "odconv"), lr=(0.2,), cpu=True, out="a b").command() == (
         "convary compare --data fashion-mnist-mini --model mobilenet_v2_tiny --methods static odconv --epochs 3 "
         "--seeds 1 --out 'a b' --lr 0.2 --cpu"
     )

@@ -13,7 +13,7 @@ import torch
 
 from convary.errors import CheckpointError, ConfigError
 from convary.train import Progress, compare, read_checkpoint
-from convary.train.results import checkpoint_path
+from convary.train.arms import checkpoint_path
 
 METHODS = ("static", "dyconv")  # dyconv has an annealed temperature besides
 

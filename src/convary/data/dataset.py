@@ -104,6 +104,23 @@ class DataSet:
             )
         return dataclasses.replace(self, train=self.train.take(balanced(self.train.labels, limit)))
 
+    def held_out(self, part: float) -> DataSet:
+        """The same set with a part of the training images, balanced over the classes, in the place of the test images.
+
+        Raises:
+            DataError: the part leaves one side without an image of every class.
+        """
+        labels = self.train.labels
+        count = round(part * len(labels))
+        if not len(self.classes) <= count <= len(labels) - len(self.classes):
+            raise DataError(
+                f"{part:g} of {self.name}'s {len(labels)} training images leaves too few on one side for "
+                f"{len(self.classes)} classes; give another held_out"
+            )
+        chosen = balanced(labels, count)
+        rest = torch.ones_like(labels, dtype=torch.bool).index_fill_(0, chosen, False).nonzero().flatten()
+        return dataclasses.replace(self, train=self.train.take(rest), test=self.train.take(chosen))
+
 
 def balanced(labels: Tensor, count: int) -> Tensor:
     """Indices (count,) of the first images of each class, as evenly as ``count`` and the classes' sizes allow.

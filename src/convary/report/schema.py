@@ -67,6 +67,7 @@ _DIAGNOSIS = {  # since it was added within schema 1, older files have none
     ],
 }
 _PAIRED = {"gaps": [float], "mean": float, "std": float, "low": float, "high": float, "wins": int}  # likewise
+_LR = {"chosen": float, "at_edge": bool, "grid": [{"lr": float, "held_out_top1": (float, None)}]}  # likewise
 _RESULTS = {
     "schema": int,
     "run": {
@@ -166,6 +167,7 @@ def _match_method(method: dict[str, Any], classes: int, where: str) -> None:
             )
     _match(method.get("diagnosis"), (_DIAGNOSIS, None), f"{where}.diagnosis")
     _match(method.get("paired"), (_PAIRED, None), f"{where}.paired")
+    _match(method.get("lr"), (_LR, None), f"{where}.lr")
     correlation = method["correlation"]
     for name, bands in [("bands", correlation["bands"])] + [(e["layer"], e["bands"]) for e in correlation["layers"]]:
         whole = math.isclose(sum(bands), 1.0, abs_tol=1e-3) or not any(bands)  # all 0: no layer has two filters

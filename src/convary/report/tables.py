@@ -159,6 +159,11 @@ def caveats(results: dict[str, Any]) -> list[str]:
         f"epoch{'' if epochs == 1 else 's'}: this is a comparison under one small budget, not of converged networks, "
         "and says nothing about the published results."
     )
+    edges = [method["title"] for method in results["methods"] if (method.get("lr") or {}).get("at_edge")]
+    if edges:
+        said.append(
+            f"The best learning rate of {_listed(edges)} lies at an edge of those tried: there may be a better one beyond."
+        )
     if run.get("limit_train"):
         said.append(f"Training used a class-balanced subset of {run['limit_train']:,} images.")
     if run["init"] == "upcycle":

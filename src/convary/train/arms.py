@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,11 @@ class Arm:
     def folder(self) -> str:
         """Its name as that of a folder, on every system."""
         return self.name.replace(":", "-")
+
+
+def checkpoint_path(out: Path, arm: Arm | str, seed: int) -> Path:
+    """Where the checkpoint of an arm and a seed lies."""
+    return out / (arm if isinstance(arm, str) else arm.folder) / f"seed-{seed}" / "checkpoint.pt"
 
 
 def read_arm(text: str, options: dict[str, Any]) -> Arm:

@@ -12,13 +12,15 @@ from accelerate import Accelerator
 from convary.bench.machine import machine
 from convary.data import DataSet, load
 from convary.train import processes
-from convary.train.arms import architecture
+from convary.train.arms import architecture, checkpoint_path
 from convary.train.checkpoint import load_model
 from convary.train.config import CompareConfig
 from convary.train.files import claim_folder, now, read_json, write_json
-from convary.train.jobs import Run, train, train_at_once
+from convary.train.jobs import train, train_at_once
+from convary.train.loop import Run
 from convary.train.progress import Progress
-from convary.train.results import Bench, Curve, checkpoint_path, describe
+from convary.train.results import Bench, Curve, describe
+from convary.train.trials import Choice, choose
 
 RESULTS = "results.json"
 SCHEMA = 1
@@ -58,10 +60,11 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         accelerator.wait_for_everyone()
         if path.exists():
             return read_json(path)
-        curves = _train(config, dataset, accelerator, progress)
+        curves, choices = _train(config, dataset, accelerator, progress)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             methods = _measure(config, dataset, accelerator.device, progress, curves)
+            methods = [{**entry, "lr": choices[entry["name"]].to_dict()} for entry in methods]
             run = {"command": command or config.command(), "started": started, "finished": now()}
             run |= {**config.to_dict(), "seeds": list(range(config.seeds))}
             content = {"run": run, "machine": machine(), "data": describe(dataset), "methods": methods}
@@ -78,18 +81,20 @@ def _check_models(config: CompareConfig, dataset: DataSet) -> None:
 
 def _train(
     config: CompareConfig, dataset: DataSet, accelerator: Accelerator, progress: Progress
-) -> dict[str, list[Curve]]:
-    """Learning curves by arm, one for each seed."""
-    arms = config.arms()
-    runs = [Run(arm, seed) for seed in range(config.seeds) for arm in arms.values()]
-    if config.jobs > 1:
-        found = train_at_once(config, runs, accelerator, progress)
-    else:
-        found = [train(config, run, (i, len(runs)), dataset, accelerator, progress) for i, run in enumerate(runs)]
+) -> tuple[dict[str, list[Curve]], dict[str, Choice]]:
+    """By arm: the learning curves, one for each seed, and the learning rate."""
+
+    def train_all(runs: list[Run]) -> list[Curve]:
+        if config.jobs > 1:
+            return train_at_once(config, runs, accelerator, progress)
+        return [train(config, run, (i, len(runs)), dataset, accelerator, progress) for i, run in enumerate(runs)]
+
+    arms, choices = config.arms(), choose(config, train_all)
+    runs = [Run(arm, seed, choices[name].lr) for seed in range(config.seeds) for name, arm in arms.items()]
     curves: dict[str, list[Curve]] = {name: [] for name in arms}
-    for run, curve in zip(runs, found, strict=True):
+    for run, curve in zip(runs, train_all(runs), strict=True):
         curves[run.arm.name].append(curve)
-    return curves
+    return curves, choices
 
 
 def _measure(

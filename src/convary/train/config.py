@@ -57,8 +57,15 @@ class CompareConfig(RunConfig):
     """adamw; or sgd with Nesterov momentum 0.9, which wants lr=0.1 and weight_decay=0.0005. In a short training
     adamw lets routers learn before their temperature falls."""
 
-    lr: float = 0.01
-    """Highest learning rate: it rises during the warm-up, then falls along a cosine."""
+    lr: tuple[float, ...] = (0.01,)
+    """Highest learning rate: it rises during the warm-up, then falls along a cosine. Of several, every network gets
+    the one that is best for it on the held-out part of the training images; test images are not looked at for it."""
+
+    held_out: float = 0.1
+    """Part of the training images that the choice of a learning rate is judged on; the final trainings have it too."""
+
+    lr_seeds: int = 1
+    """Seeds with which each of several learning rates is tried."""
 
     weight_decay: float = 0.05
     """Weight decay of all parameters."""
@@ -113,16 +120,21 @@ class CompareConfig(RunConfig):
             ConfigError: a value that cannot work.
         """
         object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "lr", (self.lr,) if isinstance(self.lr, (int, float)) else tuple(sorted(self.lr)))
         object.__setattr__(self, "root", None if self.root is None else Path(self.root))
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ConfigError(f"methods must name at least one method and none twice; got {' '.join(self.methods)!r}")
-        for name in ("epochs", "seeds", "batch_size", "threads", "image_size", "jobs"):
+        for name in ("epochs", "seeds", "batch_size", "threads", "image_size", "jobs", "lr_seeds"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1; got {value}")
-        for name in ("lr", "measure_seconds"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be above 0 and finite; got {getattr(self, name)}")
+        if not self.lr or len(set(self.lr)) != len(self.lr):
+            raise ConfigError(f"lr must be one learning rate or several different ones; got {self.lr}")
+        for name, value in (*(("lr", lr) for lr in self.lr), ("measure_seconds", self.measure_seconds)):
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be above 0 and finite; got {value}")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out must be a part between 0 and 1; got {self.held_out}")
         for name, top in (("weight_decay", math.inf), ("warmup", 1), ("label_smoothing", 1), ("save_every", math.inf)):
             if not 0 <= getattr(self, name) < top:
                 raise ConfigError(f"{name} must be at least 0 and below {top}; got {getattr(self, name)}")

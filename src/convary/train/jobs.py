@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -18,20 +18,12 @@ from accelerate import Accelerator
 from convary.data import DataSet, load
 from convary.errors import ConfigError
 from convary.train import processes
-from convary.train.arms import Arm
 from convary.train.config import CompareConfig
-from convary.train.loop import Training
+from convary.train.loop import Diverged, Run, Training
 from convary.train.progress import Progress, RunInfo, StepInfo
-from convary.train.results import Curve, checkpoint_path
+from convary.train.results import Curve
 
 TOLD = 0.2  # seconds between two steps that a process tells of
-
-
-class Run(NamedTuple):
-    """An arm with a seed."""
-
-    arm: Arm
-    seed: int
 
 
 def train(
@@ -43,7 +35,7 @@ def train(
     progress: Progress,
     stop: Callable[[], bool] | None = None,
 ) -> Curve:
-    """The learning curve of one training, which goes on where it was.
+    """The learning curve of one training, which goes on where it was; of a trial that diverges, an empty one.
 
     Args:
         config: What to do.
@@ -56,12 +48,18 @@ def train(
 
     Raises:
         KeyboardInterrupt: it was stopped; the state is saved.
+        Diverged: the loss is no longer finite, and the run is no trial.
     """
-    training = Training(config, run.arm, run.seed, dataset, accelerator, checkpoint_path(config.out, *run))
+    training = Training(config, run, dataset, accelerator)
     info = training.info(*place)
     progress.on_run_start(info)
-    training.run(info, progress, stop)
-    progress.on_run_end(info, training.curve[-1]["test_top1"])
+    try:
+        training.run(info, progress, stop)
+    except Diverged:
+        if not run.trial:
+            raise
+        training.curve = []
+    progress.on_run_end(info, training.curve[-1]["test_top1"] if training.curve else 0.0)
     accelerator.free_memory()
     return training.curve
 

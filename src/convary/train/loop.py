@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from convary.errors import CheckpointError, ConfigError
 from convary.nn import DynamicLayer
 from convary.recipe import recipe
 from convary.schedule import anneal
-from convary.train.arms import Arm, architecture
+from convary.train.arms import Arm, architecture, checkpoint_path
 from convary.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from convary.train.config import CompareConfig
 from convary.train.evaluation import score
@@ -45,13 +45,42 @@ def learning_rate(step: int, total: int, highest: float, warmup: float) -> float
     return highest * rising * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def make_optimizer(model: nn.Module, config: CompareConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: CompareConfig, lr: float) -> torch.optim.Optimizer:
     """The optimizer that the config names."""
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
-    )
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+
+
+class Diverged(ConfigError):
+    """The loss of a training is no longer finite."""
+
+
+class Run(NamedTuple):
+    """One training.
+
+    Attributes:
+        arm: The network.
+        seed: Of weights, order and augmentation.
+        lr: The highest learning rate.
+        trial: Whether it serves the choice of the learning rate, and so leaves out the held-out images.
+    """
+
+    arm: Arm
+    seed: int
+    lr: float
+    trial: bool = False
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        name = self.arm.name if self.arm.method is None else self.arm.method.title
+        return f"{name}, lr {self.lr:g}" if self.trial else name
+
+    def path(self, out: Path) -> Path:
+        """Of its checkpoint."""
+        path = checkpoint_path(out, self.arm, self.seed)
+        return out / "trials" / f"lr-{self.lr:g}" / path.relative_to(out) if self.trial else path
 
 
 class Training:
@@ -59,11 +88,9 @@ class Training:
 
     Args:
         config: What to do.
-        arm: What to train.
-        seed: Of the weights, the order and the augmentation.
+        run: What to train: the network, the learning rate, and the seed of weights, order and augmentation.
         dataset: What to train on.
         accelerator: Accelerate's device and processes.
-        path: Of the checkpoint; read where it exists.
 
     Raises:
         CheckpointError: the checkpoint is truncated, foreign, or of another run.
@@ -72,22 +99,22 @@ class Training:
     def __init__(
         self,
         config: CompareConfig,
-        arm: Arm,
-        seed: int,
+        run: Run,
         dataset: DataSet,
         accelerator: Accelerator,
-        path: Path,
     ):
-        self.config, self.seed, self.dataset, self.accelerator, self.path = config, seed, dataset, accelerator, path
-        method = arm.method
-        self.name, self.title = arm.name, arm.name if method is None else method.title
-        self.architecture = architecture(arm, config, dataset, seed)
+        self.config, self.lr, self.seed, self.accelerator = config, run.lr, run.seed, accelerator
+        self.dataset = dataset.held_out(config.held_out) if run.trial else dataset
+        self.path, dataset = run.path(config.out), self.dataset
+        method = run.arm.method
+        self.name, self.title = run.arm.name, run.title
+        self.architecture = architecture(run.arm, config, dataset, run.seed)
         self.batch = min(config.batch_size, len(dataset.train.labels))
         self.steps_per_epoch = len(dataset.train.labels) // self.batch
         self.total_steps = config.epochs * self.steps_per_epoch
 
         self.bare = self.architecture.build()  # the network without Accelerate's wrapper
-        self.model, self.optimizer = accelerator.prepare(self.bare.train(), make_optimizer(self.bare, config))
+        self.model, self.optimizer = accelerator.prepare(self.bare.train(), make_optimizer(self.bare, config, run.lr))
         epochs = config.annealing_epochs(method)
         self.annealing = None
         if method is not None and method.annealing is not None and epochs is not None:
@@ -99,7 +126,7 @@ class Training:
         self.sums = torch.zeros(3, dtype=torch.float64)  # of this epoch: loss, right answers, images
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
-        if path.exists():
+        if self.path.exists():
             self._load()
 
     @property
@@ -137,7 +164,7 @@ class Training:
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
-            ConfigError: the loss is no longer finite.
+            Diverged: the loss is no longer finite.
         """
         with Interrupt() as interrupt:
             saved = started = time.monotonic()
@@ -159,7 +186,7 @@ class Training:
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if position == 0:
             self.sums.zero_()
-        lr = learning_rate(self.step, self.total_steps, self.config.lr, self.config.warmup)
+        lr = learning_rate(self.step, self.total_steps, self.lr, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         x, y = self._batch(epoch, position)
@@ -205,9 +232,9 @@ class Training:
     def _end_epoch(self) -> dict[str, Any]:
         loss_sum, right_sum, images = self.sums.tolist()
         if not math.isfinite(loss_sum):
-            raise ConfigError(
+            raise Diverged(
                 f"the training of {self.title} with seed {self.seed} diverged (loss {loss_sum / images} after "
-                f"{self.step} steps); give a smaller --lr than {self.config.lr}, and another --out"
+                f"{self.step} steps); give a smaller --lr than {self.lr:g}, and another --out"
             )
         result = score(
             self.bare,
@@ -238,6 +265,7 @@ class Training:
                 "method": self.name,
                 "architecture": dataclasses.asdict(self.architecture),
                 "run": self.config.identity(),
+                "lr": self.lr,
                 "classes": list(self.dataset.classes),
                 "model": self.bare.state_dict(),
                 "recipe": None if self.architecture.method is None else recipe(self.bare),
@@ -252,7 +280,8 @@ class Training:
 
     def _load(self) -> None:
         content = read_checkpoint(self.path)
-        if content["architecture"] != dataclasses.asdict(self.architecture) or content["run"] != self.config.identity():
+        ours = {"architecture": dataclasses.asdict(self.architecture), "run": self.config.identity(), "lr": self.lr}
+        if any(content[key] != value for key, value in ours.items()):
             raise CheckpointError(f"{self.path} is of another run; delete it to train that run again")
         load_weights(self.bare, content["model"], self.path)
         self.optimizer.load_state_dict(content["optimizer"])

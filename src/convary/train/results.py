@@ -16,18 +16,13 @@ from torch import Tensor, nn
 from convary.data import DataSet, balanced
 from convary.inspect import summary
 from convary.train import measure
-from convary.train.arms import STATIC, Arm, architecture
+from convary.train.arms import STATIC, Arm, architecture, checkpoint_path
 from convary.train.config import CompareConfig
 from convary.train.diagnose import correlations, diagnosis, routing_statistics
 from convary.train.paired import paired
 
 LATENCY_BATCHES = (1, 16)
 Curve = list[dict[str, Any]]
-
-
-def checkpoint_path(out: Path, arm: Arm | str, seed: int) -> Path:
-    """Where the checkpoint of an arm and a seed lies."""
-    return out / (arm if isinstance(arm, str) else arm.folder) / f"seed-{seed}" / "checkpoint.pt"
 
 
 class Bench:
