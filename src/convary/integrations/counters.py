@@ -45,10 +45,18 @@ def macs(layer: Any, size: Sequence[int]) -> int:
 
 
 def thop() -> dict[type[nn.Module], _Hook]:
-    """``thop.profile``'s ``custom_ops``."""
+    """``thop.profile``'s ``custom_ops``, for thop and for ultralytics-thop, a module of the same name.
+
+    The latter also counts the modules inside a layer that has an operation of its own; these are taken off again.
+    """
+    import thop
+
+    counts_inside = int(thop.__version__.split(".")[0]) >= 2  # ultralytics-thop
 
     def add(layer: Any, args: tuple, y: Tensor) -> None:
         layer.total_ops += macs(layer, y.shape)
+        if counts_inside:
+            layer.total_ops -= sum(getattr(m, "total_ops", 0) for m in layer.modules() if m is not layer)
 
     return dict.fromkeys(counted_layers(), add)
 
