@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "convary": own,
+        "commit": _commit(),
         "native": native.available() or native.isa(),
     }
 
@@ -37,6 +39,22 @@ def machine() -> dict[str, object]:
 def load() -> float:
     """Processes that wanted to run in the last minute, ours included: above the threads in use, figures are noise."""
     return round(os.getloadavg()[0], 1)
+
+
+def _commit() -> str | None:
+    """The commit of this code, with ``-dirty`` where files are changed; None where it is not in a checkout of its own."""
+    here = Path(__file__)
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", here.parent, *words], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return git("describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
 
 def _cpu() -> str:
