@@ -42,7 +42,7 @@ def load() -> float:
 
 
 def _commit() -> str | None:
-    """The commit of this code, with ``-dirty`` where files are changed; None where it is not in a checkout of its own."""
+    """The commit of this code, with ``-dirty`` where files are changed; None where the code is in no repository."""
     here = Path(__file__)
 
     def git(*words: str) -> str | None:

@@ -162,7 +162,7 @@ def caveats(results: dict[str, Any]) -> list[str]:
     edges = [method["title"] for method in results["methods"] if (method.get("lr") or {}).get("at_edge")]
     if edges:
         said.append(
-            f"The best learning rate of {_listed(edges)} lies at an edge of those tried: there may be a better one beyond."
+            f"The best learning rate of {_listed(edges)} lies at an edge of those tried; a better one may lie beyond."
         )
     if run.get("limit_train"):
         said.append(f"Training used a class-balanced subset of {run['limit_train']:,} images.")
