@@ -10,12 +10,24 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 # One torch thread per pytest worker; tests of threading ask for more themselves.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo condinst dfn dfn-steerable dfn-video dmnet hdfnet test slow sanitize lint format types arch check docs \
+# Trainings at a time, and what the demos have in common: a network so small that its capacity decides.
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
+NANO := --cpu --model convnet_nano --where "all & ~first" --batch-size 128 --lr 0.045 --jobs $(JOBS)
+
+.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet test slow sanitize lint format types arch check docs \
   benchmarks clean
 
+# First a task made for kernels that depend on the image, then a real one, with a static network as expensive as ODConv's.
 demo: $(STAMP)
-	$(BIN)/convary compare --data fashion-mnist-mini --model mobilenet_v2_tiny \
-	  --methods static condconv dyconv dynet odconv --epochs 3 --seeds 1 --out runs/demo
+	$(BIN)/convary compare --data control --cpu --model one_conv --where all --methods static condconv dyconv dynet odconv \
+	  --epochs 4 --seeds 3 --batch-size 64 --lr 0.02 --jobs $(JOBS) --out runs/demo-control
+	$(BIN)/convary compare --data fashion-mnist-mini $(NANO) --methods static static@macs:odconv dyconv odconv \
+	  --epochs 16 --augment --seeds 6 --out runs/demo
+
+# CIFAR-10 must lie in $$CONVARY_DATA (convary data fetch cifar10); about five minutes.
+demo-cifar: $(STAMP)
+	$(BIN)/convary compare --data cifar10 $(NANO) --methods static static@macs:odconv condconv odconv \
+	  --epochs 4 --seeds 3 --out runs/demo-cifar
 
 # Next frames of Moving MNIST; of a real video; filters steered by an angle. Each within five minutes on two cores.
 dfn: $(STAMP)
