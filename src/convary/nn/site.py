@@ -14,14 +14,26 @@ from convary.nn.backbone import backbone_names
 from convary.nn.base import DynamicLayer
 from convary.nn.outputs import is_layer, predictions
 
-# Residual and inverted-residual blocks by class name, in torchvision, timm and common code.
+# What transformers calls blocks that placements know by the names of torchvision.
+_SAME = {
+    "ResNetBasicLayer": "BasicBlock",
+    "ResNetBottleNeckLayer": "Bottleneck",
+    "MobileNetV2InvertedResidual": "InvertedResidual",
+    "ConvNextLayer": "CNBlock",
+    "EfficientNetBlock": "MBConv",
+}
+# Residual and inverted-residual blocks by class name, in torchvision, timm, transformers and common code.
 BLOCKS = frozenset(
     "BasicBlock Bottleneck InvertedResidual InvertedResidualV3 DepthwiseSeparableConv EdgeResidual "
     "CondConvResidual UniversalInvertedResidual MBConv FusedMBConv MbConvBlock CNBlock ConvNeXtBlock Bottle2neck "
     "PreActBlock PreActBottleneck ResBottleneckBlock BottleneckBlock GhostBottleneck "
-    "RepVggBlock".split()
+    "RepVggBlock RegNetXLayer RegNetYLayer ConvNextV2Layer BitBottleneckLayer "
+    "BitPreActivationBottleneckLayer".split()
+).union(_SAME)
+_GATES = frozenset(
+    "SqueezeExcitation SqueezeExcite SEModule EffectiveSEModule EcaModule SEBlock SELayer RegNetSELayer "
+    "EfficientNetSqueezeExciteLayer".split()
 )
-_GATES = frozenset("SqueezeExcitation SqueezeExcite SEModule EffectiveSEModule EcaModule SEBlock SELayer".split())
 _SHORTCUTS = frozenset({"downsample", "shortcut", "skip", "proj_shortcut"})
 
 
@@ -35,7 +47,7 @@ class Site:
         index: Position among the layers of its sort (convolutions, or linear layers), in registration order.
         count: How many of its sort there are.
         block: Name of the innermost block around it, or None.
-        block_type: Class name of that block.
+        block_type: Class name of that block; torchvision's for transformers' blocks of the same networks.
         block_index: Position of the block among all blocks.
         block_count: Number of blocks.
         gate: Whether it is part of a squeeze-and-excitation gate.
@@ -187,12 +199,17 @@ def _sites(model: nn.Module, blocks: tuple[type[nn.Module], ...], within: tuple[
             index=seen[sort],
             count=counts[sort],
             block=block,
-            block_type=type(modules[block]).__name__ if block else "",
+            block_type=_block_type(modules[block]) if block else "",
             block_index=block_names.index(block) if block else -1,
             block_count=len(block_names),
             gate=any(name.startswith(f"{g}.") for g in gates),
         )
         seen[sort] += 1
+
+
+def _block_type(block: nn.Module) -> str:
+    name = type(block).__name__
+    return _SAME.get(name, name)
 
 
 def replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
