@@ -13,6 +13,8 @@ from torch import nn
 from convary.nn.backbone import backbone_names
 from convary.nn.base import DynamicLayer
 from convary.nn.outputs import is_layer, predictions
+from convary.nn.placed import Placed
+from convary.nn.routers import Router
 
 # What transformers calls blocks that placements know by the names of torchvision.
 _SAME = {
@@ -131,6 +133,8 @@ def constants(model: nn.Module) -> frozenset[nn.Module]:
 def sites(model: nn.Module, blocks: tuple[type[nn.Module], ...] = ()) -> Iterator[Site]:
     """All convolutions and linear layers of a model, each once, in registration order.
 
+    What a router or a dynamic layer is made of is none: it makes kernels, and no paper converts it.
+
     Args:
         model: Any module; it may itself be a layer.
         blocks: What counts as a block; by default classes with the names in ``BLOCKS``.
@@ -177,7 +181,10 @@ def _sites(model: nn.Module, blocks: tuple[type[nn.Module], ...], within: tuple[
     block_names: list[str] = []
     gates: list[str] = []
     found: list[tuple[str, nn.Module]] = []
+    makers = {part for module in model.modules() if isinstance(module, Placed | Router) for part in module.modules()}
     for name, module in model.named_modules():
+        if module in makers:
+            continue
         if not any(not part or name == part or name.startswith(f"{part}.") for part in within):
             continue
         if name and is_block(module, blocks):
