@@ -33,7 +33,7 @@ VARIANTS = [
     cv.KernelWarehouse(spatial_partition=False, norm="layer"),
     cv.WeightNet(expansion=9, splits=3, min_hidden=4),
     cv.CGC(interaction=2),
-    cv.FDConv(kernels=5, bands=(3,), min_hidden=4),
+    cv.FDConv(kernels=5, bands=(3,), min_hidden=4, band_activation="tanh", lowest_band=True),
     cv.FDConv(kernels=1, local=False, bands=()),
     cv.FDConv(kernels=3, param_ratio=2, kernel_attention_only=True, activation="softmax", local_activation="tanh"),
 ]

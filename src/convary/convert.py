@@ -502,4 +502,6 @@ def _nothing(model: nn.Module, selector: Selector, rows: list[PlanRow], left: bo
     why = f"; those asked for stay: {'; '.join(reasons)}" if reasons else ", none of them selected"
     others = sorted({f"{type(module).__name__}: {reason}" for _, module, reason in unsited(model)})
     hint = "; try where=convary.where.all()" if left else f"; besides: {'; '.join(others)}" if others else ""
+    if any(isinstance(module, Router) for module in model.modules()):
+        hint += "; what routers are made of is left out"
     return f"nothing to convert: {found}{why} by where={selector}{hint}"

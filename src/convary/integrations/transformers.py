@@ -12,7 +12,7 @@ import functools
 from typing import Any
 
 from convary.decay import router_parameters
-from convary.errors import ConfigError
+from convary.errors import CheckpointError, ConfigError
 from convary.extras import require_version
 from convary.integrations.restored import is_converted, restoring
 from convary.recipe import recipe
@@ -80,6 +80,7 @@ def attend() -> None:
         from transformers import Trainer  # pyright: ignore[reportMissingImports]
 
         Trainer.get_decay_parameter_names = _sparing(Trainer.get_decay_parameter_names)
+        Trainer._load_from_checkpoint = _resuming(Trainer._load_from_checkpoint)
 
 
 def _saving(original: Any) -> Any:
@@ -100,13 +101,32 @@ def _loading(original: Any) -> Any:
     def from_pretrained(cls: Any, path: Any, *args: Any, config: Any = None, **options: Any) -> Any:
         found = _recipe(path, config, options)
         if found is None:
-            return original(cls, path, *args, config=config, **options)
+            return _as_static(functools.partial(original, cls, path, *args, config=config), path, options)
         made = original(_restoring(cls, found), path, *args, config=config, **options)
         model = made[0] if isinstance(made, tuple) else made  # with output_loading_info=True
         model.__class__ = cls
         return made
 
     return from_pretrained
+
+
+def _as_static(load: Any, path: Any, options: dict[str, Any]) -> Any:
+    """What transformers makes of a checkpoint without recipe; where it does not fit, whether that is the reason.
+
+    Raises:
+        CheckpointError: the weights have routers, so a converted model wrote them.
+    """
+    try:
+        return load(**options)
+    except RuntimeError as error:  # of weights that do not fit, whose names only a report in the log has
+        tolerant = options | {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        _, report = load(**tolerant)
+        if not report["mismatched_keys"] or not any(".router." in name for name in report["unexpected_keys"]):
+            raise
+        raise CheckpointError(
+            f"{path} has the weights of a converted model, with routers, but no recipe in its config: write it with "
+            "save_pretrained of the converted model, or set config.convary = convary.recipe(model) and save the config"
+        ) from error
 
 
 def _restoring(cls: Any, found: Any) -> Any:
@@ -142,6 +162,21 @@ def _shared(model: Any) -> dict[str, str]:
     first: dict[int, str] = {}
     names = ((name, id(p)) for name, p in model.named_parameters(remove_duplicate=False))
     return {name: first[key] for name, key in names if first.setdefault(key, name) != name}
+
+
+def _resuming(original: Any) -> Any:
+    @functools.wraps(original)
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        live = self.model if model is None else model
+        if _recipe(resume_from_checkpoint, None, {}) is not None and not is_converted(live):
+            raise CheckpointError(
+                f"{resume_from_checkpoint} is of a converted model, and the Trainer's {type(live).__name__} is static: "
+                "convert it with convary.convert as before, or take model = "
+                f"{type(live).__name__}.from_pretrained(checkpoint), and make the Trainer of that"
+            )
+        original(self, resume_from_checkpoint, model)
+
+    return _load_from_checkpoint
 
 
 def _sparing(original: Any) -> Any:

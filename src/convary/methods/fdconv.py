@@ -64,6 +64,8 @@ class FDConv(MethodConfig):
         local: Whether there is the dense modulation a_l.
         bands: Where the bands of x end, from high to low, each as a part of the highest frequency: 2 for one half.
             Empty for none. A kernel of one position never has any.
+        band_activation: Of their gates, all 1 at logits of zero: "sigmoid" is ``2 sigmoid``, "tanh" ``1 + tanh``.
+        lowest_band: Whether what is below all of the bands has a gate too.
         param_ratio: R, spectra per layer, each with K groups; R K is 256 at most.
         param_reduction: Below 1, the part of the frequencies that is kept, from the lowest. A trained network's weights
             can't be taken over then.
@@ -84,6 +86,8 @@ class FDConv(MethodConfig):
     min_hidden: int = 16
     local: bool = True
     bands: tuple[int, ...] = (2, 4, 8)
+    band_activation: Literal["sigmoid", "tanh"] = "sigmoid"
+    lowest_band: bool = False
     param_ratio: int = 1
     param_reduction: float = 1.0
     kernel_attention_only: bool = False
@@ -113,6 +117,8 @@ class FDConv(MethodConfig):
         if not isinstance(self.bands, (tuple, list)) or not all(type(b) is int and b > 1 for b in self.bands):
             raise ConfigError(f"bands must be a tuple of ints above 1, such as (2, 4, 8); got {self.bands!r}")
         object.__setattr__(self, "bands", tuple(self.bands))  # JSON gives a list
+        if self.lowest_band and not self.bands:
+            raise ConfigError("lowest_band=True wants bands above it, such as (2, 4, 8); got none")
 
     @property
     def temperatures(self) -> dict[str, float]:
@@ -256,7 +262,8 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         self.register_buffer("kept", kept)
         point = math.prod(self.kernel_size) == 1
         bands = () if point else self.config.bands
-        self.bands = FrequencyBands(self.in_channels, bands, self.rank, **factory) if bands else None
+        gates: dict[str, Any] = {"activation": self.config.band_activation, "lowest": self.config.lowest_band}
+        self.bands = FrequencyBands(self.in_channels, bands, self.rank, **factory, **gates) if bands else None
 
     def make_router(self, **factory) -> Router:
         depthwise = self.groups == self.in_channels == self.out_channels
