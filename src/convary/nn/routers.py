@@ -45,7 +45,7 @@ class Router(Opaque):
     def __init__(self, in_channels: int, temperature: float | None = None, device=None) -> None:
         super().__init__()
         self.in_channels = in_channels
-        start = None if temperature is None else torch.tensor(self.check_temperature(temperature), device=device)
+        start = None if temperature is None else torch.tensor(self.check_temperature(temperature), dtype=torch.float32, device=device)
         self.register_buffer("temperature", start)
         self.kin = Kin()
         self.kin.settle(self)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What users of other dynamic layers, and of programs around them, reported in public, done with convary."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import convary as cv
+from convary import where
+
+METHODS = [method() for method in cv.METHODS]
+
+
+def varied(module: nn.Module) -> nn.Module:
+    """With other parameters, so that routers look at their input."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+
+
+def test_padding_of_ones_own_is_not_lost():
+    """https://github.com/huggingface/diffusers/issues/2633: tiles in one direction, by a ``_conv_forward`` of one's own.
+
+    The reporter puts it on every nn.Conv2d of a trained network. A conversion would drop it without a word.
+    """
+
+    def conv_forward(self, x, weight, bias):
+        x = F.pad(F.pad(x, (1, 1, 0, 0), mode="circular"), (0, 0, 1, 1))
+        return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    model, x = net(), torch.randn(2, 3, 6, 9)
+    model[2]._conv_forward = conv_forward.__get__(model[2], nn.Conv2d)
+    plan = cv.plan(model, cv.DyConv(), where.all())
+    assert plan.rows[1].reason.startswith("its _conv_forward was replaced on the instance")
+    torch.testing.assert_close(plan.apply()(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["forward", "__call__"])
+def test_other_methods_of_ones_own_are_not_lost(name):
+    model = net()
+    setattr(model[2], name, lambda x: x)
+    assert cv.plan(model, cv.ODConv(), where.all()).converted == ("0",)
+
+
+def test_padding_mode_set_afterwards_is_kept():
+    """https://github.com/huggingface/diffusers/issues/556: tiles, by the attribute ``padding_mode``."""
+    model, x = net(), torch.randn(2, 3, 6, 9)
+    static = model(x)
+    for conv in model[::2]:
+        conv.padding_mode = "circular"
+    dynamic = cv.convert(model, cv.ODConv(), where.all())
+    torch.testing.assert_close(dynamic(x), model(x))
+    assert not torch.allclose(model(x), static)
+    for layer in dynamic[::2]:  # and on a dynamic layer
+        layer.padding_mode = "zeros"
+    torch.testing.assert_close(dynamic(x), static)
+
+
+@pytest.mark.parametrize("config", [cv.DCD(), cv.DyConv(), cv.KernelWarehouse()], ids=lambda config: config.name)
+def test_torchs_encoder_keeps_the_layers_whose_weights_it_takes(config):
+    """https://github.com/pytorch/pytorch/issues/128413: in inference nn.TransformerEncoderLayer calls no module inside.
+
+    It hands their weights to one fused function. So a converted encoder trained, and failed at its first evaluation.
+    """
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)
+    model, x = nn.Sequential(nn.Linear(8, 16), encoder).eval(), torch.randn(2, 5, 8)
+    plan = cv.plan(model, config, where.linear())
+    assert plan.converted == ("0",)
+    assert "takes the weights of its linear layers in inference" in plan.rows[2].reason
+    with torch.no_grad():
+        torch.testing.assert_close(plan.apply()(x), model(x))
+
+
+def test_a_model_that_is_wrapped_for_several_processes_is_refused(tmp_path):
+    """https://github.com/pytorch/pytorch/issues/12603: a parameter that DDP does not know is not synchronised.
+
+    Each process would train kernels and routers of its own.
+    """
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(net())
+        for model in (wrapped, nn.Sequential(wrapped)):
+            with pytest.raises(cv.ConfigError, match="DistributedDataParallel took the model's parameters"):
+                cv.convert(model, cv.DyConv(), where.all(), inplace=True)
+        sharded = torch.distributed.fsdp.fully_shard(net())
+        with pytest.raises(cv.ConfigError, match="FSDPModule took the model's parameters"):
+            cv.convert(sharded, cv.DyConv(), where.all())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow  # MONAI takes 8 s to import
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
+def test_medical_images_keep_what_they_carry(config):
+    """https://github.com/cicwi/tomosipo/issues/25: MONAI's MetaTensor through operations of one's own."""
+    data = pytest.importorskip("monai.data")
+    model = cv.convert(net(), config, where.all())
+    images = [data.MetaTensor(torch.randn(3, 6, 6), affine=i * torch.eye(4), meta={"name": f"{i}"}) for i in (1, 2)]
+    batch = data.list_data_collate(images)
+    with torch.no_grad():
+        for _ in range(3):  # a third call of a shape may take another way
+            whole = model(batch)
+    torch.testing.assert_close(whole.as_tensor(), model(batch.as_tensor()))
+    parts = data.decollate_batch(whole)
+    assert [part.meta["name"] for part in parts] == ["1", "2"]
+    assert [part.affine[0, 0].item() for part in parts] == [1.0, 2.0]
+    model.train()(batch).sum().backward()
