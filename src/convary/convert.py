@@ -306,7 +306,8 @@ def _check_arguments(model: nn.Module, config: MethodConfig, where: Selector | N
         raise ConfigError(f"where must be a selector, such as convary.where.all(); got {where!r}")
     if not 0 <= noise < float("inf"):
         raise ConfigError(f"noise must be a finite number of at least 0; got {noise}")
-    wrapper = next((cls.__name__ for m in model.modules() for cls in type(m).__mro__ if cls.__name__ in _SHARDING), None)
+    classes = (cls.__name__ for module in model.modules() for cls in type(module).__mro__)
+    wrapper = next((name for name in classes if name in _SHARDING), None)
     if wrapper is not None:
         raise ConfigError(
             f"{wrapper} took the model's parameters when it wrapped them, and would leave out those of dynamic layers; "
@@ -338,7 +339,9 @@ class _Context:
         if any(id(p) in self.shared for p in module.parameters(recurse=False)):
             return "it shares a parameter with another layer"
         if isinstance(self.modules.get(site.name.rpartition(".")[0]), nn.TransformerEncoderLayer):
-            return "nn.TransformerEncoderLayer takes the weights of its linear layers in inference, without calling them"
+            return (
+                "nn.TransformerEncoderLayer takes the weights of its linear layers in inference and calls none of them"
+            )
         if site.is_conv and self.config.block_router(1, device="meta") is not None:
             return self._no_shared_router(site) or self.config.refuses(module)
         return self.config.refuses(module)

@@ -27,7 +27,7 @@ def net() -> nn.Sequential:
 
 
 def test_padding_of_ones_own_is_not_lost():
-    """https://github.com/huggingface/diffusers/issues/2633: tiles in one direction, by a ``_conv_forward`` of one's own.
+    """https://github.com/huggingface/diffusers/issues/2633: tiles in one direction, by another ``_conv_forward``.
 
     The reporter puts it on every nn.Conv2d of a trained network. A conversion would drop it without a word.
     """

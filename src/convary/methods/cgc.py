@@ -171,7 +171,7 @@ class _CGCNd(OneKernel, DynamicConv):
         """Channels that interact."""
         return f"interaction={self.config.interaction}"
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """Kaiming-normal (fan-out) as in the authors' networks; the router like ``nn.Linear``; bias zero."""
         nn.init.kaiming_normal_(self.kernel, mode="fan_out", nonlinearity="relu")
         if self.bias is not None:

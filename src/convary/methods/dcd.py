@@ -169,6 +169,11 @@ class FusionRouter(Router):
         self.squeeze = nn.Linear(in_channels * pool**rank, hidden, **factory)
         self.gate = nn.Linear(hidden, hidden, **factory)
         self.heads = nn.Linear(hidden, sum(self.sizes), **factory)
+        self.initialise_()
+
+    def initialise_(self) -> None:
+        """Normal, and small."""
+        super().initialise_()
         for linear in (self.squeeze, self.gate, self.heads):
             nn.init.normal_(linear.weight, 0, 0.01)
 
@@ -228,7 +233,7 @@ class _Decomposed(OneKernel):
         self.p = nn.Parameter(torch.empty(O, latent, **factory))
         self.norm1, self.norm2 = BatchNorm(latent, **factory), BatchNorm(latent, **factory)
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """Normal with the fan-out of each map; bias zero."""
         taps = math.prod(self.kernel.shape[2:])
         for weight, fan_out in (
@@ -430,7 +435,7 @@ class DCDLinear(_Decomposed):
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **factory)) if bias else None)
         self.make_residual(in_features, out_features, _CLASSIFIER, **factory)
         self.router = FusionRouter(in_features, out_features, _CLASSIFIER, 1, 1, _CLASSIFIER, **factory)
-        self.reset_parameters()
+        self.initialise_()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> DCDLinear:

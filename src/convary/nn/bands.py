@@ -35,8 +35,14 @@ class FrequencyBands(nn.Module):
         super().__init__()
         self.bands, self.ends = tuple(bands), [_end(band) for band in bands]
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.zeros(len(bands), in_channels, *(3,) * rank, **factory))
-        self.bias = nn.Parameter(torch.zeros(len(bands), **factory))
+        self.weight = nn.Parameter(torch.empty(len(bands), in_channels, *(3,) * rank, **factory))
+        self.bias = nn.Parameter(torch.empty(len(bands), **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gates of 1."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) to (B, C, *S), in x's dtype; transformed in float32 at least."""
