@@ -114,3 +114,51 @@ def test_medical_images_keep_what_they_carry(config):
     assert [part.meta["name"] for part in parts] == ["1", "2"]
     assert [part.affine[0, 0].item() for part in parts] == [1.0, 2.0]
     model.train()(batch).sum().backward()
+
+
+@pytest.mark.slow  # transformers takes 4 s to import
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
+def test_layers_that_a_checkpoint_lacks_are_initialised(config, tmp_path):
+    """https://github.com/huggingface/transformers/issues/42418: parameters of one's own are NaN after from_pretrained.
+
+    It builds on the meta device, and initialises what the checkpoint lacks by the classes that it knows. So banks were
+    whatever was in memory, and temperatures and KernelWarehouse's cell numbers too.
+    """
+    transformers = pytest.importorskip("transformers")
+
+    class Static(transformers.PreTrainedModel):
+        config_class = transformers.PreTrainedConfig
+
+        def __init__(self, settings):
+            super().__init__(settings)
+            self.stem = nn.Conv2d(3, 16, 3)
+            self.more()
+            self.post_init()
+
+        def more(self):
+            pass
+
+        def forward(self, x):
+            return self.extra(self.stem(x))
+
+    class Dynamic(Static):
+        def more(self):
+            self.extra = config.build(nn.Conv2d(16, 16, 3))
+
+    static = Static(transformers.PreTrainedConfig())
+    static.save_pretrained(tmp_path / "static")
+    fresh = config.build(nn.Conv2d(16, 16, 3))
+    loaded = Dynamic.from_pretrained(tmp_path / "static")
+    assert torch.equal(loaded.stem.weight, static.stem.weight)
+    assert all(map(torch.equal, loaded.extra.buffers(), fresh.buffers()))
+    for got, want in zip(loaded.extra.parameters(), fresh.parameters(), strict=True):
+        bound = 1e-6 if want.std(correction=0) == 0 else 3 * want.abs().max()
+        assert (got - want).abs().max() <= bound
+    assert loaded(torch.randn(2, 3, 9, 9)).isfinite().all()
+
+    varied(loaded).save_pretrained(tmp_path / "partly", state_dict=dict(list(loaded.state_dict().items())[:4]))
+    again = Dynamic.from_pretrained(tmp_path / "partly")
+    wanted, found = loaded.state_dict(), again.state_dict()
+    for name in list(wanted)[:4]:  # what is there stays
+        assert torch.equal(found[name], wanted[name]), name
+    assert again(torch.randn(2, 3, 9, 9)).isfinite().all()
