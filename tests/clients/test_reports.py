@@ -162,3 +162,45 @@ def test_layers_that_a_checkpoint_lacks_are_initialised(config, tmp_path):
     for name in list(wanted)[:4]:  # what is there stays
         assert torch.equal(found[name], wanted[name]), name
     assert again(torch.randn(2, 3, 9, 9)).isfinite().all()
+
+
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
+def test_timm_freezes_the_norms_of_routers_too(config):
+    """https://github.com/huggingface/pytorch-image-models/pull/876: ``timm.utils.freeze`` keeps running statistics.
+
+    The norms of routers were of another class than it looks for, so a frozen stage went on changing.
+    """
+    timm = pytest.importorskip("timm")
+    from timm.utils import freeze, unfreeze
+
+    static = timm.create_model("resnet10t", num_classes=3)
+    model = varied(cv.convert(static, config, where.name("layer1.*", "layer2.*"))).eval()
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        want = model(x)
+        freeze(model, ["layer1"])
+        torch.testing.assert_close(model(x), want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
+        before = statistics(model)
+        model.train()(x)
+    after = model.state_dict()
+    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert "layer1" not in changed
+    assert {"layer2", "layer3"} <= changed
+    unfreeze(model, ["layer1"])
+    model(x).sum().backward()
+    assert any(not torch.equal(before[name], value) for name, value in statistics(model).items() if "layer1" in name)
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
+def test_norms_that_timm_splits(config):
+    """As ``timm``'s train.py does with ``--split-bn``: one norm for each part of the batch."""
+    timm = pytest.importorskip("timm")
+    model = cv.convert(timm.create_model("resnet10t", num_classes=3), config, where.name("layer1.*"))
+    model = timm.layers.convert_splitbn_model(varied(model), 2).train()
+    x = torch.randn(4, 3, 32, 32)
+    model(x).sum().backward()
+    assert torch.equal(model.eval()(x)[:2], model(torch.cat([x[:2], 5 * x[2:]]))[:2])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convary.errors import ConfigError
 from convary.nn import Router
-from convary.nn.norm import make_norm
+from convary.nn.norm import make_norm, normalised
 from convary.nn.routers import kaiming_, zero_
 from convary.ops.coefficients import Factors
 from convary.ops.shapes import plain_shape, unflatten
@@ -96,7 +96,7 @@ class CellAttention(Router):
 
     def coefficients(self, vector: Tensor) -> CellWeights:
         """cells: (B, n, m)."""
-        z = self._logits(F.relu(self.norm(self.squeeze(vector))))  # (B, m, n + 1)
+        z = self._logits(F.relu(normalised(self.norm, self.squeeze(vector))))  # (B, m, n + 1)
         z = z / (z.abs().sum(2, keepdim=True) + EPSILON)
         tau = self.temperature
         mixed = (1 - tau) * z + tau * self.one_hot().to(z.dtype)  # type: ignore[operator]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ShapeError
 from convary.methods.config import MethodConfig, check_positive
 from convary.nn import BatchNorm, DynamicConv, OneKernel, Router, Site
+from convary.nn.norm import normalised, scale_and_shift
 from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size, resolve
 from convary.ops.sample import CONV
@@ -247,8 +248,8 @@ class _Decomposed(OneKernel):
 
     def residual(self, q: Tensor, fusion: Fusion) -> Tensor:
         """``P (BN(Phi q) + q)`` with ``q = BN(Q x)``: (B, latent, *S) to (B, O, *S)."""
-        flat = self.norm1(q).flatten(2)
-        fused = self.norm2(fusion.latent @ flat) + flat
+        flat = normalised(self.norm1, q).flatten(2)
+        fused = normalised(self.norm2, fusion.latent @ flat) + flat
         return unflatten(self.p @ fused, 2, q.shape[2:])
 
     @property
@@ -269,7 +270,7 @@ class _Decomposed(OneKernel):
         """In eval mode, where the normalisations are linear: (B, O, C, *k), dense even where W0 has groups."""
         weight = self._dense()  # (O, C, *k)
         weight = coeffs.filter[:, 0].reshape(-1, weight.shape[0], *[1] * (weight.ndim - 1)) * weight
-        residual = self._fused(coeffs) @ (self.norm1.scale_and_shift()[0][:, None] * self.q)  # (B, O, C)
+        residual = self._fused(coeffs) @ (scale_and_shift(self.norm1)[0][:, None] * self.q)  # (B, O, C)
         T = math.prod(weight.shape[3:])
         centre = F.one_hot(torch.tensor(self._centre(), device=weight.device), T)
         taps = residual.unsqueeze(3) * centre.to(residual.dtype)
@@ -277,13 +278,13 @@ class _Decomposed(OneKernel):
 
     def biases(self, coeffs: Fusion) -> Tensor:
         """In eval mode: (B, O)."""
-        shift = self._fused(coeffs) @ self.norm1.scale_and_shift()[1] + self.p @ self.norm2.scale_and_shift()[1]
+        shift = self._fused(coeffs) @ scale_and_shift(self.norm1)[1] + self.p @ scale_and_shift(self.norm2)[1]
         return shift if self.bias is None else shift + coeffs.filter[:, 0] * self.bias
 
     def _fused(self, coeffs: Fusion) -> Tensor:
         """``P (s Phi + 1)`` with the second normalisation's scale s: (B, O, latent)."""
         unit = torch.eye(len(self.q), device=self.q.device, dtype=self.q.dtype)
-        return self.p @ (self.norm2.scale_and_shift()[0][:, None] * coeffs.latent + unit)
+        return self.p @ (scale_and_shift(self.norm2)[0][:, None] * coeffs.latent + unit)
 
     def _dense(self) -> Tensor:
         """W0 without groups, (O, C, *k)."""

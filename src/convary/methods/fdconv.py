@@ -41,6 +41,7 @@ from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
 from convary.nn.bands import FrequencyBands, fft_macs, inverse, inverse_by_products
 from convary.nn.base import zero_sum_noise
 from convary.nn.frequencies import by_radius, numbered
+from convary.nn.norm import normalised
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
 from convary.ops.coefficients import Factors
@@ -201,7 +202,7 @@ class SpectralAttention(Router):
 
     def coefficients(self, vector: Tensor) -> Modulation:
         """All attentions, from pooled features (B, C)."""
-        hidden = self.scale * F.relu(self.norm(self.squeeze(vector))).square() + self.shift
+        hidden = self.scale * F.relu(normalised(self.norm, self.squeeze(vector))).square() + self.shift
         logits = self.heads(hidden).split_with_sizes(list(self.sizes.values()), 1)
         found = {axis: self._activated(axis, part) for axis, part in zip(self.sizes, logits, strict=True)}
         return Modulation(**found, local=None if self.local_norm is None else self._local(self.local_norm(vector)))

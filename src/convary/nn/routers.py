@@ -14,7 +14,7 @@ from torch.nn.modules import module as _modules
 
 from convary.errors import ConfigError, TemperatureWarning
 from convary.nn.kin import Kin
-from convary.nn.norm import VectorBatchNorm
+from convary.nn.norm import VectorBatchNorm, normalised
 from convary.nn.opaque import Opaque
 from convary.ops import Coefficients, native_route
 from convary.ops.geometry import autocasting
@@ -227,7 +227,7 @@ class PerceptronRouter(Router):
         """Those that ``named`` makes."""
         if self.squeeze is not None:
             hidden = self.squeeze(vector)
-            vector = F.relu(hidden if self.norm is None else self.norm(hidden))
+            vector = F.relu(hidden if self.norm is None else normalised(self.norm, hidden))
         logits = self._tempered(self.last(vector))
         if not self.gates:
             return self.named([activate(logits, self.activation)])
