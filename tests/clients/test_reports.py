@@ -164,43 +164,108 @@ def test_layers_that_a_checkpoint_lacks_are_initialised(config, tmp_path):
     assert again(torch.randn(2, 3, 9, 9)).isfinite().all()
 
 
-def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
-def test_timm_freezes_the_norms_of_routers_too(config):
-    """https://github.com/huggingface/pytorch-image-models/pull/876: ``timm.utils.freeze`` keeps running statistics.
+def test_mixed_precision_trains(config):
+    """https://github.com/coqui-ai/TTS/issues/417: dynamic convolutions end in NaN with ``mixed_precision=True``.
 
-    The norms of routers were of another class than it looks for, so a frozen stage went on changing.
+    Here in float16 with loss scaling and clipped gradients, on features that are neither centred nor scaled.
     """
-    timm = pytest.importorskip("timm")
-    from timm.utils import freeze, unfreeze
-
-    static = timm.create_model("resnet10t", num_classes=3)
-    model = varied(cv.convert(static, config, where.name("layer1.*", "layer2.*"))).eval()
-    x = torch.randn(4, 3, 32, 32)
-    with torch.no_grad():
-        want = model(x)
-        freeze(model, ["layer1"])
-        torch.testing.assert_close(model(x), want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
-        before = statistics(model)
-        model.train()(x)
-    after = model.state_dict()
-    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
-    assert "layer1" not in changed
-    assert {"layer2", "layer3"} <= changed
-    unfreeze(model, ["layer1"])
-    model(x).sum().backward()
-    assert any(not torch.equal(before[name], value) for name, value in statistics(model).items() if "layer1" in name)
+    torch.manual_seed(0)
+    parts = [config.build(nn.Conv2d(C, 16, 3, padding=1, bias=False)) for C in (3, 16)]
+    ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)
+    model = nn.Sequential(parts[0], nn.BatchNorm2d(16), nn.ReLU(), parts[1], nn.BatchNorm2d(16), nn.ReLU(), *ends)
+    optimizer, scaler, losses = torch.optim.AdamW(model.parameters(), 3e-3), torch.amp.GradScaler("cpu"), []
+    for _ in range(40):
+        x = torch.randn(16, 3, 8, 8) * 30 + 20
+        with torch.autocast("cpu", torch.float16):
+            loss = F.cross_entropy(model(x), (x[:, 0].mean((1, 2)) > 20).long())
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert scaler.get_scale() >= 2**12
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
-def test_norms_that_timm_splits(config):
-    """As ``timm``'s train.py does with ``--split-bn``: one norm for each part of the batch."""
-    timm = pytest.importorskip("timm")
-    model = cv.convert(timm.create_model("resnet10t", num_classes=3), config, where.name("layer1.*"))
-    model = timm.layers.convert_splitbn_model(varied(model), 2).train()
-    x = torch.randn(4, 3, 32, 32)
-    model(x).sum().backward()
-    assert torch.equal(model.eval()(x)[:2], model(torch.cat([x[:2], 5 * x[2:]]))[:2])
+def test_a_causal_network_routes_on_the_past(config):
+    """https://github.com/exercise-book-yq/Supercodec/issues/4: global average pooling over time is not causal.
+
+    So is every kernel that looks at x; coefficients from the past alone make the layer causal again.
+    """
+    if config.name == "fdconv":
+        pytest.skip("its bands are of the spectrum of all of x")
+    layer = varied(config.build(nn.Conv1d(8, 8, 3))).double().eval()
+    if config.name == "kernelwarehouse":
+        cv.set_temperature(layer, 0.0)
+    first, second = torch.randn(2, 1, 8, 40, dtype=torch.double)
+    second[..., :20] = first[..., :20]
+    causal = [layer(F.pad(x, (2, 0)), layer.coefficients(x[..., :20])) for x in (first, second)]
+    assert torch.equal(causal[0][..., :20], causal[1][..., :20])
+    looking = [layer(F.pad(x, (2, 0))) for x in (first, second)]
+    assert not torch.allclose(looking[0][..., :20], looking[1][..., :20])
+
+
+class Adapted(nn.Module):
+    """A linear layer with a low-rank change, whose ``weight`` is that of the layer without it, as in peft."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+
+    weight = property(lambda self: self.base_layer.weight)
+    bias = property(lambda self: self.base_layer.bias)
+    in_features = property(lambda self: self.base_layer.in_features)
+    out_features = property(lambda self: self.base_layer.out_features)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
+def test_adapters_in_routers(config):
+    """https://github.com/huggingface/peft/issues/2655: low-rank adapters of networks with layers of one's own.
+
+    peft refuses dynamic layers in words; in the linear layers of routers its adapters count, natively routed or not.
+    """
+    layer = varied(config.build(nn.Conv2d(8, 8, 3))).eval()
+    if config.name == "kernelwarehouse":
+        cv.set_temperature(layer, 0.5)
+    x = torch.randn(2, 8, 7, 7)
+    with torch.no_grad():
+        before = [layer(x) for _ in range(3)][-1]
+    linear = [(p, n, m) for p in layer.modules() for n, m in p.named_children() if isinstance(m, nn.Linear)]
+    for parent, name, module in linear:
+        setattr(parent, name, Adapted(module))
+    with torch.no_grad():
+        adapted = [layer(x) for _ in range(3)]
+    for parent, name, module in linear:
+        change = getattr(parent, name)
+        module.weight.data.add_(change.up.weight.data @ change.down.weight.data)
+        setattr(parent, name, module)
+    for y in adapted:
+        torch.testing.assert_close(y, layer(x), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(layer(x), before, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [cv.ODConv(), cv.DCD(), cv.KernelWarehouse()], ids=lambda config: config.name)
+def test_onnx_in_half_precision(config, tmp_path):
+    """https://github.com/microsoft/onnxruntime/issues/25522: a file converted to float16 does not load."""
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    float16 = pytest.importorskip("onnxruntime.transformers.float16")
+    torch.manual_seed(0)
+    model = varied(cv.convert(net()[:1], config, where.all())).eval()
+    cv.export(model, torch.randn(2, 3, 16, 16), tmp_path / "model.onnx")
+    half = float16.convert_float_to_float16(onnx.load(tmp_path / "model.onnx"), keep_io_types=True)
+    session = runtime.InferenceSession(half.SerializeToString(), providers=["CPUExecutionProvider"])
+    for x in (torch.randn(2, 3, 16, 16), torch.randn(1, 3, 20, 24)):
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        want = model(x)
+        assert (torch.from_numpy(got) - want).abs().max() <= 5e-3 * want.abs().max()
