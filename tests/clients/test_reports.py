@@ -14,6 +14,11 @@ from convary import where
 METHODS = [method() for method in cv.METHODS]
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 def varied(module: nn.Module) -> nn.Module:
     """With other parameters, so that routers look at their input."""
     with torch.no_grad():
@@ -171,7 +176,6 @@ def test_mixed_precision_trains(config):
 
     Here in float16 with loss scaling and clipped gradients, on features that are neither centred nor scaled.
     """
-    torch.manual_seed(0)
     parts = [config.build(nn.Conv2d(C, 16, 3, padding=1, bias=False)) for C in (3, 16)]
     ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)
     model = nn.Sequential(parts[0], nn.BatchNorm2d(16), nn.ReLU(), parts[1], nn.BatchNorm2d(16), nn.ReLU(), *ends)
@@ -234,10 +238,10 @@ def test_adapters_in_routers(config):
 
     peft refuses dynamic layers in words; in the linear layers of routers its adapters count, natively routed or not.
     """
-    layer = varied(config.build(nn.Conv2d(8, 8, 3))).eval()
+    layer = varied(config.build(nn.Conv2d(32, 8, 3))).eval()
     if config.name == "kernelwarehouse":
         cv.set_temperature(layer, 0.5)
-    x = torch.randn(2, 8, 7, 7)
+    x = torch.rand(2, 32, 7, 7)
     with torch.no_grad():
         before = [layer(x) for _ in range(3)][-1]
     linear = [(p, n, m) for p in layer.modules() for n, m in p.named_children() if isinstance(m, nn.Linear)]
@@ -260,7 +264,6 @@ def test_onnx_in_half_precision(config, tmp_path):
     """https://github.com/microsoft/onnxruntime/issues/25522: a file converted to float16 does not load."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     float16 = pytest.importorskip("onnxruntime.transformers.float16")
-    torch.manual_seed(0)
     model = varied(cv.convert(net()[:1], config, where.all())).eval()
     cv.export(model, torch.randn(2, 3, 16, 16), tmp_path / "model.onnx")
     half = float16.convert_float_to_float16(onnx.load(tmp_path / "model.onnx"), keep_io_types=True)
