@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import convary as cv
+from tests.nets import excite
 
 timm = pytest.importorskip("timm")
 from timm.models import load_checkpoint, model_parameters, resume_checkpoint  # noqa: E402
@@ -27,6 +28,7 @@ from timm.utils import (  # noqa: E402
 )
 
 ours = cv.integrations.timm
+every_method = pytest.mark.parametrize("config", [method() for method in cv.METHODS], ids=lambda config: config.name)
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -285,3 +287,41 @@ def test_a_script_runs_where_the_names_are_known(tmp_path):
     assert done.stdout.split()[0] == "ODConv2d" and "resnet10t.odconv" in done.stdout
     refused = subprocess.run(call[:3], capture_output=True, text=True)
     assert refused.returncode == 1 and "usage" in refused.stderr
+
+
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+
+
+@every_method
+def test_timm_freezes_the_norms_of_routers_too(config):
+    """https://github.com/huggingface/pytorch-image-models/pull/876: ``timm.utils.freeze`` keeps running statistics.
+
+    The norms of routers were of another class than it looks for, so a frozen stage went on changing.
+    """
+    static = timm.create_model("resnet10t", num_classes=3)
+    model = excite(cv.convert(static, config, cv.where.name("layer1.*", "layer2.*"))).eval()
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        want = model(x)
+        timm.utils.freeze(model, ["layer1"])
+        torch.testing.assert_close(model(x), want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
+        before = statistics(model)
+        model.train()(x)
+    after = model.state_dict()
+    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert "layer1" not in changed
+    assert {"layer2", "layer3"} <= changed
+    timm.utils.unfreeze(model, ["layer1"])
+    model(x).sum().backward()
+    assert any(not torch.equal(before[name], value) for name, value in statistics(model).items() if "layer1" in name)
+
+
+@every_method
+def test_norms_that_timm_splits(config):
+    """As ``timm``'s train.py does with ``--split-bn``: one norm for each part of the batch."""
+    model = cv.convert(timm.create_model("resnet10t", num_classes=3), config, cv.where.name("layer1.*"))
+    model = timm.layers.convert_splitbn_model(excite(model), 2).train()
+    x = torch.randn(4, 3, 32, 32)
+    model(x).sum().backward()
+    assert torch.equal(model.eval()(x)[:2], model(torch.cat([x[:2], 5 * x[2:]]))[:2])

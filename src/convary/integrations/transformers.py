@@ -2,8 +2,9 @@
 """Hugging Face transformers: converted models save their recipe, load by it, and are annealed by their ``Trainer``.
 
 ``save_pretrained`` writes the recipe to the config (``config.convary``), and ``from_pretrained`` of any class restores
-the dynamic layers by it. The weight decay of ``Trainer`` leaves routers out. A process that converts a model has all
-that by itself; one that only loads a model imports this module first.
+the dynamic layers by it. The weight decay of ``Trainer`` leaves routers out. Dynamic layers in a class of one's own
+start as published where a checkpoint has no weights for them. A process that makes or converts a model has all that by
+itself; one that only loads a model imports this module first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from convary.decay import router_parameters
 from convary.errors import CheckpointError, ConfigError
 from convary.extras import require_version
 from convary.integrations.restored import is_converted, restoring
+from convary.nn.opaque import Opaque
 from convary.recipe import recipe
 from convary.schedule import TemperatureAnnealing, anneal, tempered_routers
 
@@ -76,6 +78,7 @@ def attend() -> None:
     base._convary = True
     base.save_pretrained = _saving(base.save_pretrained)
     base.from_pretrained = classmethod(_loading(base.from_pretrained.__func__))
+    base._initialize_weights = _initialising(base._initialize_weights)
     if is_accelerate_available():  # without it there is no Trainer
         from transformers import Trainer  # pyright: ignore[reportMissingImports]
 
@@ -127,6 +130,22 @@ def _as_static(load: Any, path: Any, options: dict[str, Any]) -> Any:
             f"{path} has the weights of a converted model, with routers, but no recipe in its config: write it with "
             "save_pretrained of the converted model, or set config.convary = convary.recipe(model) and save the config"
         ) from error
+
+
+def _initialising(original: Any) -> Any:
+    """Before the model's own initialisation, which knows no bank: what is not loaded is memory that nobody filled."""
+
+    @functools.wraps(original)
+    def _initialize_weights(self: Any, module: Any, *args: Any, **options: Any) -> None:
+        if isinstance(module, Opaque) and not getattr(module, "_is_hf_initialized", False):
+            tensors = (*module.parameters(), *module.buffers())
+            loaded = [(t, t.clone()) for t in tensors if getattr(t, "_is_hf_initialized", False)]
+            module.reset_parameters()
+            for tensor, values in loaded:
+                tensor.copy_(values)
+        original(self, module, *args, **options)
+
+    return _initialize_weights
 
 
 def _restoring(cls: Any, found: Any) -> Any:

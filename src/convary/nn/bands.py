@@ -54,8 +54,14 @@ class FrequencyBands(nn.Module):
         self.activation, self.lowest = activation, lowest
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         gates = len(bands) + lowest
-        self.weight = nn.Parameter(torch.zeros(gates, in_channels, *(3,) * rank, **factory))
-        self.bias = nn.Parameter(torch.zeros(gates, **factory))
+        self.weight = nn.Parameter(torch.empty(gates, in_channels, *(3,) * rank, **factory))
+        self.bias = nn.Parameter(torch.empty(gates, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gates of 1."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) to (B, C, *S), in x's dtype; transformed in float32 at least."""

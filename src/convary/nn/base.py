@@ -49,6 +49,10 @@ class DynamicLayer(KeepsParameters, Opaque, Placed):
         super().__init__()
         self._lent: dict[int, Coefficients] = {}  # by thread, from a block's shared router, for the time of one forward
 
+    def initialise_(self) -> None:
+        """Fill in the layer's own parameters as the method publishes."""
+        raise TypeError(f"{type(self).__name__} must define initialise_()")
+
     @property
     def num_experts(self) -> int:
         """K, the kernels that are mixed; 1 where the method mixes no whole kernels."""
@@ -215,7 +219,7 @@ def zero_sum_noise(bank: Tensor) -> Tensor:
 class DynamicConv(DynamicLayer):
     """Base of the dynamic convolutions: takes all of ``nn.ConvNd``'s arguments in its order, then the method's options.
 
-    Subclasses set ``rank`` and ``config_type`` and define ``make_router``, ``reset_parameters`` and, where the bias is
+    Subclasses set ``rank`` and ``config_type`` and define ``make_router``, ``initialise_`` and, where the bias is
     static, ``mixed_bias = False``. One that mixes no bank of whole kernels defines ``make_weight``, ``convolve`` and
     what ``DynamicLayer`` says of kernels besides.
 
@@ -268,7 +272,7 @@ class DynamicConv(DynamicLayer):
         bias_shape = (self.config.experts, out_channels) if self.mixed_bias else (out_channels,)
         self.register_parameter("bias", nn.Parameter(torch.empty(bias_shape, **factory)) if bias else None)
         self.router = self.make_router(**factory)
-        self.reset_parameters()
+        self.initialise_()
 
     def _set_geometry(
         self,
@@ -345,10 +349,6 @@ class DynamicConv(DynamicLayer):
     def make_router(self, **factory: Any) -> Router | None:
         """The method's router for this layer's channels."""
         raise TypeError(f"{type(self).__name__} must define make_router()")
-
-    def reset_parameters(self) -> None:
-        """Initialise every expert and the router as the method publishes."""
-        raise TypeError(f"{type(self).__name__} must define reset_parameters()")
 
     def forward(self, x: Tensor, coeffs: Any = None) -> Tensor:
         """Convolve each sample with its own kernel.
