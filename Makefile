@@ -14,15 +14,17 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 NANO := --cpu --model convnet_nano --where "all & ~first" --batch-size 128 --lr 0.045 --jobs $(JOBS)
 
-.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet test slow sanitize lint format types arch check docs \
+.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet test slow sweep sanitize lint format types arch check docs \
   benchmarks clean
 
-# First a task made for kernels that depend on the image, then a real one, with a static network as expensive as ODConv's.
+# First a task made for kernels that depend on the image (of whose single channel DyConv would make one hidden unit), then
+# a real one, with a static network as expensive as ODConv's. About four minutes on two cores.
 demo: $(STAMP)
 	$(BIN)/convary compare --data control --cpu --model one_conv --where all --methods static condconv dyconv dynet odconv \
-	  --epochs 4 --seeds 3 --batch-size 64 --lr 0.02 --jobs $(JOBS) --out runs/demo-control
+	  --options dyconv.extra_hidden=4 --init neutral --epochs 4 --seeds 3 --batch-size 64 --lr 0.02 --jobs $(JOBS) \
+	  --measure-seconds 0.2 --out runs/demo-control
 	$(BIN)/convary compare --data fashion-mnist-mini $(NANO) --methods static static@macs:odconv dyconv odconv \
-	  --epochs 16 --augment --seeds 5 --out runs/demo
+	  --epochs 16 --augment --seeds 4 --measure-seconds 0.5 --out runs/demo
 
 # CIFAR-10 must lie in $$CONVARY_DATA (convary data fetch cifar10); about five minutes.
 demo-cifar: $(STAMP)
@@ -53,7 +55,11 @@ test: $(STAMP)
 	$(PYTEST) $(ARGS)
 
 slow: $(CLIENTS_STAMP)
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m "slow and not sweep" $(ARGS)
+
+# What is left out of the slow tests: the rest of timm's families.
+sweep: $(STAMP)
+	$(PYTEST) -m sweep $(ARGS)
 
 sanitize: $(STAMP)
 	scripts/sanitize.sh $(BIN)/python

@@ -8,8 +8,13 @@ from scripts.sweep_timm import TOLERANCE, Row, listed, page, sweep
 STAY = ("derives from Conv2d", "no method has a form of a transposed convolution")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", listed())
+def _swept() -> list:
+    """Every third family in the slow tests; the others in ``make sweep``, a quarter of an hour."""
+    marks = [[pytest.mark.slow] if i % 3 == 0 else [pytest.mark.slow, pytest.mark.sweep] for i in range(len(listed()))]
+    return [pytest.param(name, marks=mark) for name, mark in zip(listed(), marks, strict=True)]
+
+
+@pytest.mark.parametrize("name", _swept())
 def test_keeps_its_outputs(name):
     row = sweep(name)
     assert row.converted > 0

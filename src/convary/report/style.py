@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from convary.methods import METHODS
@@ -39,6 +40,7 @@ COLORS = {
 }
 SERIES = [role for role in COLORS if role.startswith("series-")]
 MARKERS = [("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("*", "★"), ("X", "✖"), ("p", "⬟"), ("h", "⬢")]
+STATIC = [("o", "●"), ("<", "◀"), (">", "▶"), ("d", "♦")]
 FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 
 
@@ -62,7 +64,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     names = list(names)
     static = [name for name in names if name.partition("@")[0] == "static"]
     order = known + [name for name in names if name not in known and name not in static]
-    found = {name: Look(role="static", marker="o", glyph="●") for name in static}
+    found = {name: Look(role="static", marker=m, glyph=g) for name, (m, g) in zip(static, cycle(STATIC), strict=False)}
     for index, name in enumerate(order):
         marker, glyph = MARKERS[index % len(MARKERS)]
         found[name] = Look(role=SERIES[index % len(SERIES)], marker=marker, glyph=glyph)

@@ -49,6 +49,15 @@ class Arm:
         return self.name == STATIC
 
     @property
+    def title(self) -> str:
+        """For people."""
+        if self.method is not None:
+            return self.method.title
+        if self.like:
+            return f"static, {'MACs' if self.axis == 'macs' else 'parameters'} of {KNOWN[self.like].title}"
+        return STATIC if self.is_static else f"static, {self.width:g} times as wide"
+
+    @property
     def is_dynamic(self) -> bool:
         """Whether its kernels depend on the input."""
         return self.method is not None and not isinstance(self.method, Comparator)

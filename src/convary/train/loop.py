@@ -74,8 +74,7 @@ class Run(NamedTuple):
     @property
     def title(self) -> str:
         """For people."""
-        name = self.arm.name if self.arm.method is None else self.arm.method.title
-        return f"{name}, lr {self.lr:g}" if self.trial else name
+        return f"{self.arm.title}, lr {self.lr:g}" if self.trial else self.arm.title
 
     def path(self, out: Path) -> Path:
         """Of its checkpoint."""

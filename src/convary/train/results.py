@@ -71,7 +71,7 @@ class Bench:
     def _costs(self, arm: Arm, model: nn.Module) -> dict[str, Any]:
         costs, method = summary(model, self._images(1)[0]), arm.method
         return {
-            "title": arm.name if method is None else method.title,
+            "title": arm.title,
             "citation": None if method is None else method.citation,
             "config": None if method is None else json.loads(method.to_json()),
             "layers": costs.dynamic_layers,
