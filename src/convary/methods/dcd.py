@@ -230,6 +230,7 @@ class _Decomposed(OneKernel):
 
     def reset_parameters(self) -> None:
         """Normal with the fan-out of each map; bias zero."""
+        super().reset_parameters()
         taps = math.prod(self.kernel.shape[2:])
         for weight, fan_out in (
             (self.weight, self.kernel.shape[0] * taps),

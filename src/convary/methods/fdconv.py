@@ -315,6 +315,7 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
 
     def reset_parameters(self) -> None:
         """The spectrum of ``nn.ConvNd``'s own kernel, and its bias; R spectra are of kernels with such a sum."""
+        super().reset_parameters()
         R = self.config.param_ratio
         kernels = torch.empty(R, *self.kernel_shape, device=self.weight.device, dtype=torch.float32)
         for kernel in kernels:
@@ -349,7 +350,7 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
     def kernels(self, coeffs: Modulation) -> Tensor:
         """(B, O, C/G, *k): groups are mixed as frequencies, for one inverse transform per sample."""
         O, C_group, *k = self.kernel_shape
-        G, points = self.groups, [1] * self.rank
+        G, points, coeffs = self.groups, [1] * self.rank, self.scaled(coeffs)
         made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1])
         made = made.movedim(self.rank + 2, 3)
         if coeffs.local is not None:
@@ -396,6 +397,11 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         return 1
 
     @property
+    def num_alike(self) -> int:
+        """R: that many spectra are summed."""
+        return self.config.param_ratio
+
+    @property
     def size(self) -> str:
         """Groups of frequencies."""
         return f"{self.K * self.config.param_ratio} frequency groups"
@@ -418,6 +424,8 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
     @torch.no_grad()
     def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
         """Become a static layer, exactly: all attentions are 1 and the gates leave x as it is.
+
+        ``scale`` makes the transform keep lengths, so that a step of the spectrum is as long a step of the kernel.
 
         Args:
             weight: (O, C/G, *k).
@@ -442,9 +450,11 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
             nn.init.zeros_(self.bands.weight)
             nn.init.zeros_(self.bands.bias)
         R = self.config.param_ratio
+        gain = R * self._gain / math.sqrt(weight.numel() / 2)  # a unitary transform has 1
+        share = gain / self.compensate_(gain) / R
         kernels = weight.unsqueeze(0).expand(R, *weight.shape)
         spread = noise * weight.float().std(correction=0).to(weight.dtype)
-        self.weight.copy_(self._stored((kernels + spread * zero_sum_noise(kernels)) / R))
+        self.weight.copy_(self._stored((kernels + spread * zero_sum_noise(kernels)) * share))
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 
