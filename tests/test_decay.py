@@ -73,7 +73,7 @@ def test_with_a_rate_banks_routers_gates_and_the_rest_are_groups():
     ]  # fmt: skip
     assert {group["lr"] for group in groups} == {0.1}
     found = {group["name"]: [names[p] for p in group["params"]] for group in groups}
-    assert sorted(sum(found.values(), [])) == sorted(names.values())
+    assert sorted(member for members in found.values() for member in members) == sorted(names.values())
     for name, members in found.items():
         assert name.startswith("router") == all("router." in member for member in members)
         assert name.startswith("gate") == all(".fc1." in member or ".fc2." in member for member in members)

@@ -226,3 +226,13 @@ def test_converted_networks_hold_no_scale_that_a_reset_would_keep():
         if isinstance(module, DynamicLayer):
             module.reset_parameters()
     assert not any(name.endswith(".scale") for name, _ in model.named_buffers())
+
+
+@scaled_ones
+def test_compiles_with_it(config):
+    layer = upcycled(config)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X), layer(X), rtol=1e-4, atol=1e-5)
+    layer.load_state_dict(as_written_before(layer))
+    torch.testing.assert_close(compiled(X), layer(X), rtol=1e-4, atol=1e-5)  # recompiled, without the product
