@@ -209,6 +209,19 @@ def test_saved_networks_come_back(config, tmp_path):
     cv.reconvert(Net(), old).load_state_dict(model.state_dict())
 
 
+@scaled_ones
+def test_folded_norms_take_it_into_the_bank(config):
+    if config.name == "fdconv":  # folds none
+        return
+    model, x = dynamic_net(config), torch.randn(2, 3, 20, 20)
+    folded = cv.fold_norms(model, x)
+    assert all(m.scale is None for m in folded.modules() if isinstance(m, DynamicLayer) and m.folded is not None)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-3, atol=1e-4)
+    again = cv.reconvert(Net(), cv.recipe(folded)).eval()
+    again.load_state_dict(folded.state_dict())
+    torch.testing.assert_close(again(x), folded(x))
+
+
 def test_one_product_and_only_where_it_is_needed():
     """Of one number per kernel and sample, in graphs too; none in a layer without a scale."""
     graphs = {}

@@ -124,6 +124,7 @@ class DynamicLayer(KeepsParameters, Scaled, Opaque, Placed):
 
     def absorb_(self, scale: Tensor, shift: Tensor) -> Tensor | None:
         """Multiply the outputs by ``scale`` (O,) and add ``shift`` (O,), in place; what can't be added is returned."""
+        self.absorb_scale_()
         self.weight.mul_(scale.reshape(-1, *[1] * (self.weight.ndim - 2)))
         if self.bias is None:
             self.put("bias", nn.Parameter(shift))  # (O,): added as it is, not mixed

@@ -25,6 +25,7 @@ class Scaled(nn.Module):
     """
 
     weight: nn.Parameter
+    bias: nn.Parameter | None
     scale: Tensor | None
 
     def __init__(self) -> None:
@@ -42,6 +43,15 @@ class Scaled(nn.Module):
     def whole(self, stored: Tensor) -> Tensor:
         """A bank with the scale in it, as layers without one have it."""
         return stored if self.scale is None else stored * self.scale
+
+    @torch.no_grad()
+    def absorb_scale_(self) -> None:
+        """Put the scale into the bank, where it costs nothing; for inference, for an optimizer would see it again."""
+        if self.scale is not None:
+            self.weight.mul_(self.scale)
+            if self.bias is not None and self.bias.ndim == 2:  # mixed like the kernels
+                self.bias.mul_(self.scale)
+            self.scale = None
 
     @torch.no_grad()
     def compensate_(self, gain: float) -> float:
