@@ -33,7 +33,7 @@ VARIANTS = [
     cv.KernelWarehouse(spatial_partition=False, norm="layer"),
     cv.WeightNet(expansion=9, splits=3, min_hidden=4),
     cv.CGC(interaction=2),
-    cv.FDConv(kernels=5, bands=(3,), min_hidden=4),
+    cv.FDConv(kernels=5, bands=(3,), min_hidden=4, band_activation="tanh", lowest_band=True),
     cv.FDConv(kernels=1, local=False, bands=()),
     cv.FDConv(kernels=3, param_ratio=2, kernel_attention_only=True, activation="softmax", local_activation="tanh"),
 ]
@@ -212,6 +212,35 @@ def test_upcycling_holds_at_every_temperature(config, temperature):
     last = [p.grad for n, p in layer.router.named_parameters() if n.startswith(("heads", "linear"))]
     learns = any(g.abs().max() > 0 for g in last)
     assert learns == (static_at > 1)  # from the first step; KernelWarehouse from the second, when its tau is below 1
+
+
+@every_variant
+@every_rank
+@pytest.mark.parametrize("way", ["itself", "apply", "modules"])
+def test_starts_anew_whatever_is_in_memory(config, rank, way):
+    """As ``to_empty`` leaves a network that was built on the meta device, or a fold of a cross-validation a layer."""
+    fresh, _ = build(config, rank, C=16, O=32)
+    with torch.device("meta"):
+        layer, _ = build(config, rank, C=16, O=32)
+    layer.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*layer.parameters(), *layer.buffers()]:
+            tensor.fill_(77)
+    resettable = [module for module in layer.modules() if hasattr(module, "reset_parameters")]
+    if way == "itself":
+        layer.reset_parameters()
+    for module in {"itself": [], "apply": resettable[::-1], "modules": resettable}[way]:
+        module.reset_parameters()
+    assert all(map(torch.equal, layer.buffers(), fresh.buffers()))  # settings, and running statistics
+    linear = {name for name, module in layer.router.named_modules() if isinstance(module, nn.Linear)}
+    for (name, got), want in zip(layer.named_parameters(), fresh.parameters(), strict=True):
+        assert not (got == 77).any(), name
+        if way == "modules" and name.removeprefix("router.").rpartition(".")[0] in linear:
+            continue  # the linear layers come last, and start like nn.Linear
+        if want.numel() == 1 or want.std() == 0:
+            assert torch.equal(got, want), name
+        elif want.numel() >= 200:
+            assert 0.7 < got.std() / want.std() < 1.4, name
 
 
 @every_variant

@@ -15,6 +15,7 @@ from torchvision.models import detection, segmentation
 import convary as cv
 from convary import METHODS, where
 from convary.nn import sites
+from tests.nets import Net
 
 COUNTS = json.loads((Path(__file__).parent / "golden/param_counts.json").read_text())["counts"]
 CLASSIFIERS = (
@@ -185,3 +186,34 @@ def test_a_classifier_around_a_backbone_is_no_detector():
         model = Classifier()
     assert picked(model, where.paper(cv.CondConv))[-1] == "fc"  # the published dynamic classifier
     assert not any(site.outside for site in sites(model))
+
+
+MADE = {config.name: cv.convert(Net(), config(), where.all()) for config in METHODS}
+MADE["block router"] = cv.convert(Net(), cv.CondConv(router="block"), where.blocks())
+MADE["perceptrons"] = cv.convert(cv.convert(Net(), cv.DCD(), where.all()), cv.DCD(), where.linear())
+MADE["involution"] = cv.convert(
+    nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)),
+    cv.Involution(group_channels=4),
+    where.kernel_size(3),
+    upcycle=False,
+)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_nothing_inside_a_router_is_a_place(name):
+    """A second conversion sees what the first one left, and no part of what makes kernels."""
+    model = MADE[name]
+    made = [n for n, m in model.named_modules() if isinstance(m, cv.nn.Router | cv.nn.Placed)]
+    assert made
+    for selector in (where.all(), where.linear(), where.name("*"), where.type(nn.Linear, nn.Conv2d), ~where.first()):
+        assert not [n for n in picked(model, selector) if any(n.startswith(f"{m}.") for m in made)]
+    hint = "" if name == "involution" else ".*routers are made of is left out"
+    with pytest.raises(cv.ConfigError, match=f"nothing to convert.*none of them selected{hint}"):
+        cv.plan(model, cv.DyConv(), where.name("*.router.*", "*.span", "*.reduce.*"))
+
+
+def test_a_second_conversion_takes_the_classifier_alone():
+    model = cv.convert(MADE["odconv"], cv.DyConv(experts=2), where.linear())
+    told = cv.recipe(model)
+    assert [n for n, layer in told["layers"].items() if layer["method"] == "dyconv"] == ["classifier"]
+    cv.reconvert(Net(), told).load_state_dict(model.state_dict())

@@ -23,6 +23,7 @@ from convary.where import Selector, paper
 
 NOISE = 0.1
 _BEYOND, _MANY = 2, 1 << 20  # a plan says so where parameters are that many times the promised, and so many more
+_SHARDING = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"})
 _EXACT = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -197,9 +198,10 @@ def plan(
         The plan, printable.
 
     Raises:
-        ConfigError: ``where`` selects nothing that can be converted, or the method can't upcycle.
+        ConfigError: ``where`` selects nothing that can be converted, the method can't upcycle, or the model is wrapped
+            for several processes already.
     """
-    _check_arguments(config, where, noise)
+    _check_arguments(model, config, where, noise)
     if upcycle and not config.upcycles:
         raise ConfigError(
             f"{config.title} can't compute what a trained convolution computes; pass upcycle=False to start the "
@@ -297,13 +299,20 @@ def freeze_alike(layer: Any, static: Any) -> None:
         layer.bias.requires_grad_(static.bias.requires_grad)
 
 
-def _check_arguments(config: MethodConfig, where: Selector | None, noise: float) -> None:
+def _check_arguments(model: nn.Module, config: MethodConfig, where: Selector | None, noise: float) -> None:
     if not isinstance(config, MethodConfig):
         raise ConfigError(f"config must be a method's options, such as convary.ODConv(experts=4); got {config!r}")
     if where is not None and not isinstance(where, Selector):
         raise ConfigError(f"where must be a selector, such as convary.where.all(); got {where!r}")
     if not 0 <= noise < float("inf"):
         raise ConfigError(f"noise must be a finite number of at least 0; got {noise}")
+    classes = (cls.__name__ for module in model.modules() for cls in type(module).__mro__)
+    wrapper = next((name for name in classes if name in _SHARDING), None)
+    if wrapper is not None:
+        raise ConfigError(
+            f"{wrapper} took the model's parameters when it wrapped them, and would leave out those of dynamic layers; "
+            "convert the model first and wrap it then"
+        )
 
 
 @dataclass(frozen=True)
@@ -323,10 +332,16 @@ class _Context:
         if type(module) not in _EXACT and not pads_like_tensorflow(module):
             base = type(module).__mro__[1].__name__
             return f"{type(module).__name__} derives from {base}; its own forward would be lost"
+        if (method := _replaced(module)) is not None:
+            return f"its {method} was replaced on the instance and would be lost; convert first, then replace it anew"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return "it has hooks, which would be lost; remove them or hook the converted layer"
         if any(id(p) in self.shared for p in module.parameters(recurse=False)):
             return "it shares a parameter with another layer"
+        if isinstance(self.modules.get(site.name.rpartition(".")[0]), nn.TransformerEncoderLayer):
+            return (
+                "nn.TransformerEncoderLayer takes the weights of its linear layers in inference and calls none of them"
+            )
         if site.is_conv and self.config.block_router(1, device="meta") is not None:
             return self._no_shared_router(site) or self.config.refuses(module)
         return self.config.refuses(module)
@@ -340,6 +355,11 @@ class _Context:
         if any(not name.startswith(f"{site.block}.") for name in self.aliases[site.module]):
             return "it is used in more than one block, which would have different routers; use router='layer'"
         return None
+
+
+def _replaced(module: nn.Module) -> str | None:
+    """Name of a method that somebody put on this layer alone, such as another padding in ``_conv_forward``."""
+    return next((name for name in vars(module) if callable(getattr(type(module), name, None))), None)
 
 
 def _aliases(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -502,4 +522,6 @@ def _nothing(model: nn.Module, selector: Selector, rows: list[PlanRow], left: bo
     why = f"; those asked for stay: {'; '.join(reasons)}" if reasons else ", none of them selected"
     others = sorted({f"{type(module).__name__}: {reason}" for _, module, reason in unsited(model)})
     hint = "; try where=convary.where.all()" if left else f"; besides: {'; '.join(others)}" if others else ""
+    if any(isinstance(module, Router) for module in model.modules()):
+        hint += "; what routers are made of is left out"
     return f"nothing to convert: {found}{why} by where={selector}{hint}"

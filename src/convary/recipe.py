@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -57,15 +57,11 @@ def recipe(model: nn.Module) -> dict[str, Any]:
             f"{type(model).__name__} has no layer that convary.convert made; a recipe tells of conversions. Convert "
             "the model first, or, where its own class makes the dynamic layers, save its state dict alone"
         )
-    routers = [_under(name) + "router" for name in _routed(modules)]
-    left = [
-        site.name for site in sites(model) if site.name not in layers and not _inside(site.name, [*layers, *routers])
-    ]
     return {
         "format": FORMAT,
         "version": VERSION,
         "convary": metadata.version("convary"),
-        "sites": len(left) + sum(not _inside(name, layers) for name in layers),
+        "sites": sum(1 for _ in sites(model)) + len(layers),
         "layers": {name: json.loads(layer.converted.to_json()) for name, layer in layers.items()},
         "routers": {name: block.router.in_channels for name, block in _routed(modules).items()},
         "shared": _shared(layers),
@@ -96,7 +92,7 @@ def reconvert(model: nn.Module, recipe: Mapping[str, Any], *, inplace: bool = Fa
     configs = _configs(recipe)
     _check_model(model, recipe, configs)
     model = model if inplace else copy.deepcopy(model)
-    for name, config in configs.items():  # in the order of named_modules: what is inside another comes later
+    for name, config in configs.items():
         static = model.get_submodule(name)
         layer = make_dynamic(static, config)
         freeze_alike(layer, static)
@@ -136,16 +132,6 @@ def check_recipe(recipe: Any) -> None:
             raise ConfigError(f"the recipe {verb} {', '.join(sorted(unknown))}, which it does not convert")
 
 
-def _under(name: str) -> str:
-    """What the names of a module's own modules begin with."""
-    return f"{name}." if name else ""
-
-
-def _inside(name: str, others: Iterable[str]) -> bool:
-    """Whether a module is part of one of the others."""
-    return any(name != other and name.startswith(_under(other)) for other in others)
-
-
 def _routed(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     """The blocks whose converted layers share a router, by name."""
     return {
@@ -180,9 +166,7 @@ def _check_model(model: nn.Module, recipe: Mapping[str, Any], configs: Mapping[s
     """Whether the model can be what the recipe was made of."""
     modules, kind = dict(model.named_modules()), type(model).__name__
     layers = {site.name for site in sites(model)}
-    # What is inside another converted layer is made along with it.
-    outer = [name for name in configs if not _inside(name, configs)]
-    for name in [*outer, *recipe["routers"], *recipe["folded"].values()]:
+    for name in [*configs, *recipe["routers"], *recipe["folded"].values()]:
         if isinstance(modules.get(name), Placed):
             raise ConfigError(
                 f"{name or 'the model'} of this {kind} is a {type(modules[name]).__name__} already; give reconvert the "

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selectors: which layers of a model to convert. Combine them with ``&``, ``|`` and ``~``.
 
+None of them sees what a router or a dynamic layer is made of.
+
 >>> from convary import where
 >>> where.all() & ~where.first()
 (all() & ~first())

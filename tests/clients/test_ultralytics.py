@@ -140,7 +140,8 @@ def test_fuse_is_exact(name):
         want, got = model(x), fused(x)
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
     assert fused.is_fused() and fused.fuse() is fused
-    norms = [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
+    inside = {m for layer in converted(fused) for m in layer.modules()}
+    norms = [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d) and m not in inside]
     absorbs = all(getattr(m, "absorbs", False) for m in converted(model))
     assert not absorbs or len(norms) == 2  # of RepConv's identity branch, and behind Conv2's sum
 
@@ -202,16 +203,16 @@ torch.save({{"x": x, "want": want, "fused": fused, "boxes": boxes.data, "files":
         assert (result - out["want"]).abs().max() <= 1e-4 * out["want"].abs().max()
 
 
-def test_onnx_of_any_batch_and_size(folder, tmp_path):
+@pytest.mark.parametrize("config", cv.METHODS, ids=lambda config: config.name)
+def test_onnx_of_any_batch_and_size(config, folder, tmp_path):
     model = YOLO(str(folder / "detect.yaml"))
-    model.model = excite(cv.convert(model.model, cv.DCD(), ALL_BUT_FIRST))
+    model.model = excite(cv.convert(model.model, config(), ALL_BUT_FIRST))
     model.model.pt_path = str(tmp_path / "model.pt")
-    path = model.export(format="onnx", imgsz=64, dynamic=True, simplify=False)
-    x = torch.rand(3, 3, 64, 96)
-    with torch.no_grad():
-        want = model.model(x)[0]
-    (got,) = onnx_session(Path(path))(x)
-    assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+    run = onnx_session(Path(model.export(format="onnx", imgsz=64, dynamic=True, simplify=False)))
+    for x in (torch.rand(3, 3, 64, 96), torch.rand(1, 3, 128, 32)):
+        with torch.no_grad():
+            want = model.model(x)[0]
+        assert (run(x)[0] - want).abs().max() <= 1e-4 * want.abs().max()
 
 
 class Stop(Exception):
@@ -256,6 +257,24 @@ def test_fine_tuning_starts_from_the_checkpoint(trained, folder):
         model.train(trainer=yolo.trainer(), **arguments(folder, "tuned"))
     assert seen.pop("annealing") is None  # the routers stay as cold as they are
     assert all(torch.equal(seen[name], tensor) for name, tensor in want.state_dict().items() if "running" not in name)
+
+
+def test_frozen_layers_keep_the_statistics_of_their_routers(trained, folder):
+    """https://github.com/ultralytics/ultralytics/pull/8753: ``freeze=`` stops the running statistics too, by class."""
+    seen = {}
+
+    def look(running):
+        seen.update(running.model.state_dict())
+        raise Stop
+
+    model = YOLO(str(trained[1]))
+    model.add_callback("on_train_epoch_end", look)
+    with pytest.raises(Stop):
+        model.train(trainer=yolo.trainer(), **arguments(folder, "frozen", freeze=3, epochs=1))
+    before = YOLO(str(trained[1])).model.state_dict()
+    changed = {name for name in before if "running" in name and not torch.equal(seen[name], before[name].float())}
+    assert any("router" in name for name in changed)
+    assert all(int(name.split(".")[1]) >= 3 for name in changed)
 
 
 def test_a_trainer_that_drops_the_conversion_warns(trained, folder):

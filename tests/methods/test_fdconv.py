@@ -131,6 +131,7 @@ OPTIONS = [
     {"kernel_attention_only": True, "activation": "softmax", "kernel_temperature": 0.5},
     {"activation": "tanh", "local_activation": "tanh", "temperature": 2.0},
     {"temperature": 3.0, "kernel_temperature": 0.5, "param_ratio": 2},
+    {"band_activation": "tanh", "lowest_band": True},
 ]
 
 
@@ -214,6 +215,8 @@ def test_options_that_can_not_be():
     for options, reason in [
         ({"activation": "softmax"}, "kernel_attention_only=True"),
         ({"param_ratio": 5}, "at most 256; got 5 with kernels=64"),
+        ({"lowest_band": True, "bands": ()}, "lowest_band=True wants bands"),
+        ({"band_activation": "softmax"}, "band_activation must be"),
         ({"param_ratio": 0}, "param_ratio must be at least 1"),
         ({"param_reduction": 0.0}, "param_reduction must be above 0"),
         ({"temperature": 0.0}, "temperature must be a finite number above 0"),
@@ -302,11 +305,13 @@ def test_everything_learns_from_the_first_step_or_the_second():
     assert all(p.grad.abs().max() > 0 for p in layer.parameters())
 
 
+@pytest.mark.parametrize("lowest", [False, True])
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
 @pytest.mark.parametrize("size", SIZES)
-def test_bands_are_what_masks_of_the_spectrum_leave(size):
+def test_bands_are_what_masks_of_the_spectrum_leave(size, activation, lowest):
     """Gates by the paper's sum of gated bands, masks by resizing those of 64 positions, as released."""
     rank = len(size)
-    bands = FrequencyBands(3, (2, 4, 8), rank, dtype=torch.float64)
+    bands = FrequencyBands(3, (2, 4, 8), rank, dtype=torch.float64, activation=activation, lowest=lowest)
     nn.init.normal_(bands.weight)
     nn.init.normal_(bands.bias)
     x = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -314,7 +319,8 @@ def test_bands_are_what_masks_of_the_spectrum_leave(size):
     frequencies = [torch.fft.fftfreq(64)] * (rank - 1) + [torch.fft.rfftfreq(64)]
     distance = torch.stack(torch.meshgrid(*frequencies, indexing="ij")).abs().amax(0)
     conv = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
-    gates = 2 * conv(x, bands.weight, bands.bias, padding=1).sigmoid()
+    logits = conv(x, bands.weight, bands.bias, padding=1)
+    gates = 2 * logits.sigmoid() if activation == "sigmoid" else 1 + logits.tanh()
     spectrum = torch.fft.rfftn(x, dim=axes)
     rest, want = x, torch.zeros_like(x)
     for i, band in enumerate((2, 4, 8)):
@@ -322,9 +328,24 @@ def test_bands_are_what_masks_of_the_spectrum_leave(size):
         mask = F.interpolate(mask[None, None], spectrum.shape[2:], mode="nearest")
         low = torch.fft.irfftn(spectrum * mask, s=size, dim=axes)
         want, rest = want + gates[:, i : i + 1] * (rest - low), low
-    torch.testing.assert_close(bands(x), want + rest, rtol=1e-10, atol=1e-10)
+    want = want + (gates[:, 3:] * rest if lowest else rest)
+    torch.testing.assert_close(bands(x), want, rtol=1e-10, atol=1e-10)
     for low, masks in zip(bands.lows(x), bands.kept(x), strict=True):  # and by matrix products, which graphs record
         torch.testing.assert_close(_lowpass(x, masks), low, rtol=1e-10, atol=1e-10)
+
+
+def test_all_gates_are_in_the_released_layout():
+    """The released list of gates has one more where the lowest band has one."""
+    options = {"kernels": 3, "lowest_band": True, "band_activation": "tanh"}
+    layer, twin = (cv.FDConv2d(18, 18, 3, **options).eval() for _ in range(2))
+    nn.init.normal_(layer.bands.weight)
+    nn.init.normal_(layer.bands.bias)
+    released = cv.released_state(layer)
+    gates = {f"FBM.freq_weight_conv_list.{i}.{leaf}" for i in range(4) for leaf in ("weight", "bias")}
+    assert gates == {name for name in released if name.startswith("FBM.")}
+    cv.load_released(twin, released)
+    x = torch.randn(2, 18, 6, 7)
+    assert torch.equal(twin(x), layer(x))
 
 
 def test_bands_are_those_of_x_before_it_is_padded():

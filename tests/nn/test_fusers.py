@@ -3,6 +3,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -75,6 +77,18 @@ def test_what_is_put_into_the_layer_is_refused(config, rank, bias):
 def test_linear_layers_too(layer):
     with pytest.raises(RuntimeError):
         fuse_linear_bn_eval(layer.eval(), nn.BatchNorm1d(6).eval())
+
+
+def test_torch_is_as_it_was_until_the_first_dynamic_layer_is_made():
+    program = """
+from torch.nn.utils import fusion
+before = fusion.fuse_conv_bn_weights
+import convary as cv, convary.nn, convary.integrations
+assert fusion.fuse_conv_bn_weights is before
+cv.ODConv2d(3, 4, 3), cv.CondConv2d(3, 4, 3)
+assert fusion.fuse_conv_bn_weights.__wrapped__ is before
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_torchs_fuser_still_fuses_convolutions():

@@ -106,6 +106,7 @@ def test_several_seeds_have_a_spread(html):
 def test_temperature_is_drawn_only_where_it_is_annealed(html):
     assert "Router temperature" in html(methods=("static", "odconv"))
     assert "Router temperature" not in html(methods=("static", "condconv"))
+    assert "Hollow points" not in html(methods=("static", "condconv"))
 
 
 @pytest.mark.parametrize("methods", [("static",), ("odconv",), ("static", "dynet"), ("dyconv", "static")])

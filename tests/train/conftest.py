@@ -23,11 +23,11 @@ def images(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def make(images, tmp_path):
-    """Configs for these images: two epochs of ten steps; further options by keyword."""
+@pytest.fixture(scope="session")
+def make_for(images):
+    """Configs for these images: two epochs of ten steps; the folder of the run, and further options by keyword."""
 
-    def config(**options) -> CompareConfig:
+    def config(out, **options) -> CompareConfig:
         usual = {
             "data": f"folder:{images}",
             "image_size": 16,
@@ -37,7 +37,7 @@ def make(images, tmp_path):
             "optimizer": "sgd",
             "lr": 0.1,
             "weight_decay": 5e-4,
-            "out": tmp_path / "run",
+            "out": out,
             "threads": torch.get_num_threads(),
             "measure_seconds": 0.01,
             "cpu": True,
@@ -45,3 +45,9 @@ def make(images, tmp_path):
         return CompareConfig(**usual | options)
 
     return config
+
+
+@pytest.fixture
+def make(make_for, tmp_path):
+    """The same; the folder is a fresh one where none is given."""
+    return lambda **options: make_for(options.pop("out", tmp_path / "run"), **options)

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from convary.train import Progress, compare, read_checkpoint
 from convary.train.arms import checkpoint_path
 
 METHODS = ("static", "dyconv")  # dyconv has an annealed temperature besides
+RUN = {"methods": METHODS, "model": "convnet_nano", "where": "all & ~first"}
 
 CHILD = """
 import json, os, signal, sys, torch
@@ -53,10 +55,19 @@ class Steps(Progress):
         self.taken.append((run.method, step.step))
 
 
+@pytest.fixture(scope="module")
+def finished(make_for, tmp_path_factory):
+    """An uninterrupted run, which nobody changes."""
+    config = make_for(tmp_path_factory.mktemp("finished") / "run", augment=True, **RUN)
+    compare(config)
+    return config
+
+
 @pytest.fixture
-def whole(make, tmp_path):
-    """An uninterrupted run."""
-    config = make(methods=METHODS, out=tmp_path / "whole", augment=True)
+def whole(finished, tmp_path):
+    """A copy of an uninterrupted run."""
+    config = dataclasses.replace(finished, out=tmp_path / "whole")
+    shutil.copytree(finished.out, config.out)
     return config, compare(config)
 
 
@@ -88,7 +99,7 @@ def _tensors(value):
 
 
 def test_killed_in_the_middle_of_an_epoch(make, whole, tmp_path):
-    config = make(methods=METHODS, out=tmp_path / "killed", augment=True, save_every=0.0)
+    config = make(**RUN, out=tmp_path / "killed", augment=True, save_every=0.0)
     for method, step in (("static", 13), ("dyconv", 4)):
         arguments = [json.dumps(config.to_dict()), method, str(step)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -103,7 +114,7 @@ def test_killed_in_the_middle_of_an_epoch(make, whole, tmp_path):
 
 @pytest.mark.parametrize("place", [("static", 1), ("static", 10), ("dyconv", 17)])
 def test_ctrl_c_saves_and_resumes(make, whole, tmp_path, place):
-    config = make(methods=METHODS, out=tmp_path / "stopped", augment=True)
+    config = make(**RUN, out=tmp_path / "stopped", augment=True)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         compare(config, StopAt(*place))

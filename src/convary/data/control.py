@@ -2,8 +2,8 @@
 """``control``: a made-up task whose kernel must depend on the image, to see whether a router learns at all.
 
 The images are gratings of four orientations with noise, half of them bright, half dark. The label of a bright image is
-its orientation, that of a dark one the orientation turned by 90 degrees. One layer of four static filters can know
-either rule; filters that depend on the brightness know both.
+its orientation, that of a dark one the orientation turned by 90 degrees. Filters that depend on the brightness know
+both rules at once; four static ones learn them slowly or not at all, by way of their thresholds.
 """
 
 from __future__ import annotations

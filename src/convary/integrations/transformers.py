@@ -2,8 +2,9 @@
 """Hugging Face transformers: converted models save their recipe, load by it, and are annealed by their ``Trainer``.
 
 ``save_pretrained`` writes the recipe to the config (``config.convary``), and ``from_pretrained`` of any class restores
-the dynamic layers by it. The weight decay of ``Trainer`` leaves routers out. A process that converts a model has all
-that by itself; one that only loads a model imports this module first.
+the dynamic layers by it. The weight decay of ``Trainer`` leaves routers out. Dynamic layers in a class of one's own
+start as published where a checkpoint has no weights for them. A process that makes or converts a model has all that by
+itself; one that only loads a model imports this module first.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import functools
 from typing import Any
 
 from convary.decay import router_parameters
-from convary.errors import ConfigError
+from convary.errors import CheckpointError, ConfigError
 from convary.extras import require_version
 from convary.integrations.restored import is_converted, restoring
+from convary.nn.opaque import Opaque
 from convary.recipe import recipe
 from convary.schedule import TemperatureAnnealing, anneal, tempered_routers
 
@@ -76,10 +78,12 @@ def attend() -> None:
     base._convary = True
     base.save_pretrained = _saving(base.save_pretrained)
     base.from_pretrained = classmethod(_loading(base.from_pretrained.__func__))
+    base._initialize_weights = _initialising(base._initialize_weights)
     if is_accelerate_available():  # without it there is no Trainer
         from transformers import Trainer  # pyright: ignore[reportMissingImports]
 
         Trainer.get_decay_parameter_names = _sparing(Trainer.get_decay_parameter_names)
+        Trainer._load_from_checkpoint = _resuming(Trainer._load_from_checkpoint)
 
 
 def _saving(original: Any) -> Any:
@@ -100,13 +104,48 @@ def _loading(original: Any) -> Any:
     def from_pretrained(cls: Any, path: Any, *args: Any, config: Any = None, **options: Any) -> Any:
         found = _recipe(path, config, options)
         if found is None:
-            return original(cls, path, *args, config=config, **options)
+            return _as_static(functools.partial(original, cls, path, *args, config=config), path, options)
         made = original(_restoring(cls, found), path, *args, config=config, **options)
         model = made[0] if isinstance(made, tuple) else made  # with output_loading_info=True
         model.__class__ = cls
         return made
 
     return from_pretrained
+
+
+def _as_static(load: Any, path: Any, options: dict[str, Any]) -> Any:
+    """What transformers makes of a checkpoint without recipe; where it does not fit, whether that is the reason.
+
+    Raises:
+        CheckpointError: the weights have routers, so a converted model wrote them.
+    """
+    try:
+        return load(**options)
+    except RuntimeError as error:  # of weights that do not fit, whose names only a report in the log has
+        tolerant = options | {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        _, report = load(**tolerant)
+        if not report["mismatched_keys"] or not any(".router." in name for name in report["unexpected_keys"]):
+            raise
+        raise CheckpointError(
+            f"{path} has the weights of a converted model, with routers, but no recipe in its config: write it with "
+            "save_pretrained of the converted model, or set config.convary = convary.recipe(model) and save the config"
+        ) from error
+
+
+def _initialising(original: Any) -> Any:
+    """Before the model's own initialisation, which knows no bank: what is not loaded is memory that nobody filled."""
+
+    @functools.wraps(original)
+    def _initialize_weights(self: Any, module: Any, *args: Any, **options: Any) -> None:
+        if isinstance(module, Opaque) and not getattr(module, "_is_hf_initialized", False):
+            tensors = (*module.parameters(), *module.buffers())
+            loaded = [(t, t.clone()) for t in tensors if getattr(t, "_is_hf_initialized", False)]
+            module.reset_parameters()
+            for tensor, values in loaded:
+                tensor.copy_(values)
+        original(self, module, *args, **options)
+
+    return _initialize_weights
 
 
 def _restoring(cls: Any, found: Any) -> Any:
@@ -142,6 +181,21 @@ def _shared(model: Any) -> dict[str, str]:
     first: dict[int, str] = {}
     names = ((name, id(p)) for name, p in model.named_parameters(remove_duplicate=False))
     return {name: first[key] for name, key in names if first.setdefault(key, name) != name}
+
+
+def _resuming(original: Any) -> Any:
+    @functools.wraps(original)
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        live = self.model if model is None else model
+        if _recipe(resume_from_checkpoint, None, {}) is not None and not is_converted(live):
+            raise CheckpointError(
+                f"{resume_from_checkpoint} is of a converted model, and the Trainer's {type(live).__name__} is static: "
+                "convert it with convary.convert as before, or take model = "
+                f"{type(live).__name__}.from_pretrained(checkpoint), and make the Trainer of that"
+            )
+        original(self, resume_from_checkpoint, model)
+
+    return _load_from_checkpoint
 
 
 def _sparing(original: Any) -> Any:

@@ -78,9 +78,9 @@ class CARAFE(Opaque):
         self.content_encoder = nn.Conv2d(
             compressed_channels, made, encoder_kernel, padding=reach, dilation=encoder_dilation, **factory
         )
-        self.reset_parameters()
+        self.initialise_()
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """As published: the compressor by Xavier's rule, the encoder so small that all taps begin alike."""
         nn.init.xavier_uniform_(self.channel_compressor.weight)
         nn.init.normal_(self.content_encoder.weight, std=0.001)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from convary.errors import ConfigError
 from convary.nn import Router
-from convary.nn.norm import make_norm
-from convary.nn.routers import zero_
+from convary.nn.norm import make_norm, normalised
+from convary.nn.routers import kaiming_, zero_
 from convary.ops.coefficients import Factors
 from convary.ops.shapes import plain_shape, unflatten
 
@@ -60,7 +60,7 @@ class CellAttention(Router):
         super().__init__(in_channels, config.temperature, device)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         m, hidden = len(starts), config.hidden(in_channels)
-        self.n, self.own = n, own
+        self.n, self.own, self.parts = n, own, tuple(starts)
         self.register_buffer("starts", torch.tensor(starts, device=device))
         self.squeeze = nn.Linear(in_channels, hidden, bias=config.norm != "batch", **factory)
         self.norm = make_norm(config.norm, hidden, **factory)
@@ -70,14 +70,19 @@ class CellAttention(Router):
             bases = max(int(others * config.nonlocal_ratio), _BASES)
             self.basis = nn.Linear(bases, others, bias=False, **factory)
             self.heads = nn.Linear(hidden, m * (n - others + bases + 1), bias=False, **factory)
-            self.bias = nn.Parameter(torch.zeros(m * (n + 1), **factory))
+            self.bias = nn.Parameter(torch.empty(m * (n + 1), **factory))
         else:
             self.heads = nn.Linear(hidden, m * (n + 1), **factory)
+        self.initialise_()
+
+    def initialise_(self) -> None:
+        """Kaiming-normal (fan-out); biases zero."""
+        super().initialise_()
+        self.starts.copy_(torch.tensor(self.parts))
         for linear in (self.squeeze, self.heads, self.basis):
-            if linear is not None:
-                nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
+            kaiming_(linear)
+        if self.basis is not None:
+            nn.init.zeros_(self.bias)
 
     @classmethod
     def check_temperature(cls, value: float) -> float:
@@ -91,7 +96,7 @@ class CellAttention(Router):
 
     def coefficients(self, vector: Tensor) -> CellWeights:
         """cells: (B, n, m)."""
-        z = self._logits(F.relu(self.norm(self.squeeze(vector))))  # (B, m, n + 1)
+        z = self._logits(F.relu(normalised(self.norm, self.squeeze(vector))))  # (B, m, n + 1)
         z = z / (z.abs().sum(2, keepdim=True) + EPSILON)
         tau = self.temperature
         mixed = (1 - tau) * z + tau * self.one_hot().to(z.dtype)  # type: ignore[operator]

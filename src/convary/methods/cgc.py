@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import MethodConfig, check_positive
 from convary.nn import BatchNorm, DynamicConv, OneKernel, Router, Site
+from convary.nn.norm import normalised
 from convary.nn.pool import adaptive_avg_pool
 from convary.ops import sample_conv
 from convary.ops.coefficients import Factors
@@ -132,10 +133,10 @@ class GateRouter(Router):
     def coefficients(self, vector: Tensor) -> Gate:
         """channel: (B, C, T) and filter: (B, O, T), from the pooled map (B, C, T)."""
         z = self.encoder(vector)  # (B, C, D)
-        channel = self.heads["channel"](F.relu(self.channel_norm(z)))
-        groups = unflatten(F.relu(self.interaction_norm(z)), 1, (self.groups, -1)).transpose(2, 3)
+        channel = self.heads["channel"](F.relu(normalised(self.channel_norm, z)))
+        groups = unflatten(F.relu(normalised(self.interaction_norm, z)), 1, (self.groups, -1)).transpose(2, 3)
         mixed = self.interaction(groups).transpose(2, 3).flatten(1, 2)  # (B, O, D)
-        return Gate(channel=channel, filter=self.heads["filter"](F.relu(self.filter_norm(mixed))))
+        return Gate(channel=channel, filter=self.heads["filter"](F.relu(normalised(self.filter_norm, mixed))))
 
     def neutral_(self) -> None:
         """Zero logits: the gate is 1/2."""
@@ -171,9 +172,9 @@ class _CGCNd(OneKernel, DynamicConv):
         """Channels that interact."""
         return f"interaction={self.config.interaction}"
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """Kaiming-normal (fan-out) as in the authors' networks; the router like ``nn.Linear``; bias zero."""
-        super().reset_parameters()
+        super().initialise_()
         nn.init.kaiming_normal_(self.kernel, mode="fan_out", nonlinearity="relu")
         if self.bias is not None:
             nn.init.zeros_(self.bias)

@@ -61,11 +61,7 @@ class CondConv(BankConfig):
 
     def make_router(self, in_channels: int, **factory) -> LinearRouter:
         """The method's router: one linear layer."""
-        router = LinearRouter(in_channels, self.experts, self.activation, **factory)
-        bound = 1 / math.sqrt(in_channels + self.experts)
-        nn.init.uniform_(router.linear.weight, -bound, bound)
-        nn.init.zeros_(router.linear.bias)
-        return router
+        return ExampleRouter(in_channels, self.experts, self.activation, **factory)
 
     @classmethod
     def placement(cls, site: Site) -> bool:
@@ -87,6 +83,17 @@ class CondConv(BankConfig):
         return site.block_index >= site.block_count - (last or site.block_count // 2)
 
 
+class ExampleRouter(LinearRouter):
+    """CondConv's routing function."""
+
+    def initialise_(self) -> None:
+        """Uniform with the fans of both sides; bias zero."""
+        super().initialise_()
+        bound = 1 / math.sqrt(self.in_channels + self.linear.out_features)
+        nn.init.uniform_(self.linear.weight, -bound, bound)
+        nn.init.zeros_(self.linear.bias)
+
+
 class _CondConvNd(DynamicConv):
     config_type = CondConv
     config: CondConv
@@ -96,9 +103,9 @@ class _CondConvNd(DynamicConv):
             return None
         return self.config.make_router(self.in_channels, **factory)
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """Every expert normal(0, sqrt(2 / fan_out)) with the fan-out of one kernel; biases zero."""
-        super().reset_parameters()
+        super().initialise_()
         fan_out = self.out_channels * math.prod(self.kernel_size)
         per_expert_(self.weight, partial(nn.init.normal_, std=math.sqrt(2 / fan_out)))
         if self.bias is not None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ShapeError
 from convary.methods.config import MethodConfig, check_positive
 from convary.nn import BatchNorm, DynamicConv, OneKernel, Router, Site
+from convary.nn.norm import normalised, scale_and_shift
 from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size, resolve
 from convary.ops.sample import CONV
@@ -169,6 +170,11 @@ class FusionRouter(Router):
         self.squeeze = nn.Linear(in_channels * pool**rank, hidden, **factory)
         self.gate = nn.Linear(hidden, hidden, **factory)
         self.heads = nn.Linear(hidden, sum(self.sizes), **factory)
+        self.initialise_()
+
+    def initialise_(self) -> None:
+        """Normal, and small."""
+        super().initialise_()
         for linear in (self.squeeze, self.gate, self.heads):
             nn.init.normal_(linear.weight, 0, 0.01)
 
@@ -228,9 +234,9 @@ class _Decomposed(OneKernel):
         self.p = nn.Parameter(torch.empty(O, latent, **factory))
         self.norm1, self.norm2 = BatchNorm(latent, **factory), BatchNorm(latent, **factory)
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """Normal with the fan-out of each map; bias zero."""
-        super().reset_parameters()
+        super().initialise_()
         taps = math.prod(self.kernel.shape[2:])
         for weight, fan_out in (
             (self.weight, self.kernel.shape[0] * taps),
@@ -243,8 +249,8 @@ class _Decomposed(OneKernel):
 
     def residual(self, q: Tensor, fusion: Fusion) -> Tensor:
         """``P (BN(Phi q) + q)`` with ``q = BN(Q x)``: (B, latent, *S) to (B, O, *S)."""
-        flat = self.norm1(q).flatten(2)
-        fused = self.norm2(fusion.latent @ flat) + flat
+        flat = normalised(self.norm1, q).flatten(2)
+        fused = normalised(self.norm2, fusion.latent @ flat) + flat
         return unflatten(self.p @ fused, 2, q.shape[2:])
 
     @property
@@ -265,7 +271,7 @@ class _Decomposed(OneKernel):
         """In eval mode, where the normalisations are linear: (B, O, C, *k), dense even where W0 has groups."""
         weight = self._dense()  # (O, C, *k)
         weight = coeffs.filter[:, 0].reshape(-1, weight.shape[0], *[1] * (weight.ndim - 1)) * weight
-        residual = self._fused(coeffs) @ (self.norm1.scale_and_shift()[0][:, None] * self.q)  # (B, O, C)
+        residual = self._fused(coeffs) @ (scale_and_shift(self.norm1)[0][:, None] * self.q)  # (B, O, C)
         T = math.prod(weight.shape[3:])
         centre = F.one_hot(torch.tensor(self._centre(), device=weight.device), T)
         taps = residual.unsqueeze(3) * centre.to(residual.dtype)
@@ -273,13 +279,13 @@ class _Decomposed(OneKernel):
 
     def biases(self, coeffs: Fusion) -> Tensor:
         """In eval mode: (B, O)."""
-        shift = self._fused(coeffs) @ self.norm1.scale_and_shift()[1] + self.p @ self.norm2.scale_and_shift()[1]
+        shift = self._fused(coeffs) @ scale_and_shift(self.norm1)[1] + self.p @ scale_and_shift(self.norm2)[1]
         return shift if self.bias is None else shift + coeffs.filter[:, 0] * self.bias
 
     def _fused(self, coeffs: Fusion) -> Tensor:
         """``P (s Phi + 1)`` with the second normalisation's scale s: (B, O, latent)."""
         unit = torch.eye(len(self.q), device=self.q.device, dtype=self.q.dtype)
-        return self.p @ (self.norm2.scale_and_shift()[0][:, None] * coeffs.latent + unit)
+        return self.p @ (scale_and_shift(self.norm2)[0][:, None] * coeffs.latent + unit)
 
     def _dense(self) -> Tensor:
         """W0 without groups, (O, C, *k)."""
@@ -431,7 +437,7 @@ class DCDLinear(_Decomposed):
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **factory)) if bias else None)
         self.make_residual(in_features, out_features, _CLASSIFIER, **factory)
         self.router = FusionRouter(in_features, out_features, _CLASSIFIER, 1, 1, _CLASSIFIER, **factory)
-        self.reset_parameters()
+        self.initialise_()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> DCDLinear:

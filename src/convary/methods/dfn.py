@@ -135,6 +135,10 @@ class FilterGenerator(nn.Sequential):
         for C, O in itertools.pairwise(channels[:-1]):
             layers += [nn.Conv2d(C, O, k, padding=k // 2, device=device, dtype=dtype), nn.LeakyReLU(0.01)]
         super().__init__(*layers, nn.Conv2d(channels[-2], out_channels, 1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """See ``init_filter_net``."""
         init_filter_net(self)
 
 

@@ -23,6 +23,7 @@ from convary.methods.config import Annealing, BankConfig, check_positive
 from convary.methods.perceptron import MixedLinear
 from convary.nn import DynamicConv, MLPRouter, Router, Site, check_temperature
 from convary.nn.base import per_expert_
+from convary.nn.routers import kaiming_
 
 _KAIJIESHI7 = ("attention.fc1", "attention.fc2")  # the router's two layers in their code
 _TARDELEAN = ("attention.to_scores.0", "attention.to_scores.2")
@@ -89,6 +90,16 @@ class DyConv(BankConfig):
         return site.index > 0 and (site.block is not None or site.block_count == 0)
 
 
+class SqueezeExcitation(MLPRouter):
+    """DyConv's attention: both layers Kaiming-normal (fan-out), biases zero."""
+
+    def initialise_(self) -> None:
+        """As published."""
+        super().initialise_()
+        for linear in (self.squeeze, self.last):
+            kaiming_(linear)
+
+
 class _DyConvNd(DynamicConv):
     config_type = DyConv
     config: DyConv
@@ -96,7 +107,7 @@ class _DyConvNd(DynamicConv):
     def make_router(self, **factory) -> Router:
         config = self.config
         hidden = max(1, int(self.in_channels / config.reduction) + config.extra_hidden)
-        return MLPRouter(
+        return SqueezeExcitation(
             self.in_channels,
             hidden,
             config.experts,
@@ -106,17 +117,12 @@ class _DyConvNd(DynamicConv):
             **factory,
         )
 
-    def reset_parameters(self) -> None:
-        """Every expert Kaiming-uniform on its own, biases zero; attention Kaiming-normal (fan-out)."""
-        super().reset_parameters()
+    def initialise_(self) -> None:
+        """Every expert Kaiming-uniform on its own, biases zero."""
+        super().initialise_()
         per_expert_(self.weight, nn.init.kaiming_uniform_)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        for module in self.router.modules() if self.router is not None else ():
-            if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
     def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """kaijieshi7's and TArdelean's layouts.

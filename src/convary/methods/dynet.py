@@ -99,9 +99,9 @@ class _DyNetNd(DynamicConv):
         hidden = None if reduction is None else max(1, int(self.in_channels / reduction))
         return FilterRouter(self.in_channels, self.config.experts, self.out_channels, hidden, **factory)
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """Every kernel Kaiming-normal (fan-out) on its own; biases zero; the predictor like ``nn.Linear``."""
-        super().reset_parameters()
+        super().initialise_()
         per_expert_(self.weight, lambda kernel: nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu"))
         if self.bias is not None:
             nn.init.zeros_(self.bias)

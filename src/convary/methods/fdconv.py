@@ -41,6 +41,7 @@ from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
 from convary.nn.bands import FrequencyBands, fft_macs, inverse, inverse_by_products
 from convary.nn.base import zero_sum_noise
 from convary.nn.frequencies import by_radius, numbered
+from convary.nn.norm import normalised
 from convary.nn.routers import zero_
 from convary.ops import sample_conv
 from convary.ops.coefficients import Factors
@@ -64,6 +65,8 @@ class FDConv(MethodConfig):
         local: Whether there is the dense modulation a_l.
         bands: Where the bands of x end, from high to low, each as a part of the highest frequency: 2 for one half.
             Empty for none. A kernel of one position never has any.
+        band_activation: Of their gates, all 1 at logits of zero: "sigmoid" is ``2 sigmoid``, "tanh" ``1 + tanh``.
+        lowest_band: Whether what is below all of the bands has a gate too.
         param_ratio: R, spectra per layer, each with K groups; R K is 256 at most.
         param_reduction: Below 1, the part of the frequencies that is kept, from the lowest. A trained network's weights
             can't be taken over then.
@@ -84,6 +87,8 @@ class FDConv(MethodConfig):
     min_hidden: int = 16
     local: bool = True
     bands: tuple[int, ...] = (2, 4, 8)
+    band_activation: Literal["sigmoid", "tanh"] = "sigmoid"
+    lowest_band: bool = False
     param_ratio: int = 1
     param_reduction: float = 1.0
     kernel_attention_only: bool = False
@@ -113,6 +118,8 @@ class FDConv(MethodConfig):
         if not isinstance(self.bands, (tuple, list)) or not all(type(b) is int and b > 1 for b in self.bands):
             raise ConfigError(f"bands must be a tuple of ints above 1, such as (2, 4, 8); got {self.bands!r}")
         object.__setattr__(self, "bands", tuple(self.bands))  # JSON gives a list
+        if self.lowest_band and not self.bands:
+            raise ConfigError("lowest_band=True wants bands above it, such as (2, 4, 8); got none")
 
     @property
     def temperatures(self) -> dict[str, float]:
@@ -182,19 +189,26 @@ class SpectralAttention(Router):
         hidden = max(int(in_channels / config.reduction), config.min_hidden)
         self.squeeze = nn.Linear(in_channels, hidden, bias=False, **factory)
         self.norm = VectorBatchNorm(hidden, **factory)
-        self.scale, self.shift = (nn.Parameter(torch.full((1,), start, **factory)) for start in (1.0, 0.0))
+        self.scale, self.shift = (nn.Parameter(torch.empty(1, **factory)) for _ in range(2))
         self.heads = nn.Linear(hidden, sum(sizes.values()), **factory)
         self.local_norm: nn.LayerNorm | None = None
         if config.local:
             reach = round(math.log2(in_channels) / 2 + 0.5) // 2 * 2 + 1  # efficient channel attention's, as released
             self.local_norm = nn.LayerNorm(in_channels, **factory)
             self.local = nn.Parameter(torch.empty(kernel_shape[0] * math.prod(kernel_shape[2:]), reach, **factory))
+        self.initialise_()
+
+    def initialise_(self) -> None:
+        """The squeeze Kaiming-normal (fan-out); the rest neutral."""
+        super().initialise_()
         nn.init.kaiming_normal_(self.squeeze.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.shift)
         self.neutral_()
 
     def coefficients(self, vector: Tensor) -> Modulation:
         """All attentions, from pooled features (B, C)."""
-        hidden = self.scale * F.relu(self.norm(self.squeeze(vector))).square() + self.shift
+        hidden = self.scale * F.relu(normalised(self.norm, self.squeeze(vector))).square() + self.shift
         logits = self.heads(hidden).split_with_sizes(list(self.sizes.values()), 1)
         found = {axis: self._activated(axis, part) for axis, part in zip(self.sizes, logits, strict=True)}
         return Modulation(**found, local=None if self.local_norm is None else self._local(self.local_norm(vector)))
@@ -250,13 +264,15 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         """
         shape = self._spectrum_shape if self.config.param_reduction == 1 else (self._count, 1)
         self.weight = nn.Parameter(torch.empty(self.config.param_ratio * shape[0], shape[1], 2, **factory))
-        order = by_radius(*self._matrix_shape, factory["device"])
-        group_of, kept = self._sorted(order)
+        device, count = factory["device"], self._count
+        group_of = torch.empty(self.config.param_ratio * count, dtype=torch.uint8, device=device)
         self.register_buffer("group_of", group_of)
-        self.register_buffer("kept", kept)
+        whole = self.config.param_reduction == 1
+        self.register_buffer("kept", None if whole else torch.empty(count, dtype=torch.long, device=device))
         point = math.prod(self.kernel_size) == 1
         bands = () if point else self.config.bands
-        self.bands = FrequencyBands(self.in_channels, bands, self.rank, **factory) if bands else None
+        gates: dict[str, Any] = {"activation": self.config.band_activation, "lowest": self.config.lowest_band}
+        self.bands = FrequencyBands(self.in_channels, bands, self.rank, **factory, **gates) if bands else None
 
     def make_router(self, **factory) -> Router:
         depthwise = self.groups == self.in_channels == self.out_channels
@@ -313,10 +329,14 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         copies = torch.arange(R, device=order.device).unsqueeze(1) * self.K
         return (copies + number).flatten().to(torch.uint8), kept
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """The spectrum of ``nn.ConvNd``'s own kernel, and its bias; R spectra are of kernels with such a sum."""
-        super().reset_parameters()
+        super().initialise_()
         R = self.config.param_ratio
+        group_of, kept = self._sorted(by_radius(*self._matrix_shape, self.weight.device))
+        self.group_of.copy_(group_of)
+        if self.kept is not None and kept is not None:
+            self.kept.copy_(kept)
         kernels = torch.empty(R, *self.kernel_shape, device=self.weight.device, dtype=torch.float32)
         for kernel in kernels:
             nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
@@ -447,8 +467,7 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         if self.router is not None:
             self.router.neutral_()
         if self.bands is not None:
-            nn.init.zeros_(self.bands.weight)
-            nn.init.zeros_(self.bands.bias)
+            self.bands.reset_parameters()
         R = self.config.param_ratio
         gain = R * self._gain / math.sqrt(weight.numel() / 2)  # a unitary transform has 1
         share = gain / self.compensate_(gain) / R

@@ -44,7 +44,7 @@ class ReleasedLayout:
         if own.local_norm is not None:
             state["router.local"] = tensors["KSM_Local.conv.weight"].flatten(1)
         for leaf in () if self.bands is None else ("weight", "bias"):
-            gates = range(len(self.config.bands))
+            gates = range(len(self.config.bands) + self.config.lowest_band)
             state[f"bands.{leaf}"] = torch.cat([tensors[f"FBM.freq_weight_conv_list.{i}.{leaf}"] for i in gates])
         return state
 

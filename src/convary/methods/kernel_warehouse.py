@@ -242,7 +242,7 @@ class _Stocked(DynamicLayer):
         factory: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
         n = self.weight.shape[0]
         self.router = CellAttention(self.in_channels, starts, n, own, self.config, **factory).train(mode)
-        self.reset_parameters()
+        self.initialise_()
 
     @property
     def alike(self) -> tuple[Any, ...]:
@@ -287,9 +287,9 @@ class _Stocked(DynamicLayer):
             raise TypeError("a KernelWarehouse layer has its own attention")
         return router
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """The layer's own cells Kaiming-normal with the fan-out of all of them; bias zero."""
-        super().reset_parameters()
+        super().initialise_()
         with torch.no_grad():
             own = self.weight[self.attention.own].flatten(0, 1)
             if own.numel():
@@ -431,7 +431,7 @@ class KernelWarehouseLinear(_Stocked):
         self.make_weight(**factory)
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **factory)) if bias else None)
         self.router = self.make_router(**factory)
-        self.reset_parameters()
+        self.initialise_()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options: Any) -> KernelWarehouseLinear:

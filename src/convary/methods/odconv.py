@@ -108,8 +108,14 @@ class OmniAttention(PerceptronRouter):
         self.squeeze = nn.Linear(in_channels, hidden, bias=config.norm == "none", **factory)
         self.norm = make_norm(config.norm, hidden, **factory)
         self.heads = nn.Linear(hidden, sum(sizes.values()), **factory)
+        self.initialise_()
+
+    def initialise_(self) -> None:
+        """Kaiming-normal (fan-out), every head on its own; the heads' biases zero."""
+        super().initialise_()
+        assert self.squeeze is not None
         nn.init.kaiming_normal_(self.squeeze.weight, mode="fan_out", nonlinearity="relu")
-        for rows in self.heads.weight.split(list(sizes.values())):
+        for rows in self.heads.weight.split(list(self.sizes.values())):
             nn.init.kaiming_normal_(rows, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.heads.bias)
 
@@ -152,9 +158,9 @@ class _ODConvNd(DynamicConv):
         hidden = max(int(self.in_channels / config.reduction), config.min_hidden)
         return OmniAttention(self.in_channels, hidden, sizes, K, config, **factory)
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """Every kernel Kaiming-normal (fan-out) on its own; bias zero."""
-        super().reset_parameters()
+        super().initialise_()
         per_expert_(self.weight, lambda kernel: nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu"))
         if self.bias is not None:
             nn.init.zeros_(self.bias)

@@ -78,7 +78,7 @@ class MixedLinear(DynamicLayer):
         else:
             hidden = max(1, in_features // reduction)
             self.router = MLPRouter(in_features, hidden, experts, activation, temperature, **factory)
-        self.reset_parameters()
+        self.initialise_()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options) -> MixedLinear:
@@ -89,9 +89,9 @@ class MixedLinear(DynamicLayer):
         )  # fmt: skip
         return layer.train(linear.training)
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """Every expert like ``nn.Linear``; biases zero."""
-        super().reset_parameters()
+        super().initialise_()
         per_expert_(self.weight, lambda kernel: nn.init.kaiming_uniform_(kernel, a=5**0.5))
         if self.bias is not None:
             nn.init.zeros_(self.bias)

@@ -108,6 +108,11 @@ class ActivationRouter(Router):
         self.K = K
         self.reduce = nn.Linear(in_channels, hidden, **factory)
         self.linear = nn.Linear(hidden, splits * K, **factory)
+        self.initialise_()
+
+    def initialise_(self) -> None:
+        """Normal, by the fan-in; biases zero."""
+        super().initialise_()
         for linear in (self.reduce, self.linear):
             nn.init.normal_(linear.weight, 0, 1 / linear.in_features)
             nn.init.zeros_(linear.bias)
@@ -156,12 +161,12 @@ class _WeightNetNd(DynamicConv):
         """Expansion and splits."""
         return f"expansion={self.config.expansion}, splits={self.config.splits}"
 
-    def reset_parameters(self) -> None:
+    def initialise_(self) -> None:
         """Kernels Kaiming-normal (fan-out) where all activations are 1/2; bias zero.
 
         The released standard deviation, one over the numbers of a split, relies on the normalisation behind.
         """
-        super().reset_parameters()
+        super().initialise_()
         per_expert_(self.weight, lambda part: nn.init.kaiming_normal_(part, mode="fan_out", nonlinearity="relu"))
         with torch.no_grad():
             self.weight.mul_(2 / math.sqrt(len(self.weight)))

@@ -7,8 +7,22 @@ from convary.extras import require
 
 require("convary.models", "vision", "torchvision")
 
-from convary.models.registry import NAMES, build, create  # noqa: E402  (after the check above)
+from convary.models.comparators import (  # noqa: E402  (after the check above)
+    CBAM,
+    COMPARATORS,
+    ECA,
+    SE,
+    WE,
+    Comparator,
+    attend,
+    comparator_from_json,
+    fold_excitation,
+)
+from convary.models.registry import NAMES, build, create  # noqa: E402
 from convary.models.saved import restore, save  # noqa: E402
 from convary.models.small import ConvNetNano, MobileNetV2Tiny, OneConv, ResNet20  # noqa: E402
 
-__all__ = ["NAMES", "ConvNetNano", "MobileNetV2Tiny", "OneConv", "ResNet20", "build", "create", "restore", "save"]
+__all__ = [
+    "CBAM", "COMPARATORS", "ECA", "NAMES", "SE", "WE", "Comparator", "ConvNetNano", "MobileNetV2Tiny", "OneConv",
+    "ResNet20", "attend", "build", "comparator_from_json", "create", "fold_excitation", "restore", "save",
+]  # fmt: skip

@@ -81,7 +81,7 @@ class ConvNetNano(PlainNet):
 
 
 class OneConv(PlainNet):
-    """One layer of four filters, for the data set ``control``: a static one can't solve it.
+    """One layer of four filters, for the data set ``control``, which static ones learn slowly or not at all.
 
     Args:
         num_classes: Rows of the classifier.

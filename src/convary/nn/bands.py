@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ _GRID = 64  # the released masks are made for 64 positions per axis, and resized
 class FrequencyBands(nn.Module):
     """Frequency band modulation: ``sum_i g_i(x) band_i(x) + rest(x)``, ``g = 2 sigmoid(conv(x))`` per position.
 
+    With ``activation="tanh"`` g is ``1 + tanh(conv(x))``, and with ``lowest`` the rest has a gate too.
+
     Computed as x plus what the gates change of it, so that gates of 1 leave x as it is, bit for bit. A mask of a band
     is a box, as large as the released one: made for 64 positions per axis and resized to others, half an axis where the
     transform is real. It is not quite symmetric where 64 is no multiple of the size; the result's real part is taken.
@@ -29,22 +32,46 @@ class FrequencyBands(nn.Module):
         in_channels: C.
         bands: Where the bands end; from high to low, each as a part of the highest frequency.
         rank: Spatial axes of x.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        activation: "sigmoid" or "tanh".
+        lowest: Whether what is below all ends has a gate.
     """
 
-    def __init__(self, in_channels: int, bands: Sequence[int], rank: int, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        bands: Sequence[int],
+        rank: int,
+        device=None,
+        dtype=None,
+        *,
+        activation: str = "sigmoid",
+        lowest: bool = False,
+    ) -> None:
         super().__init__()
         self.bands, self.ends = tuple(bands), [_end(band) for band in bands]
+        self.activation, self.lowest = activation, lowest
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.zeros(len(bands), in_channels, *(3,) * rank, **factory))
-        self.bias = nn.Parameter(torch.zeros(len(bands), **factory))
+        gates = len(bands) + lowest
+        self.weight = nn.Parameter(torch.empty(gates, in_channels, *(3,) * rank, **factory))
+        self.bias = nn.Parameter(torch.empty(gates, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gates of 1."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) to (B, C, *S), in x's dtype; transformed in float32 at least."""
-        change = torch.tanh(CONV[x.ndim - 2](x, self.weight, self.bias, padding=1) / 2)  # 2 sigmoid(t) - 1, (B, n, *S)
-        change = change.unbind(1)
+        logits = CONV[x.ndim - 2](x, self.weight, self.bias, padding=1)
+        halves = 2 if self.activation == "sigmoid" else 1
+        change = torch.tanh(logits / halves).unbind(1)  # what gates are above 1: 2 sigmoid(t) - 1 is tanh(t / 2)
         precise = x if x.dtype == torch.float64 else x.float()
         y = precise * (1 + change[0].unsqueeze(1))
-        for low, this, after in zip(self.lows(precise), change, [*change[1:], None], strict=True):
+        gates = change if self.lowest else [*change, None]
+        for low, (this, after) in zip(self.lows(precise), itertools.pairwise(gates), strict=True):
             y = y + low * (-this if after is None else after - this).unsqueeze(1)
         return y.to(x.dtype)
 

@@ -50,6 +50,11 @@ class DynamicLayer(KeepsParameters, Scaled, Opaque, Placed):
         super().__init__()
         self._lent: dict[int, Coefficients] = {}  # by thread, from a block's shared router, for the time of one forward
 
+    def initialise_(self) -> None:
+        """Initialise the bank as the method publishes, which a subclass does after this."""
+        if self.scale is not None:
+            self.scale.fill_(1)
+
     @property
     def num_experts(self) -> int:
         """K, the kernels that are mixed; 1 where the method mixes no whole kernels."""
@@ -134,10 +139,6 @@ class DynamicLayer(KeepsParameters, Scaled, Opaque, Placed):
             self.bias.mul_(scale)
             return shift
         return None
-
-    def reset_parameters(self) -> None:
-        """Initialise every expert and the router as the method publishes, which a subclass does after this."""
-        self.scale = None
 
     def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This layer's state dict from the authors' tensors (names relative to the layer).
@@ -228,7 +229,7 @@ def zero_sum_noise(bank: Tensor) -> Tensor:
 class DynamicConv(DynamicLayer):
     """Base of the dynamic convolutions: takes all of ``nn.ConvNd``'s arguments in its order, then the method's options.
 
-    Subclasses set ``rank`` and ``config_type`` and define ``make_router``, ``reset_parameters`` and, where the bias is
+    Subclasses set ``rank`` and ``config_type`` and define ``make_router``, ``initialise_`` and, where the bias is
     static, ``mixed_bias = False``. One that mixes no bank of whole kernels defines ``make_weight``, ``convolve`` and
     what ``DynamicLayer`` says of kernels besides.
 
@@ -281,7 +282,7 @@ class DynamicConv(DynamicLayer):
         bias_shape = (self.config.experts, out_channels) if self.mixed_bias else (out_channels,)
         self.register_parameter("bias", nn.Parameter(torch.empty(bias_shape, **factory)) if bias else None)
         self.router = self.make_router(**factory)
-        self.reset_parameters()
+        self.initialise_()
 
     def _set_geometry(
         self,

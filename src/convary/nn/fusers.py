@@ -4,6 +4,10 @@
 ``fuse_conv_bn_eval``, Ultralytics and mmcv scale ``conv.weight``, shift ``conv.bias`` and put both into the layer. What
 is right for the weight of a convolution is another function for a bank, a spectrum or W0 of a decomposition.
 ``convary.fold_norms`` knows them all.
+
+The refusal is the layer's own, where a parameter is exchanged. torch's fuser multiplies before that and may fail there,
+with sizes that name nothing; so its function is exchanged for one that says what is wrong. That happens when the first
+dynamic layer is made (``hosts``): importing convary changes nothing of torch.
 """
 
 from __future__ import annotations
@@ -14,9 +18,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import fusion
 
+from convary import hosts
 from convary.errors import FusionError
 
 _KEPT = ("weight", "bias")
+hosts.expect("torch.nn.utils.fusion", "convary.nn.fusers")
 
 
 class KeepsParameters(nn.Module):
@@ -62,7 +68,7 @@ class KeepsParameters(nn.Module):
 
 
 def _checked(fuse: Any) -> Any:
-    """The function of torch, which multiplies before it assigns, and would fail with sizes that name nothing."""
+    """The function of torch, for weights that can be those of a convolution."""
 
     @functools.wraps(fuse)
     def checked(conv_w: Tensor, conv_b: Tensor | None, bn_rm: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -77,4 +83,6 @@ def _checked(fuse: Any) -> Any:
     return checked
 
 
-fusion.fuse_conv_bn_weights = _checked(fusion.fuse_conv_bn_weights)
+def attend() -> None:
+    """Make torch's fuser say what is wrong; called once, by ``hosts``."""
+    fusion.fuse_conv_bn_weights = _checked(fusion.fuse_conv_bn_weights)

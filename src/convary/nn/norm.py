@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalisation inside routers."""
+"""Normalisation inside routers.
+
+Programs that freeze, split or synchronise the norms of a network find them by ``nn.BatchNorm2d``, which the authors
+have over maps of one position. So these are such norms by their class, and what is put in their place gets such maps.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class VectorBatchNorm(nn.BatchNorm1d):
+class VectorBatchNorm(nn.BatchNorm2d):
     """Batch normalisation of (B, C) vectors that also takes a batch of one, or none, in training.
 
     Detectors probe their strides with a single image in training mode, and the last batch of an epoch may hold one
     sample. Statistics of one number are meaningless, so such a batch is normalised with the running statistics and
     leaves them as they are. For two samples and more this is ``nn.BatchNorm1d``, and the state dict is the same.
     """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """(B, C) is what it takes."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C)."""
@@ -24,30 +33,20 @@ class VectorBatchNorm(nn.BatchNorm1d):
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-class _Linear:
-    """A batch normalisation as the linear map that it is with its running statistics."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    eps: float
-
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift that the running statistics make, (C,) each."""
-        assert self.running_mean is not None  # it keeps statistics
-        assert self.running_var is not None
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        return scale, self.bias - self.running_mean * scale
-
-    def mapped(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, *S) by it."""
-        # Written out: torch 2.14's double backward of batch_norm with running statistics is wrong behind a matmul.
-        scale, shift = (value.reshape(-1, *[1] * (x.ndim - 2)) for value in self.scale_and_shift())
-        return x * scale + shift
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """Scale and shift that the running statistics of a batch normalisation make, (C,) each."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
 
 
-class BatchNorm(_Linear, nn.modules.batchnorm._BatchNorm):
+def mapped(norm: Any, x: Tensor) -> Tensor:
+    """X (B, C, *S) by the linear map that a batch normalisation is with its running statistics."""
+    # Written out: torch 2.14's double backward of batch_norm with running statistics is wrong behind a matmul.
+    scale, shift = (value.reshape(-1, *[1] * (x.ndim - 2)) for value in scale_and_shift(norm))
+    return x * scale + shift
+
+
+class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation of (B, C, *S) with any number of axes; takes a single number per channel as above."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -57,16 +56,16 @@ class BatchNorm(_Linear, nn.modules.batchnorm._BatchNorm):
         """Normalise (B, C, *S)."""
         if self.training and input.numel() >= 2 * input.shape[1]:
             return super().forward(input)
-        return self.mapped(input)
+        return mapped(self, input)
 
 
-class SyncNorm(_Linear, nn.SyncBatchNorm):
+class SyncNorm(nn.SyncBatchNorm):
     """What ``convert_sync_batchnorm`` makes of both: statistics over all processes, a single number taken as above."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, *S)."""
         alone = input.numel() < 2 * input.shape[1] and not self._has_company()
-        return self.mapped(input) if self.training and alone else super().forward(input)
+        return mapped(self, input) if self.training and alone else super().forward(input)
 
     def _has_company(self) -> bool:
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -78,6 +77,17 @@ def adopt(module: nn.Module | None, instead_of: nn.Module | None) -> nn.Module |
     if type(module) is nn.SyncBatchNorm and isinstance(instead_of, VectorBatchNorm | BatchNorm):
         module.__class__ = SyncNorm
     return module
+
+
+_OF_VECTORS = (VectorBatchNorm, BatchNorm, SyncNorm, nn.BatchNorm1d, nn.LayerNorm, nn.Identity)
+
+
+def normalised(norm: nn.Module, x: Tensor) -> Tensor:
+    """X (B, C, *S) by a norm, which may be one of maps that somebody put there, such as a frozen or a split one."""
+    if isinstance(norm, _OF_VECTORS):
+        return norm(x)
+    rows = x.unsqueeze(2) if x.ndim == 2 else x.flatten(2)
+    return norm(rows.unsqueeze(3)).reshape(x.shape)
 
 
 def make_norm(name: str, width: int, **factory) -> nn.Module:

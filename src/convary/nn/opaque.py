@@ -29,6 +29,22 @@ class Opaque(nn.Module):
         if "forward" in cls.__dict__:
             cls.forward = _entered(cls.forward)
 
+    def initialise_(self) -> None:
+        """Fill in the parameters and buffers of the module itself; nothing where its parts fill in their own."""
+
+    def reset_parameters(self) -> None:
+        """Make everything new, as when the module was built: all of its parts, settings in buffers, a router's heat.
+
+        Whoever builds a network on the meta device calls it behind ``to_empty``, and whoever starts again behind a
+        fold of a cross-validation: ``model.apply(...)``, which goes from the parts to the whole, ends as published. A
+        tool that goes from the whole to the parts leaves routers' linear layers as ``nn.Linear`` starts.
+        """
+        for part in reversed(list(self.modules())):  # parts before what they are parts of
+            if isinstance(part, Opaque):
+                part.initialise_()
+            elif hasattr(part, "reset_parameters"):
+                part.reset_parameters()  # type: ignore[operator]
+
     def recorded_args(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
         """The arguments behind x of the call that goes into a graph."""
         return args

@@ -14,7 +14,7 @@ from torch.nn.modules import module as _modules
 
 from convary.errors import ConfigError, TemperatureWarning
 from convary.nn.kin import Kin
-from convary.nn.norm import VectorBatchNorm
+from convary.nn.norm import VectorBatchNorm, normalised
 from convary.nn.opaque import Opaque
 from convary.ops import Coefficients, native_route
 from convary.ops.geometry import autocasting
@@ -44,11 +44,18 @@ class Router(Opaque):
 
     def __init__(self, in_channels: int, temperature: float | None = None, device=None) -> None:
         super().__init__()
-        self.in_channels = in_channels
-        start = None if temperature is None else torch.tensor(self.check_temperature(temperature), device=device)
+        self.in_channels, self.initial_temperature = in_channels, temperature
+        start = None
+        if temperature is not None:  # in float32 whatever the default: bfloat16 would make 30 of 29.97
+            start = torch.tensor(self.check_temperature(temperature), dtype=torch.float32, device=device)
         self.register_buffer("temperature", start)
         self.kin = Kin()
         self.kin.settle(self)
+
+    def initialise_(self) -> None:
+        """Fill in the router's own numbers, its temperature too; a subclass says how its layers differ from theirs."""
+        if self.temperature is not None and self.initial_temperature is not None:
+            self.set_temperature_(self.initial_temperature)
 
     @torch.no_grad()
     def set_temperature_(self, value: float) -> None:
@@ -147,7 +154,8 @@ class Router(Opaque):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("kin", Kin())  # pickles of convary 0.1.0 have none
+        self.__dict__.setdefault("kin", Kin())  # pickles of convary 0.1.0 have neither
+        self.__dict__.setdefault("initial_temperature", None)
         self.kin.settle(self)
 
 
@@ -219,7 +227,7 @@ class PerceptronRouter(Router):
         """Those that ``named`` makes."""
         if self.squeeze is not None:
             hidden = self.squeeze(vector)
-            vector = F.relu(hidden if self.norm is None else self.norm(hidden))
+            vector = F.relu(hidden if self.norm is None else normalised(self.norm, hidden))
         logits = self._tempered(self.last(vector))
         if not self.gates:
             return self.named([activate(logits, self.activation)])
@@ -288,6 +296,7 @@ class LinearRouter(PerceptronRouter):
     ) -> None:
         super().__init__(in_channels, activation, temperature, device=device)
         self.linear = nn.Linear(in_channels, num_experts, device=device, dtype=dtype)
+        self.initialise_()
 
     @property
     def last(self) -> nn.Linear:
@@ -325,6 +334,7 @@ class MLPRouter(PerceptronRouter):
         super().__init__(in_channels, activation, temperature, device=device)
         self.squeeze = nn.Linear(in_channels, hidden, bias=hidden_bias, device=device, dtype=dtype)
         self.linear = nn.Linear(hidden, out_features, device=device, dtype=dtype)
+        self.initialise_()
 
     @property
     def last(self) -> nn.Linear:
@@ -334,6 +344,15 @@ class MLPRouter(PerceptronRouter):
     def named(self, pieces: Sequence[Tensor]) -> Coefficients:
         """kernel: (B, K)."""
         return Coefficients(kernel=pieces[0])
+
+
+def kaiming_(linear: nn.Linear | None) -> None:
+    """Kaiming-normal weight by the fan-out, and bias zero, of a layer that is there."""
+    if linear is None:
+        return
+    nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
 
 
 def zero_(linear: nn.Linear) -> None:

@@ -13,15 +13,29 @@ from torch import nn
 from convary.nn.backbone import backbone_names
 from convary.nn.base import DynamicLayer
 from convary.nn.outputs import is_layer, predictions
+from convary.nn.placed import Placed
+from convary.nn.routers import Router
 
-# Residual and inverted-residual blocks by class name, in torchvision, timm and common code.
+# What transformers calls blocks that placements know by the names of torchvision.
+_SAME = {
+    "ResNetBasicLayer": "BasicBlock",
+    "ResNetBottleNeckLayer": "Bottleneck",
+    "MobileNetV2InvertedResidual": "InvertedResidual",
+    "ConvNextLayer": "CNBlock",
+    "EfficientNetBlock": "MBConv",
+}
+# Residual and inverted-residual blocks by class name, in torchvision, timm, transformers and common code.
 BLOCKS = frozenset(
     "BasicBlock Bottleneck InvertedResidual InvertedResidualV3 DepthwiseSeparableConv EdgeResidual "
     "CondConvResidual UniversalInvertedResidual MBConv FusedMBConv MbConvBlock CNBlock ConvNeXtBlock Bottle2neck "
     "PreActBlock PreActBottleneck ResBottleneckBlock BottleneckBlock GhostBottleneck "
-    "RepVggBlock".split()
+    "RepVggBlock RegNetXLayer RegNetYLayer ConvNextV2Layer BitBottleneckLayer "
+    "BitPreActivationBottleneckLayer".split()
+).union(_SAME)
+_GATES = frozenset(
+    "SqueezeExcitation SqueezeExcite SEModule EffectiveSEModule EcaModule SEBlock SELayer RegNetSELayer "
+    "EfficientNetSqueezeExciteLayer".split()
 )
-_GATES = frozenset("SqueezeExcitation SqueezeExcite SEModule EffectiveSEModule EcaModule SEBlock SELayer".split())
 _SHORTCUTS = frozenset({"downsample", "shortcut", "skip", "proj_shortcut"})
 
 
@@ -35,7 +49,7 @@ class Site:
         index: Position among the layers of its sort (convolutions, or linear layers), in registration order.
         count: How many of its sort there are.
         block: Name of the innermost block around it, or None.
-        block_type: Class name of that block.
+        block_type: Class name of that block; torchvision's for transformers' blocks of the same networks.
         block_index: Position of the block among all blocks.
         block_count: Number of blocks.
         gate: Whether it is part of a squeeze-and-excitation gate.
@@ -119,6 +133,8 @@ def constants(model: nn.Module) -> frozenset[nn.Module]:
 def sites(model: nn.Module, blocks: tuple[type[nn.Module], ...] = ()) -> Iterator[Site]:
     """All convolutions and linear layers of a model, each once, in registration order.
 
+    What a router or a dynamic layer is made of is none: it makes kernels, and no paper converts it.
+
     Args:
         model: Any module; it may itself be a layer.
         blocks: What counts as a block; by default classes with the names in ``BLOCKS``.
@@ -165,7 +181,10 @@ def _sites(model: nn.Module, blocks: tuple[type[nn.Module], ...], within: tuple[
     block_names: list[str] = []
     gates: list[str] = []
     found: list[tuple[str, nn.Module]] = []
+    makers = {part for module in model.modules() if isinstance(module, Placed | Router) for part in module.modules()}
     for name, module in model.named_modules():
+        if module in makers:
+            continue
         if not any(not part or name == part or name.startswith(f"{part}.") for part in within):
             continue
         if name and is_block(module, blocks):
@@ -187,12 +206,17 @@ def _sites(model: nn.Module, blocks: tuple[type[nn.Module], ...], within: tuple[
             index=seen[sort],
             count=counts[sort],
             block=block,
-            block_type=type(modules[block]).__name__ if block else "",
+            block_type=_block_type(modules[block]) if block else "",
             block_index=block_names.index(block) if block else -1,
             block_count=len(block_names),
             gate=any(name.startswith(f"{g}.") for g in gates),
         )
         seen[sort] += 1
+
+
+def _block_type(block: nn.Module) -> str:
+    name = type(block).__name__
+    return _SAME.get(name, name)
 
 
 def replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:

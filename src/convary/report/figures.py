@@ -119,7 +119,10 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def learning_curve(panel: Axes, methods: list[Method], look: dict[str, Look], quantity: str, title: str) -> None:
-    """``quantity`` ("loss" or "top1") over epochs: test solid with markers, train dashed; the mean of the seeds."""
+    """``quantity`` ("loss" or "top1") over epochs: test solid with markers, train dashed; the mean of the seeds.
+
+    Markers are hollow while a temperature falls: the running statistics of norms lag behind routers that sharpen.
+    """
     for method in methods:
         how = look[method["name"]]
         for part, style in (("train", (0, (3, 2))), ("test", "solid")):
@@ -138,11 +141,21 @@ def learning_curve(panel: Axes, methods: list[Method], look: dict[str, Look], qu
                 mec=SURFACE,
                 mew=0.8,
             )
+            if solid and (hot := cooling(method)):
+                ends = [(at, value) for at, value in zip(x, y, strict=True) if at in hot]
+                panel.plot(*zip(*ends, strict=True), ls="none", marker=how.marker, ms=5, mfc=SURFACE, mec=how.color)
             for seed in method["seeds"] if solid and len(method["seeds"]) > 1 else []:
                 x, y = [p["epoch"] for p in seed["curve"]], [p[f"test_{quantity}"] for p in seed["curve"]]
                 panel.plot(x, y, color=how.color, lw=0.6, alpha=0.4)
     _epochs(panel, methods)
     titled(panel, title, "epoch")
+
+
+def cooling(method: Method) -> set[float]:
+    """The epochs at whose end the routers' temperature was still above its last value."""
+    curve = method["seeds"][0]["curve"]
+    last = curve[-1]["temperature"]
+    return {p["epoch"] for p in curve if p["temperature"] is not None and last is not None and p["temperature"] > last}
 
 
 def temperature(panel: Axes, methods: list[Method], look: dict[str, Look]) -> None:

@@ -83,6 +83,7 @@ def page(results: dict[str, Any]) -> str:
         most_classes=MOST_CLASSES,
         titles={method["name"]: method["title"] for method in methods},
         annealed=[method["title"] for method in methods if _annealed(method)],
+        cooling=any(figures.cooling(method) for method in methods),
     )
 
 

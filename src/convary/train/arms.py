@@ -13,12 +13,14 @@ import torch
 from convary.data import DataSet
 from convary.errors import ConfigError, nearest
 from convary.inspect import summary
-from convary.methods import METHODS, MethodConfig, method
+from convary.methods import METHODS, MethodConfig
+from convary.models import COMPARATORS, Comparator
 from convary.models.registry import split_width
 from convary.train.checkpoint import Architecture
 
 STATIC = "static"
 METHOD_NAMES = (STATIC, *(config.name for config in METHODS))
+KNOWN = {config.name: config for config in (*METHODS, *COMPARATORS)}
 AXES = ("macs", "params")
 _WIDEST = 16.0
 
@@ -29,7 +31,7 @@ class Arm:
 
     Attributes:
         name: ``"static"``, a method's name, ``"static@1.25"`` (a width) or ``"static@macs:odconv"`` (as expensive).
-        method: The method's config; None for a static network.
+        method: The config of the method, or of the comparator; None for a static network.
         width: Of a static network, relative to the others; None where another arm's cost decides it.
         axis: ``"macs"`` or ``"params"``: in what it is as expensive as ``like``.
         like: The name of a method.
@@ -45,6 +47,11 @@ class Arm:
     def is_static(self) -> bool:
         """Whether it is the network that the others are compared with."""
         return self.name == STATIC
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether its kernels depend on the input."""
+        return self.method is not None and not isinstance(self.method, Comparator)
 
     @property
     def folder(self) -> str:
@@ -67,20 +74,21 @@ def read_arm(text: str, options: dict[str, Any]) -> Arm:
     Raises:
         ConfigError: there is no such arm, or the method does not take the options.
     """
-    if text in METHOD_NAMES:
-        return Arm(name=text, method=None if text == STATIC else method(text, **options))
+    if text == STATIC or text in KNOWN:
+        return Arm(name=text, method=None if text == STATIC else KNOWN[text].from_options(options))
     kind, at, rest = text.partition("@")
     axis, colon, like = rest.partition(":")
     if kind == STATIC and colon:
-        if axis not in AXES or like not in METHOD_NAMES[1:]:
+        if axis not in AXES or like not in KNOWN:
             raise ConfigError(
                 f"a static network as expensive as a method is written static@macs:odconv or static@params:odconv; "
-                f"got {text!r}{nearest(like, METHOD_NAMES[1:])}"
+                f"got {text!r}{nearest(like, KNOWN)}"
             )
         return Arm(name=text, width=None, axis=axis, like=like)
     if kind == STATIC and at:
         return Arm(name=text, width=split_width(text)[1])
-    raise ConfigError(f"unknown method {text!r}{nearest(text, METHOD_NAMES)}; known: {', '.join(METHOD_NAMES)}")
+    known = (STATIC, *KNOWN)
+    raise ConfigError(f"unknown method {text!r}{nearest(text, known)}; known: {', '.join(known)}")
 
 
 def architecture(arm: Arm, config: Any, dataset: DataSet, seed: int) -> Architecture:

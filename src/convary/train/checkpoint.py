@@ -17,7 +17,7 @@ from convary.data import DataSet, derive_seed
 from convary.errors import CheckpointError
 from convary.files import write_whole
 from convary.methods import MethodConfig, config_from_json
-from convary.models import build
+from convary.models import attend, build, comparator_from_json
 from convary.nn import Router
 from convary.selector import selector
 
@@ -35,7 +35,7 @@ class Architecture:
         model: As for :func:`convary.models.build`.
         num_classes: Rows of the classifier.
         shape: (C, H, W) of the images.
-        method: JSON of the method's config; None for the static network.
+        method: JSON of the config of the method or the comparator; None for the static network.
         init: ``"paper"``, ``"neutral"`` or ``"upcycle"``.
         seed: Of the initial weights.
         where: Which layers are dynamic, as text.
@@ -72,6 +72,9 @@ class Architecture:
             return model
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, _CONVERSION))
+            comparator = comparator_from_json(self.method)
+            if comparator is not None:
+                return attend(model, comparator, upcycle=self.init == "upcycle", inplace=True)
             config = config_from_json(self.method)
             model = convert(model, config, selector(self.where, config), upcycle=self.init == "upcycle")
         if self.init == "neutral":

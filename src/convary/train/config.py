@@ -33,7 +33,8 @@ class CompareConfig(RunConfig):
 
     methods: tuple[str, ...] = METHOD_NAMES
     """What to train: static and any of the methods, in the order of the report. static@1.25 is a static network 1.25
-    times as wide, static@macs:odconv (or static@params:odconv) one as expensive as the network of a method."""
+    times as wide, static@macs:odconv (or static@params:odconv) one as expensive as the network of a method. se, cbam,
+    eca and we (weight excitation) are what the papers compare with."""
 
     where: str = "paper"
     """Which layers become dynamic: paper, or a selector as in 'all & ~first'; see convary plan."""
@@ -141,7 +142,7 @@ class CompareConfig(RunConfig):
         if self.anneal_epochs is not None and not 0 <= self.anneal_epochs <= self.epochs:
             raise ConfigError(f"anneal_epochs must be between 0 and epochs={self.epochs}; got {self.anneal_epochs}")
         for arm in self.arms().values():
-            selector(self.where, METHODS[0]() if arm.method is None else arm.method)
+            selector(self.where, arm.method if arm.is_dynamic and arm.method else METHODS[0]())
 
     def arms(self) -> dict[str, Arm]:
         """What to train, in order, by name.

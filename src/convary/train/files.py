@@ -63,6 +63,10 @@ def claim_folder(out: Path, identity: dict[str, Any], started: str) -> str:
     return started
 
 
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else repr(value)
+
+
 def _same_run(record: Path, identity: dict[str, Any]) -> str:
     try:
         content = json.loads(record.read_text())
@@ -71,7 +75,8 @@ def _same_run(record: Path, identity: dict[str, Any]) -> str:
         raise ConfigError(f"{record} is not the record of a run; choose another folder with --out") from error
     names = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
     if names:
-        differences = ", ".join(f"{name} {before.get(name)!r} there and {identity.get(name)!r} here" for name in names)
+        told = (f"{name} {_shown(before.get(name))} there and {_shown(identity.get(name))} here" for name in names)
+        differences = ", ".join(told)
         raise ConfigError(
             f"{record.parent} is the folder of another run: {differences}; choose another folder with --out, "
             "or delete this one"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convary.data import DataSet, balanced
 from convary.inspect import summary
+from convary.models import fold_excitation
 from convary.train import measure
 from convary.train.arms import STATIC, Arm, architecture, checkpoint_path
 from convary.train.config import CompareConfig
@@ -49,8 +50,8 @@ class Bench:
             curves: The learning curves of all arms, one for each seed.
             heard: Is told what starts.
         """
-        model = model.to(self.device)
-        name, method = arm.name, arm.method
+        model = fold_excitation(model.to(self.device))
+        name = arm.name
         heard("parameters and MACs")
         entry = {"name": name, **self._costs(arm, model)}
         heard("latency")
@@ -62,8 +63,8 @@ class Bench:
         if STATIC in curves and not arm.is_static:
             entry["paired"] = paired(_tops(curves[name]), _tops(curves[STATIC]))
         batch = self.config.batch_size
-        entry["routing"] = [] if method is None else routing_statistics(model, self.dataset, batch, self.device)
-        entry["diagnosis"] = None if method is None else diagnosis(model, self.dataset, batch, self.device)
+        entry["routing"] = [] if not arm.is_dynamic else routing_statistics(model, self.dataset, batch, self.device)
+        entry["diagnosis"] = None if not arm.is_dynamic else diagnosis(model, self.dataset, batch, self.device)
         entry["correlation"] = correlations(model, self.dataset, self.device)
         return entry
 
