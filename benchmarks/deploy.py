@@ -46,7 +46,7 @@ class Images(CalibrationDataReader):
 def train(model: nn.Module, data: DataSet, epochs: int, size: int = 64) -> None:
     """AdamW with one cycle, the temperature going down over the first half."""
     steps = epochs * (len(data.train.labels) // size)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(cv.param_groups(model, weight_decay=0.05))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)
     first = [m.first_temperature for m in model.modules() if isinstance(m, Router) and m.temperature is not None]
     annealing = cv.anneal(model, start=min(10.0, *first), steps=steps // 2) if first else None

@@ -32,7 +32,7 @@ def main() -> None:
     data = load("fashion-mnist-mini").limited(arguments.images)
     loader = DataLoader(TensorDataset(data.train.images, data.train.labels), batch_size=64, shuffle=True)
     model = cv.convert(build("mobilenet_v2_tiny", 10, 1), cv.DyConv(), upcycle=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(cv.param_groups(model, weight_decay=0.05, lr=2e-3))
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
     # After prepare(): len(loader) is then this process's own number of steps.

@@ -98,7 +98,7 @@ def finetune(model: nn.Module, images: int, epochs: int, batch: int = 32) -> flo
     torch.manual_seed(0)
     model.classifier = nn.Linear(1280, len(dataset.classes))
     steps = epochs * (len(order) // batch)
-    optimizer = optim.AdamW(cv.param_groups(model, weight_decay=0.01), lr=2e-3)
+    optimizer = optim.AdamW(cv.param_groups(model, weight_decay=0.01, lr=2e-3))
     schedule = optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     model.train()
     for step in range(steps):

@@ -35,7 +35,7 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW."""
-        return torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=0.05)
+        return torch.optim.AdamW(cv.param_groups(self, weight_decay=0.05, lr=2e-3))
 
 
 def main() -> None:

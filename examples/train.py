@@ -32,7 +32,7 @@ def main() -> None:
     model = cv.convert(build("mobilenet_v2_tiny", len(data.classes), data.shape[0]), config, upcycle=False)
 
     steps = arguments.epochs * (arguments.images // BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(cv.param_groups(model, weight_decay=0.05))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)
     # Methods without a temperature (CondConv, DyNet) have no annealing.
     annealing = cv.anneal(model, start=config.annealing.start, steps=steps // 2) if config.annealing else None

@@ -62,3 +62,77 @@ def test_bad_arguments():
         cv.param_groups(nn.Conv2d(3, 3, 1).requires_grad_(False))
     (only,) = cv.param_groups(nn.BatchNorm2d(3))
     assert only["weight_decay"] == 0
+
+
+def test_with_a_rate_banks_routers_gates_and_the_rest_are_groups():
+    model = cv.convert(models.mobilenet_v3_small(num_classes=5), cv.CondConv(), where.all() & ~where.gate())
+    names = {p: name for name, p in model.named_parameters()}
+    groups = cv.param_groups(model, 0.05, lr=0.1)
+    assert [group["name"] for group in groups] == [
+        "bank x8", "router, no decay", "gate, no decay", "rest", "rest, no decay",
+    ]  # fmt: skip
+    assert {group["lr"] for group in groups} == {0.1}
+    found = {group["name"]: [names[p] for p in group["params"]] for group in groups}
+    assert sorted(member for members in found.values() for member in members) == sorted(names.values())
+    for name, members in found.items():
+        assert name.startswith("router") == all("router." in member for member in members)
+        assert name.startswith("gate") == all(".fc1." in member or ".fc2." in member for member in members)
+    assert all(isinstance(model.get_submodule(n.removesuffix(".weight")), cv.nn.DynamicLayer) for n in found["bank x8"])
+    free = {p for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert {names[p] for p in free} == spared(model, weight_decay=0.05)
+
+
+@pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
+def test_sgd_gets_the_kernels_that_a_bank_sums(config):
+    model = cv.convert(nn.Sequential(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)), config, where.all())
+    K = {"condconv": 8, "dyconv": 4, "dynet": 6, "odconv": 4}.get(config.name, 1)
+    groups = {group["name"].partition(",")[0]: group for group in cv.param_groups(model, 0.1, lr=0.2, optimizer="sgd")}
+    bank = groups["bank" if K == 1 else f"bank x{K}"]
+    assert bank["lr"] == pytest.approx(0.2 * K)
+    assert groups["router"]["lr"] == groups["rest"]["lr"] == 0.2
+    decayed = [g for g in cv.param_groups(model, 0.1, lr=0.2, optimizer="sgd") if g["weight_decay"]]
+    assert decayed[0]["weight_decay"] == pytest.approx(0.1 / K)
+    assert decayed[0]["params"][0] is model[0].weight
+
+
+def test_spectra_of_fdconv_and_banks_of_several_sizes():
+    model = cv.convert(
+        nn.Sequential(nn.Conv2d(16, 16, 3), nn.Linear(16, 4)), cv.FDConv(kernels=4, param_ratio=3), where.all()
+    )
+    model = cv.convert(model, cv.DyConv(), where.linear())
+    rates = {group["name"]: group["lr"] for group in cv.param_groups(model, lr=1.0, optimizer="sgd")}
+    assert (rates["bank x3"], rates["bank x4"], rates["bank x4, no decay"]) == (3.0, 4.0, 4.0)
+    static = cv.param_groups(nn.Conv2d(3, 3, 1), lr=1.0, optimizer="sgd")
+    assert [(group["name"], group["lr"]) for group in static] == [("rest", 1.0), ("rest, no decay", 1.0)]
+
+
+def test_groups_fit_an_optimizers_state_after_reconvert():
+    def network():
+        return models.mobilenet_v3_small(num_classes=5)
+
+    def optimizer(model):
+        return torch.optim.SGD(cv.param_groups(model, 0.01, lr=0.1, optimizer="sgd"), momentum=0.9)
+
+    model = cv.convert(network(), cv.ODConv(), where.all() & ~where.gate())
+    first = optimizer(model)
+    schedule = torch.optim.lr_scheduler.StepLR(first, 1, gamma=0.5)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    first.step()
+    schedule.step()
+    again = cv.reconvert(network(), cv.recipe(model))
+    again.load_state_dict(model.state_dict())
+    second = optimizer(again)
+    second.load_state_dict(first.state_dict())
+    for a, b in zip(first.param_groups, second.param_groups, strict=True):
+        assert (a["name"], a["lr"]) == (b["name"], b["lr"])
+        assert a["lr"] == (0.2 if a["name"].startswith("bank") else 0.05)  # the schedule keeps the ratios
+    for p, q in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(first.state[p]["momentum_buffer"], second.state[q]["momentum_buffer"])
+
+
+def test_bad_rates():
+    for lr in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(cv.ConfigError, match="lr must be a finite number above 0"):
+            cv.param_groups(nn.Conv2d(3, 3, 1), lr=lr)
+    with pytest.raises(cv.ConfigError, match="optimizer must be one of adamw, sgd; got 'adam'.*did you mean 'adamw'"):
+        cv.param_groups(nn.Conv2d(3, 3, 1), lr=0.1, optimizer="adam")

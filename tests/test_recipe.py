@@ -126,7 +126,8 @@ def changed(**parts):
 
 
 def options(**parts):
-    return lambda told: told | {"layers": {"features.1.conv.0.0": told["layers"]["features.1.conv.0.0"] | parts}}
+    name = "features.1.conv.0.0"
+    return lambda told: told | {"layers": {name: told["layers"][name] | parts}, "scaled": [name]}
 
 
 REFUSED = [
@@ -138,12 +139,14 @@ REFUSED = [
     ("newer method", Net, options(version=9), "odconv config has version 9.*update convary"),
     ("missing", lambda: nn.Sequential(nn.Conv2d(3, 8, 3)), lambda told: told, "has no layer 'features.1.conv.0.0'"),
     ("no layer", Net, options(), None),
-    ("another sort", Net, lambda told: told | {"layers": {"features": told["layers"]["features.1.conv.0.0"]}},
+    ("another sort", Net,
+     lambda told: told | {"layers": {"features": told["layers"]["features.1.conv.0.0"]}, "scaled": []},
      "has a Sequential 'features', where the recipe has a layer of ODConv"),
     ("dynamic", lambda: converted(cv.DyConv()), lambda told: told, "features.1.conv.0.0 .* is a DyConv2d already"),
     ("more layers", Deeper, lambda told: told, "with 8 convolutions and linear layers; this Deeper has 9"),
     ("shared", Net, changed(shared=[["features.1.conv.0.0", "features.1.conv.1.0"]]), "of ODConv share no weights"),
     ("shared alone", Net, changed(shared=[["features.0.0"]]), "shares weights of features.0.0, which it does not conv"),
+    ("scaled alone", Net, changed(scaled=["features.0.0"]), "scales features.0.0, which it does not convert"),
     ("routed", Net, changed(routers={"features.1": 8}), "gives features.1 a shared router, but each"),
 ]  # fmt: skip
 

@@ -39,6 +39,7 @@ def recipe(model: nn.Module) -> dict[str, Any]:
         - ``layers``: by name, each converted layer's method and options, as ``MethodConfig.to_json`` has them.
         - ``routers``: by a block's name, the input channels of the router that its layers share.
         - ``shared``: lists of names of layers with one weight in common (KernelWarehouse).
+        - ``scaled``: names of the layers that have a ``scale``, because a static layer was loaded into them.
         - ``folded``: by a layer's name, that of the normalisation that ``fold_norms`` took into it.
 
     Raises:
@@ -64,6 +65,7 @@ def recipe(model: nn.Module) -> dict[str, Any]:
         "layers": {name: json.loads(layer.converted.to_json()) for name, layer in layers.items()},
         "routers": {name: block.router.in_channels for name, block in _routed(modules).items()},
         "shared": _shared(layers),
+        "scaled": [name for name, layer in layers.items() if getattr(layer, "scale", None) is not None],
         "folded": _folded(layers, modules),
     }
 
@@ -94,6 +96,8 @@ def reconvert(model: nn.Module, recipe: Mapping[str, Any], *, inplace: bool = Fa
         static = model.get_submodule(name)
         layer = make_dynamic(static, config)
         freeze_alike(layer, static)
+        if name in recipe.get("scaled", ()):  # recipes of before have none
+            layer.await_scale_()  # type: ignore[operator]
         model = replace(model, {static: layer})
     for names in recipe["shared"]:
         _share(model, names, configs)
@@ -121,9 +125,11 @@ def check_recipe(recipe: Any) -> None:
     lacking = {"sites", "layers", "routers", "shared", "folded"} - recipe.keys()
     if lacking:
         raise ConfigError(f"the recipe lacks {', '.join(sorted(lacking))}; keep what convary.recipe returns whole")
-    unknown = {name for names in recipe["shared"] for name in names} - recipe["layers"].keys()
-    if unknown:
-        raise ConfigError(f"the recipe shares weights of {', '.join(sorted(unknown))}, which it does not convert")
+    told = {"shares weights of": {name for names in recipe["shared"] for name in names}}
+    told["scales"] = set(recipe.get("scaled", ()))
+    for verb, names in told.items():
+        if unknown := names - recipe["layers"].keys():
+            raise ConfigError(f"the recipe {verb} {', '.join(sorted(unknown))}, which it does not convert")
 
 
 def _routed(modules: Mapping[str, nn.Module]) -> dict[str, Any]:

@@ -174,6 +174,7 @@ class _CGCNd(OneKernel, DynamicConv):
 
     def initialise_(self) -> None:
         """Kaiming-normal (fan-out) as in the authors' networks; the router like ``nn.Linear``; bias zero."""
+        super().initialise_()
         nn.init.kaiming_normal_(self.kernel, mode="fan_out", nonlinearity="relu")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -184,7 +185,7 @@ class _CGCNd(OneKernel, DynamicConv):
         channel = unflatten(coeffs.channel, 1, (G, 1, -1))  # (B, G, 1, C/G, T)
         filter = unflatten(coeffs.filter, 1, (G, O // G, 1))  # (B, G, O/G, 1, T)
         gate = (channel + filter).sigmoid().flatten(1, 2)
-        return unflatten(gate, 3, self.kernel_size) * self.kernel
+        return unflatten(gate, 3, self.kernel_size) * self.whole(self.kernel)  # a sum of logits carries no scale
 
     def convolve(self, x: Tensor, coeffs: Gate, padding: Size | str) -> Tensor:
         """Gate the kernel, then convolve each sample with its own."""
@@ -193,7 +194,7 @@ class _CGCNd(OneKernel, DynamicConv):
 
     @torch.no_grad()
     def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
-        """Become a static layer, exactly: the gate is 1/2 for every input, and the kernel twice the static one.
+        """Become a static layer, exactly: the gate is 1/2 for every input, and ``scale`` 2.
 
         Args:
             weight: (O, C/G, *k).
@@ -206,7 +207,7 @@ class _CGCNd(OneKernel, DynamicConv):
         router = self.router or router
         if router is not None:
             router.neutral_()
-        self.weight.copy_(2 * weight)
+        self.weight.copy_(weight / self.compensate_(0.5))
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 
@@ -218,7 +219,7 @@ class _CGCNd(OneKernel, DynamicConv):
     def to_released(self) -> dict[str, Tensor]:
         """XudongLinthu/context-gated-convolution's names."""
         own = self.state_dict()
-        own["weight"] = own["weight"].squeeze(0)
+        own["weight"] = self.whole(own["weight"].squeeze(0))
         return {theirs: own[ours] for ours, theirs in self.released_names().items()}
 
     def released_names(self) -> dict[str, str]:

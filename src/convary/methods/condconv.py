@@ -105,6 +105,7 @@ class _CondConvNd(DynamicConv):
 
     def initialise_(self) -> None:
         """Every expert normal(0, sqrt(2 / fan_out)) with the fan-out of one kernel; biases zero."""
+        super().initialise_()
         fan_out = self.out_channels * math.prod(self.kernel_size)
         per_expert_(self.weight, partial(nn.init.normal_, std=math.sqrt(2 / fan_out)))
         if self.bias is not None:
@@ -122,9 +123,9 @@ class _CondConvNd(DynamicConv):
 
     def to_released(self) -> dict[str, Tensor]:
         """Timm's CondConv2d: flattened experts, and the router as ``routing_fn``."""
-        state = {"weight": self.weight.flatten(1)}
+        state = {"weight": self.whole(self.weight.flatten(1))}
         if self.bias is not None:
-            state["bias"] = self.bias
+            state["bias"] = self.whole(self.bias)
         if self.router is not None:
             state |= {f"{ROUTER}.{leaf}": self.router.get_parameter(f"linear.{leaf}") for leaf in ("weight", "bias")}
         return state

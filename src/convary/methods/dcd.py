@@ -236,6 +236,7 @@ class _Decomposed(OneKernel):
 
     def initialise_(self) -> None:
         """Normal with the fan-out of each map; bias zero."""
+        super().initialise_()
         taps = math.prod(self.kernel.shape[2:])
         for weight, fan_out in (
             (self.weight, self.kernel.shape[0] * taps),

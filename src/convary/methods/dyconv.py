@@ -119,6 +119,7 @@ class _DyConvNd(DynamicConv):
 
     def initialise_(self) -> None:
         """Every expert Kaiming-uniform on its own, biases zero."""
+        super().initialise_()
         per_expert_(self.weight, nn.init.kaiming_uniform_)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -153,7 +154,7 @@ class _DyConvNd(DynamicConv):
         squeeze, linear = own["router.squeeze.weight"], own["router.linear.weight"]
         ones = () if tardelean else (1,) * self.rank  # 1x1 convolutions there, linear layers here
         state = {
-            "kernels_weights" if tardelean else "weight": self.weight,
+            "kernels_weights" if tardelean else "weight": self.whole(self.weight),
             f"{first}.weight": squeeze.reshape(*squeeze.shape, *ones),
             f"{second}.weight": linear.reshape(*linear.shape, *ones),
             f"{second}.bias": own["router.linear.bias"],
@@ -163,7 +164,7 @@ class _DyConvNd(DynamicConv):
         elif self.rank == 3 and state.pop(f"{second}.bias").any():
             raise CheckpointError("kaijieshi7's 3-D layout has no second bias in the router, and this one is not zero")
         if self.bias is not None:
-            state["kernels_bias" if tardelean else "bias"] = self.bias
+            state["kernels_bias" if tardelean else "bias"] = self.whole(self.bias)
         return state
 
 

@@ -101,6 +101,7 @@ class _DyNetNd(DynamicConv):
 
     def initialise_(self) -> None:
         """Every kernel Kaiming-normal (fan-out) on its own; biases zero; the predictor like ``nn.Linear``."""
+        super().initialise_()
         per_expert_(self.weight, lambda kernel: nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu"))
         if self.bias is not None:
             nn.init.zeros_(self.bias)

@@ -331,6 +331,7 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
 
     def initialise_(self) -> None:
         """The spectrum of ``nn.ConvNd``'s own kernel, and its bias; R spectra are of kernels with such a sum."""
+        super().initialise_()
         R = self.config.param_ratio
         group_of, kept = self._sorted(by_radius(*self._matrix_shape, self.weight.device))
         self.group_of.copy_(group_of)
@@ -369,7 +370,7 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
     def kernels(self, coeffs: Modulation) -> Tensor:
         """(B, O, C/G, *k): groups are mixed as frequencies, for one inverse transform per sample."""
         O, C_group, *k = self.kernel_shape
-        G, points = self.groups, [1] * self.rank
+        G, points, coeffs = self.groups, [1] * self.rank, self.scaled(coeffs)
         made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1])
         made = made.movedim(self.rank + 2, 3)
         if coeffs.local is not None:
@@ -416,6 +417,11 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         return 1
 
     @property
+    def num_alike(self) -> int:
+        """R: that many spectra are summed."""
+        return self.config.param_ratio
+
+    @property
     def size(self) -> str:
         """Groups of frequencies."""
         return f"{self.K * self.config.param_ratio} frequency groups"
@@ -439,6 +445,8 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
     def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
         """Become a static layer, exactly: all attentions are 1 and the gates leave x as it is.
 
+        ``scale`` makes the transform keep lengths, so that a step of the spectrum is as long a step of the kernel.
+
         Args:
             weight: (O, C/G, *k).
             bias: (O,) or None.
@@ -461,9 +469,11 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         if self.bands is not None:
             self.bands.reset_parameters()
         R = self.config.param_ratio
+        gain = R * self._gain / math.sqrt(weight.numel() / 2)  # a unitary transform has 1
+        share = gain / self.compensate_(gain) / R
         kernels = weight.unsqueeze(0).expand(R, *weight.shape)
         spread = noise * weight.float().std(correction=0).to(weight.dtype)
-        self.weight.copy_(self._stored((kernels + spread * zero_sum_noise(kernels)) / R))
+        self.weight.copy_(self._stored((kernels + spread * zero_sum_noise(kernels)) * share))
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 

@@ -60,8 +60,9 @@ class ReleasedLayout:
                 f"kernel_size={self.kernel_size}, groups={self.groups}"
             )
         own, router = self.state_dict(), self._attention
+        spectra = self.whole(own["weight"])
         shape = self._spectrum_shape if self.kept is None else (self._count,)
-        state = {"dft_weight": own["weight"].reshape(self.config.param_ratio, *shape, 2), **self._released_indices()}
+        state = {"dft_weight": spectra.reshape(self.config.param_ratio, *shape, 2), **self._released_indices()}
         state |= {theirs: own[ours] for ours, theirs in self._released_names().items()}
         state["KSM_Global.fc.weight"] = own["router.squeeze.weight"][..., None, None]
         sizes = list(router.sizes.values())

@@ -289,6 +289,7 @@ class _Stocked(DynamicLayer):
 
     def initialise_(self) -> None:
         """The layer's own cells Kaiming-normal with the fan-out of all of them; bias zero."""
+        super().initialise_()
         with torch.no_grad():
             own = self.weight[self.attention.own].flatten(0, 1)
             if own.numel():

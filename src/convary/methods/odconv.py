@@ -160,6 +160,7 @@ class _ODConvNd(DynamicConv):
 
     def initialise_(self) -> None:
         """Every kernel Kaiming-normal (fan-out) on its own; bias zero."""
+        super().initialise_()
         per_expert_(self.weight, lambda kernel: nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu"))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -192,7 +193,7 @@ class _ODConvNd(DynamicConv):
         if not isinstance(router, OmniAttention):
             raise TypeError("a released ODConv layer has its own attention")
         own, sizes = router.state_dict(), list(router.sizes.values())
-        state = {"weight": self.weight, "attention.fc.weight": own["squeeze.weight"][..., None, None]}
+        state = {"weight": self.whole(self.weight), "attention.fc.weight": own["squeeze.weight"][..., None, None]}
         state |= {f"attention.bn.{name}": own[f"norm.{name}"] for name in _NORM}
         rows = zip(router.sizes, own["heads.weight"].split(sizes), own["heads.bias"].split(sizes), strict=True)
         for axis, weight, bias in rows:

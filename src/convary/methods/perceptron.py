@@ -91,6 +91,7 @@ class MixedLinear(DynamicLayer):
 
     def initialise_(self) -> None:
         """Every expert like ``nn.Linear``; biases zero."""
+        super().initialise_()
         per_expert_(self.weight, lambda kernel: nn.init.kaiming_uniform_(kernel, a=5**0.5))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -108,7 +109,7 @@ class MixedLinear(DynamicLayer):
         rows = x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
         maps = rows.transpose(1, 2)  # (B, C, P): a 1x1 convolution over P positions
         coeffs = self.coefficients(maps) if coeffs is None else self.given(coeffs)
-        y = mixed_conv(maps, self.weight[..., None], coeffs, self.bias)
+        y = mixed_conv(maps, self.weight[..., None], self.scaled(coeffs), self.bias)
         return y.transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

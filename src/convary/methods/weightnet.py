@@ -166,6 +166,7 @@ class _WeightNetNd(DynamicConv):
 
         The released standard deviation, one over the numbers of a split, relies on the normalisation behind.
         """
+        super().initialise_()
         per_expert_(self.weight, lambda part: nn.init.kaiming_normal_(part, mode="fan_out", nonlinearity="relu"))
         with torch.no_grad():
             self.weight.mul_(2 / math.sqrt(len(self.weight)))
@@ -179,7 +180,7 @@ class _WeightNetNd(DynamicConv):
         # OpenCV splits no constant.
         ends = accumulate(((numbers + P - 1 - i) // P for i in range(P)), initial=0)
         weights = [self.weight.flatten(2)[:, :, first:end] for first, end in pairwise(ends)]
-        activations = unflatten(coeffs.splits, 2, (-1, P)).unbind(3)
+        activations = unflatten(self.scaled(coeffs).splits, 2, (-1, P)).unbind(3)
         made = [_weighted(a, w) for a, w in zip(activations, weights, strict=True)]
         return unflatten(torch.cat(made, 2), 2, self.kernel_shape[1:])
 
@@ -190,7 +191,7 @@ class _WeightNetNd(DynamicConv):
 
     @torch.no_grad()
     def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
-        """Become a static layer, exactly: all activations are 1/2, and the K weights of a number sum to twice it.
+        """Become a static layer, exactly: all activations are 1/2, and ``scale`` is 2/K.
 
         Args:
             weight: (O, C/G, *k).
@@ -204,9 +205,9 @@ class _WeightNetNd(DynamicConv):
         router = self.router or router
         if router is not None:
             router.neutral_()
-        share = 2 * weight / len(self.weight)
-        spread = noise * share.float().std(correction=0).to(share.dtype)
-        self.weight.copy_(share + spread * zero_sum_noise(self.weight))
+        part = weight / self.compensate_(len(self.weight) / 2)
+        spread = noise * part.float().std(correction=0).to(part.dtype)
+        self.weight.copy_(part + spread * zero_sum_noise(self.weight))
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 
@@ -230,7 +231,7 @@ class _WeightNetNd(DynamicConv):
             theirs: own[ours] if own[ours].ndim == 1 else own[ours].reshape(*own[ours].shape, *points)
             for ours, theirs in _RELEASED.items()
         }
-        weight = own["weight"].flatten(1).T
+        weight = self.whole(own["weight"]).flatten(1).T
         return state | {"wn_fc2.weight": weight.reshape(*weight.shape, *points)}
 
 

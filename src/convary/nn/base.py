@@ -18,6 +18,7 @@ from convary.nn.fusers import KeepsParameters
 from convary.nn.opaque import Opaque
 from convary.nn.placed import Placed
 from convary.nn.routers import Router
+from convary.nn.scale import Scaled
 from convary.ops import Coefficients, mix_bias, mix_kernels, mixed_conv
 from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size, per_axis, same_padding, whole
@@ -27,7 +28,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class DynamicLayer(KeepsParameters, Opaque, Placed):
+class DynamicLayer(KeepsParameters, Scaled, Opaque, Placed):
     """A layer whose kernel depends on the sample: here mixed from a bank.
 
     Attributes:
@@ -50,13 +51,19 @@ class DynamicLayer(KeepsParameters, Opaque, Placed):
         self._lent: dict[int, Coefficients] = {}  # by thread, from a block's shared router, for the time of one forward
 
     def initialise_(self) -> None:
-        """Fill in the layer's own parameters as the method publishes."""
-        raise TypeError(f"{type(self).__name__} must define initialise_()")
+        """Initialise the bank as the method publishes, which a subclass does after this."""
+        if self.scale is not None:
+            self.scale.fill_(1)
 
     @property
     def num_experts(self) -> int:
         """K, the kernels that are mixed; 1 where the method mixes no whole kernels."""
         return self.weight.shape[0]
+
+    @property
+    def num_alike(self) -> int:
+        """Weights that are summed, equally, to one of the kernel's where the router is neutral: K of a bank."""
+        return self.num_experts
 
     @property
     def size(self) -> str:
@@ -111,16 +118,18 @@ class DynamicLayer(KeepsParameters, Opaque, Placed):
 
     def kernels(self, coeffs: Any) -> Tensor:
         """The kernel of every sample, (B, O, C/G, *k); (B, O, C, 1) of a linear layer."""
-        return mix_kernels(self.weight if self.weight.ndim > 3 else self.weight.unsqueeze(3), coeffs)
+        bank = self.weight if self.weight.ndim > 3 else self.weight.unsqueeze(3)
+        return mix_kernels(bank, self.scaled(coeffs))
 
     def biases(self, coeffs: Any) -> Tensor | None:
         """The bias of every sample, (B, O), or None."""
         if self.bias is None or self.bias.ndim == 2:
-            return None if self.bias is None else mix_bias(self.bias, coeffs)
+            return None if self.bias is None else mix_bias(self.bias, self.scaled(coeffs))
         return self.bias.expand(next(iter(coeffs.factors().values())).shape[0], -1)
 
     def absorb_(self, scale: Tensor, shift: Tensor) -> Tensor | None:
         """Multiply the outputs by ``scale`` (O,) and add ``shift`` (O,), in place; what can't be added is returned."""
+        self.absorb_scale_()
         self.weight.mul_(scale.reshape(-1, *[1] * (self.weight.ndim - 2)))
         if self.bias is None:
             self.put("bias", nn.Parameter(shift))  # (O,): added as it is, not mixed
@@ -152,8 +161,8 @@ class DynamicLayer(KeepsParameters, Opaque, Placed):
     def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
         """Become a static layer, exactly: whatever the input and the temperature, the mixture is ``weight``.
 
-        The router's last layer is zeroed, so all kernels have the same coefficient c; each kernel is
-        ``weight / (K c) + d_k`` with perturbations d_k that sum to zero, so that experts can specialise.
+        The router's last layer is zeroed, so all kernels have the same coefficient c; each kernel is ``weight + d_k``
+        with perturbations d_k that sum to zero, so that experts can specialise, and ``scale`` is 1 / (K c).
 
         Args:
             weight: (O, C/G, *k).
@@ -168,11 +177,12 @@ class DynamicLayer(KeepsParameters, Opaque, Placed):
         if router is not None:
             router.neutral_()
             gain, bias_gain = neutral_gain(router, self.num_experts)
-        kernel = weight / gain
+        left = self.compensate_(gain)
+        kernel = weight / left
         spread = noise * kernel.float().std(correction=0).to(kernel.dtype)
         self.weight.copy_(kernel + spread * zero_sum_noise(self.weight))
         if self.bias is not None and bias is not None:
-            self.bias.copy_(bias / bias_gain if self.bias.ndim == 2 else bias)
+            self.bias.copy_(bias * (gain / bias_gain / left) if self.bias.ndim == 2 else bias)
 
 
 def current_thread() -> int:
@@ -390,7 +400,7 @@ class DynamicConv(DynamicLayer):
     def convolve(self, x: Tensor, coeffs: Any, padding: Size | str) -> Tensor:
         """The convolution itself: x (B, C, *S), padded already where the padding mode is not "zeros"."""
         geometry = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        return mixed_conv(x, self.weight, coeffs, self.bias, padding=padding, **geometry)
+        return mixed_conv(x, self.weight, self.scaled(coeffs), self.bias, padding=padding, **geometry)
 
     def _pad_sides(self, size: Sequence[int]) -> list[int]:
         """``F.pad``'s argument for the padding modes other than zeros: last axis first."""

@@ -44,7 +44,10 @@ class _Plan:
         self.route_pointers = [None if t is None else t.data_ptr() for t in layers[: native_route.TENSORS]]
         factors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
         self.offsets = [None if f is None else f.data_ptr() - pieces[0].data_ptr() for f in factors]
+        self.scale = layer._buffers["scale"]
         self.pooled, self.outputs = x.shape[0] * x.shape[1], x.shape[0] * sum(layers.pieces)
+        first = self.pooled + (coeffs[0].data_ptr() - pieces[0].data_ptr()) // FLOAT
+        self.scaled = slice(first, first + coeffs[0].numel())  # as DynamicLayer.scaled has it
         self.bank = layer.weight.data_ptr()
         self.bias = None if layer.bias is None else layer.bias.data_ptr()
 
@@ -64,7 +67,7 @@ class _Plan:
             if module is not before or (module is not None and (module.training or is_watched(module))):
                 return False
         for owner, name, tensor, place in self.tensors:
-            if owner.get(name) is not tensor or _place(tensor) != place:
+            if owner.get(name) is not tensor or (tensor is not None and _place(tensor) != place):
                 return False
         return True
 
@@ -76,6 +79,8 @@ class _Plan:
         out = pooled + FLOAT * self.pooled
         code = library.route(self.route_address, x.data_ptr(), *self.route_pointers, pooled, out)
         native_route.check(code, x.shape)
+        if self.scale is not None:
+            scratch[self.scaled].mul_(self.scale)
         factors = [None if offset is None else out + offset for offset in self.offsets]
         code = library.mixed_conv(self.address, x.data_ptr(), self.bank, *factors, self.bias, y.data_ptr())
         native_conv.check(code, self.sizes)
