@@ -7,7 +7,7 @@ import torch
 import convary as cv
 from convary.data import load
 from convary.errors import ConfigError
-from convary.models import build
+from convary.models import SE, attend, build
 from convary.nn import DynamicConv, Router
 from convary.train import CompareConfig, compare
 from convary.train.arms import architecture, read_arm
@@ -90,3 +90,39 @@ def test_jobs_give_what_one_after_the_other_gives(make, tmp_path):
         assert a["top1"] == b["top1"] and a.get("paired") == b.get("paired")
         assert [s["top1"] for s in a["seeds"]] == [s["top1"] for s in b["seeds"]]
     assert two["methods"][0].get("paired") is None and len(two["methods"][1]["paired"]["gaps"]) == 2
+
+
+def test_comparators_train_and_are_measured(make):
+    names = ("static", "se", "cbam", "eca", "we")
+    results = compare(make(methods=names, model="resnet20@0.5", epochs=1))
+    entries = {entry["name"]: entry for entry in results["methods"]}
+    assert list(entries) == list(names) and all(entry["diagnosis"] is None for entry in entries.values())
+    assert entries["we"]["params"] == entries["static"]["params"]  # as shipped
+    assert entries["se"]["params"] > entries["eca"]["params"] > entries["static"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"methods": ("we",), "init": "upcycle"}, "we cannot start as what the static network computes"),
+        ({"methods": ("odconv",), "init": "neutral", "anneal_epochs": 1.0}, "leave anneal_epochs out"),
+        (
+            {"methods": ("odconv", "static@macs:odconv"), "options": ("static@macs:odconv.experts=2",)},
+            "is for 'static@",
+        ),
+    ],
+)
+def test_arms_that_cannot_be(options, said):
+    with pytest.raises(ConfigError, match=said):
+        CompareConfig(**options)
+
+
+def test_networks_without_a_place_or_a_width_are_named():
+    for name in ("torchvision:mobilenet_v3_small", "timm:mobilenetv3_small_050"):
+        with pytest.raises(ConfigError, match="no place for SE|attentions of its own"):
+            attend(build(name, 10), SE())
+    with pytest.raises(ConfigError, match="leaves nothing of a layer of 6 channels"):
+        build("convnet_nano@0.01", 10)
+    config = CompareConfig(model="convnet_nano", methods=["static", "eca", "static@macs:eca"])
+    with pytest.raises(ConfigError, match="no wider network is nearer"):
+        architecture(config.arms()["static@macs:eca"], config, load("fashion-mnist-mini"), 0)

@@ -102,7 +102,7 @@ def _built(flags: Export, config: MethodConfig | None) -> tuple[nn.Module, tuple
 
 
 def _read(path: Path, usual: tuple[int, int, int]) -> tuple[nn.Module, tuple[int, int, int]]:
-    from convary.models import restore
+    from convary.models import fold_excitation, restore
 
     try:
         return restore(path), usual
@@ -113,7 +113,7 @@ def _read(path: Path, usual: tuple[int, int, int]) -> tuple[nn.Module, tuple[int
             shape = read_checkpoint(path)["architecture"]["shape"]
         except CheckpointError:
             raise error from None
-        return load_model(path), tuple(shape)
+        return fold_excitation(load_model(path)), tuple(shape)
 
 
 def _checked(path: Path, model: nn.Module, x: Tensor) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -68,15 +69,13 @@ class LiveProgress(Listener):
     def on_epoch(self, run: RunInfo, point: dict[str, Any]) -> None:
         """Say what the epoch gave."""
         epoch = f"epoch {point['epoch']:.0f}/{run.epochs}"
-        self._line(f"{_name(run)}: {epoch}, loss {point['train_loss']:.3f}, test top-1 {point['test_top1']:.2f} %")
+        self._line(f"{_name(run)}: {epoch}, loss {point['train_loss']:.3f}, {_scored(run, point['test_top1'])}")
 
     def on_run_end(self, run: RunInfo, top1: float) -> None:
         """Fill the bar."""
         if _name(run) in self.tasks:
-            self.bars.update(
-                self.tasks[_name(run)], completed=run.total_steps, said=f"test top-1 [bold]{top1:.2f} %[/bold]"
-            )
-        self._line(f"{_name(run)}: done, test top-1 {top1:.2f} %")
+            self.bars.update(self.tasks[_name(run)], completed=run.total_steps, said=_scored(run, top1))
+        self._line(f"{_name(run)}: done, {_scored(run, top1)}")
 
     def on_measure(self, method: str, what: str, index: int, count: int) -> None:
         """One more bar, for all measurements."""
@@ -88,6 +87,10 @@ class LiveProgress(Listener):
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
             self.console.print(text, markup=False, soft_wrap=True)
+
+
+def _scored(run: RunInfo, top1: float) -> str:
+    return "diverged" if math.isnan(top1) else f"{'held-out' if run.trial else 'test'} top-1 {top1:.2f} %"
 
 
 def _name(run: RunInfo) -> str:

@@ -105,21 +105,26 @@ class DataSet:
         return dataclasses.replace(self, train=self.train.take(balanced(self.train.labels, limit)))
 
     def held_out(self, part: float) -> DataSet:
-        """The same set with a part of the training images, balanced over the classes, in the place of the test images.
+        """The same set with a part of every class' training images, at least one, in the place of the test images.
 
         Raises:
-            DataError: the part leaves one side without an image of every class.
+            DataError: a class has none left to learn from.
         """
         labels = self.train.labels
-        count = round(part * len(labels))
-        if not len(self.classes) <= count <= len(labels) - len(self.classes):
+        counts = labels.bincount(minlength=len(self.classes))
+        taken = (counts * part).round().clamp(min=1).long()
+        if int((counts - taken).min()) < 1:
+            short = int((counts - taken).argmin())
             raise DataError(
-                f"{part:g} of {self.name}'s {len(labels)} training images leaves too few on one side for "
-                f"{len(self.classes)} classes; give another held_out"
+                f"class {self.classes[short]} of {self.name} has {int(counts[short])} training images: too few to hold "
+                f"out {part:g} and learn from the rest; give one learning rate, or another held_out"
             )
-        chosen = balanced(labels, count)
-        rest = torch.ones_like(labels, dtype=torch.bool).index_fill_(0, chosen, False).nonzero().flatten()
-        return dataclasses.replace(self, train=self.train.take(rest), test=self.train.take(chosen))
+        by_class = labels.argsort(stable=True)
+        rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        is_held = torch.empty_like(labels, dtype=torch.bool)
+        is_held[by_class] = rank < taken[labels[by_class]]
+        held, rest = is_held.nonzero().flatten(), (~is_held).nonzero().flatten()
+        return dataclasses.replace(self, train=self.train.take(rest), test=self.train.take(held))
 
 
 def balanced(labels: Tensor, count: int) -> Tensor:

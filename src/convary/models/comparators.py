@@ -26,6 +26,7 @@ from torchvision.ops import Conv2dNormActivation
 from convary.errors import ConfigError
 from convary.extras import require
 from convary.methods import MethodConfig
+from convary.models.small import PlainNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ class WeightExcitation(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """(O, C/G, *k) to the same shape."""
         flat = weight.flatten(1)
-        if self.standardise:
+        if self.standardise and flat.shape[1] > 1:
             flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-5)
         W = flat.view_as(weight).flatten(2)
         W = W * self.location(W.mean(2)).unsqueeze(2)
@@ -219,8 +220,8 @@ def attend(model: nn.Module, config: Comparator, *, upcycle: bool = False, inpla
     found = list(_places(model))
     if not found:
         raise ConfigError(
-            f"{type(model).__name__} has no place for {config.title}: no residual block, and no convolution with a "
-            f"norm but the first; put {config.title}'s gate(channels) in by hand"
+            f"{type(model).__name__} has no place for {config.title}: no residual or inverted block of a "
+            f"ResNet or MobileNetV2; put {config.title}'s gate(channels) in by hand"
         )
     for place in found:
         like = next(place.scaled.parameters())
@@ -260,11 +261,14 @@ def _places(model: nn.Module) -> Iterator[_Place]:
     plain = []
     blocks = 0
     for module in model.modules():
+        if not isinstance(getattr(module, "se", None) or nn.Identity(), nn.Identity):
+            raise ConfigError(f"{type(model).__name__} has attentions of its own, in {type(module).__name__}.se")
         place = _in_residual(module) or _in_inverted(module)
         if place is not None:
             blocks += 1
             yield place
-        elif isinstance(module, Conv2dNormActivation) and isinstance(norm := module[1], nn.BatchNorm2d):
+        elif isinstance(model, PlainNet) and isinstance(module, Conv2dNormActivation):
+            norm: Any = module[1]
             plain.append(_Place(module, "1", norm.num_features, norm))
     if not blocks:
         yield from plain[1:]

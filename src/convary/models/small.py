@@ -11,6 +11,8 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation
 
+from convary.errors import ConfigError
+
 
 class MobileNetV2Tiny(nn.Module):
     """MobileNetV2 for images of about 28x28 that trains in seconds on a CPU: six of torchvision's blocks.
@@ -144,8 +146,14 @@ class ResNet20(nn.Module):
 
 
 def widened(channels: int, width: float) -> int:
-    """A number of channels times a width, rounded, at least 1."""
-    return max(1, round(channels * width))
+    """A number of channels times a width, rounded.
+
+    Raises:
+        ConfigError: none would be left.
+    """
+    if round(channels * width) < 1:
+        raise ConfigError(f"width {width:g} leaves nothing of a layer of {channels} channels; give a larger one")
+    return round(channels * width)
 
 
 def init_fan_out(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 Method = dict[str, Any]
+_SEEDS = 3  # below, a spread is not known well enough for words, whatever the interval says
 MACS = ("convolution", "routing", "assembly")
 
 
@@ -92,12 +93,14 @@ def summary(results: dict[str, Any]) -> str:
         return f"{best['title']} reached {best['top1']['mean']:.1f} % top-1."
     if any(method.get("paired") is None for method in others):
         gaps = ", ".join(f"{m['title']} {signed(m['top1']['mean'] - static['top1']['mean'])}" for m in others)
+        one = len(results["run"]["seeds"]) == 1
+        said = "One seed, which ranks nothing" if one else "Results without intervals, which rank nothing"
         return (
-            f"One seed, which ranks nothing: static reached {static['top1']['mean']:.1f} % top-1; "
-            f"the others differ from it by {gaps} points."
+            f"{said}: static reached {static['top1']['mean']:.1f} % top-1; the others differ from it by {gaps} points."
         )
-    better = [method for method in others if method["paired"]["low"] > 0]
-    worse = [method for method in others if method["paired"]["high"] < 0]
+    sure = [method for method in others if len(method["paired"]["gaps"]) >= _SEEDS]
+    better = [method for method in sure if method["paired"]["low"] > 0]
+    worse = [method for method in sure if method["paired"]["high"] < 0]
     open_ = [method for method in others if method not in better and method not in worse]
     said = [_verdict(better, static, "above"), _verdict(worse, static, "below")]
     if open_:

@@ -14,7 +14,7 @@ from convary.data import DataSet
 from convary.errors import ConfigError, nearest
 from convary.inspect import summary
 from convary.methods import METHODS, MethodConfig
-from convary.models import COMPARATORS, Comparator
+from convary.models import COMPARATORS, Comparator, fold_excitation
 from convary.models.registry import split_width
 from convary.train.checkpoint import Architecture
 
@@ -127,17 +127,25 @@ def _equal_width(arm: Arm, config: Any, dataset: DataSet) -> float:
     def cost(hundredths: int) -> int:
         return _cost(architecture(Arm(name=STATIC, width=hundredths / 100), config, dataset, 0), arm.axis)
 
-    low, high = 100, round(100 * _WIDEST)
-    if cost(high) < wanted:
-        raise ConfigError(f"no static network up to {_WIDEST:g} times as wide has the {arm.axis} of {arm.like}")
+    low, high = 100, 200
+    usual = cost(low)
+    while cost(high) < wanted:
+        low, high = high, 2 * high
+        if high > 100 * _WIDEST:
+            raise ConfigError(f"no static network up to {_WIDEST:g} times as wide has the {arm.axis} of {arm.like}")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) < wanted else (low, middle)
-    return min((low, high), key=lambda width: abs(cost(width) - wanted)) / 100
+    found = min((low, high), key=lambda width: abs(cost(width) - wanted))
+    if cost(found) == usual:
+        raise ConfigError(
+            f"no wider network is nearer to the {arm.axis} of {arm.like} than static; leave {arm.name} out"
+        )
+    return found / 100
 
 
 def _cost(network: Architecture, axis: str) -> int:
-    model = network.build().eval()
+    model = fold_excitation(network.build().eval())
     if axis == "params":
         return sum(p.numel() for p in model.parameters())
     costs = summary(model, torch.zeros(1, *network.shape))

@@ -16,7 +16,7 @@ from convary.train.arms import architecture, checkpoint_path
 from convary.train.checkpoint import load_model
 from convary.train.config import CompareConfig
 from convary.train.files import claim_folder, now, read_json, write_json
-from convary.train.jobs import train, train_at_once
+from convary.train.jobs import check_jobs, train, train_at_once
 from convary.train.loop import Run
 from convary.train.progress import Progress
 from convary.train.results import Bench, Curve, describe
@@ -48,6 +48,7 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
     """
     progress = progress or Progress()
     accelerator = processes.start(cpu=config.cpu)
+    check_jobs(config, accelerator)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = load(config.data, config.root, config.limit_train, image_size=config.image_size)

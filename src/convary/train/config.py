@@ -121,6 +121,8 @@ class CompareConfig(RunConfig):
             ConfigError: a value that cannot work.
         """
         object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "methods", tuple(self.methods))
+        object.__setattr__(self, "options", tuple(self.options))
         object.__setattr__(self, "lr", (self.lr,) if isinstance(self.lr, (int, float)) else tuple(sorted(self.lr)))
         object.__setattr__(self, "root", None if self.root is None else Path(self.root))
         if not self.methods or len(set(self.methods)) != len(self.methods):
@@ -141,7 +143,13 @@ class CompareConfig(RunConfig):
                 raise ConfigError(f"{name} must be at least 0 and below {top}; got {getattr(self, name)}")
         if self.anneal_epochs is not None and not 0 <= self.anneal_epochs <= self.epochs:
             raise ConfigError(f"anneal_epochs must be between 0 and epochs={self.epochs}; got {self.anneal_epochs}")
+        if self.anneal_epochs is not None and self.init == "neutral":
+            raise ConfigError(
+                "init=neutral starts at the last temperature and anneals nothing; leave anneal_epochs out"
+            )
         for arm in self.arms().values():
+            if self.init == "upcycle" and arm.method is not None and not arm.method.upcycles:
+                raise ConfigError(f"{arm.name} cannot start as what the static network computes; give another init")
             selector(self.where, arm.method if arm.is_dynamic and arm.method else METHODS[0]())
 
     def arms(self) -> dict[str, Arm]:
@@ -157,7 +165,7 @@ class CompareConfig(RunConfig):
             name, dot, option = target.partition(".")
             if not (equals and dot):
                 raise ConfigError(f"options are written METHOD.OPTION=VALUE, as in odconv.experts=2; got {entry!r}")
-            if name not in options or name == STATIC:
+            if name not in options or name.partition("@")[0] == STATIC:
                 raise ConfigError(f"option {entry!r} is for {name!r}, which is not one of the methods {self.methods}")
             options[name][option] = _value(text)
         arms = {name: read_arm(name, given) for name, given in options.items()}

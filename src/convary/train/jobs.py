@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 import threading
@@ -59,23 +60,26 @@ def train(
         if not run.trial:
             raise
         training.curve = []
-    progress.on_run_end(info, training.curve[-1]["test_top1"] if training.curve else 0.0)
+    progress.on_run_end(info, training.curve[-1]["test_top1"] if training.curve else math.nan)
     accelerator.free_memory()
     return training.curve
+
+
+def check_jobs(config: CompareConfig, accelerator: Accelerator) -> None:
+    """Raise ConfigError where several processes would have to share a device or a launcher."""
+    if config.jobs > 1 and (accelerator.num_processes > 1 or accelerator.device.type != "cpu"):
+        raise ConfigError(
+            f"jobs={config.jobs} is for trainings on a CPU, in one process at the start; got {accelerator.device} and "
+            f"{accelerator.num_processes} processes; pass --cpu, or --jobs 1"
+        )
 
 
 def train_at_once(config: CompareConfig, runs: list[Run], accelerator: Accelerator, progress: Progress) -> list[Curve]:
     """All trainings, ``config.jobs`` at a time; each gives what it gives alone on one thread.
 
     Raises:
-        ConfigError: there is a device or a launcher that several processes would have to share.
         KeyboardInterrupt: Ctrl-C; every training that was under way is saved.
     """
-    if accelerator.num_processes > 1 or accelerator.device.type != "cpu":
-        raise ConfigError(
-            f"jobs={config.jobs} is for trainings on a CPU, in one process at the start; got {accelerator.device} and "
-            f"{accelerator.num_processes} processes; pass --cpu, or --jobs 1"
-        )
     context = multiprocessing.get_context("spawn")
     events, stop = context.SimpleQueue(), context.Event()
     listener = threading.Thread(target=_listen, args=(events, progress), daemon=True)

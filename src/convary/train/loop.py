@@ -106,7 +106,8 @@ class Training:
         self.dataset = dataset.held_out(config.held_out) if run.trial else dataset
         self.path, dataset = run.path(config.out), self.dataset
         method = run.arm.method
-        self.name, self.title = run.arm.name, run.title
+        self.name, self.title, self.trial = run.arm.name, run.title, run.trial
+        self.is_dynamic = run.arm.is_dynamic
         self.architecture = architecture(run.arm, config, dataset, run.seed)
         self.batch = min(config.batch_size, len(dataset.train.labels))
         self.steps_per_epoch = len(dataset.train.labels) // self.batch
@@ -143,6 +144,7 @@ class Training:
         return RunInfo(
             method=self.name,
             title=self.title,
+            trial=self.trial,
             seed=self.seed,
             index=index,
             count=count,
@@ -267,7 +269,7 @@ class Training:
                 "lr": self.lr,
                 "classes": list(self.dataset.classes),
                 "model": self.bare.state_dict(),
-                "recipe": None if self.architecture.method is None else recipe(self.bare),
+                "recipe": recipe(self.bare) if self.is_dynamic else None,
                 "optimizer": self.optimizer.state_dict(),
                 "annealing": None if self.annealing is None else self.annealing.state_dict(),
                 "step": self.step,

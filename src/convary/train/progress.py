@@ -22,6 +22,7 @@ class RunInfo:
         start_step: 0, or the step at which it is resumed; ``total_steps`` where it was finished before.
         params: Parameters of the network.
         layers: Dynamic layers of the network.
+        trial: Whether it serves the choice of a learning rate, and is scored on held-out training images.
     """
 
     method: str
@@ -34,6 +35,7 @@ class RunInfo:
     start_step: int
     params: int
     layers: int
+    trial: bool = False
 
 
 @dataclass(frozen=True)

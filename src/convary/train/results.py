@@ -50,14 +50,15 @@ class Bench:
             curves: The learning curves of all arms, one for each seed.
             heard: Is told what starts.
         """
-        model = fold_excitation(model.to(self.device))
-        name = arm.name
+        model, name = model.to(self.device), arm.name
+        heard("training step")
+        step = self._step(name, model)
+        model = fold_excitation(model)  # as it is shipped
         heard("parameters and MACs")
         entry = {"name": name, **self._costs(arm, model)}
         heard("latency")
         entry["latency"] = [{"batch": batch, **self._latency(name, model, batch)} for batch in LATENCY_BATCHES]
-        heard("training step")
-        entry["step"] = self._step(name, model)
+        entry["step"] = step
         heard("routing and correlations")
         entry |= accuracy(arm, curves[name])
         if STATIC in curves and not arm.is_static:
