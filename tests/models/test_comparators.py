@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 
 from convary.errors import ConfigError
-from convary.models import build
-from convary.models.comparators import CBAM, COMPARATORS, ECA, SE, WE, WeightExcitation, attend, fold_excitation
+from convary.models import CBAM, COMPARATORS, ECA, SE, WE, attend, build, fold_excitation
+from convary.models.excitation import WeightExcitation
 
 GATES = (SE(), CBAM(), ECA())
 SMALL = ("resnet20", "mobilenet_v2_tiny", "convnet_nano", "torchvision:mobilenet_v2", "timm:mobilenetv2_050")
@@ -86,7 +86,8 @@ def test_weight_excitation_is_the_formula_and_folds(rank):
     torch.testing.assert_close(net[0].weight, want.reshape(conv.weight.shape))  # type: ignore[index]
     x = torch.randn(2, 32, *[5] * rank, dtype=torch.double)
     before = net(x)
-    folded = fold_excitation(net)
+    folded = fold_excitation(copy.deepcopy(net))
+    torch.testing.assert_close(net(x), before)  # a folded copy leaves it alone
     torch.testing.assert_close(folded(x), before)
     assert params(folded) == params(conv) and not any(isinstance(m, WeightExcitation) for m in folded.modules())
 
@@ -106,3 +107,30 @@ def test_gradients_reach_everything(config):
     net(torch.randn(4, 3, 32, 32)).square().sum().backward()
     reached = [p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters()]
     assert sum(reached) > 0.9 * len(reached)  # a hidden unit or two may sleep
+
+
+@pytest.mark.parametrize("config", [kind() for kind in COMPARATORS], ids=str)
+def test_every_mode(config):
+    torch.manual_seed(0)
+    net = attend(build("resnet20@0.25", 10), config).eval()
+    for count in (1, 3) if config.name == "eca" else (0, 1, 3):  # timm's ECA takes no empty batch
+        assert net(torch.randn(count, 3, 16, 16)).shape == (count, 10)
+    x = torch.randn(3, 3, 16, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (net(x).float() - net(x)).isfinite().all()
+    sizes = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
+    program = torch.export.export(
+        fold_excitation(copy.deepcopy(net)), (torch.randn(2, 3, 32, 32),), dynamic_shapes=(sizes,)
+    )
+    torch.testing.assert_close(program.module()(x), net(x))
+    torch.testing.assert_close(torch.compile(net, backend="aot_eager", fullgraph=True)(x), net(x))
+    twin, x = copy.deepcopy(net).double(), x.double().requires_grad_()
+    torch.testing.assert_close(
+        torch.autograd.grad(twin(x).sum(), x, create_graph=True), torch.autograd.grad(twin(x).sum(), x)
+    )
+
+
+def test_kernels_of_zeros_stay_so():
+    conv = nn.Conv2d(4, 4, 3)
+    nn.init.zeros_(conv.weight)
+    assert not attend(nn.Sequential(conv), WE())[0].weight.any()  # type: ignore[index, union-attr]

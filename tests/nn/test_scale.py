@@ -249,3 +249,34 @@ def test_compiles_with_it(config):
     torch.testing.assert_close(compiled(X), layer(X), rtol=1e-4, atol=1e-5)
     layer.load_state_dict(as_written_before(layer))
     torch.testing.assert_close(compiled(X), layer(X), rtol=1e-4, atol=1e-5)  # recompiled, without the product
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@scaled_ones
+def test_every_rank_batch_and_order_equals_the_convolution_with_its_kernels(config, rank):
+    """In float32, whose kernels are fused, against float64 and torch's own convolution."""
+    torch.manual_seed(0)
+    static = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](8, 8, 3, padding=1)
+    layer = config.build(static)
+    layer.load_static(static.weight, static.bias, noise=0.5)
+    exact = copy.deepcopy(excite(layer)).double()
+    convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[rank - 1]
+    assert layer(torch.randn(0, 8, *(6, 5, 4)[:rank])).shape == (0, 8, *(6, 5, 4)[:rank])
+
+    def reference(x):
+        coeffs, features = exact.coefficients(x), exact.features(x)
+        kernels, biases = exact.kernels(coeffs), exact.biases(coeffs)
+        return torch.cat([convolve(features[i, None], kernels[i], biases[i], padding=1) for i in range(len(x))])
+
+    def orders(model, call, x):
+        x = x.clone().requires_grad_()
+        held = [x, *model.parameters()]
+        y = call(x)
+        first = torch.autograd.grad(y.sin().sum(), held, create_graph=True)
+        return [y, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), held)]
+
+    for count in (1, 3):
+        x = torch.randn(count, 8, *(6, 5, 4)[:rank])
+        for got, want in zip(orders(layer, layer, x), orders(exact, reference, x.double()), strict=True):
+            atol = 2e-3 * float(want.detach().abs().max()) + 1e-6
+            torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=atol)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is compared beside the methods: static networks of other widths, neutral starts, and several runs at a time."""
 
+import multiprocessing
+
 import pytest
 import torch
 
 import convary as cv
 from convary.data import load
-from convary.errors import ConfigError
+from convary.errors import ConfigError, ConvaryError
 from convary.models import SE, attend, build
 from convary.nn import DynamicConv, Router
-from convary.train import CompareConfig, compare
+from convary.train import CompareConfig, Progress, compare
 from convary.train.arms import architecture, read_arm
 from convary.train.paired import paired, student
 
@@ -79,6 +81,20 @@ def test_the_control_needs_both_rules():
     means = data.train.images.float().mean((1, 2, 3))
     assert 0.45 < float((means > 127).float().mean()) < 0.55
     assert data.train.labels.bincount().min() > 1400
+
+
+@pytest.mark.slow
+def test_a_killed_job_is_told_and_goes_on(make, tmp_path):
+    config = make(methods=("static", "odconv"), model="convnet_nano", where="all & ~first", jobs=2, threads=1)
+
+    class Killing(Progress):
+        def on_step(self, run, step):
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    with pytest.raises(ConvaryError, match=r"was killed, perhaps for want of memory.*fewer --jobs than 2"):
+        compare(config, Killing())
+    assert [entry["name"] for entry in compare(config)["methods"]] == ["static", "odconv"]
 
 
 @pytest.mark.slow

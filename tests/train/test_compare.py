@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import convary as cv
+from convary.data import load
 from convary.errors import CheckpointError, ConfigError, DataError
-from convary.train import Progress, compare, evaluate, load_model
+from convary.train import Progress, compare, evaluate, load_model, processes
 from convary.train.checkpoint import Architecture
-from convary.train.loop import learning_rate
+from convary.train.loop import Run, Training, learning_rate
 
 NAMES = ["static", *(method.name for method in cv.METHODS)]
 
@@ -229,3 +230,20 @@ def test_warm_up_then_cosine():
     assert max(rates) == pytest.approx(0.5, rel=0.03)
     assert rates[-1] < 1e-3
     assert learning_rate(0, 10, 0.5, 0.0) == 0.5
+
+
+@pytest.mark.parametrize("init", ["paper", "upcycle"])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_routers_have_no_weight_decay_and_upcycled_banks_their_own_rate(make, init, name):
+    config = make(methods=("odconv",), optimizer=name, init=init, model="convnet_nano", where="all & ~first", clip=None)
+    run = Run(config.arms()["odconv"], 0, 0.1)
+    training = Training(config, run, load(config.data, image_size=16), processes.start(cpu=True))
+    banks = {id(m.weight) for m in training.bare.modules() if isinstance(m, cv.nn.DynamicLayer)}
+    routed = {id(p) for m in training.bare.modules() if isinstance(m, cv.nn.Router) for p in m.parameters()}
+    training.run(training.info(0, 1), Progress())
+    lr = training.curve[-1]["lr"]
+    for group in training.optimizer.param_groups:
+        for p in group["params"]:
+            share = 4 if id(p) in banks and (init, name) == ("upcycle", "sgd") else 1
+            assert group["lr"] == pytest.approx(share * lr)
+            assert group["weight_decay"] == (0 if id(p) in routed or p.ndim < 2 else pytest.approx(5e-4 / share))

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+from convary.data import DataSet
 from convary.errors import CheckpointError, ConfigError
 from convary.train import Progress, compare, read_checkpoint
 from convary.train.arms import checkpoint_path
@@ -169,3 +170,20 @@ def test_a_checkpoint_of_another_run_is_refused(make, tmp_path):
     checkpoint_path(other.out, "static", 0).replace(checkpoint_path(one.out, "static", 0))
     with pytest.raises(CheckpointError, match="is of another run; delete it"):
         compare(one)
+
+
+def test_other_code_or_other_images_are_refused_until_the_run_is_finished(make, monkeypatch):
+    config = make()
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, StopAt("static", 3))
+    with monkeypatch.context() as patch:
+        patch.setattr("convary.train.compare.code", lambda: "other")
+        with pytest.raises(ConfigError, match=r"begun with other code of convary \(\w{16} there, other here\)"):
+            compare(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(DataSet, "digest", lambda self: "other")
+        with pytest.raises(ConfigError, match="begun with other images"):
+            compare(config)
+    results = compare(config)
+    monkeypatch.setattr("convary.train.compare.code", lambda: "other")
+    assert compare(config) == results

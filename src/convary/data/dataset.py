@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +89,15 @@ class DataSet:
         std = torch.tensor(self.std, device=images.device).mul(255).reshape(-1, 1, 1)
         return (images.float() - mean) / std
 
+    def digest(self) -> str:
+        """Tells this set from another of its name: of all labels and of some images of both parts."""
+        found = hashlib.sha256()
+        for part in (self.train, self.test):
+            found.update(part.labels.numpy().tobytes())
+            some = torch.linspace(0, len(part.labels) - 1, min(32, len(part.labels))).long()
+            found.update(part.batch(some).numpy().tobytes())
+        return found.hexdigest()[:16]
+
     def limited(self, limit: int | None) -> DataSet:
         """The same set with ``limit`` training images, balanced over the classes; ``None`` keeps all.
 
@@ -119,8 +129,7 @@ class DataSet:
                 f"class {self.classes[short]} of {self.name} has {int(counts[short])} training images: too few to hold "
                 f"out {part:g} and learn from the rest; give one learning rate, or another held_out"
             )
-        by_class = labels.argsort(stable=True)
-        rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        by_class, rank = _ranked(labels)
         is_held = torch.empty_like(labels, dtype=torch.bool)
         is_held[by_class] = rank < taken[labels[by_class]]
         held, rest = is_held.nonzero().flatten(), (~is_held).nonzero().flatten()
@@ -133,8 +142,13 @@ def balanced(labels: Tensor, count: int) -> Tensor:
     >>> balanced(torch.tensor([0, 0, 0, 1, 1, 0]), 4)
     tensor([0, 1, 3, 4])
     """
-    by_class = labels.argsort(stable=True)
-    counts = labels.bincount()
-    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    by_class, rank = _ranked(labels)
     first = rank.argsort(stable=True)[:count]  # the first of every class, then the second of every class, ...
     return by_class[first].sort().values
+
+
+def _ranked(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (N,) of the images class by class, and of each (N,) the number of those of its class before it."""
+    counts = labels.bincount()
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return labels.argsort(stable=True), rank

@@ -7,17 +7,10 @@ from convary.extras import require
 
 require("convary.models", "vision", "torchvision")
 
-from convary.models.comparators import (  # noqa: E402  (after the check above)
-    CBAM,
-    COMPARATORS,
-    ECA,
-    SE,
-    WE,
-    Comparator,
-    attend,
-    comparator_from_json,
-    fold_excitation,
-)
+from convary.models.attention import Comparator  # noqa: E402  (after the check above)
+from convary.models.comparators import COMPARATORS, attend, comparator_from_json  # noqa: E402
+from convary.models.excitation import WE, fold_excitation  # noqa: E402
+from convary.models.gates import CBAM, ECA, SE  # noqa: E402
 from convary.models.registry import NAMES, build, create  # noqa: E402
 from convary.models.saved import restore, save  # noqa: E402
 from convary.models.small import ConvNetNano, MobileNetV2Tiny, OneConv, ResNet20  # noqa: E402

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from convary.bench.machine import machine
+from convary.bench.machine import code, machine
 from convary.data import DataSet, load
 from convary.train import processes
 from convary.train.arms import architecture, checkpoint_path
@@ -53,11 +53,12 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         torch.set_num_threads(config.threads)
     dataset = load(config.data, config.root, config.limit_train, image_size=config.image_size)
     path = config.out / RESULTS
+    origin = None if path.exists() else {"code of convary": code(), "images": dataset.digest()}
     with torch.random.fork_rng():
         _check_models(config, dataset)
         started = ""
         if accelerator.is_main_process:
-            started = claim_folder(config.out, config.identity(), now())
+            started = claim_folder(config.out, config.identity(), now(), origin)
         accelerator.wait_for_everyone()
         if path.exists():
             return read_json(path)

@@ -69,7 +69,7 @@ class CompareConfig(RunConfig):
     """Seeds with which each of several learning rates is tried."""
 
     weight_decay: float = 0.05
-    """Weight decay of all parameters."""
+    """Weight decay of kernels and linear layers; routers, gates, norms and biases have none, see cv.param_groups."""
 
     warmup: float = 0.1
     """Part of all steps over which the learning rate rises to its highest value."""
@@ -106,7 +106,8 @@ class CompareConfig(RunConfig):
     """Stay on the CPU even where there is an accelerator."""
 
     jobs: int = 1
-    """Trainings at a time, each in a process of its own with one thread (or --threads); for CPUs."""
+    """Trainings at a time, each in a process of its own with one thread (or --threads); for CPUs. With --threads 1
+    another number of jobs gives the same results to the last digit."""
 
     save_every: float = 20.0
     """Seconds between checkpoints inside an epoch."""

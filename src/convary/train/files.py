@@ -32,13 +32,14 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def claim_folder(out: Path, identity: dict[str, Any], started: str) -> str:
+def claim_folder(out: Path, identity: dict[str, Any], started: str, origin: dict[str, str] | None = None) -> str:
     """Make ``out`` the folder of this run, or find that it already is.
 
     Args:
         out: The folder; made where it does not exist.
         identity: What decides the run's result.
         started: The time, kept where the folder is new.
+        origin: What must not have changed since, though no option says it, such as the code; None asks nothing.
 
     Returns:
         When the run was first started.
@@ -53,13 +54,13 @@ def claim_folder(out: Path, identity: dict[str, Any], started: str) -> str:
         out.mkdir(parents=True, exist_ok=True)
     record = out / RUN_FILE
     if record.exists():
-        return _same_run(record, identity)
+        return _same_run(record, identity, origin or {})
     foreign = sorted(entry.name for entry in out.iterdir() if entry.name != RUN_FILE + TEMPORARY)
     if foreign:
         raise ConfigError(
             f"{out} is not empty (it has {foreign[0]}) and not the folder of a run; choose another one with --out"
         )
-    write_json(record, {"schema": 1, "started": started, "config": identity})
+    write_json(record, {"schema": 1, "started": started, "config": identity, "origin": origin or {}})
     return started
 
 
@@ -67,7 +68,7 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else repr(value)
 
 
-def _same_run(record: Path, identity: dict[str, Any]) -> str:
+def _same_run(record: Path, identity: dict[str, Any], origin: dict[str, str]) -> str:
     try:
         content = json.loads(record.read_text())
         before, started = dict(content["config"]), str(content["started"])
@@ -81,4 +82,10 @@ def _same_run(record: Path, identity: dict[str, Any]) -> str:
             f"{record.parent} is the folder of another run: {differences}; choose another folder with --out, "
             "or delete this one"
         )
+    for name, value in content.get("origin", {}).items():
+        if origin.get(name, value) != value:
+            raise ConfigError(
+                f"{record.parent} was begun with other {name} ({value} there, {origin[name]} here), and what it trains "
+                "now can't be compared with it; go on with what it was begun with, or choose another --out"
+            )
     return started

@@ -9,7 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from convary.data import DataSet, load
-from convary.errors import ConfigError
+from convary.errors import ConfigError, ConvaryError
 from convary.train import processes
 from convary.train.config import CompareConfig
 from convary.train.loop import Diverged, Run, Training
@@ -78,6 +79,7 @@ def train_at_once(config: CompareConfig, runs: list[Run], accelerator: Accelerat
     """All trainings, ``config.jobs`` at a time; each gives what it gives alone on one thread.
 
     Raises:
+        ConvaryError: a process was killed.
         KeyboardInterrupt: Ctrl-C; every training that was under way is saved.
     """
     context = multiprocessing.get_context("spawn")
@@ -85,14 +87,24 @@ def train_at_once(config: CompareConfig, runs: list[Run], accelerator: Accelerat
     listener = threading.Thread(target=_listen, args=(events, progress), daemon=True)
     listener.start()
     pool = ProcessPoolExecutor(config.jobs, context, initializer=_Worker.begin, initargs=(config, events, stop))
+    lost = False
     try:
         futures = [pool.submit(_Worker.work, run, (i, len(runs))) for i, run in enumerate(runs)]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()  # an error is raised when it happens, not when its turn comes
         return [future.result() for future in futures]
+    except BrokenProcessPool as error:
+        lost = True
+        raise ConvaryError(
+            f"a training's process was killed, perhaps for want of memory; what was saved is in {config.out}: run the "
+            f"command again, with fewer --jobs than {config.jobs}"
+        ) from error
     finally:
         stop.set()  # after an error or Ctrl-C the others stop at their next step; after the last one nobody listens
         pool.shutdown(cancel_futures=True)
-        events.put(None)
-        listener.join()
+        if not lost:  # a killed process may have held the queue's lock
+            events.put(None)
+            listener.join()
 
 
 def _listen(events: Any, progress: Progress) -> None:

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from convary.data import DataSet, augment, derive_seed, epoch_order, generator
+from convary.decay import param_groups
 from convary.errors import CheckpointError, ConfigError
 from convary.nn import DynamicLayer
 from convary.recipe import recipe
@@ -46,10 +47,12 @@ def learning_rate(step: int, total: int, highest: float, warmup: float) -> float
 
 
 def make_optimizer(model: nn.Module, config: CompareConfig, lr: float) -> torch.optim.Optimizer:
-    """The optimizer that the config names."""
+    """The optimizer that the config names; banks that start as static kernels get a learning rate to match."""
+    own = lr if config.init == "upcycle" else None
+    groups = param_groups(model, config.weight_decay, lr=own, optimizer=config.optimizer)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
 
 
 class Diverged(ConfigError):
@@ -114,7 +117,9 @@ class Training:
         self.total_steps = config.epochs * self.steps_per_epoch
 
         self.bare = self.architecture.build()  # the network without Accelerate's wrapper
-        self.model, self.optimizer = accelerator.prepare(self.bare.train(), make_optimizer(self.bare, config, run.lr))
+        optimizer = make_optimizer(self.bare.train(), config, run.lr)
+        self.shares = [group["lr"] / run.lr for group in optimizer.param_groups]  # of the learning rate
+        self.model, self.optimizer = accelerator.prepare(self.bare, optimizer)
         epochs = config.annealing_epochs(method)
         self.annealing = None
         if method is not None and method.annealing is not None and epochs is not None:
@@ -188,8 +193,8 @@ class Training:
         if position == 0:
             self.sums.zero_()
         lr = learning_rate(self.step, self.total_steps, self.lr, self.config.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+            group["lr"] = lr * share
         x, y = self._batch(epoch, position)
         torch.manual_seed(derive_seed(self.seed, epoch, position, _DROPOUT, self.accelerator.process_index))
         scores = self.model(x)
@@ -252,7 +257,7 @@ class Training:
                 "train_top1": 100 * right_sum / images,
                 "test_loss": result.loss,
                 "test_top1": result.top1,
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": learning_rate(self.step - 1, self.total_steps, self.lr, self.config.warmup),
                 "temperature": self.temperature,
                 "seconds": self.seconds,
             }
