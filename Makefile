@@ -20,8 +20,8 @@ NANO := --cpu --model convnet_nano --where "all & ~first" --batch-size 128 --lr 
 # First a task made for kernels that depend on the image (of whose single channel DyConv would make one hidden unit), then
 # a real one, with a static network as expensive as ODConv's. About four minutes on two cores.
 demo: $(STAMP)
-	$(BIN)/convary compare --data control --cpu --model one_conv --where all --methods static condconv dyconv dynet odconv \
-	  --options dyconv.extra_hidden=4 --init neutral --epochs 4 --seeds 3 --batch-size 64 --lr 0.02 --jobs $(JOBS) \
+	$(BIN)/convary compare --data control --cpu --model one_conv --where all --methods static condconv dyconv:extra_hidden=4 dynet odconv \
+	  --init neutral --epochs 4 --seeds 3 --batch-size 64 --lr 0.02 --jobs $(JOBS) \
 	  --measure-seconds 0.2 --out runs/demo-control
 	$(BIN)/convary compare --data fashion-mnist-mini $(NANO) --methods static static@macs:odconv dyconv odconv \
 	  --epochs 16 --augment --seeds 4 --measure-seconds 0.5 --out runs/demo

@@ -135,7 +135,7 @@ WRONG = [
     ("compare --data fashion-mnist-mni --out {tmp}/o", "did you mean 'fashion-mnist-mini'?"),
     ("compare --model resnet2 --out {tmp}/o", "did you mean 'resnet20'?"),
     ("compare --data folder:{tmp} --out {tmp}/o", "{tmp} has 0 class folders"),
-    ("compare --options odconv.expert=2", "did you mean 'experts'?"),
+    ("compare --methods odconv:expert=2", "did you mean 'experts'?"),
     ("plan --model resnet20", "Missing from convary plan: --method"),
     ("plan --model resnet20 --method dyconf", "did you mean 'dyconv'?"),
     ("plan --model resnet20 --method odconv --expert 2", "did you mean '--experts'?"),

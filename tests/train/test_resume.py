@@ -29,8 +29,7 @@ class Kill(Progress):
     def on_step(self, run, info):
         if (run.method, info.step) == (method, step):
             os.kill(os.getpid(), signal.SIGKILL)
-for name in ("methods", "options"):
-    options[name] = tuple(options[name])
+options["methods"] = tuple(options["methods"])
 compare(CompareConfig(**options), Kill())
 """
 

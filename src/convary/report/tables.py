@@ -176,7 +176,8 @@ def caveats(results: dict[str, Any]) -> list[str]:
     if run.get("limit_train"):
         said.append(f"Training used a class-balanced subset of {run['limit_train']:,} images.")
     if run["init"] == "upcycle":
-        said.append("With init upcycle a dynamic network first computes what the seed’s untrained static one computes.")
+        state = "trained" if run.get("start") else "untrained"
+        said.append(f"With init upcycle a dynamic network first computes what the seed’s {state} static one computes.")
     said.append(
         "Latency and step time were measured on the machine below and hold for it; each ratio is the median of "
         "interleaved pairs with static, with the 10th to 90th percentile. The range of static against itself is noise."

@@ -26,7 +26,7 @@ from convary.errors import CheckpointError, ConfigError
 from convary.nn import DynamicLayer
 from convary.recipe import recipe
 from convary.schedule import anneal
-from convary.train.arms import Arm, architecture, checkpoint_path
+from convary.train.arms import Arm, architecture, checkpoint_path, start_weights
 from convary.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from convary.train.config import CompareConfig
 from convary.train.evaluation import score
@@ -46,9 +46,9 @@ def learning_rate(step: int, total: int, highest: float, warmup: float) -> float
     return highest * rising * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def make_optimizer(model: nn.Module, config: CompareConfig, lr: float) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: CompareConfig, lr: float, init: str) -> torch.optim.Optimizer:
     """The optimizer that the config names; banks that start as static kernels get a learning rate to match."""
-    own = lr if config.init == "upcycle" else None
+    own = lr if init == "upcycle" else None
     groups = param_groups(model, config.weight_decay, lr=own, optimizer=config.optimizer)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
@@ -116,11 +116,11 @@ class Training:
         self.steps_per_epoch = len(dataset.train.labels) // self.batch
         self.total_steps = config.epochs * self.steps_per_epoch
 
-        self.bare = self.architecture.build()  # the network without Accelerate's wrapper
-        optimizer = make_optimizer(self.bare.train(), config, run.lr)
+        self.bare = self.architecture.build(start_weights(config, dataset, run.seed))  # without Accelerate's wrapper
+        optimizer = make_optimizer(self.bare.train(), config, run.lr, self.architecture.init)
         self.shares = [group["lr"] / run.lr for group in optimizer.param_groups]  # of the learning rate
         self.model, self.optimizer = accelerator.prepare(self.bare, optimizer)
-        epochs = config.annealing_epochs(method)
+        epochs = config.annealing_epochs(run.arm)
         self.annealing = None
         if method is not None and method.annealing is not None and epochs is not None:
             steps = round(epochs * self.steps_per_epoch)

@@ -32,7 +32,7 @@ def training_step(
 
 def _stepper(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> Callable[[], object]:
     model = copy.deepcopy(model).train()
-    optimizer = make_optimizer(model, config, config.lr[0])
+    optimizer = make_optimizer(model, config, config.lr[0], config.init)
 
     def step() -> None:
         optimizer.zero_grad()
