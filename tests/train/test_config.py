@@ -65,6 +65,9 @@ def test_options_reach_the_methods():
     assert [arm.method for arm in arms.values()] == [
         cv.DyConv(activation="sigmoid"), cv.ODConv(), cv.ODConv(experts=2), None,
     ]  # fmt: skip
+    assert read_arm("odconv:attentions=kernel+tap,norm=layer").method == cv.ODConv(
+        attentions=("kernel", "tap"), norm="layer"
+    )
     assert [arm.init for arm in arms.values()] == [None, None, "neutral", None]
     assert [arm.title for arm in arms.values()] == [
         "DyConv (activation=sigmoid)", "ODConv", "ODConv (experts=2, init=neutral)",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ast
-import re
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -91,7 +91,7 @@ def read_arm(text: str) -> Arm:
     """
     kind, colon, rest = text.partition(":")
     if kind in KNOWN:
-        options = _options(text, rest) if colon else {}
+        options = _options(text, rest, KNOWN[kind]) if colon else {}
         init = options.pop("init", None)
         if init not in (None, *INITS):
             raise ConfigError(f"init of {text!r} must be one of {', '.join(INITS)}; got {init!r}")
@@ -113,16 +113,17 @@ def read_arm(text: str) -> Arm:
     raise ConfigError(f"unknown method {text!r}{nearest(text, known)}; known: {', '.join(known)}")
 
 
-def _options(arm: str, text: str) -> dict[str, Any]:
-    """Those of ``METHOD:OPTION=VALUE,OPTION=VALUE``."""
-    options = {}
-    for entry in re.split(r",(?![^(]*\))", text):  # at commas that are in no tuple
+def _options(arm: str, text: str, config: type[MethodConfig]) -> dict[str, Any]:
+    """Those of ``METHOD:OPTION=VALUE,OPTION=VALUE``; a tuple of words is written ``kernel+filter``."""
+    words = {field.name for field in dataclasses.fields(config) if str(field.type).startswith("tuple[str")}
+    options: dict[str, Any] = {}
+    for entry in text.split(","):
         name, equals, value = entry.partition("=")
         if not (name and equals):
             raise ConfigError(
                 f"options are written METHOD:OPTION=VALUE,OPTION=VALUE as in odconv:experts=2; got {arm!r}"
             )
-        options[name] = _value(value)
+        options[name] = tuple(value.split("+")) if name in words else _value(value)
     return options
 
 

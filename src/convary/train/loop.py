@@ -130,7 +130,7 @@ class Training:
         self.step = 0
         self.sums = torch.zeros(3, dtype=torch.float64)  # of this epoch: loss, right answers, images
         self.curve: list[dict[str, Any]] = []
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         if self.path.exists():
             self._load()
 
@@ -174,11 +174,12 @@ class Training:
         """
         with Interrupt() as interrupt:
             saved = started = time.monotonic()
-            before = self.seconds
+            before, cpu = self.seconds, self.cpu_seconds - time.process_time()
             while not self.done:
                 self._train_step(info, progress)
                 epoch_ends = self.step % self.steps_per_epoch == 0
                 self.seconds = before + time.monotonic() - started
+                self.cpu_seconds = cpu + time.process_time()  # says more where the machine is shared
                 if epoch_ends:
                     progress.on_epoch(info, self._end_epoch())
                 asked = interrupt.asked_anywhere(self.accelerator) or (stop is not None and stop())
@@ -260,6 +261,7 @@ class Training:
                 "lr": learning_rate(self.step - 1, self.total_steps, self.lr, self.config.warmup),
                 "temperature": self.temperature,
                 "seconds": self.seconds,
+                "cpu_seconds": self.cpu_seconds,
             }
         )
         return self.curve[-1]
@@ -281,6 +283,7 @@ class Training:
                 "sums": self.sums,
                 "curve": self.curve,
                 "seconds": self.seconds,
+                "cpu_seconds": self.cpu_seconds,
             }
             write_checkpoint(self.path, content)
 
@@ -294,4 +297,4 @@ class Training:
         if self.annealing is not None:
             self.annealing.load_state_dict(content["annealing"])
         self.step, self.sums, self.curve = content["step"], content["sums"], content["curve"]
-        self.seconds = content["seconds"]
+        self.seconds, self.cpu_seconds = content["seconds"], content["cpu_seconds"]
