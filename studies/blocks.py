@@ -64,7 +64,7 @@ _ODCONV = (("lr", (0.045,)),)  # variants take the rate that was chosen for the 
 BLOCKS = (
     Block(
         name="s2-papers",
-        question="Do CondConv and ODConv gain on a network that lacks capacity, beyond a static one of equal multiply-adds?",
+        question="Do CondConv and ODConv gain on a network that lacks capacity, and beyond equal multiply-adds?",
         arms=("static", "static@macs:odconv", "odconv", "condconv"),
     ),
     Block(

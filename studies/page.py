@@ -188,7 +188,7 @@ def write(docs: Path = DOCS, results: Path = FOLDER) -> None:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,
-        autoescape=False,  # noqa: S701  Markdown, of our own results
+        autoescape=False,
     )
     page = Page(blocks)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=page, blocks=blocks)
