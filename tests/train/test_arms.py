@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is compared beside the methods: static networks of other widths, neutral starts, and several runs at a time."""
 
+import json
 import multiprocessing
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 import torch
 
@@ -123,6 +128,37 @@ def test_a_killed_job_is_told_and_goes_on(make, tmp_path):
     with pytest.raises(ConvaryError, match=r"was killed, perhaps for want of memory.*fewer --jobs than 2"):
         compare(config, Killing())
     assert [entry["name"] for entry in compare(config)["methods"]] == ["static", "odconv"]
+
+
+ORPHANS = """
+import json, multiprocessing, sys
+from convary.train import CompareConfig, Progress, compare
+
+class Told(Progress):
+    def on_step(self, run, step):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+if __name__ == "__main__":
+    config = json.loads(sys.argv[1])
+    compare(CompareConfig(**config), Told())
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_leaves_no_job_behind(make, tmp_path):
+    config = make(methods=("static", "odconv"), epochs=1000, jobs=2, threads=1, save_every=1000.0)
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS)
+    command = [sys.executable, script, json.dumps(config.to_dict())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        process.kill()
+    assert len(pids) == 2
+    until = time.monotonic() + 30
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert any(config.out.rglob("checkpoint.pt"))  # saved before they ended
 
 
 @pytest.mark.slow

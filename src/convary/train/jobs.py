@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ from convary.train.progress import Progress, RunInfo, StepInfo
 from convary.train.results import Curve
 
 TOLD = 0.2  # seconds between two steps that a process tells of
+SAVING = 60.0  # seconds that a process has to save when the first one was killed
 
 
 def train(
@@ -122,11 +124,14 @@ class _Worker:
     accelerator: ClassVar[Accelerator]
     events: ClassVar[Any]
     stop: ClassVar[Any]
+    busy: ClassVar[threading.Lock] = threading.Lock()
+    orphaned: ClassVar[threading.Event] = threading.Event()
 
     @classmethod
     def begin(cls, config: CompareConfig, events: Any, stop: Any) -> None:
         """Load what every training needs. Between two of them Ctrl-C is the first process' affair."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=cls._outlive_nobody, daemon=True).start()
         torch.set_num_threads(config.threads or 1)
         cls.config, cls.events, cls.stop = config, events, stop
         cls.dataset = load(config.data, config.root, config.limit_train, image_size=config.image_size)
@@ -136,7 +141,22 @@ class _Worker:
     def work(cls, run: Run, place: tuple[int, int]) -> Curve:
         """One training."""
         teller = _Teller(cls.events)
-        return train(cls.config, run, place, cls.dataset, cls.accelerator, teller, cls.stop.is_set)
+        with cls.busy:
+            return train(cls.config, run, place, cls.dataset, cls.accelerator, teller, cls._stops)
+
+    @classmethod
+    def _stops(cls) -> bool:
+        return cls.stop.is_set() or cls.orphaned.is_set()
+
+    @classmethod
+    def _outlive_nobody(cls) -> None:
+        """Save and end when the first process is killed: nobody would hear of what this one does."""
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            cls.orphaned.set()
+            cls.busy.acquire(timeout=SAVING)
+            os._exit(1)
 
 
 @dataclass
