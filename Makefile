@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 NANO := --cpu --model convnet_nano --where "all & ~first" --batch-size 128 --lr 0.045 --jobs $(JOBS)
 
-.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet test slow sweep sanitize lint format types arch check docs \
+.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet study test slow sweep sanitize lint format types arch check docs \
   benchmarks clean
 
 # First a task made for kernels that depend on the image (of whose single channel DyConv would make one hidden unit), then
@@ -50,6 +50,12 @@ hdfnet: $(STAMP)
 
 condinst: $(STAMP)
 	$(BIN)/convary train condinst --out runs/condinst $(ARGS)
+
+# docs/evidence.md: about a day on one core, in blocks that resume; CIFAR-10 must lie in $$CONVARY_DATA.
+study: $(STAMP)
+	nice -n 19 $(BIN)/python -m studies.run --jobs $(JOBS) $(ARGS)
+	$(BIN)/python -m studies.cost
+	$(BIN)/python -m studies.page
 
 test: $(STAMP)
 	$(PYTEST) $(ARGS)

@@ -15,6 +15,7 @@ import jinja2
 
 from convary.report import style
 from convary.report.figures import label
+from convary.train.files import read_json
 from studies.results import FOLDER, Arm, read
 
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ class Page:
             [arm.entry["title"], *(f"{top:.2f}" for top in arm.tops), _mean(arm.entry["train_top1"])] for arm in arms
         ]
         return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+
+    def machine(self) -> str:
+        """Where cost was measured."""
+        cost = FOLDER / "cost.json"
+        return read_json(cost)["machine"]["cpu"] if cost.exists() else "not measured yet"
 
     def hours(self) -> str:
         """CPU hours of the final trainings, without the trials of learning rates."""
