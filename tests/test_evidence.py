@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from convary.errors import DataError
 from studies import page
 from studies.blocks import BLOCKS
 from studies.results import FOLDER, read
+
+from convary.errors import DataError
 
 DOCS = Path(__file__).parents[1] / "docs"
 

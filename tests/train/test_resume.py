@@ -27,7 +27,7 @@ options = json.loads(sys.argv[1])
 method, step = sys.argv[2], int(sys.argv[3])
 class Kill(Progress):
     def on_step(self, run, info):
-        if (run.method, info.step) == (method, step):
+        if (run.name, info.step) == (method, step):
             os.kill(os.getpid(), signal.SIGKILL)
 options["methods"] = tuple(options["methods"])
 compare(CompareConfig(**options), Kill())
@@ -41,7 +41,7 @@ class StopAt(Progress):
         self.place = (method, step)
 
     def on_step(self, run, step):
-        if (run.method, step.step) == self.place:
+        if (run.name, step.step) == self.place:
             os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -52,7 +52,7 @@ class Steps(Progress):
         self.taken = []
 
     def on_step(self, run, step):
-        self.taken.append((run.method, step.step))
+        self.taken.append((run.name, step.step))
 
 
 @pytest.fixture(scope="module")

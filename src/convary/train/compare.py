@@ -14,10 +14,10 @@ from convary.data import DataSet, load
 from convary.train import processes
 from convary.train.arms import architecture, checkpoint_path, start_weights
 from convary.train.checkpoint import load_model
+from convary.train.classification import Run
 from convary.train.config import CompareConfig
 from convary.train.files import claim_folder, now, read_json, write_json
 from convary.train.jobs import check_jobs, train, train_at_once
-from convary.train.loop import Run
 from convary.train.progress import Progress
 from convary.train.results import Bench, Curve, describe
 from convary.train.trials import Choice, choose

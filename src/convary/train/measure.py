@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.bench.timing import Timing, interleave
+from convary.train.classification import make_optimizer
 from convary.train.config import CompareConfig
-from convary.train.loop import make_optimizer
 
 
 def latency(model: nn.Module, static: nn.Module, x: Tensor, seconds: float) -> Timing:
