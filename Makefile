@@ -97,6 +97,7 @@ benchmarks: $(STAMP)
 	$(BIN)/convary bench models --against grouped --batches 16 --threads 2 --seconds 1 --out $(RESULTS)
 	$(BIN)/convary bench layers --against grouped --threads 2 --out $(RESULTS)
 	$(BIN)/convary bench page --results $(RESULTS) --out docs/benchmarks.md
+	$(BIN)/python scripts/cost_picture.py
 
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(VENV)
