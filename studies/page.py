@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).parent / "evidence.md"
 DOCS = Path(__file__).parents[1] / "docs"
+README = DOCS.parent / "README.md"
+BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+EQUAL = "static@macs:odconv"
 AXES = {"macs": "multiply-adds (times static)", "batch 16": "measured latency of 16 images (times static)"}
 
 
@@ -177,11 +180,36 @@ def _panel(panel: Axes, arms: list[Arm], axis: str, looks: dict[str, style.Look]
     label(panel, places, bars)
 
 
-def write(docs: Path = DOCS, results: Path = FOLDER) -> None:
-    """The page and its pictures.
+def summary(page: Page) -> str:
+    """For the README: the methods on one network, against static and against a static network of equal cost."""
+    equal = page.arm("s2-papers", EQUAL)
+    arms = [arm for block in ("s2-papers", "s2-kin") for arm in page.blocks.get(block, [])]
+    head = ["", "top-1 %", "gap to static", f"gap to {equal.entry['title']}", "multiply-adds", "parameters"]
+    rows = [[arm.entry["title"], _mean(arm.tops), _said(arm.gap())] for arm in arms]
+    for row, arm in zip(rows, arms, strict=True):
+        row.append("" if arm.is_static or arm.tops is equal.tops else _said(arm.gap(equal)))
+        row += [f"{arm.ratio('macs'):.2f}", f"{arm.ratio('params'):.1f}"]
+    first = (
+        f"CIFAR-10, a network of {equal.base['params']:,} parameters, 20 epochs, {len(equal.tops)} paired seeds, a "
+        "learning rate chosen for each: gaps in points with their 95 % interval and seeds won; bold where it leaves "
+        "out zero."
+    )
+    return "\n".join([first, "", *(_line(row) for row in [head, ["---"] * len(head), *rows])])
+
+
+def put(text: str, inner: str) -> str:
+    """The text with ``inner`` between its marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f"{before}{begin}\n{inner}\n{end}{after}"
+
+
+def write(docs: Path = DOCS, readme: Path = README, results: Path = FOLDER) -> None:
+    """The page, its picture and the summary in the README.
 
     Args:
         docs: Where ``evidence.md`` and ``images/`` go.
+        readme: Has the marks between which the summary goes.
         results: What studies.run wrote.
 
     Raises:
@@ -199,6 +227,7 @@ def write(docs: Path = DOCS, results: Path = FOLDER) -> None:
     page = Page(blocks)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=page, blocks=blocks)
     (docs / "evidence.md").write_text(text, encoding="utf-8")
+    readme.write_text(put(readme.read_text(encoding="utf-8"), summary(page)), encoding="utf-8")
     title = (
         "CIFAR-10, a network of 3,440 parameters, 20 epochs, 5 paired seeds; bars: 95 % interval of the gap to static"
     )

@@ -16,7 +16,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_the_page_is_what_the_results_make(tmp_path):
-    page.write(tmp_path)
+    readme = tmp_path / "README.md"
+    shutil.copy(page.README, readme)
+    page.write(tmp_path, readme)
+    assert readme.read_text() == page.README.read_text(), "run python -m studies.page"
     assert (tmp_path / "evidence.md").read_text() == (DOCS / "evidence.md").read_text(), "run python -m studies.page"
     assert (tmp_path / "images" / "evidence.svg").stat().st_size > 10_000
 
