@@ -59,19 +59,13 @@ class Block:
         return CompareConfig(**usual | flags, methods=self.arms, out=out / self.name, root=root, jobs=jobs)  # type: ignore[arg-type]
 
 
-_ODCONV = (("lr", (0.045,)),)  # variants take the rate that was chosen for the method
+_ODCONV = (("lr", (0.1,)),)  # variants of ODConv take the rate that was chosen for it in s2-papers
 
 BLOCKS = (
     Block(
         name="s2-papers",
         question="Do CondConv and ODConv gain on a network that lacks capacity, and beyond equal multiply-adds?",
         arms=("static", "static@macs:odconv", "odconv", "condconv"),
-    ),
-    Block(
-        name="s2-kin",
-        question="Do DyConv and DyNet?",
-        arms=("dyconv", "dynet"),
-        base="s2-papers",
     ),
     Block(
         name="s6-trained",
@@ -82,7 +76,13 @@ BLOCKS = (
     Block(
         name="s3-widths",
         question="How far does width alone take a static network?",
-        arms=("static@1.25", "static@1.5", "static@2"),
+        arms=("static@1.5", "static@2"),
+        base="s2-papers",
+    ),
+    Block(
+        name="s2-kin",
+        question="Do DyConv and DyNet?",
+        arms=("dyconv", "dynet"),
         base="s2-papers",
     ),
     Block(
@@ -112,17 +112,23 @@ BLOCKS = (
         base="s2-papers",
     ),
     Block(
-        name="s4-routers",
-        question="Does the order of the papers' other ablations hold?",
-        arms=(
-            "odconv:sharing=per_kernel",
-            "odconv:norm=layer",
-            "condconv:init=neutral",
-            "condconv:experts=4",
-            "dyconv:init=neutral",
-            "dyconv:extra_hidden=16",
-        ),
+        name="s4-sharing",
+        question="Do ODConv's sharing and norm matter?",
+        arms=("odconv:sharing=per_kernel", "odconv:norm=layer"),
         base="s2-papers",
         flags=_ODCONV,
+    ),
+    Block(
+        name="s4-condconv",
+        question="Do start and number of kernels matter for CondConv?",
+        arms=("condconv:init=neutral", "condconv:experts=4"),
+        base="s2-papers",
+        flags=(("lr", (0.02,)),),  # as chosen for CondConv in s2-papers
+    ),
+    Block(
+        name="s4-dyconv",
+        question="Do start and width of DyConv's router matter?",
+        arms=("dyconv:init=neutral", "dyconv:extra_hidden=16"),
+        base="s2-papers",
     ),
 )
