@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 CLIENTS_STAMP := $(VENV)/.installed-clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-NATIVE := CMakeLists.txt $(shell find csrc -type f)
+CSRC := $(shell find csrc -type f)
+NATIVE := CMakeLists.txt $(CSRC)
 # One torch thread per pytest worker; tests of threading ask for more themselves.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
@@ -73,10 +74,12 @@ sanitize: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
 
 types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -5,9 +5,14 @@
 
 #include <stdint.h>
 
+#include <atomic>
+
 #include "convary.h"
+#include "math.h"
 
 namespace convary {
+
+constexpr int64_t most_size = INT32_MAX;  // of any one size: products of two then fit 64 bits
 
 // A dense tensor as the ABI sees it: where it starts and how many elements of four bytes it has.
 struct Extent {
@@ -49,6 +54,37 @@ float* thread_scratch(int64_t floats);
 
 // Runs fn over [0, end) on the caller's threads, at least `grain` items each. CONVARY_OK or CONVARY_THREADS.
 int32_t parallel_for(int64_t end, int64_t grain, convary_range_fn fn, void* context);
+
+constexpr double grain_products = 1 << 16;  // multiply-adds that are worth another thread
+
+// Items that are worth another thread, where all of them together make `products` multiply-adds.
+inline int64_t grain_of(int64_t items, double products) {
+    const double grain = grain_products * static_cast<double>(items) / products;
+    if (!(grain > 1.0)) return 1;
+    return grain < static_cast<double>(items) ? static_cast<int64_t>(grain) + 1 : most(items, 1);
+}
+
+// one(item, scratch) for every item, at least `grain` of them to a thread, with `floats` of scratch memory.
+// CONVARY_OK, CONVARY_THREADS or CONVARY_NO_MEMORY.
+template <typename One>
+int32_t run_items(int64_t items, int64_t grain, int64_t floats, const One& one) {
+    struct Loop {
+        const One& one;
+        int64_t floats;
+        std::atomic<bool> no_memory;
+    } loop{one, floats, {false}};
+    const auto range = [](int64_t begin, int64_t end, void* context) {
+        Loop& loop = *static_cast<Loop*>(context);
+        float* scratch = thread_scratch(loop.floats);
+        if (scratch == nullptr && loop.floats > 0) {
+            loop.no_memory.store(true, std::memory_order_relaxed);
+            return;
+        }
+        for (int64_t i = begin; i < end; ++i) loop.one(i, scratch);
+    };
+    const int32_t code = parallel_for(items, grain, range, &loop);
+    return code == CONVARY_OK && loop.no_memory.load() ? CONVARY_NO_MEMORY : code;
+}
 
 }  // namespace convary
 

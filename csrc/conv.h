@@ -5,9 +5,7 @@
 
 #include <stdint.h>
 
-// Kernel files include this too, compiled for instruction sets of their own: nothing here may be emitted as a function,
-// or the linker could keep the AVX-512 copy for everybody.
-#define CONVARY_INLINE __attribute__((always_inline)) inline
+#include "math.h"
 
 namespace convary {
 
@@ -56,9 +54,9 @@ struct Conv {
     // taps that reach them; its results lie `step` apart. Tap i of an axis is `first + i * tap_step` of the bank.
     bool transposed;
     TapRange h_taps, w_taps;
-    int64_t T_bank;                          // taps of the bank
+    int64_t T_bank;                            // taps of the bank
     int64_t y_sample, y_map, y_row, y_column;  // from one sample, map, row, column of y to the next
-    bool last;                               // features have their channels innermost: (B, H, W, C)
+    bool channels_last;                        // features have their channels innermost: (B, H, W, C)
 
     CONVARY_INLINE int64_t terms(int64_t b) const { return first == nullptr ? 1 : first[b + 1] - first[b]; }
     CONVARY_INLINE int64_t term(int64_t b, int64_t i) const { return first == nullptr ? b : members[first[b] + i]; }
@@ -72,8 +70,8 @@ struct Conv {
         const int64_t i = tap / w.taps, j = tap % w.taps;
         return h_taps.first + i * h_taps.step + w_taps.first + j * w_taps.step;
     }
-    CONVARY_INLINE int64_t x_map() const { return last ? 1 : h.in * w.in; }
-    CONVARY_INLINE int64_t x_column() const { return last ? C : 1; }
+    CONVARY_INLINE int64_t x_map() const { return channels_last ? 1 : h.in * w.in; }
+    CONVARY_INLINE int64_t x_column() const { return channels_last ? C : 1; }
     CONVARY_INLINE const float* input(int64_t sample, int64_t c) const {
         return x + source(sample) * C * h.in * w.in + c * x_map();
     }
@@ -84,13 +82,13 @@ struct Conv {
 
 // How a Conv is cut. A work item is `samples` x (rows x columns) outputs x `panels` panels of output channels.
 struct Blocks {
-    bool depthwise;    // one input and one output channel per group: a stencil, `panel` channels an item
-    bool upright;      // a depthwise one of small maps, or of channels innermost: channels in the lanes, not positions
-    bool direct;       // x is read where it lies: 1x1 at stride 1 without padding
-    bool thin;         // 1x1 kernels of few channels, given per sample: positions in the lanes
-    bool pack_bank;    // pack a tile of the K kernels once and mix it for every sample of the item
+    bool depthwise;  // one input and one output channel per group: a stencil, `panel` channels an item
+    bool upright;    // a depthwise one of small maps, or of channels innermost: channels in the lanes, not positions
+    bool direct;     // x is read where it lies: 1x1 at stride 1 without padding
+    bool thin;       // 1x1 kernels of few channels, given per sample: positions in the lanes
+    bool pack_bank;  // pack a tile of the K kernels once and mix it for every sample of the item
     int64_t samples, rows, columns, panels, channels;
-    int64_t panel;     // output channels of a panel: two vectors
+    int64_t panel;                                          // output channels of a panel: two vectors
     int64_t b_blocks, row_blocks, column_blocks, o_blocks;  // o_blocks within a group
 
     CONVARY_INLINE int64_t items(const Conv& conv) const {
@@ -118,8 +116,8 @@ struct ConvScratch : Scratch {
 };
 
 // The gradient of the bank and what the gradients of the coefficients are made of. A work item forms the gradient of
-// the mixed weights of some panels x `channels` input channels, sample by sample, in cache; where each sample has a bank
-// of its own, that is the result, and each sample has its own items.
+// the mixed weights of some panels x `channels` input channels, sample by sample, in cache; where each sample has a
+// bank of its own, that is the result, and each sample has its own items.
 struct ConvGrad {
     Conv conv;
     const float* grad_y;
@@ -130,13 +128,14 @@ struct ConvGrad {
     float* part_channel;  // (o_blocks, B, factor_rows, C), without channel, or null; unused in a depthwise convolution
     bool depthwise, thin;
     int64_t panel, panels, channels, rows, columns, o_blocks, c_blocks;  // blocks within a group
-    int64_t width;  // channels of a packed position: whole vectors
+    int64_t width;                                                       // channels of a packed position: whole vectors
 
     // Whether features are scaled, and in how many ways: once where the kernels share both factors. Then the sums above
     // but part_tap are over the kernels, with the kernel factor.
     CONVARY_INLINE bool scaled() const { return conv.filter != nullptr || conv.channel != nullptr; }
     CONVARY_INLINE int64_t factor_rows() const {
-        const bool each = (conv.filter != nullptr && conv.filter_rows > 1) || (conv.channel != nullptr && conv.channel_rows > 1);
+        const bool each =
+            (conv.filter != nullptr && conv.filter_rows > 1) || (conv.channel != nullptr && conv.channel_rows > 1);
         return each ? conv.K : 1;
     }
     CONVARY_INLINE int64_t items() const {
@@ -146,7 +145,21 @@ struct ConvGrad {
 
 struct GradScratch : Scratch {
     enum {
-        bank, grad_bank, weights, steps, factors, plain, channel, tap, filter, inputs, grads, ones, sums, offsets, parts
+        bank,
+        grad_bank,
+        weights,
+        steps,
+        factors,
+        plain,
+        channel,
+        tap,
+        filter,
+        inputs,
+        grads,
+        ones,
+        sums,
+        offsets,
+        parts
     };
     GradScratch(const ConvGrad& grad, int64_t lanes);
 };
@@ -154,7 +167,7 @@ struct GradScratch : Scratch {
 void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads);
 
 constexpr int64_t fresh_floats = 8 << 20;  // an output of that many comes straight from mmap: its first writing is dear
-constexpr int64_t mix_samples = 4;  // samples mixed together: a bank tile is then read once for all of them
+constexpr int64_t mix_samples = 4;         // samples mixed together: a bank tile is then read once for all of them
 
 }  // namespace convary
 

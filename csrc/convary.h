@@ -2,7 +2,8 @@
 // The C ABI of convary's native library: plain C types, no torch, no Python. Everything a caller may use is here.
 //
 // Every operation checks its sizes and pointers, returns one of the codes below and never throws or aborts.
-// Tensors are dense float32, row-major but for the features of a convolution with channels_last; sizes are int64_t counts of elements.
+// Tensors are dense float32, row-major but for the features of a convolution with channels_last; sizes are int64_t
+// counts of elements.
 #ifndef CONVARY_H
 #define CONVARY_H
 
@@ -34,7 +35,8 @@ enum {
 // Runs [begin, end) of the work; called from several threads with ranges that do not overlap.
 typedef void (*convary_range_fn)(int64_t begin, int64_t end, void* context);
 // torch_parallel_for of libtorch_cpu (torch/csrc/stable/c/shim.h): 0 when done.
-typedef int32_t (*convary_parallel_for_fn)(int64_t begin, int64_t end, int64_t grain, convary_range_fn fn, void* context);
+typedef int32_t (*convary_parallel_for_fn)(int64_t begin, int64_t end, int64_t grain, convary_range_fn fn,
+                                           void* context);
 
 CONVARY_API int32_t convary_abi_version(void);
 
@@ -63,7 +65,7 @@ typedef struct {
     int64_t filter_rows, channel_rows, tap_rows;  // 1: shared by the kernels; K: one row for each
     int64_t bias_rows;                            // 1: for all samples; B: one row for each
     int64_t channels_last;                        // 1: x, y and their gradients are (B, H, W, C), (B, H, W, O); else 0
-    int64_t threads;                              // how many threads to cut the work for; y and the gradient of x do not depend on it
+    int64_t threads;  // how many threads to cut the work for; y and the gradient of x do not depend on it
 } convary_conv_sizes;
 
 // y[b, o, p] = bias[b, o] + sum_c sum_t W[b, o, c, t] x[b, c, p * stride + t * dilation - pad]
@@ -90,8 +92,8 @@ CONVARY_API int32_t convary_mixed_conv_grad_blocks(const convary_conv_sizes* siz
 //     part_tap (blocks[0], B, K, T)      sum over o, c of filter channel E
 //     part_filter (blocks[1], B, R, O)   sum over c, t of channel tap E; depthwise: of tap E; may be NULL
 //     part_channel (blocks[2], B, R, C)  sum over o, t of filter tap E; may be NULL, not written where depthwise
-// R is K where the filter or the channel factor has K > 1 rows, and 1 where the kernels share them: those sums go over k
-// too, of kernel times what is written there. Elsewhere the kernel factor is in no sum. Depthwise is C = O = G.
+// R is K where the filter or the channel factor has K > 1 rows, and 1 where the kernels share them: those sums go over
+// k too, of kernel times what is written there. Elsewhere the kernel factor is in no sum. Depthwise is C = O = G.
 CONVARY_API int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const float* x,
                                                      const float* grad_y, const float* bank, const float* kernel,
                                                      const float* filter, const float* channel, const float* tap,
@@ -115,23 +117,23 @@ CONVARY_API int32_t convary_sample_conv_grad_weight_f32(const convary_conv_sizes
 
 // A router in inference: pooling, at most one hidden layer, a last layer, activations.
 typedef struct {
-    int64_t B, C, P;        // x (B, C, P): P positions, at least one
-    int64_t hidden;         // 0: no hidden layer
-    int64_t pieces[4];      // the outputs of the last layer, N, fall into pieces of these lengths; 0: no piece
-    int64_t gates;          // this many pieces come first, with a sigmoid
-    int64_t rest;           // the activation of each of the others: 0 none, 1 sigmoid, 2 softmax
-    float epsilon;          // of the normalisation
+    int64_t B, C, P;    // x (B, C, P): P positions, at least one
+    int64_t hidden;     // 0: no hidden layer
+    int64_t pieces[4];  // the outputs of the last layer, N, fall into pieces of these lengths; 0: no piece
+    int64_t gates;      // this many pieces come first, with a sigmoid
+    int64_t rest;       // the activation of each of the others: 0 none, 1 sigmoid, 2 softmax
+    float epsilon;      // of the normalisation
 } convary_route_sizes;
 
 // v = mean of x over P;  h = relu(norm(squeeze v + squeeze_bias)), or v where hidden is 0
-// z = (last h + last_bias) / temperature, and out is, piece by piece, the activations of that piece of z: (B, length),
+// z = (head h + head_bias) / temperature, and out is, piece by piece, the activations of that piece of z: (B, length),
 // one piece behind the other.
 // norm(z) = (z - mean) / sqrt(variance + epsilon) * gain + shift, each (hidden), all NULL for none.
-// squeeze (hidden, C), last (N, hidden or C); the biases and temperature (one number) may be NULL.
+// squeeze (hidden, C), head (N, hidden or C); the biases and temperature (one number) may be NULL.
 // pooled (B, C) is written on the way.
 CONVARY_API int32_t convary_route_f32(const convary_route_sizes* sizes, const float* x, const float* squeeze,
                                       const float* squeeze_bias, const float* mean, const float* variance,
-                                      const float* gain, const float* shift, const float* last, const float* last_bias,
+                                      const float* gain, const float* shift, const float* head, const float* head_bias,
                                       const float* temperature, float* pooled, float* out);
 
 // The sizes of a convolution with a kernel per position. A line (1-D) is a map one row high.
@@ -140,16 +142,17 @@ typedef struct {
     int64_t G;           // weight (B, G, kernel_h * kernel_w, out_h, out_w)
     int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     int64_t scale_h, scale_w;  // outputs that a window serves
-    int64_t border;            // outside x: 0 zeros, 1 replicate, 2 reflect, 3 circular, 4 clamp: windows are moved inside
-    int64_t interleaved;       // 0: channel c is of group c / (C / G); 1: of group c % G
-    int64_t threads;           // how many threads to cut the work for; no result depends on it
+    int64_t border;       // outside x: 0 zeros, 1 replicate, 2 reflect, 3 circular, 4 clamp: windows are moved inside
+    int64_t interleaved;  // 0: channel c is of group c / (C / G); 1: of group c % G
+    int64_t threads;      // how many threads to cut the work for; no result depends on it
 } convary_pixel_sizes;
 
 // y[b, c, p] = sum_t weight[b, group of c, t, p] x[b, c, p / scale * stride + t * dilation - pad]
-// y (B, C, out_h, out_w), out_h = scale_h * ((H + 2 pad_h - dilation_h (kernel_h - 1) - 1) / stride_h + 1), likewise out_w.
-// Borders reflect and circular want pad < H and pad <= H, clamp a window inside x. A sample's result does not depend on
-// the others, bit for bit.
-CONVARY_API int32_t convary_pixel_conv_f32(const convary_pixel_sizes* sizes, const float* x, const float* weight, float* y);
+// y (B, C, out_h, out_w), out_h = scale_h * ((H + 2 pad_h - dilation_h (kernel_h - 1) - 1) / stride_h + 1), likewise
+// out_w. Borders reflect and circular want pad < H and pad <= H, clamp a window inside x. A sample's result does not
+// depend on the others, bit for bit.
+CONVARY_API int32_t convary_pixel_conv_f32(const convary_pixel_sizes* sizes, const float* x, const float* weight,
+                                           float* y);
 
 // The gradients of x and of weight; same sizes.
 CONVARY_API int32_t convary_pixel_conv_grad_x_f32(const convary_pixel_sizes* sizes, const float* grad_y,

@@ -24,7 +24,7 @@ constexpr int64_t route_pieces = 4;
 
 // A router in inference; pointers and sizes as convary_route_f32 in convary.h.
 struct Route {
-    const float *x, *squeeze, *squeeze_bias, *mean, *variance, *gain, *shift, *last, *last_bias, *temperature;
+    const float *x, *squeeze, *squeeze_bias, *mean, *variance, *gain, *shift, *head, *head_bias, *temperature;
     float *pooled, *out;
     int64_t B, C, P, hidden, outputs, gates, rest;
     const int64_t* pieces;
@@ -32,18 +32,18 @@ struct Route {
 };
 
 // X(name, return type, parameters)
-#define CONVARY_KERNELS(X)                                                                                     \
-    X(mix_kernels_f32, void, (const MixTile& tile, int64_t b0, int64_t b1, int64_t n0, int64_t n1))            \
-    X(route_pool_f32, void, (const Route& route, int64_t first, int64_t last))                                 \
-    X(route_f32, void, (const Route& route, int64_t b, float* scratch))                                        \
-    X(mixed_conv_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))            \
-    X(mixed_conv_depthwise_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))  \
-    X(mixed_conv_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                      \
-    X(mixed_conv_depthwise_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))            \
-    X(sample_conv_thin_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))      \
-    X(sample_conv_thin_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                \
-    X(pixel_conv_f32, void, (const PixelConv& conv, int64_t item, float* scratch))                             \
-    X(pixel_conv_grad_x_f32, void, (const PixelConv& conv, int64_t item, float* scratch))                      \
+#define CONVARY_KERNELS(X)                                                                                             \
+    X(mix_kernels_f32, void, (const MixTile& tile, int64_t b0, int64_t b1, int64_t n0, int64_t n1))                    \
+    X(route_pool_f32, void, (const Route& route, int64_t map))                                                         \
+    X(route_f32, void, (const Route& route, int64_t b, float* scratch))                                                \
+    X(mixed_conv_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))                    \
+    X(mixed_conv_depthwise_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))          \
+    X(mixed_conv_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                              \
+    X(mixed_conv_depthwise_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                    \
+    X(sample_conv_thin_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))              \
+    X(sample_conv_thin_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                        \
+    X(pixel_conv_f32, void, (const PixelConv& conv, int64_t item, float* scratch))                                     \
+    X(pixel_conv_grad_x_f32, void, (const PixelConv& conv, int64_t item, float* scratch))                              \
     X(pixel_conv_weights_f32, void, (const PixelConv& conv, int64_t item, float* scratch))
 
 // One row of the dispatch table per instruction set.

@@ -52,7 +52,8 @@ struct PixelConv {
     int64_t channels;          // of a block that is worked on together
     int64_t rows, row_blocks;  // of a work item
     int64_t margin, pitch;     // gradient of x: zeros beside a row of outputs, and floats from row to row
-    const int64_t *first, *taps_of;  // gradient of x: row r is read by taps_of[first[r]] .. : row of outputs * h.taps + tap
+    const int64_t *first,
+        *taps_of;  // gradient of x: row r is read by taps_of[first[r]] .. : row of outputs * h.taps + tap
     int64_t lines, weights, sums, columns, offsets;  // floats of the parts of the scratch memory
 
     CONVARY_INLINE int64_t T() const { return h.taps * w.taps; }

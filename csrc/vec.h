@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One vector type per instruction set, for the files in kernels/, which CMake compiles once per set with
-// CONVARY_VARIANT (its name) and CONVARY_LANES (floats per vector) defined. GCC and Clang vector extensions do the rest.
+// CONVARY_VARIANT (its name) and CONVARY_LANES (floats per vector) defined. GCC and Clang vector extensions do the
+// rest.
 //
 // Kernel files must not include C++ library headers: an inline function of theirs, compiled here for AVX-512, could be
 // the copy that the linker keeps for everybody. All code below is in the variant's own namespace for the same reason.

@@ -12,8 +12,11 @@ namespace convary {
 // CONVARY_OK with the sizes of `conv` filled in, or what is wrong. A bank for all samples until `bank_step` is set.
 int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv);
 
-// CONVARY_OK with `x_end`, `bank_end` and the extent of y filled in, or what is wrong with the pointers. With `transposed` x and y
-// hold the gradient of y and x: their shapes change places.
+// CONVARY_OK with the extents of kernel, filter, channel and tap, or what is wrong with them.
+int32_t check_factors(const Conv& conv, Extent* results);
+
+// CONVARY_OK with `x_end`, `bank_end` and the extent of y filled in, or what is wrong with the pointers. With
+// `transposed` x and y hold the gradient of y and x: their shapes change places.
 int32_t check_tensors(Conv* conv, bool transposed, int64_t bias_rows, Extent* y);
 
 // Where y, which is dense, has its samples, maps, rows and columns.

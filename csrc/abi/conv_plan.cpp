@@ -11,27 +11,25 @@ constexpr int64_t input_floats = 48 << 10;
 constexpr int64_t bank_floats = 72 << 10;
 constexpr int64_t sum_floats = 112 << 10;
 constexpr int64_t gradient_floats = 128 << 10;
-constexpr int64_t plane_floats = 5 << 10;       // of a depthwise map: half a level-1 cache
-constexpr int64_t upright_floats = 8 << 10;     // of a vector of small depthwise maps, inputs and results: a level-1 cache
-constexpr int64_t window_positions = 512;       // outputs of a window: mixing has become cheap by then
-constexpr int64_t window_columns = 448;         // of a row longer than a window
-constexpr int64_t most_bank_floats = 1 << 20;   // of a packed tile; with more kernels it is mixed from where it lies
-constexpr int64_t few_positions = 256;          // up to here mixing is dear, and a bank tile is worth packing
-constexpr int64_t few_samples = 4;              // from here on
-constexpr int64_t thin_channels = 32;           // up to here, in and out, 1x1 kernels are broadcast rather than packed
-constexpr int64_t thin_floats = 6 << 10;        // of a window's inputs and results: most of a level-1 cache
+constexpr int64_t plane_floats = 5 << 10;    // of a depthwise map: half a level-1 cache
+constexpr int64_t upright_floats = 8 << 10;  // of a vector of small depthwise maps, inputs and results: a level-1 cache
+constexpr int64_t window_positions = 512;    // outputs of a window: mixing has become cheap by then
+constexpr int64_t window_columns = 448;      // of a row longer than a window
+constexpr int64_t most_bank_floats = 1 << 20;  // of a packed tile; with more kernels it is mixed from where it lies
+constexpr int64_t few_positions = 256;         // up to here mixing is dear, and a bank tile is worth packing
+constexpr int64_t few_samples = 4;             // from here on
+constexpr int64_t thin_channels = 32;          // up to here, in and out, 1x1 kernels are broadcast rather than packed
+constexpr int64_t thin_floats = 6 << 10;       // of a window's inputs and results: most of a level-1 cache
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 // Parts of at most `size`, as even as can be.
 int64_t even(int64_t whole, int64_t size) { return ceil_div(whole, ceil_div(whole, most(1, least(size, whole)))); }
 
 // Positions that are packed for a window, of every channel.
 double plane(const Conv& conv, const Blocks& blocks) {
-    if (conv.last) {
+    if (conv.channels_last) {
         const auto extent = [](const Axis& axis, int64_t out) {
-            return static_cast<double>((out - 1) * axis.stride) + static_cast<double>((axis.taps - 1) * axis.dilation) + 1;
+            return static_cast<double>((out - 1) * axis.stride) + static_cast<double>((axis.taps - 1) * axis.dilation) +
+                   1;
         };
         return extent(conv.h, blocks.rows) * extent(conv.w, blocks.columns);
     }
@@ -43,10 +41,12 @@ double plane(const Conv& conv, const Blocks& blocks) {
 // `limit` / `size`, for sizes that may be beyond any integer.
 int64_t fit(int64_t limit, double size) { return static_cast<int64_t>(static_cast<double>(limit) / size); }
 
-double upright_plane(const Conv& conv) { return static_cast<double>(conv.h.extent()) * static_cast<double>(conv.w.extent()); }
+double upright_plane(const Conv& conv) {
+    return static_cast<double>(conv.h.extent()) * static_cast<double>(conv.w.extent());
+}
 
 bool is_upright(const Conv& conv, const Blocks& blocks, int64_t lanes) {
-    if (conv.last) return true;
+    if (conv.channels_last) return true;
     const bool whole = blocks.rows == conv.h.out && blocks.columns == conv.w.out;
     const bool dense = conv.y_column == 1 && conv.y_row == conv.w.out;
     const double numbers = upright_plane(conv) + static_cast<double>(conv.P());
@@ -55,10 +55,12 @@ bool is_upright(const Conv& conv, const Blocks& blocks, int64_t lanes) {
 
 void cut_window(const Conv& conv, int64_t lanes, Blocks* blocks) {
     const int64_t upright = upright_floats / lanes * 2 / 3;  // inputs, with as many results as half of them
-    const int64_t positions = !blocks->depthwise ? window_positions : conv.last ? upright / 2 : plane_floats;
+    const int64_t positions = !blocks->depthwise ? window_positions : conv.channels_last ? upright / 2 : plane_floats;
     blocks->columns = conv.w.out <= positions ? conv.w.out : even(conv.w.out, least(positions, window_columns));
     blocks->rows = even(conv.h.out, positions / blocks->columns);
-    const double limit = !blocks->depthwise ? input_floats / least(16, conv.Cg()) : conv.last ? upright : plane_floats;
+    const double limit = !blocks->depthwise   ? input_floats / least(16, conv.Cg())
+                         : conv.channels_last ? upright
+                                              : plane_floats;
     while (blocks->rows > 1 && plane(conv, *blocks) > limit) blocks->rows = (blocks->rows + 1) / 2;
 }
 
@@ -70,7 +72,8 @@ bool cut_for_reuse(const Conv& conv, int64_t threads, Blocks* blocks) {
     const int64_t per_panel = conv.K * T * blocks->panel, sums = conv.P() * blocks->panel;
     blocks->panels = even(panels, 2);
     while (blocks->panels > 1 && per_panel * blocks->panels > bank_floats) --blocks->panels;
-    int64_t channels = least(bank_floats / (per_panel * blocks->panels), weight_floats / (mix_samples * T * blocks->panel));
+    int64_t channels =
+        least(bank_floats / (per_panel * blocks->panels), weight_floats / (mix_samples * T * blocks->panel));
     if (!blocks->direct) channels = least(channels, fit(input_floats, mix_samples * plane(conv, *blocks)));
     blocks->channels = even(conv.Cg(), channels);
     blocks->samples = even(conv.B, most(mix_samples, sum_floats / (sums * blocks->panels)));
@@ -84,7 +87,7 @@ bool cut_for_reuse(const Conv& conv, int64_t threads, Blocks* blocks) {
 // 1x1 at stride 1 without padding, of a map that is one row: the inputs can be read where they lie.
 bool in_place(const Conv& conv) {
     return conv.h.in == 1 && conv.h.out == 1 && conv.h.pad == 0 && conv.w.in == conv.w.out && conv.T() == 1 &&
-           conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == (conv.last ? conv.O : 1);
+           conv.w.stride == 1 && conv.w.pad == 0 && conv.y_column == (conv.channels_last ? conv.O : 1);
 }
 
 // Positions of a window, whole vectors; 0 where the convolution is not thin.
@@ -173,14 +176,15 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) {
     floats[bank] = blocks.pack_bank ? K * depth * panel * static_cast<double>(blocks.panels) : 0;
     floats[factors] = together * K * full + panel;
     floats[filter] = together * K * panel;
-    const double maps_together = blocks.depthwise ? static_cast<double>(blocks.panels)
-                                                  : together * static_cast<double>(blocks.channels);
+    const double maps_together =
+        blocks.depthwise ? static_cast<double>(blocks.panels) : together * static_cast<double>(blocks.channels);
     floats[inputs] = blocks.direct ? 0 : maps_together * plane(conv, blocks) + more;
     const double positions = static_cast<double>(blocks.rows) * static_cast<double>(blocks.columns);
-    floats[sums] = blocks.depthwise ? maps_together * (plane(conv, blocks) + more) : (single ? 1 : kept) * positions * panel + more;
+    floats[sums] = blocks.depthwise ? maps_together * (plane(conv, blocks) + more)
+                                    : (single ? 1 : kept) * positions * panel + more;
     floats[maps] = conv.y_column == 1 ? 0 : positions * panel;
     if (blocks.upright) {
-        floats[inputs] = (conv.last ? plane(conv, blocks) : upright_plane(conv)) * panel;
+        floats[inputs] = (conv.channels_last ? plane(conv, blocks) : upright_plane(conv)) * panel;
         floats[sums] = (positions + panel) * panel;  // the store reads whole squares
     }
     floats[shift] = floats[scale] = panel;
@@ -215,7 +219,8 @@ void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
     if (channels > lanes) channels = channels / lanes * lanes;
     grad->channels = least(conv.Cg(), channels);
     const int64_t others = conv.bank_step == 0 ? conv.G : conv.G * conv.B;
-    while (grad->channels > lanes && others * ceil_div(panels, grad->panels) * ceil_div(conv.Cg(), grad->channels) < 2 * threads) {
+    while (grad->channels > lanes &&
+           others * ceil_div(panels, grad->panels) * ceil_div(conv.Cg(), grad->channels) < 2 * threads) {
         grad->channels = ceil_div(grad->channels / 2, lanes) * lanes;
     }
     grad->width = ceil_div(grad->channels, lanes) * lanes;
@@ -241,7 +246,7 @@ GradScratch::GradScratch(const ConvGrad& grad, int64_t lanes) {
     }
     Blocks blocks = {};
     blocks.rows = grad.rows, blocks.columns = grad.columns;
-    const double stencil = plane(conv, blocks) * (conv.last ? vector : 1) + 8 * vector;
+    const double stencil = plane(conv, blocks) * (conv.channels_last ? vector : 1) + 8 * vector;
     floats[bank] = K * depth * panel * panels + panel * panel * K;
     floats[grad_bank] = floats[bank];
     floats[weights] = S * depth * panel * panels + T * vector * vector;

@@ -16,9 +16,9 @@
 namespace convary {
 
 // variants.h is CMake's list of what it compiled, best first: X(avx512) X(avx2) X(baseline).
-#define CONVARY_ROW(isa) \
-    namespace isa {      \
-    extern const Kernels table; \
+#define CONVARY_ROW(isa)                                                                                               \
+    namespace isa {                                                                                                    \
+    extern const Kernels table;                                                                                        \
     }
 CONVARY_VARIANTS(CONVARY_ROW)
 #undef CONVARY_ROW

@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <atomic>
-
 #include "../check.h"
 #include "../convary.h"
 #include "../kernels.h"
@@ -13,33 +11,17 @@
 namespace convary {
 namespace {
 
-constexpr int64_t most_size = INT32_MAX;        // of any one size: products of two then fit 64 bits
-constexpr double grain_products = 1 << 16;      // multiply-adds that are worth another thread
-constexpr double kept_floats = 1 << 17;         // of lines, which should stay in the cache
-constexpr int64_t least_rows = 8;               // of an item: the rows around them are packed twice
-
-struct Work {
-    PixelConv conv;
-    void (*kernel)(const PixelConv& conv, int64_t item, float* scratch);
-    std::atomic<bool> no_memory;
-};
-
-void run(int64_t begin, int64_t end, void* context) {
-    Work& work = *static_cast<Work*>(context);
-    float* scratch = thread_scratch(work.conv.total());
-    if (scratch == nullptr) {
-        work.no_memory.store(true, std::memory_order_relaxed);
-        return;
-    }
-    for (int64_t i = begin; i < end; ++i) work.kernel(work.conv, i, scratch);
-}
+constexpr double kept_floats = 1 << 17;  // of lines, which should stay in the cache
+constexpr int64_t least_rows = 8;        // of an item: the rows around them are packed twice
 
 // CONVARY_OK with `out` filled in, or what is wrong.
 int32_t check_axis(PixelAxis* axis) {
-    if (axis->in < 1 || axis->taps < 1 || axis->stride < 1 || axis->dilation < 1 || axis->scale < 1) return CONVARY_BAD_GEOMETRY;
+    if (axis->in < 1 || axis->taps < 1 || axis->stride < 1 || axis->dilation < 1 || axis->scale < 1)
+        return CONVARY_BAD_GEOMETRY;
     const int64_t room = axis->in + 2 * axis->pad - axis->reach();
     if (room < 0 || (axis->border == border_reflect && axis->pad >= axis->in) ||
-        (axis->border == border_circular && axis->pad > axis->in) || (axis->border == border_clamp && axis->in < axis->reach())) {
+        (axis->border == border_circular && axis->pad > axis->in) ||
+        (axis->border == border_clamp && axis->in < axis->reach())) {
         return CONVARY_BAD_GEOMETRY;
     }
     const int64_t windows = room / axis->stride + 1;
@@ -50,14 +32,16 @@ int32_t check_axis(PixelAxis* axis) {
 }
 
 int32_t check_sizes(const convary_pixel_sizes& sizes, PixelConv* conv) {
-    const int64_t all[] = {sizes.B, sizes.C, sizes.H, sizes.W, sizes.G, sizes.kernel_h, sizes.kernel_w, sizes.stride_h,
-                           sizes.stride_w, sizes.pad_h, sizes.pad_w, sizes.dilation_h, sizes.dilation_w, sizes.scale_h,
-                           sizes.scale_w, sizes.border, sizes.interleaved, sizes.threads};
+    const int64_t all[] = {sizes.B,        sizes.C,           sizes.H,          sizes.W,        sizes.G,
+                           sizes.kernel_h, sizes.kernel_w,    sizes.stride_h,   sizes.stride_w, sizes.pad_h,
+                           sizes.pad_w,    sizes.dilation_h,  sizes.dilation_w, sizes.scale_h,  sizes.scale_w,
+                           sizes.border,   sizes.interleaved, sizes.threads};
     for (const int64_t size : all) {
         if (size < 0) return CONVARY_NEGATIVE_SIZE;
         if (size > most_size) return CONVARY_SIZE_OVERFLOW;
     }
-    if (sizes.G < 1 || sizes.C % sizes.G != 0 || sizes.border >= borders || sizes.interleaved > 1) return CONVARY_BAD_GEOMETRY;
+    if (sizes.G < 1 || sizes.C % sizes.G != 0 || sizes.border >= borders || sizes.interleaved > 1)
+        return CONVARY_BAD_GEOMETRY;
     conv->B = sizes.B, conv->C = sizes.C, conv->G = sizes.G;
     conv->interleaved = sizes.interleaved == 1;
     const Border border = static_cast<Border>(sizes.border);
@@ -70,7 +54,8 @@ int32_t check_sizes(const convary_pixel_sizes& sizes, PixelConv* conv) {
 enum Tensor { tensor_x, tensor_weight, tensor_y };
 
 // CONVARY_OK with the extent of the tensor that is written, or what is wrong with the pointers.
-int32_t check_tensors(const PixelConv& conv, const float* x, const float* weight, const float* y, Tensor output, Extent* out) {
+int32_t check_tensors(const PixelConv& conv, const float* x, const float* weight, const float* y, Tensor output,
+                      Extent* out) {
     int64_t kernels_count = 0;
     if (__builtin_mul_overflow(conv.B * conv.G, conv.T(), &kernels_count)) return CONVARY_SIZE_OVERFLOW;
     Extent all[3] = {};
@@ -85,16 +70,14 @@ int32_t check_tensors(const PixelConv& conv, const float* x, const float* weight
     return kernels() == nullptr ? CONVARY_NO_ISA : CONVARY_OK;
 }
 
-int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Floats of a part of the scratch memory, in whole cache lines; 0 and `fits` false where it is beyond any memory.
 int64_t part(double floats, bool* fits) {
     *fits = *fits && floats < 1e10;
     return *fits ? (static_cast<int64_t>(floats) + 15) / 16 * 16 : 0;
 }
 
-// How the call is cut; false where a part of the scratch memory is beyond any memory. `rows` is what items are cut from:
-// rows of y, or in the gradient of x those of x.
+// How the call is cut; false where a part of the scratch memory is beyond any memory. `rows` is what items are cut
+// from: rows of y, or in the gradient of x those of x.
 bool cut(PixelConv* conv, int64_t rows, bool of_x, int64_t threads) {
     const PixelAxis &h = conv->h, &w = conv->w;
     const int64_t lanes = kernels()->lanes, margin = (w.taps - 1) * w.dilation;
@@ -109,21 +92,21 @@ bool cut(PixelConv* conv, int64_t rows, bool of_x, int64_t threads) {
     conv->slots = !conv->rolling ? h.taps : h.reach() < 64 || !of_x ? h.reach() : 64;
     const double each = static_cast<double>(conv->slots) * (of_x ? static_cast<double>(conv->pitch) : line);
     const double some = kept_floats / each;
-    conv->channels = some >= static_cast<double>(conv->Cg()) ? conv->Cg() : greater(1, static_cast<int64_t>(some) / 4) * 4;
-    if (conv->channels > conv->Cg()) conv->channels = conv->Cg();
+    conv->channels = some >= static_cast<double>(conv->Cg()) ? conv->Cg() : most(1, static_cast<int64_t>(some) / 4) * 4;
+    conv->channels = least(conv->channels, conv->Cg());
 
-    const int64_t maps = conv->B * conv->G, wanted = 4 * greater(1, threads);
-    const int64_t most_blocks = (rows + least_rows - 1) / least_rows, blocks = (wanted + maps - 1) / maps;
-    conv->row_blocks = blocks < most_blocks ? blocks : most_blocks;
-    conv->rows = (rows + conv->row_blocks - 1) / conv->row_blocks;
-    conv->row_blocks = (rows + conv->rows - 1) / conv->rows;
+    const int64_t maps = conv->B * conv->G, wanted = 4 * most(1, threads);
+    conv->row_blocks = least(ceil_div(wanted, maps), ceil_div(rows, least_rows));
+    conv->rows = ceil_div(rows, conv->row_blocks);
+    conv->row_blocks = ceil_div(rows, conv->rows);
 
     bool fits = line < 1e9;
     conv->line = fits ? static_cast<int64_t>(line) : 0;
     const double channels = static_cast<double>(conv->channels), T = static_cast<double>(conv->T());
     const double taps = static_cast<double>(w.taps);
     conv->lines = part(channels * each, &fits);
-    conv->weights = part(of_x ? taps * static_cast<double>(conv->pitch) : (T > channels ? T : channels) * pixel_columns, &fits);
+    conv->weights =
+        part(of_x ? taps * static_cast<double>(conv->pitch) : (T > channels ? T : channels) * pixel_columns, &fits);
     conv->sums = part(of_x ? channels * line : 4 * pixel_columns, &fits);
     conv->columns = part(conv->spread ? 2 * taps * static_cast<double>(w.windows()) : 0, &fits);
     conv->offsets = part(2 * ((of_x ? 0 : T) + static_cast<double>(conv->slots)), &fits);
@@ -131,12 +114,10 @@ bool cut(PixelConv* conv, int64_t rows, bool of_x, int64_t threads) {
 }
 
 int32_t execute(const PixelConv& conv, void (*kernel)(const PixelConv&, int64_t, float*)) {
-    Work work = {conv, kernel, {false}};
     const int64_t items = conv.B * conv.G * conv.row_blocks;
-    const double products = static_cast<double>(conv.B * conv.C) * static_cast<double>(conv.T()) * static_cast<double>(conv.P());
-    const double grain = grain_products * static_cast<double>(items) / products;
-    const int32_t code = parallel_for(items, grain < 1 ? 1 : grain > 1e9 ? items : static_cast<int64_t>(grain), run, &work);
-    return code == CONVARY_OK && work.no_memory.load() ? CONVARY_NO_MEMORY : code;
+    const double outputs = static_cast<double>(conv.B * conv.C) * static_cast<double>(conv.P());
+    return run_items(items, grain_of(items, outputs * static_cast<double>(conv.T())), conv.total(),
+                     [&](int64_t item, float* memory) { kernel(conv, item, memory); });
 }
 
 // Which rows of outputs, by which taps, read each row of x.
@@ -189,7 +170,8 @@ int32_t convary_pixel_conv_f32(const convary_pixel_sizes* sizes, const float* x,
     return execute(conv, kernels()->pixel_conv_f32);
 }
 
-int32_t convary_pixel_conv_grad_x_f32(const convary_pixel_sizes* sizes, const float* grad_y, const float* weight, float* grad_x) {
+int32_t convary_pixel_conv_grad_x_f32(const convary_pixel_sizes* sizes, const float* grad_y, const float* weight,
+                                      float* grad_x) {
     using namespace convary;
     if (sizes == nullptr) return CONVARY_NULL_POINTER;
     PixelConv conv = {};
@@ -206,7 +188,8 @@ int32_t convary_pixel_conv_grad_x_f32(const convary_pixel_sizes* sizes, const fl
     return execute(conv, kernels()->pixel_conv_grad_x_f32);
 }
 
-int32_t convary_pixel_conv_grad_weight_f32(const convary_pixel_sizes* sizes, const float* x, const float* grad_y, float* grad_weight) {
+int32_t convary_pixel_conv_grad_weight_f32(const convary_pixel_sizes* sizes, const float* x, const float* grad_y,
+                                           float* grad_weight) {
     using namespace convary;
     if (sizes == nullptr) return CONVARY_NULL_POINTER;
     PixelConv conv = {};

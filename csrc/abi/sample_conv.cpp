@@ -43,7 +43,8 @@ int32_t check_index(const Conv& conv, const Extent& out) {
 class Members {
 public:
     explicit Members(const Conv& conv)
-        : numbers(static_cast<int64_t*>(calloc(static_cast<size_t>(conv.images) + 1 + static_cast<size_t>(conv.B), 8))) {
+        : numbers(
+              static_cast<int64_t*>(calloc(static_cast<size_t>(conv.images) + 1 + static_cast<size_t>(conv.B), 8))) {
         if (numbers == nullptr) return;
         for (int64_t n = 0; n < conv.B; ++n) ++numbers[conv.image[n] + 1];
         for (int64_t b = 0; b < conv.images; ++b) {

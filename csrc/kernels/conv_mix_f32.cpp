@@ -24,8 +24,8 @@ void mix_edge(const Rows& rows, int64_t count, int64_t size, const float* factor
 }
 
 // A square, transposed in registers; its first `size` steps are kept, and zeros stand for sources from `count` on.
-inline void mix_square(const Rows& rows, int64_t count, int64_t size, const float* factors, int64_t factor_step, const float* filter,
-                       int64_t width, const int64_t* place, float* out, int64_t out_step) {
+inline void mix_square(const Rows& rows, int64_t count, int64_t size, const float* factors, int64_t factor_step,
+                       const float* filter, int64_t width, const int64_t* place, float* out, int64_t out_step) {
     vec sum[lanes];
 #pragma GCC unroll 16
     for (int64_t r = 0; r < lanes; ++r) sum[r] = vec{};
@@ -112,17 +112,17 @@ void mix_some(const float* packed, int64_t K, int64_t depth, int64_t width, cons
               float* out) {
     if (width == lanes) {
         (filter == nullptr ? mix_steps<samples, 1, false> : mix_steps<samples, 1, true>)(packed, K, depth, factors,
-                                                                                       filter, out);
+                                                                                         filter, out);
     } else {
         (filter == nullptr ? mix_steps<samples, 2, false> : mix_steps<samples, 2, true>)(packed, K, depth, factors,
-                                                                                       filter, out);
+                                                                                         filter, out);
     }
 }
 
 }  // namespace
 
-void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, const int64_t* taps, int64_t T,
-                    float* factors) {
+void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, const int64_t* taps,
+                    int64_t T, float* factors) {
     for (int64_t k = 0; k < conv.K; ++k) {
         const float kernel = conv.kernel == nullptr ? 1.0f : conv.kernel[b * conv.K + k];
         const int64_t channel_row = b * conv.channel_rows + (conv.channel_rows == 1 ? 0 : k);

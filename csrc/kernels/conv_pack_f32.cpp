@@ -16,7 +16,8 @@ inline vec even(vec a, vec b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6,
 inline vec even(vec a, vec b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
 #endif
 
-// to[i] = from[first + i * stride] where that lies in [0, size), else 0. Reads may go on to `last`, writes a vector past n.
+// to[i] = from[first + i * stride] where that lies in [0, size), else 0. Reads may go on to `last`, writes a vector
+// past n.
 void pack_row(const float* from, const float* last, int64_t size, int64_t first, int64_t stride, int64_t n, float* to) {
     if (stride == 1) {  // without the divisions below: rows may be a few numbers long
         const int64_t begin = least(n, most(0, -first)), end = most(begin, least(n, size - first));
@@ -65,7 +66,8 @@ inline void store_square(const float* acc, int64_t width, int64_t positions, int
 
 }  // namespace
 
-void pack_pixels(const Conv& conv, const Window& window, const float* first, int64_t channels, int64_t width, float* packed) {
+void pack_pixels(const Conv& conv, const Window& window, const float* first, int64_t channels, int64_t width,
+                 float* packed) {
     const int64_t left = window.column * conv.w.stride - conv.w.pad, top = window.row * conv.h.stride - conv.h.pad;
     const int64_t begin = least(window.pitch, most(0, -left)), end = most(begin, least(window.pitch, conv.w.in - left));
     const bool vectors = channels <= lanes && width >= lanes;
@@ -88,8 +90,8 @@ void pack_pixels(const Conv& conv, const Window& window, const float* first, int
     }
 }
 
-void store_pixels(const Conv& conv, const Window& window, const float* acc, int64_t width, int64_t count, const float* scale,
-                  const float* shift, float* y) {
+void store_pixels(const Conv& conv, const Window& window, const float* acc, int64_t width, int64_t count,
+                  const float* scale, const float* shift, float* y) {
     for (int64_t i = 0; i < window.rows; ++i) {
         for (int64_t j = 0; j < window.columns; ++j, acc += width) {
             float* to = y + i * conv.y_row + j * conv.y_column;

@@ -15,10 +15,6 @@ constexpr int64_t tile_positions = 14;  // of 32 registers
 constexpr int64_t tile_positions = 6;  // of 16 registers
 #endif
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // n floats; short rows are the common case, and a call of memcpy would cost more than they do.
 inline void copy(float* to, const float* from, int64_t n) {
     typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
@@ -89,7 +85,7 @@ struct Window {
     Window(const Conv& conv, int64_t row, int64_t rows, int64_t column, int64_t columns)
         : row(row), rows(rows), column(column), columns(columns), packed_rows(rows + conv.h.reach()),
           pitch(columns + conv.w.reach()), plane(conv.h.phases() * conv.w.phases() * packed_rows * pitch) {
-        if (!conv.last) return;  // channels innermost: positions as they lie, [rows][pitch][channel]
+        if (!conv.channels_last) return;  // channels innermost: positions as they lie, [rows][pitch][channel]
         packed_rows = (rows - 1) * conv.h.stride + (conv.h.taps - 1) * conv.h.dilation + 1;
         pitch = (columns - 1) * conv.w.stride + (conv.w.taps - 1) * conv.w.dilation + 1;
         plane = packed_rows * pitch;
@@ -97,7 +93,7 @@ struct Window {
 
     // Where tap (i, j) of output (0, 0) lies in a packed channel.
     int64_t offset(const Conv& conv, int64_t i, int64_t j) const {
-        if (conv.last) return i * conv.h.dilation * pitch + j * conv.w.dilation;
+        if (conv.channels_last) return i * conv.h.dilation * pitch + j * conv.w.dilation;
         const int64_t run = conv.h.phase(i) * conv.w.phases() + conv.w.phase(j);
         return (run * packed_rows + conv.h.shift(i)) * pitch + conv.w.shift(j);
     }
@@ -107,13 +103,14 @@ struct Window {
 // behind the last packed number is written.
 void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed);
 
-// The same where channels are innermost: `channels` numbers of each position, from the image's `first`; `width` numbers in
-// `packed`, where zeros fill a vector.
-void pack_pixels(const Conv& conv, const Window& window, const float* first, int64_t channels, int64_t width, float* packed);
+// The same where channels are innermost: `channels` numbers of each position, from the image's `first`; `width` numbers
+// in `packed`, where zeros fill a vector.
+void pack_pixels(const Conv& conv, const Window& window, const float* first, int64_t channels, int64_t width,
+                 float* packed);
 
 // y[n] of each position = acc[position, n] * scale[n] + shift[n], n in [0, count); y has its channels innermost.
-void store_pixels(const Conv& conv, const Window& window, const float* acc, int64_t width, int64_t count, const float* scale,
-                  const float* shift, float* y);
+void store_pixels(const Conv& conv, const Window& window, const float* acc, int64_t width, int64_t count,
+                  const float* scale, const float* shift, float* y);
 
 // n numbers brought into the cache, to be read or written soon.
 enum { read, write };
@@ -155,15 +152,15 @@ struct Ahead {
     static constexpr int64_t line = 16;
 };
 
-// acc[p, n] (+)= sum_d weights[d, n] * x[offsets[d] + p] over a window's positions p, columns `step` and rows `pitch` floats
-// apart in x, and the `width` numbers n, one or two vectors. acc is (rows * columns, width).
+// acc[p, n] (+)= sum_d weights[d, n] * x[offsets[d] + p] over a window's positions p, columns `step` and rows `pitch`
+// floats apart in x, and the `width` numbers n, one or two vectors. acc is (rows * columns, width).
 void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t step, int64_t pitch,
               int64_t rows, int64_t columns, int64_t width, float* acc, bool add, Ahead* ahead);
 
-// factors (K, channels, T) of the channels [c0, c0 + channels) of group g and the `T` taps of the bank that `taps` lists:
-// what multiplies the bank's weight in sample b, without the filter factor.
-void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, const int64_t* taps, int64_t T,
-                    float* factors);
+// factors (K, channels, T) of the channels [c0, c0 + channels) of group g and the `T` taps of the bank that `taps`
+// lists: what multiplies the bank's weight in sample b, without the filter factor.
+void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t channels, const int64_t* taps,
+                    int64_t T, float* factors);
 
 // K rows of `count` sources each: source r of kernel k begins at rows + k * k_step + r * row_step. Reads may go on to
 // `end`, past what is asked for.
@@ -178,7 +175,8 @@ struct Rows {
 void mix_transposed(const Rows& rows, int64_t depth, const float* factors, int64_t factor_step, const float* filter,
                     int64_t width, const int64_t* place, float* out, int64_t out_step);
 
-// filter[k * lanes + r] = channel and filter factor of channel c + r in sample b of a depthwise convolution, 1 from count.
+// filter[k * lanes + r] = channel and filter factor of channel c + r in sample b of a depthwise convolution, 1 from
+// count.
 void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float* filter);
 
 // out[s, d, n] = sum_k factors[s, k, d] * filter[s][k, n] * packed[d, k, n]; filter may be null, and so is filter[s]'s
@@ -186,9 +184,9 @@ void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float
 void mix_packed(const float* packed, int64_t K, int64_t depth, int64_t width, const float* factors, const float* filter,
                 int64_t samples, float* out);
 
-// maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n] for p in [0, positions) and n in [0, count), written whole, and
-// past the cache where that is asked for and the maps lie on vectors. acc is (positions, width) of which `count` are used,
-// and may be read up to a vector's rows further on; scale and shift have `width` numbers.
+// maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n] for p in [0, positions) and n in [0, count), written whole,
+// and past the cache where that is asked for and the maps lie on vectors. acc is (positions, width) of which `count`
+// are used, and may be read up to a vector's rows further on; scale and shift have `width` numbers.
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
                 const float* shift, float* maps, int64_t map_step, bool past = false);
 

@@ -83,7 +83,9 @@ void spread_some(const Spread& call, int64_t s0) {
 
 template <bool scaled>
 void spread_shared(const Spread& call, int64_t samples) {
-    if (scaled) clear(call.sums, samples * call.width), clear(call.sums + mix_samples * 2 * lanes, samples * call.channels * lanes);
+    if (scaled)
+        clear(call.sums, samples * call.width),
+            clear(call.sums + mix_samples * 2 * lanes, samples * call.channels * lanes);
     int64_t s = 0;
     for (; s + most_samples <= samples; s += most_samples) spread_some<most_samples, scaled>(call, s);
     for (; s + 2 <= samples; s += 2) spread_some<2, scaled>(call, s);
@@ -119,7 +121,8 @@ void spread_one(const Spread& call, int64_t s) {
                 vec filtered = {};
 #pragma GCC unroll 2
                 for (int64_t v = 0; v < count; ++v) {
-                    const vec mixed = load(call.mixed + s * call.mixed_step + (t * call.channels + c) * width + v * lanes);
+                    const vec mixed =
+                        load(call.mixed + s * call.mixed_step + (t * call.channels + c) * width + v * lanes);
                     const vec product = mixed * load(call.bank + at + v * lanes);
                     store(call.grad_bank + at + v * lanes,
                           load(call.grad_bank + at + v * lanes) + factor * filter[v] * mixed);

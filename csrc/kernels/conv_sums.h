@@ -48,9 +48,10 @@ struct Spread {
     int64_t rows;          // of channel and filter, in place of K: 1 where the kernels share both
     float* sums;           // memory for (samples, channels + 2) vectors, and a square more
     int64_t K, T, channels, width;
-    float *part_tap, *part_filter, *part_channel;  // first sample's; (K, T), (rows, O), (rows, C) a sample; the latter may be null
-    int64_t O, C, used;                            // `used` numbers of the panel's width
-    bool add;                                      // an earlier panel has written part_tap and part_channel
+    float *part_tap, *part_filter,
+        *part_channel;   // first sample's; (K, T), (rows, O), (rows, C) a sample; the latter may be null
+    int64_t O, C, used;  // `used` numbers of the panel's width
+    bool add;            // an earlier panel has written part_tap and part_channel
 };
 
 void spread_gradient(const Spread& call, int64_t samples);

@@ -6,13 +6,13 @@
 namespace convary::CONVARY_VARIANT {
 namespace {
 
-typedef void (*Tile)(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t step, int64_t pitch,
-                     float* acc, int64_t acc_pitch, bool add, Ahead* ahead);
+typedef void (*Tile)(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t step,
+                     int64_t pitch, float* acc, int64_t acc_pitch, bool add, Ahead* ahead);
 
 // `count` vectors of channels x `rows` rows of `columns` positions, which are neighbours in x where they are not apart.
 template <bool apart, int64_t count, int64_t rows, int64_t columns>
-void tile(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t step, int64_t pitch, float* acc,
-          int64_t acc_pitch, bool add, Ahead* ahead) {
+void tile(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t step, int64_t pitch,
+          float* acc, int64_t acc_pitch, bool add, Ahead* ahead) {
     constexpr int64_t width = count * lanes;
     vec sum[rows * columns][count];
 #pragma GCC unroll 14
@@ -52,17 +52,19 @@ void tile(const float* weights, const int64_t* offsets, int64_t depth, const flo
     }
 }
 
-#define CONVARY_TILES(apart, count)                                                                                       \
-    {                                                                                                              \
-        {tile<apart, count, 1, 1>, tile<apart, count, 1, 2>, tile<apart, count, 1, 3>, tile<apart, count, 1, 4>, tile<apart, count, 1, 5>,            \
-         tile<apart, count, 1, 6>, CONVARY_WIDE_TILES(apart, count)},                                                            \
-        {tile<apart, count, 2, 1>, tile<apart, count, 2, 2>, tile<apart, count, 2, 3>, CONVARY_WIDE_PAIRS(apart, count)},                      \
+#define CONVARY_TILES(apart, count)                                                                                    \
+    {                                                                                                                  \
+        {tile<apart, count, 1, 1>, tile<apart, count, 1, 2>, tile<apart, count, 1, 3>, tile<apart, count, 1, 4>,       \
+         tile<apart, count, 1, 5>, tile<apart, count, 1, 6>, CONVARY_WIDE_TILES(apart, count)},                        \
+        {tile<apart, count, 2, 1>, tile<apart, count, 2, 2>, tile<apart, count, 2, 3>,                                 \
+         CONVARY_WIDE_PAIRS(apart, count)},                                                                            \
     }
 #if CONVARY_LANES == 16 || defined(__aarch64__)
-#define CONVARY_WIDE_TILES(apart, count)                                                                                  \
-    tile<apart, count, 1, 7>, tile<apart, count, 1, 8>, tile<apart, count, 1, 9>, tile<apart, count, 1, 10>, tile<apart, count, 1, 11>,               \
-        tile<apart, count, 1, 12>, tile<apart, count, 1, 13>, tile<apart, count, 1, 14>
-#define CONVARY_WIDE_PAIRS(apart, count) tile<apart, count, 2, 4>, tile<apart, count, 2, 5>, tile<apart, count, 2, 6>, tile<apart, count, 2, 7>
+#define CONVARY_WIDE_TILES(apart, count)                                                                               \
+    tile<apart, count, 1, 7>, tile<apart, count, 1, 8>, tile<apart, count, 1, 9>, tile<apart, count, 1, 10>,           \
+        tile<apart, count, 1, 11>, tile<apart, count, 1, 12>, tile<apart, count, 1, 13>, tile<apart, count, 1, 14>
+#define CONVARY_WIDE_PAIRS(apart, count)                                                                               \
+    tile<apart, count, 2, 4>, tile<apart, count, 2, 5>, tile<apart, count, 2, 6>, tile<apart, count, 2, 7>
 #else
 #define CONVARY_WIDE_TILES(apart, count)
 #define CONVARY_WIDE_PAIRS(apart, count)
@@ -84,8 +86,7 @@ void multiply(const float* weights, const int64_t* offsets, int64_t depth, const
         for (int64_t column = 0; column < columns; column += together) {
             const int64_t size = least(together, columns - column);
             kinds[height - 1][size - 1](weights, offsets, depth, x + row * pitch + column * step, step, pitch,
-                                        acc + (row * columns + column) * width, acc_pitch, add,
-                                        ahead);
+                                        acc + (row * columns + column) * width, acc_pitch, add, ahead);
         }
         row += height;
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// out[b, n] = sum_k coeff[b, k] * bank[k, n] over one tile: the bank's tile stays in cache while all samples are served.
+// out[b, n] = sum_k coeff[b, k] * bank[k, n] over one tile: the bank's tile stays in cache while all samples are
+// served.
 #include "../kernels.h"
 #include "../vec.h"
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The mixed depthwise convolution, a vector of channels of one sample per work item: their kernels are mixed together.
-// Then each map is packed with its zeros and convolved as one run, edge columns included, which are dropped at the store.
-// Small maps, whose rows are shorter than a vector, are turned upright instead: a vector holds one position of all maps.
+// Then each map is packed with its zeros and convolved as one run, edge columns included, which are dropped at the
+// store. Small maps, whose rows are shorter than a vector, are turned upright instead: a vector holds one position of
+// all maps.
 #include "../kernels.h"
 #include "conv_parts.h"
 
@@ -12,8 +13,8 @@ constexpr int64_t unroll = 4;  // vectors of accumulators
 
 // sums[i] = start + sum_t weights[taps[t] * lanes] * inputs[offsets[t] + i] for i in [0, n), up to unroll vectors more;
 // with `add` what is there is the start.
-void stencil(const float* weights, const int64_t* taps, const int64_t* offsets, int64_t T, const float* inputs, float start, int64_t n,
-             float* sums, bool add) {
+void stencil(const float* weights, const int64_t* taps, const int64_t* offsets, int64_t T, const float* inputs,
+             float start, int64_t n, float* sums, bool add) {
     for (int64_t i = 0; i < n; i += unroll * lanes) {
         vec sum[unroll];
 #pragma GCC unroll 4
@@ -70,8 +71,8 @@ void stand(const Conv& conv, const float* maps, int64_t count, float* upright) {
 
 // `count` neighbouring outputs of all maps, `step` floats of the input apart.
 template <int64_t count>
-void upright_run(const float* weights, const int64_t* taps, const int64_t* offsets, int64_t T, const float* inputs, int64_t step,
-                 float* sums, bool add) {
+void upright_run(const float* weights, const int64_t* taps, const int64_t* offsets, int64_t T, const float* inputs,
+                 int64_t step, float* sums, bool add) {
     vec sum[count];
 #pragma GCC unroll 14
     for (int64_t p = 0; p < count; ++p) sum[p] = add ? load(sums + p * lanes) : vec{};
@@ -87,22 +88,23 @@ void upright_run(const float* weights, const int64_t* taps, const int64_t* offse
 
 typedef void (*UprightRun)(const float*, const int64_t*, const int64_t*, int64_t, const float*, int64_t, float*, bool);
 const UprightRun upright_runs[] = {
-    upright_run<1>, upright_run<2>, upright_run<3>, upright_run<4>, upright_run<5>, upright_run<6>,
+    upright_run<1>,  upright_run<2>,  upright_run<3>, upright_run<4>,  upright_run<5>,  upright_run<6>,
 #if CONVARY_LANES == 16 || defined(__aarch64__)
-    upright_run<7>, upright_run<8>, upright_run<9>, upright_run<10>, upright_run<11>, upright_run<12>, upright_run<13>,
-    upright_run<14>,
+    upright_run<7>,  upright_run<8>,  upright_run<9>, upright_run<10>, upright_run<11>, upright_run<12>,
+    upright_run<13>, upright_run<14>,
 #endif
 };
 
 // sums[output, r] (+)= sum_t weights[taps[t], r] * upright[input of that output and tap, r].
-void upright_stencil(const Conv& conv, const Window& window, const float* weights, const int64_t* taps, const int64_t* offsets,
-                     const float* upright, int64_t pitch, float* sums, bool add) {
+void upright_stencil(const Conv& conv, const Window& window, const float* weights, const int64_t* taps,
+                     const int64_t* offsets, const float* upright, int64_t pitch, float* sums, bool add) {
     const int64_t columns = window.columns, run = ceil_div(columns, ceil_div(columns, tile_positions));
     for (int64_t i = 0; i < window.rows; ++i) {
         for (int64_t j = 0; j < columns; j += run) {
             const int64_t n = least(run, columns - j);
             const float* from = upright + (i * conv.h.stride * pitch + j * conv.w.stride) * lanes;
-            upright_runs[n - 1](weights, taps, offsets, conv.T(), from, conv.w.stride * lanes, sums + (i * columns + j) * lanes, add);
+            upright_runs[n - 1](weights, taps, offsets, conv.T(), from, conv.w.stride * lanes,
+                                sums + (i * columns + j) * lanes, add);
         }
     }
 }
@@ -157,7 +159,7 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
 
     if (blocks.upright) {
         float *scale = size.part(scratch, size.scale), *shift = size.part(scratch, size.shift);
-        const int64_t pitch = conv.last ? window.pitch : conv.w.extent();
+        const int64_t pitch = conv.channels_last ? window.pitch : conv.w.extent();
         for (int64_t t = 0; t < conv.T(); ++t) {
             offsets[t] = t / conv.w.taps * conv.h.dilation * pitch + t % conv.w.taps * conv.w.dilation;
         }
@@ -166,11 +168,11 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
             shift[r] = conv.bias != nullptr && r < count ? conv.bias[b * conv.bias_step + c + r] : 0.0f;
         }
         float* y = conv.y + b * conv.y_sample + c * conv.y_map + row * conv.y_row + column * conv.y_column;
-        if (!conv.last) fetch<write>(y, count * conv.y_map);
+        if (!conv.channels_last) fetch<write>(y, count * conv.y_map);
         for (int64_t term = 0; term < terms; ++term) {
             const int64_t sample = conv.term(b, term);
             if (terms > 1) mix(sample);
-            if (conv.last) {
+            if (conv.channels_last) {
                 pack_pixels(conv, window, conv.input(sample, c), count, lanes, inputs);
             } else {
                 fetch<read>(conv.input(sample, c + count), lanes * conv.x_map());  // the next item's maps follow these
@@ -179,7 +181,7 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
             upright_stencil(conv, window, weights, taps, offsets, inputs, pitch, sums, term > 0);
         }
         if (terms == 0) return;
-        if (conv.last) return store_pixels(conv, window, sums, lanes, count, scale, shift, y);
+        if (conv.channels_last) return store_pixels(conv, window, sums, lanes, count, scale, shift, y);
         return store_maps(sums, lanes, conv.P(), count, scale, shift, y, conv.y_map);
     }
 
@@ -202,7 +204,8 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
             }
         }
         for (int64_t r = 0; r < maps && terms > 0; ++r) {
-            float* y = conv.y + b * conv.y_sample + (first + r) * conv.y_map + row * conv.y_row + column * conv.y_column;
+            float* y =
+                conv.y + b * conv.y_sample + (first + r) * conv.y_map + row * conv.y_row + column * conv.y_column;
             put_rows(conv, window, sums + r * room, y);
         }
     }

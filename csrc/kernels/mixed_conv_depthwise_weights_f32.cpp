@@ -24,8 +24,8 @@ void correlate(const float* grads, const float* inputs, const int64_t* offsets, 
     }
 }
 
-// dots[t * lanes ..] += the sum over a window's outputs of gradient * input, channels in the lanes. `grads` is (B, H, W, C),
-// and is not read from `end` on.
+// dots[t * lanes ..] += the sum over a window's outputs of gradient * input, channels in the lanes. `grads` is (B, H,
+// W, C), and is not read from `end` on.
 void correlate_upright(const Conv& conv, const Window& window, const float* grads, const float* end, int64_t count,
                        const float* inputs, const int64_t* offsets, float* dots) {
     for (int64_t i = 0; i < window.rows; ++i) {
@@ -80,14 +80,15 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
                 const Window window(conv, row, least(grad.rows, conv.h.out - row), column,
                                     least(grad.columns, conv.w.out - column));
                 for (int64_t t = 0; t < T; ++t) offsets[t] = window.offset(conv, t / conv.w.taps, t % conv.w.taps);
-                if (conv.last) {
+                if (conv.channels_last) {
                     pack_pixels(conv, window, conv.input(b, c0), count, lanes, inputs);
                     const float* grads_at = grad.grad_y + (b * conv.P() + row * conv.w.out + column) * conv.C + c0;
-                    correlate_upright(conv, window, grads_at, grad.grad_y + conv.B * conv.C * conv.P(), count,
-                                      inputs, offsets, dots);
+                    correlate_upright(conv, window, grads_at, grad.grad_y + conv.B * conv.C * conv.P(), count, inputs,
+                                      offsets, dots);
                     continue;
                 }
-                const int64_t n = ceil_div((window.rows - 1) * window.pitch + window.columns, unroll * lanes) * unroll * lanes;
+                const int64_t n =
+                    ceil_div((window.rows - 1) * window.pitch + window.columns, unroll * lanes) * unroll * lanes;
                 clear(grads, n);
                 // What is read past the window meets zeros of the gradient, but an earlier window may have left an Inf.
                 clear(inputs + window.plane, unroll * lanes);
@@ -102,7 +103,7 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
             }
         }
         // A channel's partial sums are a row of a square; the columns' sum has a channel in each lane.
-        for (int64_t t = 0; t < T && !conv.last; ++t) {
+        for (int64_t t = 0; t < T && !conv.channels_last; ++t) {
             vec rows[lanes], sum = {};
             for (int64_t r = 0; r < lanes; ++r) rows[r] = load(dots + (t * lanes + r) * lanes);
             transpose(rows);
@@ -121,10 +122,29 @@ void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float*
         for (int64_t k = 0; k < K; ++k) channel[k] = 1.0f;
         const int64_t rows = grad.factor_rows();
         if (grad.scaled()) channel_filter(conv, b, c0, count, filter);
-        const Spread call = {dots, 0, bank, grad_bank, steps, channel, grad.scaled() ? filter : nullptr, tap, steps, tap,
-                             rows, sums, K, T, 1, lanes, grad.part_tap + (item * conv.B + b) * K * T,
-                             grad.part_filter == nullptr ? nullptr : grad.part_filter + b * rows * conv.O + c0, nullptr,
-                             conv.O, conv.C, count, false};
+        const Spread call = {dots,
+                             0,
+                             bank,
+                             grad_bank,
+                             steps,
+                             channel,
+                             grad.scaled() ? filter : nullptr,
+                             tap,
+                             steps,
+                             tap,
+                             rows,
+                             sums,
+                             K,
+                             T,
+                             1,
+                             lanes,
+                             grad.part_tap + (item * conv.B + b) * K * T,
+                             grad.part_filter == nullptr ? nullptr : grad.part_filter + b * rows * conv.O + c0,
+                             nullptr,
+                             conv.O,
+                             conv.C,
+                             count,
+                             false};
         spread_gradient(call, 1);
     }
     for (int64_t k = 0; k < K; ++k) {

@@ -51,7 +51,8 @@ private:
     int64_t g, o0, o1, b0, b1, c0, channels, depth, term;
     bool last;
     float *weights, *bank, *factors, *filter, *inputs, *sums, *maps, *scale, *shift;
-    int64_t *offsets, *taps, *places, *all_taps;  // of the depth; of the bank, in use; where each tap of the bank goes, or -1
+    int64_t *offsets, *taps, *places,
+        *all_taps;  // of the depth; of the bank, in use; where each tap of the bank goes, or -1
 
     static Window window_of(const Conv& conv, const Blocks& blocks, int64_t item) {
         const int64_t column = item % blocks.column_blocks * blocks.columns;
@@ -94,7 +95,7 @@ private:
                 for (int64_t j = 0; j < conv.w.taps; ++j, ++d) {
                     const int64_t at = blocks.direct ? 0 : window.offset(conv, i, j);
                     const int64_t map = blocks.direct ? conv.w.in : window.plane;
-                    offsets[d] = conv.last ? at * channels + c : c * map + at;
+                    offsets[d] = conv.channels_last ? at * channels + c : c * map + at;
                 }
             }
         }
@@ -122,8 +123,8 @@ private:
         }
     }
 
-    // Fetch what is mixed after this block of channels (and, where each sample mixes for itself, this panel), during the
-    // products of `products` samples.
+    // Fetch what is mixed after this block of channels (and, where each sample mixes for itself, this panel), during
+    // the products of `products` samples.
     void look_ahead(int64_t panel, int64_t products) {
         int64_t begin = o0, end = o1, c = c0 + channels;
         const bool more = !blocks.pack_bank && panel + 1 < panels();
@@ -136,11 +137,10 @@ private:
         const int64_t next = least(blocks.channels, conv.Cg() - c), T = conv.T_bank;
         const int64_t tiles = ceil_div(positions, tile_positions) * (blocks.pack_bank ? panels() : 1);
         const int64_t steps = products * tiles * depth;
-        ahead = conv.transposed
-                    ? Ahead(conv.bank + ((g * conv.Cg() + c) * conv.Og() + begin) * T, conv.K, kernel_step(), next,
-                            conv.Og() * T, (end - begin) * T, steps)
-                    : Ahead(conv.bank + ((g * conv.Og() + begin) * conv.Cg() + c) * T, conv.K, kernel_step(),
-                            end - begin, conv.Cg() * T, next * T, steps);
+        ahead = conv.transposed ? Ahead(conv.bank + ((g * conv.Cg() + c) * conv.Og() + begin) * T, conv.K,
+                                        kernel_step(), next, conv.Og() * T, (end - begin) * T, steps)
+                                : Ahead(conv.bank + ((g * conv.Og() + begin) * conv.Cg() + c) * T, conv.K,
+                                        kernel_step(), end - begin, conv.Cg() * T, next * T, steps);
     }
 
     void pack_bank() {
@@ -175,20 +175,19 @@ private:
                 float* acc = sums + kept * blocks.rows * blocks.columns * blocks.panel;
                 const float* x = blocks.direct ? map(b + s) + window.column * conv.x_column()
                                                : inputs + s * blocks.channels * window.plane;
-                const int64_t step = !conv.last ? 1 : blocks.direct ? conv.C : conv.w.stride * channels;
-                const int64_t pitch = conv.last ? conv.h.stride * window.pitch * channels : window.pitch;
-                multiply(weights + s * depth * width(panel), offsets, depth, x, step, pitch, window.rows, window.columns, width(panel), acc, term + c0 > 0, &ahead);
+                const int64_t step = !conv.channels_last ? 1 : blocks.direct ? conv.C : conv.w.stride * channels;
+                const int64_t pitch = conv.channels_last ? conv.h.stride * window.pitch * channels : window.pitch;
+                multiply(weights + s * depth * width(panel), offsets, depth, x, step, pitch, window.rows,
+                         window.columns, width(panel), acc, term + c0 > 0, &ahead);
                 if (last) finish(b + s, panel, acc);
             }
         }
     }
 
-    const float* map(int64_t b) const {
-        return conv.input(conv.term(b, term), g * conv.Cg() + c0);
-    }
+    const float* map(int64_t b) const { return conv.input(conv.term(b, term), g * conv.Cg() + c0); }
 
     void pack_inputs(int64_t b, float* to) const {
-        if (conv.last) return pack_pixels(conv, window, map(b), channels, channels, to);
+        if (conv.channels_last) return pack_pixels(conv, window, map(b), channels, channels, to);
         for (int64_t c = 0; c < channels; ++c) {
             pack_plane(conv, window, map(b) + c * conv.h.in * conv.w.in, to + c * window.plane);
         }
@@ -220,9 +219,10 @@ private:
             scale[n] = conv.filter != nullptr && !filtered() ? conv.filter[b * conv.O + first + n] : 1.0f;
             shift[n] = conv.bias != nullptr ? conv.bias[b * conv.bias_step + first + n] : 0.0f;
         }
-        float* y = conv.y + b * conv.y_sample + first * conv.y_map + window.row * conv.y_row + window.column * conv.y_column;
+        float* y =
+            conv.y + b * conv.y_sample + first * conv.y_map + window.row * conv.y_row + window.column * conv.y_column;
         const int64_t n = width(panel);
-        if (conv.last) {
+        if (conv.channels_last) {
             store_pixels(conv, window, acc, n, used, scale, shift, y);
         } else if (conv.y_column != 1) {
             store_maps(acc, n, positions, used, scale, shift, maps, positions);

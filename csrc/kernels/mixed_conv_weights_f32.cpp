@@ -11,7 +11,8 @@ namespace {
 
 class WeightItem {
 public:
-    WeightItem(const ConvGrad& grad, int64_t item, float* scratch) : grad(grad), conv(grad.conv), item(item), ahead{Ahead(scratch), Ahead(scratch)} {
+    WeightItem(const ConvGrad& grad, int64_t item, float* scratch)
+        : grad(grad), conv(grad.conv), item(item), ahead{Ahead(scratch), Ahead(scratch)} {
         cb = item % grad.c_blocks;
         ob = item / grad.c_blocks % grad.o_blocks;
         g = item / (grad.c_blocks * grad.o_blocks) % conv.G;
@@ -91,14 +92,14 @@ private:
         }
     }
 
-    // Fetch what is packed after sample b, during its products: inputs and gradients of the next one, or, after the last,
-    // the next item's bank.
+    // Fetch what is packed after sample b, during its products: inputs and gradients of the next one, or, after the
+    // last, the next item's bank.
     void look_ahead(int64_t b) {
         const int64_t steps = panels() * conv.T() * ceil_div(channels, tile_positions) * conv.P() / 2;
         if (conv.bank_step == 0 && b + 1 < conv.B) {
             const int64_t map = conv.h.in * conv.w.in;
             const float* next = conv.x + ((b + 1) * conv.C + g * conv.Cg() + c0) * map;
-            if (conv.last) return;  // a block's channels lie apart
+            if (conv.channels_last) return;  // a block's channels lie apart
             ahead[0] = Ahead(next, 1, 0, 1, 0, channels * map, steps);
             next = grad.grad_y + ((b + 1) * conv.O + first(0)) * conv.P();
             ahead[1] = Ahead(next, 1, 0, 1, 0, (o1 - o0) * conv.P(), steps);
@@ -156,11 +157,11 @@ private:
         }
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
-            if (conv.last) copy_gradients(b, row, rows, column, columns, panel);
+            if (conv.channels_last) copy_gradients(b, row, rows, column, columns, panel);
             const float* maps = grad.grad_y + (b * conv.O + first(panel)) * conv.P() + row * conv.w.out + column;
             const float* end = grad.grad_y + conv.B * conv.O * conv.P();
             const bool whole = columns == conv.w.out;
-            for (int64_t r = 0; r < (conv.last ? 0 : whole ? 1 : rows); ++r) {
+            for (int64_t r = 0; r < (conv.channels_last ? 0 : whole ? 1 : rows); ++r) {
                 const Rows from = {maps + r * conv.w.out, end, 1, 0, conv.P(), count(panel)};
                 mix_transposed(from, whole ? rows * columns : columns, ones, 0, nullptr, n, nullptr,
                                grads + r * columns * n, n);
@@ -184,7 +185,7 @@ private:
 
     // inputs[row, column, channel] with the window's zero padding.
     void pack_inputs(int64_t b, int64_t row, int64_t rows, int64_t column, int64_t columns) {
-        if (conv.last) {
+        if (conv.channels_last) {
             const Window window(conv, row, rows, column, grad.columns);  // whose pitch all windows have
             return pack_pixels(conv, window, conv.input(b, g * conv.Cg() + c0), channels, grad.width, inputs);
         }
@@ -216,15 +217,31 @@ private:
             copy(filter + i * n, conv.filter == nullptr ? ones : conv.filter + row * conv.O + first(panel), used);
             clear(filter + i * n + used, n - used);
         }
-        const Spread call = {mixed(panel, 0), depth * grad.panel, tile(bank, panel), tile(grad_bank, panel), steps,
-                             channel, grad.scaled() ? filter : nullptr, tap, factors, plain, rows, sums, conv.K,
-                             conv.T(), channels, n,
-                             grad.part_tap + (item * conv.B + b) * conv.K * conv.T(),
-                             grad.part_filter == nullptr ? nullptr
-                                 : grad.part_filter + (cb * conv.B + b) * rows * conv.O + first(panel),
-                             grad.part_channel == nullptr ? nullptr
-                                 : grad.part_channel + (ob * conv.B + b) * rows * conv.C + g * conv.Cg() + c0,
-                             conv.O, conv.C, used, panel > 0};
+        const Spread call = {
+            mixed(panel, 0),
+            depth * grad.panel,
+            tile(bank, panel),
+            tile(grad_bank, panel),
+            steps,
+            channel,
+            grad.scaled() ? filter : nullptr,
+            tap,
+            factors,
+            plain,
+            rows,
+            sums,
+            conv.K,
+            conv.T(),
+            channels,
+            n,
+            grad.part_tap + (item * conv.B + b) * conv.K * conv.T(),
+            grad.part_filter == nullptr ? nullptr : grad.part_filter + (cb * conv.B + b) * rows * conv.O + first(panel),
+            grad.part_channel == nullptr ? nullptr
+                                         : grad.part_channel + (ob * conv.B + b) * rows * conv.C + g * conv.Cg() + c0,
+            conv.O,
+            conv.C,
+            used,
+            panel > 0};
         spread_gradient(call, samples);
     }
 
@@ -237,7 +254,8 @@ private:
             const int64_t n = width(panel);
             for (int64_t k = 0; k < conv.K; ++k) {
                 float* to = grad.grad_bank + (bank_row(panel, k) - conv.bank);
-                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to, row_step(), past);
+                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to,
+                           row_step(), past);
             }
         }
         if (past) stream_fence();

@@ -12,8 +12,8 @@ constexpr int64_t together = 4;  // channels, or taps, that are worked on at onc
 // y[k * y_step + j] = sum_t weights[t * step + j] * lines[k * line + offsets[t] + j] for `count` channels k and the
 // vectors of j that begin at a and b.
 template <int64_t count, int64_t vectors>
-void filter(const float* weights, int64_t step, const int64_t* offsets, int64_t T, const float* lines, int64_t line, int64_t a,
-            int64_t b, float* y, int64_t y_step) {
+void filter(const float* weights, int64_t step, const int64_t* offsets, int64_t T, const float* lines, int64_t line,
+            int64_t a, int64_t b, float* y, int64_t y_step) {
     vec sum[count][vectors] = {};
     for (int64_t t = 0; t < T; ++t) {
         const float* w = weights + t * step;
@@ -34,8 +34,8 @@ void filter(const float* weights, int64_t step, const int64_t* offsets, int64_t 
 
 // The same for n positions, at least a vector; the last one overlaps the one before.
 template <int64_t count>
-void filter_row(const float* weights, int64_t step, const int64_t* offsets, int64_t T, const float* lines, int64_t line, int64_t n,
-                float* y, int64_t y_step) {
+void filter_row(const float* weights, int64_t step, const int64_t* offsets, int64_t T, const float* lines, int64_t line,
+                int64_t n, float* y, int64_t y_step) {
     for (int64_t j = 0; j < n; j += 2 * lanes) {
         const int64_t a = least(j, n - lanes), b = least(j + lanes, n - lanes);
         if (n - j > lanes) {
@@ -46,14 +46,15 @@ void filter_row(const float* weights, int64_t step, const int64_t* offsets, int6
     }
 }
 
-typedef void (*FilterRow)(const float*, int64_t, const int64_t*, int64_t, const float*, int64_t, int64_t, float*, int64_t);
+typedef void (*FilterRow)(const float*, int64_t, const int64_t*, int64_t, const float*, int64_t, int64_t, float*,
+                          int64_t);
 const FilterRow filter_rows[] = {filter_row<1>, filter_row<2>, filter_row<3>, filter_row<4>};
 
 // out[t * step + j] = sum_k grads[k * pixel_columns + j] * lines[k * line + offsets[t] + j] for `count` taps t and n
 // positions j, at least a vector.
 template <int64_t count>
-void correlate(const float* grads, const int64_t* offsets, const float* lines, int64_t line, int64_t channels, int64_t n, float* out,
-               int64_t step) {
+void correlate(const float* grads, const int64_t* offsets, const float* lines, int64_t line, int64_t channels,
+               int64_t n, float* out, int64_t step) {
     for (int64_t j = 0; j < n; j += 2 * lanes) {
         const int64_t a = least(j, n - lanes), b = least(j + lanes, n - lanes);
         vec sum[count][2] = {};
@@ -88,7 +89,8 @@ void pixel_conv_f32(const PixelConv& conv, int64_t item, float* scratch) {
     const int64_t b = item / conv.row_blocks / conv.G, g = item / conv.row_blocks % conv.G;
     const int64_t step = conv.interleaved ? conv.G : 1;
     if (conv.spread) find_columns(conv.w, columns);
-    const bool once = conv.Cg() <= together && width >= lanes;  // then packing the weights would cost more than it saves
+    const bool once =
+        conv.Cg() <= together && width >= lanes;  // then packing the weights would cost more than it saves
     for (int64_t k0 = 0; k0 < conv.Cg(); k0 += conv.channels) {
         const int64_t count = least(conv.channels, conv.Cg() - k0), c = b * conv.C + conv.channel(g, k0);
         const Lines kept = {conv, conv.x + c * map, step * map, count, columns, lines, places};
@@ -104,8 +106,9 @@ void pixel_conv_f32(const PixelConv& conv, int64_t item, float* scratch) {
                     const int64_t some = least(together, count - k);
                     float* y = conv.out + (c + k * step) * P + i * width + j;
                     const bool narrow = n < lanes;
-                    filter_rows[some - 1](once ? weights : packed, once ? P : pixel_columns, offsets, T, lines + k * conv.line + j,
-                                          conv.line, most(n, lanes), narrow ? edge : y, narrow ? lanes : step * P);
+                    filter_rows[some - 1](once ? weights : packed, once ? P : pixel_columns, offsets, T,
+                                          lines + k * conv.line + j, conv.line, most(n, lanes), narrow ? edge : y,
+                                          narrow ? lanes : step * P);
                     for (int64_t r = 0; r < some && narrow; ++r) copy(y + r * step * P, edge + r * lanes, n);
                 }
             }
@@ -137,8 +140,8 @@ void pixel_conv_weights_f32(const PixelConv& conv, int64_t item, float* scratch)
                     const int64_t some = least(together, T - t);
                     float* out = conv.out + ((b * conv.G + g) * T + t) * P + i * width + j;
                     const bool direct = n >= lanes && k0 == 0;
-                    correlates[some - 1](grads, offsets + t, lines + j, conv.line, count, most(n, lanes), direct ? out : edge,
-                                         direct ? P : pixel_columns);
+                    correlates[some - 1](grads, offsets + t, lines + j, conv.line, count, most(n, lanes),
+                                         direct ? out : edge, direct ? P : pixel_columns);
                     for (int64_t r = 0; r < some && !direct; ++r) {
                         const float* part = edge + r * pixel_columns;
                         for (int64_t p = 0; p < n; ++p) out[r * P + p] = part[p] + (k0 == 0 ? 0.0f : out[r * P + p]);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The gradient of x of the convolution with a kernel per position, some rows of x of one group per work item. For each
-// row of x the rows of windows that read it are gone through; what lies outside is folded back when the row is complete.
+// row of x the rows of windows that read it are gone through; what lies outside is folded back when the row is
+// complete.
 #include "../kernels.h"
 #include "pixel_lines.h"
 
@@ -92,7 +93,8 @@ void pixel_conv_grad_x_f32(const PixelConv& conv, int64_t item, float* scratch) 
         for (int64_t r = row; r < last; ++r) {
             clear(sums, count * conv.line);
             for (int64_t entry = conv.first[r]; entry < conv.first[r + 1]; ++entry) {
-                const int64_t i = conv.taps_of[entry] / conv.h.taps, tap = conv.taps_of[entry] % conv.h.taps, slot = i % conv.slots;
+                const int64_t i = conv.taps_of[entry] / conv.h.taps, tap = conv.taps_of[entry] % conv.h.taps,
+                              slot = i % conv.slots;
                 float* grads = kept + slot * conv.channels * conv.pitch + conv.margin;
                 for (int64_t k = 0; k < count && places[slot] != i; ++k) {
                     copy(grads + k * conv.pitch, conv.grad_y + (c + k * step) * P + i * width, width);

@@ -8,8 +8,8 @@
 
 namespace convary::CONVARY_VARIANT {
 
-// Sends for n floats. The kernels of one position lie a map apart, and the hardware does not foresee the next row of each
-// (measured: a quarter of the time where every channel has its own).
+// Sends for n floats. The kernels of one position lie a map apart, and the hardware does not foresee the next row of
+// each (measured: a quarter of the time where every channel has its own).
 inline void fetch_ahead(const float* from, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(from + i);
 }
@@ -55,11 +55,11 @@ inline void pack_line(const PixelConv& conv, const float* row, const int64_t* co
 // The lines that a row of windows reads, kept from row to row.
 struct Lines {
     const PixelConv& conv;
-    const float* x;        // of the first channel
-    int64_t step, count;   // from channel to channel, and how many
+    const float* x;       // of the first channel
+    int64_t step, count;  // from channel to channel, and how many
     const int64_t* columns;
     float* data;
-    int64_t* places;       // which one each slot holds
+    int64_t* places;  // which one each slot holds
 
     void forget() const {
         for (int64_t slot = 0; slot < conv.slots; ++slot) places[slot] = -1;

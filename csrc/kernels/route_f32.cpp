@@ -69,10 +69,8 @@ void softmax(float* v, int64_t n) {
 
 }  // namespace
 
-void route_pool_f32(const Route& route, int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-        route.pooled[i] = sum(route.x + i * route.P, route.P) / static_cast<float>(route.P);
-    }
+void route_pool_f32(const Route& route, int64_t map) {
+    route.pooled[map] = sum(route.x + map * route.P, route.P) / static_cast<float>(route.P);
 }
 
 void route_f32(const Route& route, int64_t b, float* scratch) {
@@ -89,7 +87,8 @@ void route_f32(const Route& route, int64_t b, float* scratch) {
         const int64_t length = route.pieces[i];
         if (length == 0) continue;
         float* out = route.out + route.B * first + b * length;
-        multiply(route.last + first * n, v, route.last_bias == nullptr ? nullptr : route.last_bias + first, length, n, out);
+        multiply(route.head + first * n, v, route.head_bias == nullptr ? nullptr : route.head_bias + first, length, n,
+                 out);
         for (int64_t j = 0; j < length && route.temperature != nullptr; ++j) out[j] /= *route.temperature;
         if (i < route.gates || route.rest == 1) {
             sigmoid(out, length);

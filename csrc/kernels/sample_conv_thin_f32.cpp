@@ -65,7 +65,9 @@ void add_row(const float* weights, Steps steps, int64_t channels, const float* x
 void add_products(const float* weights, Steps steps, int64_t outputs, int64_t channels, const float* x, int64_t x_step,
                   int64_t vectors, float* sums, int64_t sum_step) {
     for (int64_t o = 0; o < outputs; o += block_outputs) {
-        const auto add = [&](auto kind) { kind(weights + o * steps.output, steps, channels, x, x_step, vectors, sums + o * sum_step, sum_step); };
+        const auto add = [&](auto kind) {
+            kind(weights + o * steps.output, steps, channels, x, x_step, vectors, sums + o * sum_step, sum_step);
+        };
         switch (least(block_outputs, outputs - o)) {
             case 1: add(add_row<1>); break;
             case 2: add(add_row<2>); break;
@@ -119,8 +121,9 @@ void add_all_dots(const float* y, const float* x, int64_t outputs, int64_t chann
         const int64_t some = outputs - o >= block_outputs ? block_outputs : 1;
         for (int64_t c = 0; c < channels;) {
             const int64_t few = channels - c >= block_channels ? block_channels : 1;
-            const auto kind = some == 1 ? (few == 1 ? add_dots<1, 1> : add_dots<1, block_channels>)
-                                        : (few == 1 ? add_dots<block_outputs, 1> : add_dots<block_outputs, block_channels>);
+            const auto kind = some == 1
+                                  ? (few == 1 ? add_dots<1, 1> : add_dots<1, block_channels>)
+                                  : (few == 1 ? add_dots<block_outputs, 1> : add_dots<block_outputs, block_channels>);
             kind(y + o * y_step, x + c * x_step, y_step, x_step, vectors, dots + o * dot_step + c * lanes, dot_step);
             c += few;
         }

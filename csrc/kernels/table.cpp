@@ -8,11 +8,9 @@
 namespace convary::CONVARY_VARIANT {
 
 extern const Kernels table;
-const Kernels table = {
-    CONVARY_TEXT(CONVARY_VARIANT),
-    CONVARY_LANES,
+const Kernels table = {CONVARY_TEXT(CONVARY_VARIANT), CONVARY_LANES,
 #define CONVARY_ENTRY(name, result, parameters) name,
-    CONVARY_KERNELS(CONVARY_ENTRY)
+                       CONVARY_KERNELS(CONVARY_ENTRY)
 #undef CONVARY_ENTRY
 };
 
