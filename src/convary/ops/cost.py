@@ -13,10 +13,8 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from math import prod
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from convary.ops.strategy import Problem
+from convary.ops.problem import Problem
 
 # Seconds per amount on an accelerator of about 10 TFLOP/s, 1 TB/s and 10 us per call; nobody measured these.
 NOMINAL = {
