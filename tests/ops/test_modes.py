@@ -60,13 +60,16 @@ def case(name: str, B: int, dtype: torch.dtype):
         inputs = _inputs(B, dtype, x, bank, *_shapes(kind, B))
         return _mixed(ops.mixed_conv, kind), _mixed(reference.mixed_conv, kind), inputs
     if op == "sample_conv":
-        run, truth = (lambda x, w, b, f=f: f(x, w, b, **GEOMETRY) for f in (ops.sample_conv, reference.sample_conv))
-        return run, truth, _inputs(B, dtype, x, (B, *bank[1:]), (O,))
+        N, index = (2 * B, torch.arange(2 * B) // 2) if kind == "index" else (B, None)
+        functions = (ops.sample_conv, reference.sample_conv)
+        run, truth = (lambda x, w, b, f=f: f(x, w, b, index=index, **GEOMETRY) for f in functions)
+        return run, truth, _inputs(B, dtype, x, (N, *bank[1:]), (O,))
     run, truth = (lambda x, w, f=f: f(x, w, **WINDOW) for f in (ops.pixel_conv, reference.pixel_conv))
     return run, truth, _inputs(B, dtype, x, (B, 2, T, L))
 
 
-CASES = [f"{op}-{kind}" for op in ("mix_kernels", "mixed_conv") for kind in MIXED] + ["sample_conv", "pixel_conv"]
+CASES = [f"{op}-{kind}" for op in ("mix_kernels", "mixed_conv") for kind in MIXED]
+CASES += ["sample_conv", "sample_conv-index", "pixel_conv"]
 every_case = pytest.mark.parametrize("name", CASES)
 every_batch = pytest.mark.parametrize("B", [0, 1, 3])
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
