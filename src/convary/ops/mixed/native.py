@@ -15,7 +15,7 @@ from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias
 from convary.ops.native import call
-from convary.ops.native.bridge import GEOMETRY, NativeOp, check_dtypes
+from convary.ops.native.bridge import GEOMETRY, NativeOp
 from convary.ops.native.library import loaded
 from convary.ops.shapes import is_channels_last
 
@@ -147,7 +147,7 @@ def _check(x: Tensor, bank: Tensor, *rest) -> Geometry:
     x, geometry = resolve(x, bank.shape[3:], *rest[5:])
     check_conv(x, bank, geometry, mixed_dtypes=False)
     _coefficients(factors).check(bank, batch=x.shape[0], channels=x.shape[1])
-    check_dtypes("mixed_conv", "bmm", x)  # all others have its dtype
+    NATIVE.check_dtypes(x)  # all others have its dtype
     if bias is not None:
         B, O = x.shape[0], bank.shape[1]
         if tuple(bias.shape) not in ((O,), (B, O)):
@@ -184,6 +184,7 @@ def _flops(y: Sequence[int], bank: Sequence[int], passes: int) -> int:
 
 NATIVE = NativeOp(
     name="mixed_conv",
+    portable="bmm",
     weights=("Tensor bank", "Tensor? kernel", "Tensor? filter", "Tensor? channel", "Tensor? tap"),
     bias=True,
     settings=GEOMETRY,

@@ -37,6 +37,7 @@ class NativeOp:
 
     Attributes:
         name: Of the op.
+        portable: Its strategy in torch's operations, which takes every dtype and has every gradient.
         weights: Schemas of the tensors that make the kernels; the kernels themselves come first.
         bias: Whether there is one.
         settings: Schema of the settings.
@@ -52,6 +53,7 @@ class NativeOp:
     """
 
     name: str
+    portable: str
     weights: tuple[str, ...]
     bias: bool
     settings: str
@@ -86,6 +88,15 @@ class NativeOp:
             return apply(_Eager, *arguments, self)
         return self.forward(*arguments)
 
+    def check_dtypes(self, *tensors: Tensor | None) -> None:
+        """Raise DtypeError unless the kernels take the tensors."""
+        for tensor in tensors:
+            if tensor is not None and tensor.dtype is not torch.float32:
+                raise DtypeError(
+                    f"native {self.name} takes torch.float32; got {tensor.dtype}; "
+                    f"cast, or force strategy {self.portable}"
+                )
+
     @property
     def suffix(self) -> str:
         """Of the operator that is the gradient of the weights."""
@@ -102,21 +113,21 @@ class NativeOp:
         _operators.impl(name, lambda *arguments: cpu(self, *arguments), "CPU")
         torch.library.register_fake(f"convary::{name}", lambda *arguments: fake(self, *arguments), lib=_operators)
         if suffix:
-            torch.library.register_autograd(f"convary::{name}", _no_gradient, lib=_operators)
+            torch.library.register_autograd(f"convary::{name}", self._no_gradient, lib=_operators)
         shapes = register_flop_formula(getattr(torch.ops.convary, name))
         shapes(lambda *arguments, out_shape=None, **_: flops(self, *arguments[:3], out_shape))
+
+    def _no_gradient(self, ctx, *grads) -> None:
+        raise ConvaryError(
+            "native gradients have no gradient of their own; differentiate the convolution itself with "
+            "create_graph=True outside of torch.compile, or force a strategy of torch's operations: "
+            f"ops.strategy({self.portable!r})"
+        )
 
     def _setup_context(self, ctx, inputs: tuple, output: Tensor) -> None:
         count = 1 + len(self.weights) + self.bias
         settings = [tuple(value) if isinstance(value, list | tuple) else value for value in inputs[count:]]
         _keep(ctx, self, inputs[:count], self.kind(*settings))
-
-
-def check_dtypes(op: str, other: str, *tensors: Tensor | None) -> None:
-    """Raise DtypeError unless the kernels take the tensors; ``other`` is a strategy that takes every dtype."""
-    for tensor in tensors:
-        if tensor is not None and tensor.dtype is not torch.float32:
-            raise DtypeError(f"native {op} takes torch.float32; got {tensor.dtype}; cast, or force strategy {other}")
 
 
 class _Eager(torch.autograd.Function):
@@ -172,14 +183,6 @@ def _is_of_numbers(weight: Tensor | None) -> bool:
 def _gradient_of_bias(grad: Tensor, ndim: int) -> Tensor:
     by_sample = grad.flatten(2).sum(2)
     return by_sample if ndim == 2 else by_sample.sum(0)
-
-
-def _no_gradient(ctx, *grads) -> None:
-    raise ConvaryError(
-        "native gradients have no gradient of their own; differentiate the convolution itself with "
-        "create_graph=True outside of torch.compile, or force a strategy of torch's operations: "
-        "ops.strategy('bmm'), or 'taps' for pixel_conv"
-    )
 
 
 def _forward(op: NativeOp, x: Tensor, kernels: Tensor, *rest) -> Tensor:

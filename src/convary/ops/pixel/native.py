@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convary.ops.native import call
-from convary.ops.native.bridge import NativeOp, check_dtypes
+from convary.ops.native.bridge import NativeOp
 from convary.ops.pixel.arguments import spell
 from convary.ops.pixel.aten import sum_of_taps
 from convary.ops.pixel.window import BORDERS, Window
@@ -65,7 +65,7 @@ def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, window: Window)
 def _check(x: Tensor, weight: Tensor, *window) -> Window:
     """The window of an operator's arguments, checked as in ``pixel_conv``."""
     arguments = spell(x, weight, *window).check()
-    check_dtypes("pixel_conv", "taps", x, weight)
+    NATIVE.check_dtypes(x, weight)
     return arguments.window
 
 
@@ -80,6 +80,7 @@ def _flops(y: Sequence[int], weight: Sequence[int], passes: int) -> int:
 
 NATIVE = NativeOp(
     name="pixel_conv",
+    portable="taps",
     weights=("Tensor weight",),
     bias=False,
     settings="int[] kernel_size, int[] stride, int[] padding, int[] dilation, str border, str group_order, "

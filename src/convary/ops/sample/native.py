@@ -12,7 +12,7 @@ from torch import Tensor
 from convary.ops import reference
 from convary.ops.geometry import Geometry
 from convary.ops.native import call
-from convary.ops.native.bridge import GEOMETRY, NativeOp, check_dtypes
+from convary.ops.native.bridge import GEOMETRY, NativeOp
 from convary.ops.sample.arguments import spell
 from convary.ops.shapes import in_format_of
 
@@ -65,7 +65,7 @@ def _check(
 ) -> Geometry:
     """The geometry of an operator's arguments, checked as in ``sample_conv``."""
     arguments = spell(x, weight, bias, stride, padding, dilation, groups, index).check()
-    check_dtypes("sample_conv", "bmm", x, weight, bias)
+    NATIVE.check_dtypes(x, weight, bias)
     return arguments.geometry
 
 
@@ -84,6 +84,7 @@ def _flops(y: Sequence[int], weight: Sequence[int], passes: int) -> int:
 
 NATIVE = NativeOp(
     name="sample_conv",
+    portable="bmm",
     weights=("Tensor weight", "Tensor? index"),
     bias=True,
     settings=GEOMETRY,
