@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fit the cost model of the CPU strategies on this machine, and check it on PERFORMANCE's table.
 
-    python benchmarks/fit_cost.py --out src/convary/ops/cost_cpu.json
+    python benchmarks/fit_cost.py --out src/convary/ops/cost/cpu.json
 
 Every shape of a grid is timed under every strategy, interleaved (A B C A B C ...), fastest of the rounds; rates are the
 non-negative coefficients that minimise the relative error. The table's shapes are not in the grid. The check prints,

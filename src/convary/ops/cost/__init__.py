@@ -2,7 +2,7 @@
 """What a strategy costs: arithmetic, memory traffic and an estimate of time.
 
 The time is a sum of amounts (multiply-adds, elements moved, calls) times seconds per amount. On a CPU the seconds were
-fitted by ``benchmarks/fit_cost.py`` and stand in ``cost_cpu.json`` with the machine they come from. Other devices use
+fitted by ``benchmarks/fit_cost.py`` and stand in ``cpu.json`` with the machine they come from. Other devices use
 nominal figures (``NOMINAL``): not measured, good enough to prefer fewer bytes and fewer calls.
 """
 
@@ -132,4 +132,4 @@ def _rates(problem: Problem, strategy: str) -> dict[str, float]:
 @functools.cache
 def fitted() -> dict:
     """The fit that ``benchmarks/fit_cost.py`` wrote: machine, torch version, threads and rates."""
-    return json.loads(resources.files("convary.ops").joinpath("cost_cpu.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files(__name__).joinpath("cpu.json").read_text(encoding="utf-8"))
