@@ -30,8 +30,7 @@ from convary.methods.config import MethodConfig, check_positive
 from convary.nn import BatchNorm, DynamicConv, OneKernel, Router, Site
 from convary.nn.norm import normalised, scale_and_shift
 from convary.ops.coefficients import Factors
-from convary.ops.geometry import Size, resolve
-from convary.ops.sample import CONV
+from convary.ops.geometry import CONV, Size, resolve
 from convary.ops.shapes import plain_shape, unflatten
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

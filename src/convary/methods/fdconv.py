@@ -47,7 +47,7 @@ from convary.ops import sample_conv
 from convary.ops.coefficients import Factors
 from convary.ops.geometry import Size
 from convary.ops.shapes import plain_shape, unflatten
-from convary.ops.strategy import is_onnx_trace
+from convary.ops.tracing import is_onnx_trace
 
 _MOST = 256  # numbers of groups are kept as bytes
 _FEWEST = 16  # channels up to which the released layer stays static

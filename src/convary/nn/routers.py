@@ -16,8 +16,9 @@ from convary.errors import ConfigError, TemperatureWarning
 from convary.nn.kin import Kin
 from convary.nn.norm import VectorBatchNorm, normalised
 from convary.nn.opaque import Opaque
-from convary.ops import Coefficients, native_route
+from convary.ops import Coefficients
 from convary.ops.geometry import autocasting
+from convary.ops.native import router as native_route
 
 
 def pool(x: Tensor) -> Tensor:
