@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Golden vectors of the official implementations: values, attentions, gradients and running statistics."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import timm
 import torch
@@ -12,66 +9,7 @@ from torch import nn
 import convary as cv
 from convary import where
 from convary.nn import routed_layers
-from tests.golden import fill
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def cases(pattern: str) -> list[str]:
-    found = sorted(p.stem for p in GOLDEN.glob(f"{pattern}.npz"))
-    assert found, pattern
-    return found
-
-
-class Case:
-    """One vector: expected arrays, inputs and state as float64 tensors."""
-
-    def __init__(self, name: str) -> None:
-        self.meta, expected, inputs, state = fill.load(GOLDEN / f"{name}.npz")
-        self.expected = {k: torch.from_numpy(np.asarray(v)).double() for k, v in expected.items()}
-        self.inputs = {k: torch.from_numpy(np.asarray(v)) for k, v in inputs.items()}
-        self.state = {k: torch.from_numpy(np.asarray(v)) for k, v in state.items()}
-        self.kwargs, self.settings = self.meta["kwargs"], self.meta.get("settings", {})
-        self.training = self.meta["mode"] == "train"
-
-    def close(self, name: str, got: torch.Tensor) -> None:
-        want = self.expected[name]
-        noise = self.settings.get("checks", {}).get("float64_noise", 0.0)
-        limit = (1e-6 + 1000 * noise) * want.abs().max() + 1e-9
-        assert got.reshape(want.shape).sub(want).abs().max() <= limit, name
-
-    def released(self, model: nn.Module) -> None:
-        """What was loaded is saved back, name by name."""
-        back = cv.released_state(model)
-        assert back.keys() == self.state.keys()
-        assert all(torch.equal(back[key], value.to(back[key].dtype)) for key, value in self.state.items())
-
-    def backward(self, out: torch.Tensor) -> None:
-        """Gradients of ``sum(out * probe)``, the probe that the vectors were made with."""
-        probe = torch.from_numpy(fill.fill("probe", tuple(out.shape), waveform=self.meta["waveform"]))
-        (out * probe).sum().backward()
-
-    def check_gradients(self, grads: dict[str, torch.Tensor]) -> None:
-        """Compare every gradient that the vector has; ``grads`` is by the vector's names."""
-        for key in (k for k in self.expected if k.startswith("grad.")):
-            self.close(key, grads[key.removeprefix("grad.")])
-
-
-def odconv_gradients(layer: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    router = layer.router
-    grads = {
-        "x": x.grad,
-        "weight": layer.weight.grad,
-        "attention.fc.weight": router.squeeze.weight.grad,
-        "attention.bn.weight": router.norm.weight.grad,
-        "attention.bn.bias": router.norm.bias.grad,
-    }
-    sizes = list(router.sizes.values())
-    heads = zip(router.sizes, router.heads.weight.grad.split(sizes), router.heads.bias.grad.split(sizes), strict=True)
-    for axis, weight, bias in heads:
-        name = {"tap": "spatial"}.get(axis, axis)
-        grads |= {f"attention.{name}_fc.weight": weight, f"attention.{name}_fc.bias": bias}
-    return grads
+from tests.golden.case import Case, cases
 
 
 @pytest.mark.parametrize("name", [c for c in cases("odconv_*") if "schedule" not in c])
@@ -98,11 +36,9 @@ def test_odconv(name, strategy):
     if "kernel.aggregated" in case.expected:
         inner = cv.Coefficients(kernel=seen.get("kernel"), tap=seen.get("tap"))
         case.close("kernel.aggregated", cv.ops.mix_kernels(layer.weight, inner).flatten(0, 1))
-    grads_wanted = any(k.startswith("grad.") for k in case.expected)
-    if grads_wanted:
+    if any(k.startswith("grad.") for k in case.expected):
         case.backward(out)
-        grads = odconv_gradients(layer, x)
-        case.check_gradients(grads)
+        case.check_gradients(case.released_gradients(layer) | {"x": x.grad})
     for key in (k for k in case.expected if k.startswith("post.")):
         case.close(key, getattr(layer.router.norm, key.rpartition(".")[2]))
 
@@ -140,13 +76,9 @@ def test_dyconv(name):
     if "tardelean" in name:
         options = {"reduction": k["reduce"], "hidden_bias": True, "experts": k["nof_kernels"]}
         sizes = (k["in_channels"], k["out_channels"])
-        names = {"weight": "kernels_weights", "bias": "kernels_bias"}
-        squeeze, linear = "attention.to_scores.0", "attention.to_scores.2"
     else:
         options = {"extra_hidden": 1}
         sizes = (k["in_planes"], k["out_planes"])
-        names = {"weight": "weight", "bias": "bias"}
-        squeeze, linear = "attention.fc1", "attention.fc2"
     layer = getattr(cv, f"DyConv{rank}d")(
         *sizes, k["kernel_size"], padding=k["padding"], dtype=torch.float64, **options
     )
@@ -162,12 +94,7 @@ def test_dyconv(name):
     out = layer(x)
     case.close("out", out)
     case.backward(out)
-    router = layer.router
-    grads = {"x": x.grad, names["weight"]: layer.weight.grad, names["bias"]: layer.bias.grad}
-    for prefix, module in ((squeeze, router.squeeze), (linear, router.linear)):
-        grads[f"{prefix}.weight"] = module.weight.grad
-        grads[f"{prefix}.bias"] = None if module.bias is None else module.bias.grad
-    case.check_gradients(grads)
+    case.check_gradients(case.released_gradients(layer) | {"x": x.grad})
 
 
 @pytest.mark.parametrize("name", ["condconv_dw3_E4_s2_same", "condconv_k1_E4", "condconv_k3_E4_bias"])
@@ -312,9 +239,8 @@ def test_kernel_warehouse(name):
     for i, weight in enumerate(dict.fromkeys(layer.weight for layer in net.values())):
         grads[f"warehouse_manager.weights.{i}"] = weight.grad
     for layer_name, layer in net.items():
-        for ours, theirs in layer.released_names().items():
-            if not ours.startswith("router.norm.") or ours.endswith(("weight", "bias")):
-                grads[f"{layer_name}.{theirs}"] = layer.get_parameter(ours).grad
+        own = dict(layer.named_parameters())
+        grads |= {f"{layer_name}.{row.theirs}": own[row.ours].grad for row in layer.released(None) if row.ours in own}
     case.check_gradients(grads)
     for key in (k for k in case.expected if k.startswith("post.")):
         case.close(key, net.get_buffer(key.removeprefix("post.").replace("attention.norm1", "router.norm")))
@@ -374,12 +300,7 @@ def test_dcd(name):
     case.close("attention.phi", seen[0].latent)
     case.close("attention.scale", seen[0].filter)
     case.backward(out)
-    kind = layer.released_kind()
-    names = layer.released_names(kind) | {n: f"{kind}{n}.weight" for n in ("q", "p")}
-    own = dict(layer.named_parameters())
-    grads = {theirs: own[ours].grad for ours, theirs in names.items() if ours in own}
-    phi, scale = layer.router.heads.weight.grad.split(layer.router.sizes)
-    case.check_gradients(grads | {"x": x.grad, "fc_phi.weight": phi, "fc_scale.weight": scale})
+    case.check_gradients(case.released_gradients(layer) | {"x": x.grad})
     for key in (k for k in case.expected if k.startswith("post.")):
         case.close(key, layer.get_buffer(key.removeprefix("post.bn").replace("1.", "norm1.").replace("2.", "norm2.")))
 

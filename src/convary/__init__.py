@@ -28,7 +28,7 @@ from convary.errors import (
     TemperatureWarning,
 )
 from convary.export import export
-from convary.fold import Folded, fold, fold_norms, freeze_routing
+from convary.fold import Folded, fold, fold_norms
 from convary.inspect import Summary, routing, summary
 from convary.methods import (
     CARAFE,
@@ -86,6 +86,7 @@ from convary.methods import (
     share_warehouse,
 )
 from convary.methods.condinst import MaskHead, mask_logits, split_params
+from convary.nn import freeze_routing
 from convary.ops import Coefficients
 from convary.recipe import recipe, reconvert
 from convary.released import load_released, released_state

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision import models
 
 import convary as cv
-from convary.methods.dcd import halves
+from convary.methods.dcd_fusion import halves
 from tests.nets import excite
 
 
@@ -31,7 +31,7 @@ def test_follows_the_released_formula(latent):
     nn.init.normal_(layer.bias)
     x = torch.randn(3, 16, 7, 9)
     fusion = layer.router(x)
-    scaled = fusion.filter.transpose(1, 2)[..., None] * F.conv2d(x, layer.kernel, layer.bias, 2, 1)
+    scaled = fusion.filter.transpose(1, 2)[..., None] * F.conv2d(x, layer.weight[0], layer.bias, 2, 1)
     q = layer.norm1(F.conv2d(x, layer.q[..., None, None], stride=2)).flatten(2)
     residual = layer.p @ (layer.norm2(fusion.latent @ q) + q)
     torch.testing.assert_close(layer(x), scaled + residual.reshape(scaled.shape), rtol=1e-4, atol=1e-5)

@@ -12,8 +12,8 @@ from convary.errors import CheckpointError, ConfigError, ShapeError
 from convary.methods.hdfnet import DDPM, DepthDC
 from convary.models.backbone import RandomWeightsWarning
 from convary.models.hdfnet import HDFNet, hdfnet
+from tests.golden.case import GOLDEN, Case, cases
 from tests.nets import onnx_session
-from tests.test_golden import GOLDEN, Case, cases
 
 
 @pytest.mark.parametrize("name", cases("hdfnet_vgg16*"))

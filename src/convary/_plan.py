@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, GrowthWarning
-from convary.fold import freeze_routing
 from convary.methods import MethodConfig
-from convary.nn import DynamicLayer, Router, Site, evaluating, replace, share_router, sites
-from convary.nn.base import pads_like_tensorflow
+from convary.nn import DynamicLayer, Router, Site, evaluating, freeze_routing, replace, share_router, sites
+from convary.nn.conv import pads_like_tensorflow
 from convary.nn.site import unsited
 from convary.where import Selector, paper
 
@@ -463,7 +462,7 @@ def _describe(module: Any) -> str:
         groups = f"/{module.groups}" if getattr(module, "groups", 1) != 1 else ""
         kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,)
         sizes = f"{module.in_channels}->{module.out_channels}{groups} {'x'.join(map(str, kernel))}"
-    return f"{type(module).__name__} {sizes}{f' {module.size}' if isinstance(module, DynamicLayer) else ''}".rstrip()
+    return f"{type(module).__name__} {sizes}{f' {module.label}' if isinstance(module, DynamicLayer) else ''}".rstrip()
 
 
 def _positions(model: nn.Module, example: Tensor) -> dict[str, int]:

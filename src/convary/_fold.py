@@ -21,13 +21,12 @@ from convary.nn import (
     DynamicConv,
     DynamicLayer,
     RoutedBlock,
-    Router,
     evaluating,
     replace,
     routed_layers,
     unshare_router,
 )
-from convary.nn.base import CONVS
+from convary.nn.conv import CONVS
 
 _CHUNK = 16  # samples whose kernels exist at the same time
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -126,28 +125,6 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
     first = sum(isinstance(module, DynamicLayer) and module.folded is not None for module in folded.modules())
     numbered = enumerate(pairs.items(), first)
     return replace(folded, {norm: fold_norm(layer, norm, number) for number, (layer, norm) in numbered})
-
-
-def freeze_routing(model: nn.Module, frozen: bool = True) -> None:
-    """Stop routers from learning, in place: their parameters get no gradient, their norms keep their statistics.
-
-    For the last epochs of a training, or for fine-tuning banks and static layers alone. ``model.train()`` leaves frozen
-    routers in eval mode.
-
-    Args:
-        model: A model with dynamic layers.
-        frozen: False lets them learn again.
-
-    Raises:
-        ConfigError: the model has no router.
-    """
-    routers = [module for module in model.modules() if isinstance(module, Router)]
-    if not routers:
-        raise ConfigError(f"{type(model).__name__} has no router to freeze")
-    for router in routers:
-        router.frozen = frozen
-        router.requires_grad_(not frozen)
-        router.train(model.training)
 
 
 class ChannelShift(nn.Module):
