@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from convary.convert import freeze_alike, make_dynamic
+from convary._exchange import freeze_alike, make_dynamic
+from convary._fold_norms import fold_norm
 from convary.errors import ConfigError, nearest
-from convary.fold import fold_norm
 from convary.methods import MethodConfig, config_from_json
 from convary.nn import Placed, RoutedBlock, replace, routed_layers, share_router, sites
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Golden vectors of the official implementations: values, attentions, gradients and running statistics."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from convary.nn import layout
 from tests.golden import fill
 
 GOLDEN = Path(__file__).parent
+COUNTS = {name: row["params"] for name, row in json.loads((GOLDEN / "param_counts.json").read_text())["counts"].items()}
 
 
 def cases(pattern: str) -> list[str]:

@@ -11,7 +11,7 @@ from convary.nn.norm import BatchNorm, VectorBatchNorm, make_norm
 from convary.nn.opaque import Opaque
 from convary.nn.perceptron_router import LinearRouter, MLPRouter, PerceptronRouter
 from convary.nn.placed import Placed
-from convary.nn.recompute import recompute
+from convary.nn.recomputing import recompute
 from convary.nn.router import Router, check_temperature, freeze_routing
 from convary.nn.shared_router import RoutedBlock, routed_layers, share_router, unshare_router
 from convary.nn.site import Placement, Site, replace, sites

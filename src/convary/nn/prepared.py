@@ -6,6 +6,10 @@ then costs more than a small convolution, and several times that when large bank
 of small maps it is still a tenth. So the arguments of both calls are kept, and only what may have changed since is
 looked at again. Preparing costs more than it saves once, so it waits until a shape comes twice in a row: images of ever
 new sizes take the usual way.
+
+Measured on one thread at batch 1 (CondConv 1x1, 32 to 64 channels, 14 x 14; ODConv 3x3, 64 to 64, 7 x 7): 56 and 148 us
+a layer; 95 and 220 us where sizes are cached by shape but layers are looked through and pointers fetched on every call;
+167 and 307 us the usual way.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from convary.bench.machine import machine
 from convary.data import derive_seed, epoch_order, generator
 from convary.errors import CheckpointError, ConfigError
+from convary.files import read_json, write_json
 from convary.train import processes
 from convary.train.checkpoint import SYSTEM, load_weights, read_checkpoint, write_checkpoint
-from convary.train.files import claim_folder, now, read_json, write_json
+from convary.train.files import claim_folder, now
 from convary.train.interrupt import Interrupt
 from convary.train.system import System, SystemConfig
 

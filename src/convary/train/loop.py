@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from convary._decay import param_groups
+from convary._recipe import recipe
+from convary._schedule import anneal
 from convary.data import DataSet, augment, derive_seed, epoch_order, generator
-from convary.decay import param_groups
 from convary.errors import CheckpointError, ConfigError
 from convary.nn import DynamicLayer
-from convary.recipe import recipe
-from convary.schedule import anneal
 from convary.train.arms import Arm, architecture, checkpoint_path
 from convary.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from convary.train.config import CompareConfig
