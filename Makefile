@@ -14,14 +14,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 NANO := --cpu --model convnet_nano --where "all & ~first" --batch-size 128 --lr 0.045 --jobs $(JOBS)
 
-.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet test slow sweep sanitize lint format types arch check docs \
+.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet study test slow sweep sanitize lint format types arch check docs \
   benchmarks clean
 
 # First a task made for kernels that depend on the image (of whose single channel DyConv would make one hidden unit), then
 # a real one, with a static network as expensive as ODConv's. About four minutes on two cores.
 demo: $(STAMP)
-	$(BIN)/convary compare --data control --cpu --model one_conv --where all --methods static condconv dyconv dynet odconv \
-	  --options dyconv.extra_hidden=4 --init neutral --epochs 4 --seeds 3 --batch-size 64 --lr 0.02 --jobs $(JOBS) \
+	$(BIN)/convary compare --data control --cpu --model one_conv --where all --methods static condconv dyconv:extra_hidden=4 dynet odconv \
+	  --init neutral --epochs 4 --seeds 3 --batch-size 64 --lr 0.02 --jobs $(JOBS) \
 	  --measure-seconds 0.2 --out runs/demo-control
 	$(BIN)/convary compare --data fashion-mnist-mini $(NANO) --methods static static@macs:odconv dyconv odconv \
 	  --epochs 16 --augment --seeds 4 --measure-seconds 0.5 --out runs/demo
@@ -50,6 +50,12 @@ hdfnet: $(STAMP)
 
 condinst: $(STAMP)
 	$(BIN)/convary train condinst --out runs/condinst $(ARGS)
+
+# docs/evidence.md: about a day on one core, in blocks that resume; CIFAR-10 must lie in $$CONVARY_DATA.
+study: $(STAMP)
+	nice -n 19 $(BIN)/python -m studies.run --jobs $(JOBS) $(ARGS)
+	$(BIN)/python -m studies.cost
+	$(BIN)/python -m studies.page
 
 test: $(STAMP)
 	$(PYTEST) $(ARGS)
@@ -91,6 +97,7 @@ benchmarks: $(STAMP)
 	$(BIN)/convary bench models --against grouped --batches 16 --threads 2 --seconds 1 --out $(RESULTS)
 	$(BIN)/convary bench layers --against grouped --threads 2 --out $(RESULTS)
 	$(BIN)/convary bench page --results $(RESULTS) --out docs/benchmarks.md
+	$(BIN)/python scripts/cost_picture.py
 
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache $(VENV)

@@ -135,7 +135,7 @@ WRONG = [
     ("compare --data fashion-mnist-mni --out {tmp}/o", "did you mean 'fashion-mnist-mini'?"),
     ("compare --model resnet2 --out {tmp}/o", "did you mean 'resnet20'?"),
     ("compare --data folder:{tmp} --out {tmp}/o", "{tmp} has 0 class folders"),
-    ("compare --options odconv.expert=2", "did you mean 'experts'?"),
+    ("compare --methods odconv:expert=2", "did you mean 'experts'?"),
     ("plan --model resnet20", "Missing from convary plan: --method"),
     ("plan --model resnet20 --method dyconf", "did you mean 'dyconv'?"),
     ("plan --model resnet20 --method odconv --expert 2", "did you mean '--experts'?"),
@@ -168,7 +168,7 @@ def test_bad_arguments_are_one_line_and_exit_2(run, tmp_path, words, message):
         (OSError(28, "No space left on device", "runs/x"), 2, "No space left on device: runs/x"),
         (PermissionError(13, "Permission denied", "/locked"), 2, "Permission denied: /locked"),
         (ModuleNotFoundError("No module named 'tyro'", name="tyro"), 2, "tyro, which is not installed"),
-        (ModuleNotFoundError("No module named 'rich.x'", name="rich.x"), 2, "pip install 'convary[all]'"),
+        (ModuleNotFoundError("No module named 'rich.x'", name="rich.x"), 2, "pip install '.[all]' in a checkout"),
     ],
 )
 def test_what_goes_wrong_inside_is_one_line(run, monkeypatch, error, code, message):
@@ -195,7 +195,10 @@ def test_missing_extras_name_what_to_install(tmp_path):
     environment = _environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{SOURCE}"}
     done = subprocess.run(_command("explain"), env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert one_line(done.stderr) == "convary: error: needs tyro, which is not installed; run pip install 'convary[all]'"
+    assert (
+        one_line(done.stderr)
+        == "convary: error: needs tyro, which is not installed; run pip install '.[all]' in a checkout of convary"
+    )
 
 
 def test_interrupt_is_130(run, monkeypatch):
@@ -537,3 +540,11 @@ def test_train_lists_the_systems(capsys):
 def test_train_names_what_is_wrong(capsys, argv, said):
     assert cli.main(argv) == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_plan_counts_the_classes_that_the_authors_chose(run):
+    code, out, _ = run("plan", "--model", "torchvision:resnet18", "--method", "odconv")
+    assert code == 0 and "11,689,512 -> 44,901,640" in out
+    assert (
+        "11,181,642 -> 44,393,770" in run(*"plan --model torchvision:resnet18 --method odconv --classes 10".split())[1]
+    )

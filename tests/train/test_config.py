@@ -8,6 +8,7 @@ import pytest
 import convary as cv
 from convary.errors import ConfigError
 from convary.train import CompareConfig
+from convary.train.arms import read_arm
 
 
 def test_defaults_are_the_static_network_and_every_method():
@@ -36,10 +37,16 @@ def test_defaults_are_the_static_network_and_every_method():
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"warmup": 1.0}, "warmup must be at least 0 and below 1"),
         ({"anneal_epochs": 4.0}, "anneal_epochs must be between 0 and epochs=3; got 4.0"),
-        ({"options": ("odconv.expertz=2",)}, "ODConv has no option 'expertz'.*did you mean 'experts'"),
-        ({"options": ("odconv.experts",)}, "METHOD.OPTION=VALUE"),
-        ({"options": ("static.experts=2",)}, "which is not one of the methods"),
-        ({"options": ("odconv.experts=none",)}, "experts must be an int"),
+        ({"methods": ("odconv:expertz=2",)}, "ODConv has no option 'expertz'.*did you mean 'experts'"),
+        ({"methods": ("odconv:experts",)}, "METHOD:OPTION=VALUE"),
+        ({"methods": ("odconv:",)}, "METHOD:OPTION=VALUE"),
+        ({"methods": ("static:experts=2",)}, "which has no options, is static, static@1.25"),
+        ({"methods": ("odconv:experts=none",)}, "experts must be an int"),
+        ({"methods": ("odconv:init=netural",)}, "init of 'odconv:init=netural' must be one of paper, neutral, upcycle"),
+        ({"methods": ("odconv:experts=2", "static@macs:odconv")}, "needs odconv among the methods"),
+        ({"methods": ("odconv:init=neutral",), "anneal_epochs": 1}, "anneals nothing"),
+        ({"methods": ("odconv",), "start": "runs/a"}, "odconv cannot start from.*start wants init=upcycle"),
+        ({"methods": ("static@2",), "start": "runs/a", "init": "upcycle"}, "static@2 cannot start from"),
     ],
 )
 def test_values_that_cannot_work(options, message):
@@ -48,20 +55,37 @@ def test_values_that_cannot_work(options, message):
 
 
 def test_options_reach_the_methods():
-    config = CompareConfig(methods=("dyconv", "odconv"), options=("odconv.experts=2", "dyconv.activation=sigmoid"))
-    found = {name: arm.method for name, arm in config.arms().items()}
-    assert found == {"dyconv": cv.DyConv(activation="sigmoid"), "odconv": cv.ODConv(experts=2)}
+    names = (
+        "dyconv:activation=sigmoid",
+        "odconv",
+        "odconv:experts=2,init=neutral",
+        "static@macs:odconv:experts=2,init=neutral",
+    )
+    arms = CompareConfig(methods=names).arms()
+    assert [arm.method for arm in arms.values()] == [
+        cv.DyConv(activation="sigmoid"), cv.ODConv(), cv.ODConv(experts=2), None,
+    ]  # fmt: skip
+    assert read_arm("odconv:attentions=kernel+tap,norm=layer").method == cv.ODConv(
+        attentions=("kernel", "tap"), norm="layer"
+    )
+    assert [arm.init for arm in arms.values()] == [None, None, "neutral", None]
+    assert [arm.title for arm in arms.values()] == [
+        "DyConv (activation=sigmoid)", "ODConv", "ODConv (experts=2, init=neutral)",
+        "static, MACs of ODConv (experts=2, init=neutral)",
+    ]  # fmt: skip
 
 
 def test_annealing_is_as_published_but_at_most_a_third():
     published = cv.ODConv.annealing.epochs
-    assert CompareConfig(epochs=3).annealing_epochs(cv.ODConv()) == 1
-    assert CompareConfig(epochs=300).annealing_epochs(cv.ODConv()) == published
-    assert CompareConfig(epochs=3, anneal_epochs=2).annealing_epochs(cv.ODConv()) == 2
-    assert CompareConfig().annealing_epochs(cv.CondConv()) is None
-    assert CompareConfig().annealing_epochs(None) is None
-    assert CompareConfig(init="neutral").annealing_epochs(cv.ODConv()) is None  # at its end from the start
-    assert CompareConfig(init="neutral").annealing_epochs(cv.KernelWarehouse()) == 1
+    odconv, warehouse = read_arm("odconv"), read_arm("kernelwarehouse")
+    assert CompareConfig(epochs=3).annealing_epochs(odconv) == 1
+    assert CompareConfig(epochs=300).annealing_epochs(odconv) == published
+    assert CompareConfig(epochs=3, anneal_epochs=2).annealing_epochs(odconv) == 2
+    assert CompareConfig().annealing_epochs(read_arm("condconv")) is None
+    assert CompareConfig().annealing_epochs(read_arm("static")) is None
+    assert CompareConfig(init="neutral").annealing_epochs(odconv) is None  # at its end from the start
+    assert CompareConfig().annealing_epochs(read_arm("odconv:init=neutral")) is None
+    assert CompareConfig(init="neutral").annealing_epochs(warehouse) == 1
 
 
 def test_identity_leaves_out_where_things_lie():

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from convary.errors import CheckpointError, ConfigError
-from convary.train.fit import FitProgress, fit, restore
+from convary.train import Progress
+from convary.train.fit import fit, restore
 from convary.train.system import System, SystemConfig
 
 
@@ -56,14 +57,14 @@ class Line(System):
         return [path]
 
 
-class StopAt(FitProgress):
+class StopAt(Progress):
     """Presses Ctrl-C at a step."""
 
     def __init__(self, step):
         self.stop = step
 
-    def on_step(self, step, losses, lr):
-        if step == self.stop:
+    def on_step(self, run, step):
+        if step.step == self.stop:
             os.kill(os.getpid(), signal.SIGINT)
 
 

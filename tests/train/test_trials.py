@@ -60,7 +60,7 @@ def test_compare_tries_rates_without_the_test_images_and_goes_on_where_it_was(ma
     titles = []
 
     class Heard(Progress):
-        def on_run_start(self, run):
+        def on_start(self, run):
             titles.append(run.title)
 
     results = compare(config, Heard())

@@ -9,7 +9,10 @@ from typing import Literal
 
 from convary._cli.options import parse_with_method
 
-SMALL_IMAGES = {"mobilenet_v2_tiny": (1, 28, 28), "resnet20": (3, 32, 32)}
+SMALL_IMAGES = {
+    "mobilenet_v2_tiny": (1, 28, 28), "convnet_nano": (3, 32, 32), "resnet20": (3, 32, 32), "one_conv": (1, 16, 16),
+}  # fmt: skip
+SMALL_CLASSES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +23,15 @@ class Plan:
     """
 
     model: str
-    """mobilenet_v2_tiny, resnet20, torchvision:NAME or timm:NAME."""
+    """mobilenet_v2_tiny, convnet_nano, resnet20, torchvision:NAME or timm:NAME."""
     method: str
     """Name of the method: condconv, dyconv, ..."""
     where: str = "paper"
     """Which layers: selectors of convary.where with & | ~, as in 'all & ~first'; paper is the method's own choice."""
     init: Literal["upcycle", "paper"] = "upcycle"
     """upcycle: the network computes what it did before. paper: every expert initialised on its own."""
-    classes: int = 10
-    """Classes of the classifier."""
+    classes: int | None = None
+    """Classes of the classifier; None is what the authors of the network gave it, or 10 for the small ones."""
     shape: tuple[int, int, int] | None = None
     """Channels, height and width of an image; None is what the small networks are made for, or 3 224 224."""
 
@@ -40,11 +43,16 @@ def run(argv: Sequence[str]) -> int:
     import torch
 
     import convary
-    from convary.models import build
+    from convary.models import build, create
+    from convary.models.registry import split_width
     from convary.selector import selector
 
-    shape = wanted.shape or SMALL_IMAGES.get(wanted.model, (3, 224, 224))
-    model = build(wanted.model, wanted.classes, shape[0], shape[1:])
+    plain, _ = split_width(wanted.model)
+    shape = wanted.shape or SMALL_IMAGES.get(plain, (3, 224, 224))
+    if wanted.classes is None and plain not in SMALL_IMAGES and shape[0] == 3 and plain == wanted.model:
+        model = create(wanted.model)
+    else:
+        model = build(wanted.model, wanted.classes or SMALL_CLASSES, shape[0], shape[1:])
     chosen = selector(wanted.where, config)
     print(convary.plan(model, config, chosen, upcycle=wanted.init == "upcycle", example=torch.zeros(1, *shape)))
     return 0

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Live progress of a comparison: a bar for each training; plain lines where the output is no terminal."""
+"""Live progress of everything that trains: a bar for each training; plain lines where the output is no terminal."""
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -15,10 +14,11 @@ from convary.train import Progress as Listener
 from convary.train import RunInfo, StepInfo
 
 REFRESH = 0.1  # seconds between updates of a bar: a step may be faster than the eye
+LINES = 10  # plain lines for the steps of a training without epochs
 
 
 class LiveProgress(Listener):
-    """Shows every training as a bar with loss, top-1 and the time left."""
+    """Shows every training as a bar with its losses, its latest scores and the time left."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -45,37 +45,40 @@ class LiveProgress(Listener):
             self.bars.update(self.measuring, completed=self.bars.tasks[-1].total, said="")
         self.bars.stop()
 
-    def on_run_start(self, run: RunInfo) -> None:
+    def on_start(self, run: RunInfo) -> None:
         """Open a bar, where it was left if the run is resumed."""
         name = _name(run)
         self.tasks[name] = self.bars.add_task(name, total=run.total_steps, completed=run.start_step, said="")
-        finished = run.start_step >= run.total_steps
-        state = "done before" if finished else f"resumed at step {run.start_step}" if run.start_step else "starts"
-        if not finished:
-            self._line(f"{name}: {state}, {run.params:,} parameters, {run.layers} dynamic layers")
+        if run.start_step < run.total_steps:
+            state = f"resumed at step {run.start_step}" if run.start_step else "starts"
+            layers = f"{run.layers} dynamic layers" if run.epochs else f"{run.total_steps} steps"
+            self._line(f"{name}: {state}, {run.params:,} parameters, {layers}")
 
     def on_step(self, run: RunInfo, step: StepInfo) -> None:
         """Move the bar."""
         now, name = time.monotonic(), _name(run)
+        said = _where(run, step.step) + "  " + _listed(step.losses)
+        if run.epochs is None and step.step % max(1, run.total_steps // LINES) == 0:
+            self._line(f"{name}: {said}, lr {step.lr:.2g}")
         if name not in self.tasks or (now - self.shown.get(name, 0.0) < REFRESH and step.step < run.total_steps):
             return
         self.shown[name] = now
-        epoch = min(int(step.epoch) + 1, run.epochs)
-        said = f"epoch {epoch}/{run.epochs}  loss {step.loss:.3f}  top-1 {step.top1:5.1f} %"
         if step.temperature is not None and step.temperature != 1:
             said += f"  T {step.temperature:.1f}"
         self.bars.update(self.tasks[name], completed=step.step, said=said)
 
-    def on_epoch(self, run: RunInfo, point: dict[str, Any]) -> None:
-        """Say what the epoch gave."""
-        epoch = f"epoch {point['epoch']:.0f}/{run.epochs}"
-        self._line(f"{_name(run)}: {epoch}, loss {point['train_loss']:.3f}, {_scored(run, point['test_top1'])}")
+    def on_point(self, run: RunInfo, point: dict[str, Any]) -> None:
+        """Say what the evaluation gave."""
+        if point["scores"]:
+            where = _where(run, point["step"])
+            self._line(f"{_name(run)}: {where}, {_listed(point['losses'])}, {_scored(run, point)}")
 
-    def on_run_end(self, run: RunInfo, top1: float) -> None:
+    def on_end(self, run: RunInfo, point: dict[str, Any] | None) -> None:
         """Fill the bar."""
+        said = "diverged" if point is None else _scored(run, point)
         if _name(run) in self.tasks:
-            self.bars.update(self.tasks[_name(run)], completed=run.total_steps, said=_scored(run, top1))
-        self._line(f"{_name(run)}: done, {_scored(run, top1)}")
+            self.bars.update(self.tasks[_name(run)], completed=run.total_steps, said=said)
+        self._line(f"{_name(run)}: done, {said}")
 
     def on_measure(self, method: str, what: str, index: int, count: int) -> None:
         """One more bar, for all measurements."""
@@ -89,9 +92,20 @@ class LiveProgress(Listener):
             self.console.print(text, markup=False, soft_wrap=True)
 
 
-def _scored(run: RunInfo, top1: float) -> str:
-    return "diverged" if math.isnan(top1) else f"{'held-out' if run.trial else 'test'} top-1 {top1:.2f} %"
+def _where(run: RunInfo, step: int) -> str:
+    if run.epochs is None:
+        return f"step {step}/{run.total_steps}"
+    return f"epoch {-(-step * run.epochs // run.total_steps)}/{run.epochs}"
+
+
+def _scored(run: RunInfo, point: dict[str, Any]) -> str:
+    kind = "" if run.epochs is None else "held-out " if run.trial else "test "
+    return kind + _listed(point["scores"])
+
+
+def _listed(values: dict[str, float]) -> str:
+    return "  ".join(f"top-1 {v:.2f} %" if name == "top1" else f"{name} {v:.4f}" for name, v in values.items())
 
 
 def _name(run: RunInfo) -> str:
-    return f"{run.title}, seed {run.seed}"
+    return run.title if run.epochs is None else f"{run.title}, seed {run.seed}"

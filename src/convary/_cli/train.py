@@ -31,11 +31,11 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"there is no system {name!r}; choose from {', '.join(by_name)}{nearest(name, by_name)}")
     config = parse(by_name[name], rest, f"convary train {name}")
 
-    from convary._cli.live import LiveFit
+    from convary._cli.progress import LiveProgress
     from convary.train.fit import fit
 
     console = run_console()
-    with resumable(config, config.out), LiveFit(console) as progress:
+    with resumable(config, config.out), LiveProgress(console) as progress:
         results = fit(config, progress)
     _print(results, config, console)
     return 0

@@ -17,6 +17,8 @@ FILES = {
 NOTES = "notes.md"
 INTRODUCTION = """# Benchmarks
 
+![Time relative to the static network: convary, and as released code does it](images/cost.svg)
+
 What a dynamic convolution costs, against the ordinary one of its size and against what released code does. This page is
 made by `make benchmarks` from measurements that `convary bench` saved; nothing here was typed by hand but the notes.
 

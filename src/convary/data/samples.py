@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convary.errors import DataError
+from convary.extras import command
 
 SCENES = ("arc2017", "voc")
 
@@ -53,7 +54,7 @@ def package_file(package: str, path: str) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / path).is_file():
             return Path(folder) / path
-    raise DataError(f"no {path} of package {package} here; run pip install 'convary[samples]', or give your own data")
+    raise DataError(f"no {path} of package {package} here; run {command('samples')}, or give your own data")
 
 
 def scene(name: Literal["arc2017", "voc"]) -> Scene:

@@ -62,10 +62,10 @@ def _scatter(
             zorder=3,
         )
     panel.margins(x=0.18, y=0.18)
-    _label(panel, places, bars)
+    label(panel, places, bars)
 
 
-def _label(panel: Axes, places: list[Place], bars: list[tuple[float, float, float, float]]) -> None:
+def label(panel: Axes, places: list[Place], bars: list[tuple[float, float, float, float]]) -> None:
     """Put each name where it hides no point, bar or other name: of the places around the point the clearest wins."""
     figure = cast("Figure", panel.figure)
     figure.draw_without_rendering()

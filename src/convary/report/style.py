@@ -59,15 +59,24 @@ class Look:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """One look per method: static networks are grey, a method of ``METHODS`` keeps its colour in every report."""
-    known = [method.name for method in METHODS]
+    """One look per network: static ones are grey, a method of ``METHODS`` has one colour in every report.
+
+    Variants of a method (``"odconv:experts=2"``) share its colour and differ in their markers.
+    """
     names = list(names)
     static = [name for name in names if name.partition("@")[0] == "static"]
-    order = known + [name for name in names if name not in known and name not in static]
     found = {name: Look(role="static", marker=m, glyph=g) for name, (m, g) in zip(static, cycle(STATIC), strict=False)}
-    for index, name in enumerate(order):
-        marker, glyph = MARKERS[index % len(MARKERS)]
-        found[name] = Look(role=SERIES[index % len(SERIES)], marker=marker, glyph=glyph)
+    methods = [method.name for method in METHODS]
+    variants: dict[str, int] = {}
+    for name in names:
+        if name not in found:
+            method = name.partition(":")[0]
+            if method not in methods:
+                methods.append(method)
+            index, variant = methods.index(method), variants.setdefault(method, 0)
+            marker, glyph = MARKERS[(index + variant) % len(MARKERS)]
+            found[name] = Look(role=SERIES[index % len(SERIES)], marker=marker, glyph=glyph)
+            variants[method] += 1
     return {name: found[name] for name in names}
 
 

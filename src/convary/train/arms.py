@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +18,13 @@ from convary.errors import ConfigError, nearest
 from convary.methods import METHODS, MethodConfig
 from convary.models import COMPARATORS, Comparator, fold_excitation
 from convary.models.registry import split_width
-from convary.train.checkpoint import Architecture
+from convary.train.checkpoint import Architecture, read_checkpoint
 
 STATIC = "static"
 METHOD_NAMES = (STATIC, *(config.name for config in METHODS))
 KNOWN = {config.name: config for config in (*METHODS, *COMPARATORS)}
 AXES = ("macs", "params")
+INITS = ("paper", "neutral", "upcycle")
 _WIDEST = 16.0
 
 
@@ -30,15 +33,18 @@ class Arm:
     """One of the networks that are compared.
 
     Attributes:
-        name: ``"static"``, a method's name, ``"static@1.25"`` (a width) or ``"static@macs:odconv"`` (as expensive).
+        name: ``"static"``, a method's name, alone or with options (``"odconv:experts=2,init=neutral"``),
+            ``"static@1.25"`` (a width) or ``"static@macs:odconv"`` (as expensive).
         method: The config of the method, or of the comparator; None for a static network.
+        init: How it starts, where its name says so; else None.
         width: Of a static network, relative to the others; None where another arm's cost decides it.
         axis: ``"macs"`` or ``"params"``: in what it is as expensive as ``like``.
-        like: The name of a method.
+        like: The name of another arm.
     """
 
     name: str
     method: MethodConfig | None = None
+    init: str | None = None
     width: float | None = 1.0
     axis: str = ""
     like: str = ""
@@ -52,9 +58,10 @@ class Arm:
     def title(self) -> str:
         """For people."""
         if self.method is not None:
-            return self.method.title
+            _, _, options = self.name.partition(":")
+            return f"{self.method.title} ({options.replace(',', ', ')})" if options else self.method.title
         if self.like:
-            return f"static, {'MACs' if self.axis == 'macs' else 'parameters'} of {KNOWN[self.like].title}"
+            return f"static, {'MACs' if self.axis == 'macs' else 'parameters'} of {read_arm(self.like).title}"
         return STATIC if self.is_static else f"static, {self.width:g} times as wide"
 
     @property
@@ -65,7 +72,7 @@ class Arm:
     @property
     def folder(self) -> str:
         """Its name as that of a folder, on every system."""
-        return self.name.replace(":", "-")
+        return self.name.replace(":", "-")  # Windows' names have no colon
 
 
 def checkpoint_path(out: Path, arm: Arm | str, seed: int) -> Path:
@@ -73,31 +80,59 @@ def checkpoint_path(out: Path, arm: Arm | str, seed: int) -> Path:
     return out / (arm if isinstance(arm, str) else arm.folder) / f"seed-{seed}" / "checkpoint.pt"
 
 
-def read_arm(text: str, options: dict[str, Any]) -> Arm:
+def read_arm(text: str) -> Arm:
     """An arm by its name.
 
     Args:
         text: The name.
-        options: The method's, other than its defaults.
 
     Raises:
         ConfigError: there is no such arm, or the method does not take the options.
     """
-    if text == STATIC or text in KNOWN:
-        return Arm(name=text, method=None if text == STATIC else KNOWN[text].from_options(options))
-    kind, at, rest = text.partition("@")
-    axis, colon, like = rest.partition(":")
+    kind, colon, rest = text.partition(":")
+    if kind in KNOWN:
+        options = _options(text, rest, KNOWN[kind]) if colon else {}
+        init = options.pop("init", None)
+        if init not in (None, *INITS):
+            raise ConfigError(f"init of {text!r} must be one of {', '.join(INITS)}; got {init!r}")
+        return Arm(name=text, method=KNOWN[kind].from_options(options), init=init)
+    if text == STATIC:
+        return Arm(name=text)
+    kind, at, width = kind.partition("@")
     if kind == STATIC and colon:
-        if axis not in AXES or like not in KNOWN:
+        if width not in AXES or rest.partition(":")[0] not in KNOWN:
+            hint = "" if rest in KNOWN else nearest(rest, KNOWN)
             raise ConfigError(
-                f"a static network as expensive as a method is written static@macs:odconv or static@params:odconv; "
-                f"got {text!r}{nearest(like, KNOWN)}"
+                f"a static network, which has no options, is static, static@1.25, or as expensive as a method, written "
+                f"static@macs:odconv or static@params:odconv; got {text!r}{hint}"
             )
-        return Arm(name=text, width=None, axis=axis, like=like)
+        return Arm(name=text, width=None, axis=width, like=rest)
     if kind == STATIC and at:
         return Arm(name=text, width=split_width(text)[1])
     known = (STATIC, *KNOWN)
     raise ConfigError(f"unknown method {text!r}{nearest(text, known)}; known: {', '.join(known)}")
+
+
+def _options(arm: str, text: str, config: type[MethodConfig]) -> dict[str, Any]:
+    """Those of ``METHOD:OPTION=VALUE,OPTION=VALUE``; a tuple of words is written ``kernel+filter``."""
+    words = {field.name for field in dataclasses.fields(config) if str(field.type).startswith("tuple[str")}
+    options: dict[str, Any] = {}
+    for entry in text.split(","):
+        name, equals, value = entry.partition("=")
+        if not (name and equals):
+            raise ConfigError(
+                f"options are written METHOD:OPTION=VALUE,OPTION=VALUE as in odconv:experts=2; got {arm!r}"
+            )
+        options[name] = tuple(value.split("+")) if name in words else _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    """A number, a bool, None; anything else is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def architecture(arm: Arm, config: Any, dataset: DataSet, seed: int) -> Architecture:
@@ -115,7 +150,7 @@ def architecture(arm: Arm, config: Any, dataset: DataSet, seed: int) -> Architec
     name, width = split_width(config.model)
     factor = _equal_width(arm, config, dataset) if arm.width is None else arm.width
     wide = name if factor * width == 1 else f"{name}@{factor * width:g}"
-    return Architecture.of(wide, dataset, arm.method, config.init, seed, config.where)
+    return Architecture.of(wide, dataset, arm.method, arm.init or config.init, seed, config.where)
 
 
 @lru_cache(maxsize=64)
@@ -150,3 +185,33 @@ def _cost(network: Architecture, axis: str) -> int:
         return sum(p.numel() for p in model.parameters())
     costs = summary(model, torch.zeros(1, *network.shape))
     return costs.convolution + costs.routing + costs.assembly + costs.other
+
+
+def start_weights(config: Any, dataset: DataSet, seed: int) -> dict[str, Any] | None:
+    """State dict of the static network that everything with this seed starts from; None where ``start`` is not given.
+
+    Args:
+        config: The ``CompareConfig``.
+        dataset: What to train on.
+        seed: Of the initial weights.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or a broken one.
+        ConfigError: it is of another network, or not trained to its end.
+    """
+    if config.start is None:
+        return None
+    path = checkpoint_path(config.start, STATIC, seed)
+    content = read_checkpoint(path)
+    if not (config.start / "results.json").exists():
+        raise ConfigError(
+            f"{config.start} is not finished, so nothing can start from it; run its comparison to the end"
+        )
+    given, wanted = Architecture(**content["architecture"]), architecture(Arm(name=STATIC), config, dataset, seed)
+    for name in ("model", "num_classes", "shape"):
+        if getattr(given, name) != getattr(wanted, name):
+            raise ConfigError(
+                f"{path} has {name} {getattr(given, name)} and this comparison {getattr(wanted, name)}; start from a "
+                "comparison of the same network and images"
+            )
+    return content["model"]

@@ -64,9 +64,15 @@ class Architecture:
             where=where,
         )
 
-    def build(self) -> nn.Module:
-        """The network with its initial weights; the same every time."""
+    def build(self, start: dict[str, Any] | None = None) -> nn.Module:
+        """The network with its initial weights; the same every time.
+
+        Args:
+            start: State dict of the static network, in place of random weights.
+        """
         model = build(self.model, self.num_classes, self.shape[0], self.shape[1:], self.seed)
+        if start is not None:
+            model.load_state_dict(start)
         if self.method is None:
             return model
         with torch.random.fork_rng():

@@ -13,12 +13,12 @@ from convary.bench.machine import code, machine
 from convary.data import DataSet, load
 from convary.files import read_json, write_json
 from convary.train import processes
-from convary.train.arms import architecture, checkpoint_path
+from convary.train.arms import architecture, checkpoint_path, start_weights
 from convary.train.checkpoint import load_model
+from convary.train.classification import Run
 from convary.train.config import CompareConfig
 from convary.train.files import claim_folder, now
 from convary.train.jobs import check_jobs, train, train_at_once
-from convary.train.loop import Run
 from convary.train.progress import Progress
 from convary.train.results import Bench, Curve, describe
 from convary.train.trials import Choice, choose
@@ -77,9 +77,11 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
 
 
 def _check_models(config: CompareConfig, dataset: DataSet) -> None:
-    """Build every network once, so that one that cannot be built is known before any is trained."""
+    """Build every network and read every start once, so that what is wrong is known before anything is trained."""
     for arm in config.arms().values():
         architecture(arm, config, dataset, 0).build()
+    for seed in range(config.seeds):
+        start_weights(config, dataset, seed)
 
 
 def _train(

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from convary.errors import ConfigError
-from convary.methods import METHODS, MethodConfig
+from convary.methods import METHODS
 from convary.selector import selector
-from convary.train.arms import METHOD_NAMES, STATIC, Arm, read_arm
+from convary.train.arms import METHOD_NAMES, Arm, read_arm
 from convary.train.run_config import RunConfig
+
+Init = Literal["paper", "neutral", "upcycle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,10 @@ class CompareConfig(RunConfig):
     convnet_nano@1.25 is 1.25 times as wide."""
 
     methods: tuple[str, ...] = METHOD_NAMES
-    """What to train: static and any of the methods, in the order of the report. static@1.25 is a static network 1.25
-    times as wide, static@macs:odconv (or static@params:odconv) one as expensive as the network of a method. se, cbam,
-    eca and we (weight excitation) are what the papers compare with."""
+    """What to train: static and any of the methods, in the order of the report. odconv:experts=2,sharing=per_kernel is
+    a method with options of its own, odconv:init=neutral one with another start than the others. static@1.25 is a
+    static network 1.25 times as wide, static@macs:odconv (or static@params:odconv) one as expensive as the network of
+    a method. se, cbam, eca and we (weight excitation) are what the papers compare with."""
 
     where: str = "paper"
     """Which layers become dynamic: paper, or a selector as in 'all & ~first'; see convary plan."""
@@ -83,15 +85,16 @@ class CompareConfig(RunConfig):
     augment: bool = False
     """Shift and mirror the training images at random. Helps long trainings, costs short ones."""
 
-    init: Literal["paper", "neutral", "upcycle"] = "paper"
+    init: Init = "paper"
     """paper: every expert is initialised on its own, as published. neutral: experts likewise, but routers begin with
     the same coefficients for every image, at their final temperature. upcycle: from the seed's static weights."""
 
     anneal_epochs: float | None = None
     """Epochs over which temperatures fall to their last value; by default as published, but at most a third of all."""
 
-    options: tuple[str, ...] = ()
-    """Options of the methods other than their defaults, such as odconv.experts=2."""
+    start: Path | None = None
+    """Folder of a finished comparison: every network starts as what its trained static network of the same seed
+    computes, with init upcycle, and trains on. What static gains by training on is then no gain of a method."""
 
     image_size: int | None = None
     """Height and width for the images of folder:PATH; 64 by default."""
@@ -123,9 +126,9 @@ class CompareConfig(RunConfig):
         """
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "methods", tuple(self.methods))
-        object.__setattr__(self, "options", tuple(self.options))
         object.__setattr__(self, "lr", (self.lr,) if isinstance(self.lr, (int, float)) else tuple(sorted(self.lr)))
-        object.__setattr__(self, "root", None if self.root is None else Path(self.root))
+        for name in ("root", "start"):
+            object.__setattr__(self, name, None if getattr(self, name) is None else Path(getattr(self, name)))
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ConfigError(f"methods must name at least one method and none twice; got {' '.join(self.methods)!r}")
         for name in ("epochs", "seeds", "batch_size", "threads", "image_size", "jobs", "lr_seeds"):
@@ -144,51 +147,46 @@ class CompareConfig(RunConfig):
                 raise ConfigError(f"{name} must be at least 0 and below {top}; got {getattr(self, name)}")
         if self.anneal_epochs is not None and not 0 <= self.anneal_epochs <= self.epochs:
             raise ConfigError(f"anneal_epochs must be between 0 and epochs={self.epochs}; got {self.anneal_epochs}")
-        if self.anneal_epochs is not None and self.init == "neutral":
+        for arm in self.arms().values():
+            self._check_arm(arm)
+
+    def _check_arm(self, arm: Arm) -> None:
+        init = arm.init or self.init
+        if self.anneal_epochs is not None and init == "neutral":
             raise ConfigError(
                 "init=neutral starts at the last temperature and anneals nothing; leave anneal_epochs out"
             )
-        for arm in self.arms().values():
-            if self.init == "upcycle" and arm.method is not None and not arm.method.upcycles:
-                raise ConfigError(f"{arm.name} cannot start as what the static network computes; give another init")
-            selector(self.where, arm.method if arm.is_dynamic and arm.method else METHODS[0]())
+        if init == "upcycle" and arm.method is not None and not arm.method.upcycles:
+            raise ConfigError(f"{arm.name} cannot start as what the static network computes; give another init")
+        if self.start is not None and (init != "upcycle" or (arm.method is None and not arm.is_static)):
+            raise ConfigError(
+                f"{arm.name} cannot start from the static network of {self.start}; start wants init=upcycle, methods "
+                "and static itself"
+            )
+        selector(self.where, arm.method if arm.is_dynamic and arm.method else METHODS[0]())
 
     def arms(self) -> dict[str, Arm]:
         """What to train, in order, by name.
 
         Raises:
-            ConfigError: an unknown arm, or one as expensive as a method that is not trained; ``options`` has an entry
-                that is not METHOD.OPTION=VALUE or that the method does not take.
+            ConfigError: an unknown arm, one with options that its method does not take, or one as expensive as a
+                method that is not trained.
         """
-        options: dict[str, dict[str, Any]] = {name: {} for name in self.methods}
-        for entry in self.options:
-            target, equals, text = entry.partition("=")
-            name, dot, option = target.partition(".")
-            if not (equals and dot):
-                raise ConfigError(f"options are written METHOD.OPTION=VALUE, as in odconv.experts=2; got {entry!r}")
-            if name not in options or name.partition("@")[0] == STATIC:
-                raise ConfigError(f"option {entry!r} is for {name!r}, which is not one of the methods {self.methods}")
-            options[name][option] = _value(text)
-        arms = {name: read_arm(name, given) for name, given in options.items()}
+        arms = {name: read_arm(name) for name in self.methods}
         for arm in arms.values():
             if arm.like and arm.like not in arms:
                 raise ConfigError(f"{arm.name} needs {arm.like} among the methods; got {' '.join(self.methods)}")
         return arms
 
-    def annealing_epochs(self, config: MethodConfig | None) -> float | None:
-        """Epochs over which the method's temperature falls; None where it has none, or begins at its end."""
-        if config is None or config.annealing is None:
+    def annealing_epochs(self, arm: Arm) -> float | None:
+        """Epochs over which the arm's temperature falls; None where it has none, or begins at its end."""
+        annealing = None if arm.method is None else arm.method.annealing
+        if annealing is None:
             return None
-        if self.init == "neutral" and config.annealing.stop > 0:  # KernelWarehouse's falls to 0 from a neutral start
+        if (
+            arm.init or self.init
+        ) == "neutral" and annealing.stop > 0:  # KernelWarehouse's falls to 0 from a neutral start
             return None
         if self.anneal_epochs is not None:
             return self.anneal_epochs
-        return min(config.annealing.epochs, self.epochs / 3)
-
-
-def _value(text: str) -> Any:
-    """A number, a bool, a tuple; anything else is a string."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        return min(annealing.epochs, self.epochs / 3)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -20,12 +20,14 @@ from accelerate import Accelerator
 from convary.data import DataSet, load
 from convary.errors import ConfigError, ConvaryError
 from convary.train import processes
+from convary.train.classification import Classification, Run
 from convary.train.config import CompareConfig
-from convary.train.loop import Diverged, Run, Training
 from convary.train.progress import Progress, RunInfo, StepInfo
 from convary.train.results import Curve
+from convary.train.training import Diverged, Training
 
 TOLD = 0.2  # seconds between two steps that a process tells of
+SAVING = 60.0  # seconds that a process has to save when the first one was killed
 
 
 def train(
@@ -37,7 +39,7 @@ def train(
     progress: Progress,
     stop: Callable[[], bool] | None = None,
 ) -> Curve:
-    """The learning curve of one training, which goes on where it was; of a trial that diverges, an empty one.
+    """The learning curve of one training, which resumes where there is a checkpoint; of a trial that diverges, none.
 
     Args:
         config: What to do.
@@ -52,18 +54,17 @@ def train(
         KeyboardInterrupt: it was stopped; the state is saved.
         Diverged: the loss is no longer finite, and the run is no trial.
     """
-    training = Training(config, run, dataset, accelerator)
-    info = training.info(*place)
-    progress.on_run_start(info)
+    system = Classification(config, run, dataset, accelerator)
+    training = Training(system, accelerator, run.path(config.out))
     try:
-        training.run(info, progress, stop)
+        curve = training.run(progress, place, stop)
     except Diverged:
         if not run.trial:
             raise
-        training.curve = []
-    progress.on_run_end(info, training.curve[-1]["test_top1"] if training.curve else math.nan)
+        curve = []
+        progress.on_end(training.info(*place), None)
     accelerator.free_memory()
-    return training.curve
+    return [system.entry(point) for point in curve]
 
 
 def check_jobs(config: CompareConfig, accelerator: Accelerator) -> None:
@@ -122,11 +123,14 @@ class _Worker:
     accelerator: ClassVar[Accelerator]
     events: ClassVar[Any]
     stop: ClassVar[Any]
+    busy: ClassVar[threading.Lock] = threading.Lock()
+    orphaned: ClassVar[threading.Event] = threading.Event()
 
     @classmethod
     def begin(cls, config: CompareConfig, events: Any, stop: Any) -> None:
         """Load what every training needs. Between two of them Ctrl-C is the first process' affair."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=cls._outlive_nobody, daemon=True).start()
         torch.set_num_threads(config.threads or 1)
         cls.config, cls.events, cls.stop = config, events, stop
         cls.dataset = load(config.data, config.root, config.limit_train, image_size=config.image_size)
@@ -136,7 +140,22 @@ class _Worker:
     def work(cls, run: Run, place: tuple[int, int]) -> Curve:
         """One training."""
         teller = _Teller(cls.events)
-        return train(cls.config, run, place, cls.dataset, cls.accelerator, teller, cls.stop.is_set)
+        with cls.busy:
+            return train(cls.config, run, place, cls.dataset, cls.accelerator, teller, cls._stops)
+
+    @classmethod
+    def _stops(cls) -> bool:
+        return cls.stop.is_set() or cls.orphaned.is_set()
+
+    @classmethod
+    def _outlive_nobody(cls) -> None:
+        """Save and end when the first process is killed: nobody would hear of what this one does."""
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            cls.orphaned.set()
+            cls.busy.acquire(timeout=SAVING)
+            os._exit(1)
 
 
 @dataclass
@@ -146,8 +165,8 @@ class _Teller(Progress):
     events: Any
     told: float = 0.0
 
-    def on_run_start(self, run: RunInfo) -> None:
-        self.events.put(("on_run_start", (run,)))
+    def on_start(self, run: RunInfo) -> None:
+        self.events.put(("on_start", (run,)))
 
     def on_step(self, run: RunInfo, step: StepInfo) -> None:
         now = time.monotonic()
@@ -155,8 +174,8 @@ class _Teller(Progress):
             self.told = now
             self.events.put(("on_step", (run, step)))
 
-    def on_epoch(self, run: RunInfo, point: dict[str, Any]) -> None:
-        self.events.put(("on_epoch", (run, point)))
+    def on_point(self, run: RunInfo, point: dict[str, Any]) -> None:
+        self.events.put(("on_point", (run, point)))
 
-    def on_run_end(self, run: RunInfo, top1: float) -> None:
-        self.events.put(("on_run_end", (run, top1)))
+    def on_end(self, run: RunInfo, point: dict[str, Any] | None) -> None:
+        self.events.put(("on_end", (run, point)))

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.bench.timing import Timing, interleave
+from convary.train.classification import make_optimizer
 from convary.train.config import CompareConfig
-from convary.train.loop import make_optimizer
 
 
 def latency(model: nn.Module, static: nn.Module, x: Tensor, seconds: float) -> Timing:
@@ -32,7 +32,7 @@ def training_step(
 
 def _stepper(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> Callable[[], object]:
     model = copy.deepcopy(model).train()
-    optimizer = make_optimizer(model, config, config.lr[0])
+    optimizer = make_optimizer(model, config, config.lr[0], config.init)
 
     def step() -> None:
         optimizer.zero_grad()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a comparison tells while it runs. Derive from ``Progress`` and override what is of interest."""
+"""What is told while something trains. Derive from ``Progress`` and override what is of interest."""
 
 from __future__ import annotations
 
@@ -7,54 +7,50 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """One training: a method with a seed.
+    """One training.
 
     Attributes:
-        method: ``"static"`` or a method's name.
+        name: Of the arm (``"static"``, a method) or of the system.
         title: For people.
         seed: The seed.
-        index: Position among all runs, from 0.
-        count: How many runs there are.
-        epochs: How many epochs it has.
+        trial: Whether it serves the choice of a learning rate, and is scored on held-out training images.
+        index: Position among all trainings, from 0.
+        count: How many there are.
+        epochs: How many it has; None where only steps are counted.
         total_steps: How many steps it has.
         start_step: 0, or the step at which it is resumed; ``total_steps`` where it was finished before.
         params: Parameters of the network.
         layers: Dynamic layers of the network.
-        trial: Whether it serves the choice of a learning rate, and is scored on held-out training images.
     """
 
-    method: str
+    name: str
     title: str
     seed: int
+    trial: bool
     index: int
     count: int
-    epochs: int
+    epochs: int | None
     total_steps: int
     start_step: int
     params: int
     layers: int
-    trial: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepInfo:
     """A training step that was just taken.
 
     Attributes:
-        step: Steps taken in this run.
-        epoch: Epochs done, with the fraction of the current one.
-        loss: Mean training loss of this epoch so far.
-        top1: Training accuracy of this epoch so far, percent.
+        step: Steps taken in this training.
+        losses: By name, means over the steps since the last point of the curve.
         lr: Learning rate of the step.
-        temperature: Of the routers; None where they have none.
+        temperature: Of the routers; None where none is annealed.
     """
 
     step: int
-    epoch: float
-    loss: float
-    top1: float
+    losses: dict[str, float]
     lr: float
     temperature: float | None
 
@@ -62,17 +58,17 @@ class StepInfo:
 class Progress:
     """Hears what happens; does nothing."""
 
-    def on_run_start(self, run: RunInfo) -> None:
-        """A run starts, is resumed, or turns out to be finished."""
+    def on_start(self, run: RunInfo) -> None:
+        """A training starts, is resumed, or turns out to be finished."""
 
     def on_step(self, run: RunInfo, step: StepInfo) -> None:
         """A step was taken."""
 
-    def on_epoch(self, run: RunInfo, point: dict[str, Any]) -> None:
-        """An epoch ended; ``point`` is the entry of the learning curve."""
+    def on_point(self, run: RunInfo, point: dict[str, Any]) -> None:
+        """The curve has a point more: ``step``, ``losses``, ``scores`` (empty where nothing was evaluated), ``lr``."""
 
-    def on_run_end(self, run: RunInfo, top1: float) -> None:
-        """A run is finished, with this test accuracy in percent."""
+    def on_end(self, run: RunInfo, point: dict[str, Any] | None) -> None:
+        """A training is finished; ``point`` is the last one of its curve, None where a trial diverged."""
 
     def on_measure(self, method: str, what: str, index: int, count: int) -> None:
         """Measurement ``index`` of ``count`` starts: ``what`` of ``method``."""

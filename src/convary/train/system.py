@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``fit`` trains: a whole network with the data, the loss and the scores that belong to it."""
+"""What is trained: a whole network with the data, the loss and the scores that belong to it."""
 
 from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from convary.errors import ConfigError
+from convary.train.checkpoint import SYSTEM
 from convary.train.run_config import RunConfig
+from convary.train.stream import stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +84,68 @@ class SystemConfig(RunConfig, abc.ABC):
 class System(abc.ABC):
     """A network, its training data, its loss and its scores.
 
-    ``fit`` draws nothing random but through the generators it hands out, which are seeded by (seed, step, item): so a
+    Training draws nothing random but through the generators it hands out, which are seeded by (seed, step, item): so a
     resumed run equals an uninterrupted one.
+
+    Attributes:
+        format: What its checkpoints are called in their files.
+        scored_together: Whether all processes take part in ``scores``; else the first one alone is asked.
+        trial: Whether it serves a choice, and is scored on held-out training images.
+        epochs: Passes over the data, for people; None where only steps are counted.
     """
+
+    format: ClassVar[str] = SYSTEM
+    scored_together: ClassVar[bool] = False
+    trial: bool = False
+    epochs: int | None = None
 
     config: SystemConfig
     """What the run is known by: as given, but for options such as "auto" that the data settled."""
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        return self.config.name
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return self.config.title
+
+    @property
+    def seed(self) -> int:
+        """Of weights, order and augmentation."""
+        return self.config.seed
+
+    @property
+    def steps(self) -> int:
+        """Training steps."""
+        return self.config.steps
+
+    @property
+    def lr(self) -> float:
+        """Highest learning rate."""
+        return self.config.lr
+
+    @property
+    def clip(self) -> float | None:
+        """Largest norm of a step's gradient; None leaves it as it is."""
+        return None
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between two evaluations; 0: only at the end."""
+        return self.config.evaluate_every
+
+    @property
+    def save_every(self) -> float:
+        """Seconds between two checkpoints."""
+        return self.config.save_every
+
+    @property
+    def temperature(self) -> float | None:
+        """Of the routers now; None where none is annealed."""
+        return None
 
     @property
     @abc.abstractmethod
@@ -101,34 +160,67 @@ class System(abc.ABC):
         """A batch of items; nested tuples, lists and dicts of tensors."""
         return default_collate(items)
 
+    def batches(self, first: int, rank: int, world: int) -> Iterable[Any]:
+        """The share of process ``rank`` of ``world`` in the batches of steps ``first``, ``first + 1``, ...
+
+        A system that has its data as tensors may cut its batches itself, and then has no ``item``.
+        """
+        return stream(self, first, rank, world)
+
     @abc.abstractmethod
     def model(self) -> nn.Module:
         """The network with its initial weights; called under the run's seed."""
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Adam at the config's learning rate."""
-        return torch.optim.Adam(model.parameters(), lr=self.config.lr)
+        """Adam at the learning rate."""
+        return torch.optim.Adam(model.parameters(), lr=self.lr)
+
+    def learning_rate(self, step: int) -> float:
+        """The highest one times ``rate``."""
+        return self.lr * self.rate(step)
 
     def rate(self, step: int) -> float:
         """What step ``step`` in [0, steps) multiplies the optimizer's learning rates by."""
         return 1.0
 
+    def begin(self, model: nn.Module) -> None:  # noqa: B027  (a hook)
+        """Called once, before the first step, with the bare network on its device."""
+
+    def after_step(self) -> None:  # noqa: B027  (a hook)
+        """Called after each step; anneals, for example."""
+
     @abc.abstractmethod
     def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """The parts of the loss by name; their sum is minimised.
+        """The parts of the loss by name; the sum of those that have a gradient is minimised, the others are reported.
 
         Args:
             model: The network, possibly wrapped (DDP): only to be called.
-            batch: What ``collate`` made, on the model's device.
+            batch: What ``batches`` gave, on the model's device.
         """
 
     @abc.abstractmethod
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """The field's metrics of the bare network in eval mode, without gradient; the most important one first.
 
-        Called in the first process alone: nothing in it may wait for others (torchmetrics: ``sync_on_compute=False``).
+        Called in the first process alone: nothing in it may wait for others (torchmetrics: ``sync_on_compute=False``),
+        unless ``scored_together``.
         """
 
     @abc.abstractmethod
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
         """Write pictures of what the network does, in eval mode, without gradient; returns their paths."""
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be of this run."""
+        return {"run": self.config.identity()}
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """What else a checkpoint says, for those who read it."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``after_step`` changes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  (a hook)
+        """Take what ``state_dict`` gave."""

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from convary.errors import ConfigError
 from convary.train.arms import Arm
+from convary.train.classification import Run
 from convary.train.config import CompareConfig
-from convary.train.loop import Run
 from convary.train.results import Curve
 
 

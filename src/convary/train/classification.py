@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``compare`` trains: a classifier, static or dynamic, with a seed and a learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from convary._decay import param_groups
+from convary._recipe import recipe
+from convary._schedule import TemperatureAnnealing, anneal
+from convary.data import DataSet, augment, epoch_order, generator
+from convary.train.arms import Arm, architecture, checkpoint_path, start_weights
+from convary.train.checkpoint import FORMAT
+from convary.train.config import CompareConfig
+from convary.train.evaluation import score
+from convary.train.system import System
+
+_AUGMENT = 1  # sets the random numbers of different uses apart
+
+
+def learning_rate(step: int, total: int, highest: float, warmup: float) -> float:
+    """Linear from 0 over the first ``warmup`` of all steps, times half a cosine from 1 to 0.
+
+    >>> learning_rate(0, 100, 1.0, 0.1), round(learning_rate(50, 100, 1.0, 0.1), 3)
+    (0.1, 0.5)
+    """
+    rising = min(1.0, (step + 1) / max(1.0, warmup * total))
+    return highest * rising * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def make_optimizer(model: nn.Module, config: CompareConfig, lr: float, init: str) -> torch.optim.Optimizer:
+    """The optimizer that the config names; banks that start as static kernels get a learning rate to match."""
+    own = lr if init == "upcycle" else None
+    groups = param_groups(model, config.weight_decay, lr=own, optimizer=config.optimizer)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+
+
+class Run(NamedTuple):
+    """One training of a comparison.
+
+    Attributes:
+        arm: The network.
+        seed: Of weights, order and augmentation.
+        lr: The highest learning rate.
+        trial: Whether it serves the choice of the learning rate, and so leaves out the held-out images.
+    """
+
+    arm: Arm
+    seed: int
+    lr: float
+    trial: bool = False
+
+    def path(self, out: Path) -> Path:
+        """Of its checkpoint."""
+        path = checkpoint_path(out, self.arm, self.seed)
+        return out / "trials" / f"lr-{self.lr:g}" / path.relative_to(out) if self.trial else path
+
+
+class Classification(System):
+    """A network of a comparison on its images; every arm sees the same ones in the same order.
+
+    Args:
+        comparison: What is compared, and how.
+        run: What to train.
+        dataset: What to train on.
+        accelerator: Accelerate's processes, which share the images.
+    """
+
+    format: ClassVar[str] = FORMAT
+    scored_together: ClassVar[bool] = True
+
+    def __init__(self, comparison: CompareConfig, run: Run, dataset: DataSet, accelerator: Accelerator) -> None:
+        self.comparison, self.run, self.accelerator = comparison, run, accelerator
+        self.dataset = dataset.held_out(comparison.held_out) if run.trial else dataset
+        self.architecture = architecture(run.arm, comparison, self.dataset, run.seed)
+        self.batch_size = min(comparison.batch_size, self.size)
+        self.trial, self.epochs = run.trial, comparison.epochs
+        self.annealing: TemperatureAnnealing | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the arm."""
+        return self.run.arm.name
+
+    @property
+    def title(self) -> str:
+        """Of the arm; of a trial with its learning rate."""
+        return f"{self.run.arm.title}, lr {self.run.lr:g}" if self.trial else self.run.arm.title
+
+    @property
+    def seed(self) -> int:
+        """Of weights, order and augmentation."""
+        return self.run.seed
+
+    @property
+    def lr(self) -> float:
+        """Highest learning rate."""
+        return self.run.lr
+
+    @property
+    def clip(self) -> float | None:
+        """As in the comparison."""
+        return self.comparison.clip
+
+    @property
+    def size(self) -> int:
+        """Training images."""
+        return len(self.dataset.train.labels)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps of an epoch; images that fill no batch are left out of it."""
+        return self.size // self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Of all epochs."""
+        return self.comparison.epochs * self.evaluate_every
+
+    @property
+    def save_every(self) -> float:
+        """As in the comparison."""
+        return self.comparison.save_every
+
+    @property
+    def temperature(self) -> float | None:
+        """Of the routers now; None where none is annealed."""
+        return None if self.annealing is None else self.annealing.temperature
+
+    def item(self, index: int, rng: torch.Generator) -> Any:
+        """One image and its label, as they lie in the data set; ``batches`` cuts whole batches."""
+        return self.dataset.train.batch(torch.tensor([index]))[0], self.dataset.train.labels[index]
+
+    def batches(self, first: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, C, H, W), augmented and normalised, and labels (B,)."""
+        train, order, ordered = self.dataset.train, torch.empty(0), -1
+        for step in range(first, self.steps):
+            epoch, position = divmod(step, self.evaluate_every)
+            if epoch != ordered:
+                ordered, order = epoch, epoch_order(self.size, self.seed, epoch)
+            index = order[position * self.batch_size : (position + 1) * self.batch_size][rank::world]
+            images = train.batch(index)
+            if self.comparison.augment:
+                rng = generator(self.seed, epoch, position, _AUGMENT, rank)
+                images = augment(images, rng, padding=self.dataset.padding, flip=self.dataset.flip)
+            device = self.accelerator.device
+            yield self.dataset.normalise(images.to(device)), train.labels[index].to(device)
+
+    def model(self) -> nn.Module:
+        """The network with the seed's initial weights, or those that it starts from."""
+        return self.architecture.build(start_weights(self.comparison, self.dataset, self.seed))
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW or SGD."""
+        return make_optimizer(model, self.comparison, self.lr, self.architecture.init)
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up, then a cosine."""
+        return learning_rate(step, self.steps, self.lr, self.comparison.warmup)
+
+    def begin(self, model: nn.Module) -> None:
+        """Start the annealing."""
+        epochs, method = self.comparison.annealing_epochs(self.run.arm), self.run.arm.method
+        if method is not None and method.annealing is not None and epochs is not None:
+            steps = round(epochs * self.evaluate_every)
+            self.annealing = anneal(model, start=method.annealing.start, stop=method.annealing.stop, steps=steps)
+
+    def after_step(self) -> None:
+        """Anneal."""
+        if self.annealing is not None:
+            self.annealing.step()
+
+    def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy, and the training accuracy in percent, which has no gradient."""
+        x, y = batch
+        scores = model(x)
+        loss = F.cross_entropy(scores, y, label_smoothing=self.comparison.label_smoothing)
+        return {"loss": loss, "top1": 100 * (scores.argmax(1) == y).double().mean()}
+
+    def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Top-1 in percent and loss on the test images, or in a trial on the held-out ones."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        found = score(model, self.dataset, self.comparison.batch_size, device, rank, world)
+        return {"top1": found.top1, "loss": found.loss}
+
+    def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
+        """Nothing: a comparison draws its report."""
+        return []
+
+    def identity(self) -> dict[str, Any]:
+        """The comparison, the network and the learning rate."""
+        architecture = dataclasses.asdict(self.architecture)
+        return {"run": self.comparison.identity(), "architecture": architecture, "lr": self.lr}
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """What reads a checkpoint of ``compare``: the arm, the classes, and what conversions did."""
+        recorded = recipe(model) if self.run.arm.is_dynamic else None
+        return {"method": self.name, "classes": list(self.dataset.classes), "recipe": recorded}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the annealing."""
+        return {} if self.annealing is None else self.annealing.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Of the annealing."""
+        if self.annealing is not None:
+            self.annealing.load_state_dict(state)
+
+    def entry(self, point: dict[str, Any]) -> dict[str, Any]:
+        """A point of the curve as results.json has it."""
+        return {
+            "epoch": point["step"] / self.evaluate_every,
+            **{f"train_{name}": value for name, value in point["losses"].items()},
+            **{f"test_{name}": value for name, value in point["scores"].items()},
+            **{name: point[name] for name in ("lr", "temperature", "seconds", "cpu_seconds")},
+        }

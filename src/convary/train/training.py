@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training of one system. Killed at any moment it resumes, to the same result.
+
+Nothing random is carried from one step to the next: order, augmentation and dropout are drawn from generators that are
+seeded by the run's seed and the step. So a checkpoint needs no random state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+
+from convary.data import derive_seed
+from convary.errors import CheckpointError, ConfigError
+from convary.nn import DynamicLayer
+from convary.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from convary.train.interrupt import Interrupt
+from convary.train.progress import Progress, RunInfo, StepInfo
+from convary.train.system import System
+
+_WEIGHTS, _DROPOUT = 1, 3  # set the random numbers of different uses apart; 2 is the items'
+
+
+class Diverged(ConfigError):
+    """The loss of a training is no longer finite."""
+
+
+class Training:
+    """The network, the optimizer and everything else that a checkpoint holds.
+
+    Args:
+        system: What to train.
+        accelerator: Accelerate's device and processes.
+        path: Of the checkpoint, from which the training resumes where there is one.
+
+    Raises:
+        CheckpointError: the checkpoint is truncated, foreign, or of another run.
+    """
+
+    def __init__(self, system: System, accelerator: Accelerator, path: Path) -> None:
+        self.system, self.accelerator, self.path = system, accelerator, path
+        torch.manual_seed(derive_seed(system.seed, _WEIGHTS))
+        self.bare = system.model().train()  # the network without Accelerate's wrapper
+        optimizer = system.optimizer(self.bare)
+        self.shares = [group["lr"] / system.lr for group in optimizer.param_groups]  # of the learning rate
+        self.model, self.optimizer = accelerator.prepare(self.bare, optimizer)
+        system.begin(self.bare)
+        self.step, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
+        self.sums: dict[str, float] = {}  # of what the steps since the last point of the curve gave
+        self.steps_summed = 0
+        self.curve: list[dict[str, Any]] = []
+        if path.exists():
+            self._load()
+
+    def run(
+        self, progress: Progress, place: tuple[int, int] = (0, 1), stop: Callable[[], bool] | None = None
+    ) -> list[dict[str, Any]]:
+        """Train to the end and return the curve.
+
+        The state is saved after each evaluation, every ``save_every`` seconds, and on Ctrl-C.
+
+        Args:
+            progress: Hears what happens.
+            place: The training's position among all, and how many there are.
+            stop: Says after each step whether to stop there, as Ctrl-C does.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
+            Diverged: the loss is no longer finite.
+        """
+        info = self.info(*place)
+        progress.on_start(info)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        with Interrupt() as interrupt:
+            saved = started = time.monotonic()
+            before, cpu = self.seconds, self.cpu_seconds - time.process_time()
+            for batch in self.system.batches(self.step, rank, world):
+                progress.on_step(info, self._take_step(batch))
+                self.seconds = before + time.monotonic() - started
+                self.cpu_seconds = cpu + time.process_time()  # says more where the machine is shared
+                scored = self._note(info, progress)
+                asked = interrupt.asked_anywhere(self.accelerator) or (stop is not None and stop())
+                if scored or asked or time.monotonic() - saved >= self.system.save_every:
+                    self._save()
+                    saved = time.monotonic()
+                if asked:
+                    raise KeyboardInterrupt
+        progress.on_end(info, self.curve[-1])
+        return self.curve
+
+    def info(self, index: int, count: int) -> RunInfo:
+        """What there is to say before it starts."""
+        return RunInfo(
+            name=self.system.name,
+            title=self.system.title,
+            seed=self.system.seed,
+            trial=self.system.trial,
+            index=index,
+            count=count,
+            epochs=self.system.epochs,
+            total_steps=self.system.steps,
+            start_step=self.step,
+            params=sum(p.numel() for p in self.bare.parameters()),
+            layers=sum(isinstance(module, DynamicLayer) for module in self.bare.modules()),
+        )
+
+    def _take_step(self, batch: Any) -> StepInfo:
+        lr = self.system.learning_rate(self.step)
+        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+            group["lr"] = lr * share
+        torch.manual_seed(derive_seed(self.system.seed, self.step, _DROPOUT, self.accelerator.process_index))
+        with self.accelerator.autocast():
+            parts = self.system.losses(self.model, send_to_device(batch, self.accelerator.device))
+        total = torch.stack([part.float() for part in parts.values() if part.requires_grad]).sum()
+        self.optimizer.zero_grad()
+        self.accelerator.backward(total)
+        if self.system.clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.system.clip)
+        self.optimizer.step()
+        self.system.after_step()
+        self.step += 1
+        self._sum_up(parts)
+        means = {name: value / self.steps_summed for name, value in self.sums.items()}
+        return StepInfo(step=self.step, losses=means, lr=lr, temperature=self.system.temperature)
+
+    def _sum_up(self, parts: dict[str, torch.Tensor]) -> None:
+        """Add what a step gave, the mean over the processes."""
+        values = torch.stack([part.detach().double() for part in parts.values()])
+        values = torch.as_tensor(self.accelerator.reduce(values, "mean")).tolist()
+        self.steps_summed += 1
+        for name, value in zip(parts, values, strict=True):
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"the training of {self.system.title} with seed {self.system.seed} diverged ({name} {value} at "
+                    f"step {self.step}); give a smaller --lr than {self.system.lr:g}, and another --out"
+                )
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def _note(self, info: RunInfo, progress: Progress) -> bool:
+        """Add a point to the curve where one is due; whether it has scores."""
+        every, last = self.system.evaluate_every, self.step == self.system.steps
+        due = last or (every > 0 and self.step % every == 0)
+        if not due and (every > 0 or self.step % max(1, self.system.steps // POINTS)):
+            return False
+        point = {
+            "step": self.step,
+            "losses": {name: value / self.steps_summed for name, value in self.sums.items()},
+            "scores": self._scores() if due else {},
+            "lr": self.system.learning_rate(self.step - 1),
+            "temperature": self.system.temperature,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+        }
+        self.curve.append(point)
+        self.sums, self.steps_summed = {}, 0
+        progress.on_point(info, point)
+        return due
+
+    def _scores(self) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        if self.accelerator.is_main_process or self.system.scored_together:
+            self.bare.eval()
+            with torch.no_grad():
+                scores = self.system.scores(self.bare, self.accelerator.device)
+            self.bare.train()
+        self.accelerator.wait_for_everyone()
+        return scores
+
+    def _save(self) -> None:
+        """Write the checkpoint; the main process alone, and no other waits for it."""
+        if self.accelerator.is_main_process:
+            content = {
+                **self.system.identity(),
+                **self.system.describe(self.bare),
+                "model": self.bare.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "system": self.system.state_dict(),
+                "step": self.step,
+                "sums": self.sums,
+                "steps_summed": self.steps_summed,
+                "curve": self.curve,
+                "seconds": self.seconds,
+                "cpu_seconds": self.cpu_seconds,
+            }
+            write_checkpoint(self.path, content, format=self.system.format)
+
+    def _load(self) -> None:
+        content = read_own(self.path, self.system)
+        load_weights(self.bare, content["model"], self.path)
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except ValueError as error:  # other parameters are trained: pretrained weights came then or come now
+            raise CheckpointError(
+                f"{self.path} trained other parameters than this run would ({error}); were the pretrained weights "
+                "there then as they are now? Make them so, or give another --out"
+            ) from error
+        self.system.load_state_dict(content["system"])
+        self.step, self.seconds, self.cpu_seconds = content["step"], content["seconds"], content["cpu_seconds"]
+        self.sums, self.steps_summed, self.curve = content["sums"], content["steps_summed"], content["curve"]
+
+
+POINTS = 50  # of a curve, where nothing is evaluated on the way
+
+
+def read_own(path: Path, system: System) -> dict[str, Any]:
+    """The checkpoint of this very run.
+
+    Raises:
+        CheckpointError: there is none, or it is truncated, foreign or of another run.
+    """
+    content = read_checkpoint(path, format=system.format)
+    if any(content[name] != value for name, value in system.identity().items()):
+        raise CheckpointError(f"{path} is of another run; delete it to train that run again")
+    return content

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the study trains. Each block is one ``convary compare``; blocks of one question share all settings.
+
+Settings were fixed before anything was trained: the network and the 20 epochs, because earlier experiments (4, 12 and
+20 epochs) showed that small and long trainings are where kernels can count; learning rates a factor of 2.2 apart around
+what static networks of this size like. Seeds are 0 to 4 everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from convary.train import CompareConfig
+
+SEEDS = 5
+RATES = (0.02, 0.045, 0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One comparison.
+
+    Attributes:
+        name: Of its folder and its results file.
+        question: What it asks.
+        arms: As for ``convary compare --methods``.
+        base: The block whose static network its arms are compared with; by default its own.
+        flags: Fields of ``CompareConfig`` other than the study's.
+    """
+
+    name: str
+    question: str
+    arms: tuple[str, ...]
+    base: str = ""
+    flags: tuple[tuple[str, object], ...] = ()
+
+    def config(self, out: Path, root: Path | None, jobs: int) -> CompareConfig:
+        """The comparison to run.
+
+        Args:
+            out: The study's folder; the block has one of its own in it.
+            root: Where CIFAR-10 lies.
+            jobs: Trainings at a time.
+        """
+        usual = {
+            "data": "cifar10",
+            "model": "convnet_nano",
+            "where": "all & ~first",
+            "epochs": 20,
+            "batch_size": 128,
+            "lr": RATES,
+            "seeds": SEEDS,
+            "threads": 1,
+            "cpu": True,
+            "measure_seconds": 5.0,
+        }
+        flags = {name: out / str(value) if name == "start" else value for name, value in self.flags}
+        return CompareConfig(**usual | flags, methods=self.arms, out=out / self.name, root=root, jobs=jobs)  # type: ignore[arg-type]
+
+
+_ODCONV = (("lr", (0.045,)),)  # variants take the rate that was chosen for the method
+
+BLOCKS = (
+    Block(
+        name="s2-papers",
+        question="Do CondConv and ODConv gain on a network that lacks capacity, and beyond equal multiply-adds?",
+        arms=("static", "static@macs:odconv", "odconv", "condconv"),
+    ),
+    Block(
+        name="s2-kin",
+        question="Do DyConv and DyNet?",
+        arms=("dyconv", "dynet"),
+        base="s2-papers",
+    ),
+    Block(
+        name="s6-trained",
+        question="Does a trained static network gain by becoming dynamic and training on?",
+        arms=("static", "odconv", "condconv"),
+        flags=(("init", "upcycle"), ("start", "s2-papers"), ("epochs", 10), ("lr", (0.01,))),
+    ),
+    Block(
+        name="s3-widths",
+        question="How far does width alone take a static network?",
+        arms=("static@1.25", "static@1.5", "static@2"),
+        base="s2-papers",
+    ),
+    Block(
+        name="s4-odconv",
+        question="Do start and number of kernels matter for ODConv as its paper says?",
+        arms=("odconv:init=neutral", "odconv:experts=1", "odconv:experts=8"),
+        base="s2-papers",
+        flags=_ODCONV,
+    ),
+    Block(
+        name="s4-attentions",
+        question="What does each of ODConv's four attentions give alone?",
+        arms=tuple(f"odconv:attentions={axis}" for axis in ("kernel", "filter", "channel", "tap")),
+        base="s2-papers",
+        flags=_ODCONV,
+    ),
+    Block(
+        name="s2-attention",
+        question="Does attention on feature maps, or on weights, do the same?",
+        arms=("se", "cbam", "eca", "we"),
+        base="s2-papers",
+    ),
+    Block(
+        name="s2-assembled",
+        question="Do the methods that make their kernels otherwise?",
+        arms=("kernelwarehouse", "dcd", "weightnet", "cgc", "fdconv"),
+        base="s2-papers",
+    ),
+    Block(
+        name="s4-routers",
+        question="Does the order of the papers' other ablations hold?",
+        arms=(
+            "odconv:sharing=per_kernel",
+            "odconv:norm=layer",
+            "condconv:init=neutral",
+            "condconv:experts=4",
+            "dyconv:init=neutral",
+            "dyconv:extra_hidden=16",
+        ),
+        base="s2-papers",
+        flags=_ODCONV,
+    ),
+)

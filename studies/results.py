@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The committed results: blocks, and every arm beside the static network that it is paired with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convary.errors import DataError
+from convary.train.files import read_json
+from convary.train.paired import paired
+from studies.blocks import BLOCKS, Block
+
+FOLDER = Path(__file__).parent / "results"
+_FREE = {"command", "started", "finished", "methods", "jobs", "measure_seconds", "save_every"}  # change no result
+_OWN = {"lr"}  # every arm has its own
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One network over all seeds.
+
+    Attributes:
+        entry: What studies.run kept of it.
+        base: The same of the static network with the same seeds and settings.
+        cost: Its measured cost from ``cost.json``; None where that is not measured.
+    """
+
+    entry: dict[str, Any]
+    base: dict[str, Any]
+    cost: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return self.entry["name"]
+
+    @property
+    def tops(self) -> list[float]:
+        """Top-1 on the test images by seed."""
+        return self.entry["test_top1"]
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it is what the others are compared with."""
+        return self.entry is self.base
+
+    def gap(self, other: Arm | None = None) -> dict[str, Any] | None:
+        """The paired gap to static, or to another arm of the same settings; None to itself."""
+        base = self.base["test_top1"] if other is None else other.tops
+        return None if base is self.tops else paired(self.tops, base)
+
+    def ratio(self, what: str) -> float:
+        """``"macs"`` or ``"params"``, relative to static."""
+
+        def total(entry: dict[str, Any]) -> float:
+            return sum(entry["macs"].values()) if what == "macs" else entry["params"]
+
+        return total(self.entry) / total(self.base)
+
+
+def read(folder: Path = FOLDER) -> dict[str, list[Arm]]:
+    """The arms of every block that is there, by its name, in the study's order.
+
+    Raises:
+        DataError: a file is not what studies.run wrote, or was made with other code, data or settings than the
+            static network that it is paired with.
+    """
+    files = {block.name: read_json(path) for block in BLOCKS if (path := folder / f"{block.name}.json").exists()}
+    cost_file = folder / "cost.json"
+    costs = read_json(cost_file)["arms"] if cost_file.exists() else {}
+    return {block.name: _arms(block, files, costs) for block in BLOCKS if block.name in files}
+
+
+def _arms(block: Block, files: dict[str, Any], costs: dict[str, Any]) -> list[Arm]:
+    own, home = files[block.name], block.base or block.name
+    if home not in files:
+        raise DataError(f"{block.name} is paired with {home}, which has no results; run it, or take {block.name} away")
+    _check_pairing(block.name, own, home, files[home])
+    base = next((arm for arm in files[home]["arms"] if arm["name"] == "static"), None)
+    if base is None:
+        raise DataError(f"{home} has no static network to pair {block.name} with")
+    return [Arm(entry, base, costs.get(entry["name"])) for entry in own["arms"]]
+
+
+def _check_pairing(name: str, own: dict[str, Any], home: str, other: dict[str, Any]) -> None:
+    """Seeds pair only where everything else is equal too."""
+    pairs = [("code", own["machine"]["code"], other["machine"]["code"]), ("data", own["data"], other["data"])]
+    fields = sorted((own["run"].keys() | other["run"].keys()) - _FREE - _OWN)
+    pairs += [(field, own["run"].get(field), other["run"].get(field)) for field in fields]
+    for what, here, there in pairs:
+        if here != there:
+            raise DataError(
+                f"{name} and {home} differ in {what} ({here} and {there}), so their seeds are no pairs; run both again "
+                "with one commit and the same settings"
+            )
