@@ -13,9 +13,6 @@ from torchvision.ops import Conv2dNormActivation
 import convary as cv
 from convary.nn import Router
 
-# Methods whose kernels are made per sample, of no weights that a convolution could have.
-ASSEMBLED = ("kernelwarehouse", "weightnet", "cgc", "fdconv")
-
 
 class Net(nn.Module):
     def __init__(self, in_channels: int = 3, num_classes: int = 5):

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 import convary as cv
+from convary._checkpoint import read
 from tests.nets import Net, excite
 
 SUFFIXES = ("pt", "safetensors")
@@ -39,7 +40,7 @@ def test_the_recipe_is_in_the_metadata(model, tmp_path):
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["convary"]) == cv.recipe(model)
         assert file.metadata()["network"] == "mine"
-    assert cv.checkpoint.read(tmp_path / "model.safetensors").notes["network"] == "mine"
+    assert read(tmp_path / "model.safetensors").notes["network"] == "mine"
 
 
 def test_what_a_user_puts_together(model, tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract every method gets free: DESIGN's list, over ``METHODS``."""
+"""The contract that every method gets free, over ``METHODS``: docs/architecture.md, "To add a method"."""
 
 import copy
 import io
@@ -15,33 +15,12 @@ from torch import nn
 import convary as cv
 from convary import METHODS
 from convary.ops import mixed, reference
-from tests.nets import ASSEMBLED
+from tests.variants import CONVS, RANKS, SIZE, VARIANTS, excite
 
-RANKS = (1, 2, 3)
-CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-VARIANTS = [
-    *(config() for config in METHODS),
-    cv.CondConv(experts=3, activation="softmax"),
-    cv.DyConv(experts=3, activation="sigmoid", hidden_bias=True, extra_hidden=1, temperature=30.0),
-    cv.DyNet(experts=2, reduction=2),
-    cv.ODConv(experts=1),
-    cv.ODConv(experts=3, sharing="per_kernel", temperature=30.0),
-    cv.ODConv(experts=2, attentions=("filter", "kernel", "channel"), kernel_activation="sigmoid", norm="layer"),
-    cv.ODConv(experts=2, attentions=("channel",), norm="none"),
-    cv.DCD(latent="basic"),
-    cv.KernelWarehouse(cell_ratio=2.5, in_ratio=0.5, out_ratio=0.5, min_hidden=4),
-    cv.KernelWarehouse(spatial_partition=False, norm="layer"),
-    cv.WeightNet(expansion=9, splits=3, min_hidden=4),
-    cv.CGC(interaction=2),
-    cv.FDConv(kernels=5, bands=(3,), min_hidden=4, band_activation="tanh", lowest_band=True),
-    cv.FDConv(kernels=1, local=False, bands=()),
-    cv.FDConv(kernels=3, param_ratio=2, kernel_attention_only=True, activation="softmax", local_activation="tanh"),
-]
 IDS = [f"{c.name}{i}" for i, c in enumerate(VARIANTS)]
 every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
 every_variant = pytest.mark.parametrize("config", VARIANTS, ids=IDS)
 every_rank = pytest.mark.parametrize("rank", RANKS)
-SIZE = {1: (9,), 2: (7, 6), 3: (5, 4, 6)}
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +34,6 @@ def _seed():
 def build(config, rank, C=4, O=6, k=3, **geometry):
     static = CONVS[rank](C, O, k, **geometry)
     return config.build(static), static
-
-
-def excite(layer: nn.Module) -> nn.Module:
-    """Random routers and biases, so that samples really get different kernels."""
-    with torch.no_grad():
-        for name, p in layer.named_parameters():
-            if "router" in name or name == "bias":
-                p.copy_(torch.randn_like(p))
-    return layer
 
 
 @st.composite
@@ -142,10 +112,8 @@ def test_equals_the_reference_under_every_strategy(config, rank, data):
 @every_variant
 @every_rank
 def test_gradcheck(config, rank):
-    layer, _ = build(config, rank, C=2, O=2, k=2, groups=2 if config.name == "dyconv" else 1)
+    layer, _ = build(config, rank, C=2, O=2, k=2, groups=1 + VARIANTS.index(config) % 2)
     layer = excite(layer).double().eval()
-    if config.name == "odconv":  # a ReLU at zero has no derivative; keep the hidden units away from it
-        layer.router.heads.weight.data.mul_(0.5)
     x = torch.randn(2, 2, *(3,) * rank, dtype=torch.float64, requires_grad=True)
     names = [n for n, p in layer.named_parameters()]
     params = [p.detach().clone().requires_grad_() for p in layer.parameters()]
@@ -159,7 +127,7 @@ def test_gradcheck(config, rank):
 
 def no_constant_weights(config, coeffs) -> str | None:
     """Why a layer with these coefficients is no mixture of the outputs of ordinary convolutions."""
-    if config.name in ASSEMBLED:
+    if not config.constant_weights:
         return "sample_conv has no such strategy"
     factors = coeffs.factors()
     own = [axis for axis in ("channel", "tap") if axis in factors and coeffs.shared(axis) is None]

@@ -10,7 +10,8 @@ from torch import nn
 
 import convary as cv
 from convary import METHODS
-from tests.nets import ASSEMBLED, Net, all_but_one_slow, dynamic_net, excite, onnx_session
+from convary.methods.cgc import GateRouter
+from tests.nets import Net, all_but_one_slow, dynamic_net, excite, onnx_session
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SIZE = {1: (9,), 2: (7, 6), 3: (5, 4, 6)}
@@ -43,7 +44,7 @@ def constant_convolutions(path) -> tuple[int, int]:
 def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, rank, tmp_path):
     layer = excite(config.build(CONVS[rank](4, 6, 3, padding=1, stride=2, groups=2)))
     path = tmp_path / "layer.onnx"
-    if strategy == "outputs" and config.name in ASSEMBLED:  # no kernel of a bank to convolve with
+    if strategy == "outputs" and not config.constant_weights:  # no kernel of a bank to convolve with
         with pytest.raises(cv.ExportError, match="no constant weights to export"):
             cv.export(layer, torch.randn(1, 4, *SIZE[rank]), path, strategy=strategy)
         return
@@ -54,11 +55,12 @@ def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, r
     assert list(tmp_path.iterdir()) == [path]
     free = [dim.dim_param or dim.dim_value for dim in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
     assert free == ["batch", 4, *{1: ["length"], 2: ["height", "width"]}[rank]]
-    if config.name == "fdconv":  # its bands are filtered by products of matrices made for the size
+    if hasattr(layer, "bands"):  # FDConv's are filtered by products of matrices made for the size
         return
     _, mixed = constant_convolutions(path)
-    pooling = rank if config.name == "cgc" else 0  # CGC pools by a product per axis
-    assert mixed - pooling == (0 if strategy == "outputs" and config.name != "dcd" else 1)  # DCD fuses latent channels
+    pooling = rank * isinstance(layer.router, GateRouter)  # CGC pools by a product per axis
+    fusing = hasattr(layer, "q")  # DCD's latent channels
+    assert mixed - pooling == (0 if strategy == "outputs" and not fusing else 1)
 
 
 @pytest.mark.slow
@@ -77,12 +79,12 @@ def test_three_axes_run_in_onnxruntime(strategy, tmp_path):
 def test_networks_run_in_onnxruntime_at_another_batch_and_size(config, strategy, tmp_path):
     model = dynamic_net(config)
     path = tmp_path / "model.onnx"
-    if strategy == "outputs" and config.name in ASSEMBLED:
+    if strategy == "outputs" and not config.constant_weights:
         pytest.skip("refused: its layers have no constant weights")
     cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)
     x = torch.randn(3, 3, 19, 24)
     torch.testing.assert_close(run_onnx(path, x), model(x).detach(), rtol=1e-4, atol=1e-4)
-    assert (constant_convolutions(path)[1] == 0) == (strategy == "outputs" and config.name != "dcd")
+    assert (constant_convolutions(path)[1] == 0) == (strategy == "outputs" and not isinstance(config, cv.DCD))
     assert all(group == 1 or group == 16 for group in groups(path))  # the depthwise layers' own, never the batch
 
 
@@ -101,7 +103,7 @@ def groups(path) -> list[int]:
 @every_strategy
 def test_networks_run_in_torch_export_at_another_batch_and_size(config, strategy, tmp_path):
     model = dynamic_net(config)
-    if strategy == "outputs" and config.name in ASSEMBLED:
+    if strategy == "outputs" and not config.constant_weights:
         pytest.skip("refused: its layers have no constant weights")
     path = tmp_path / "model.pt2"
     cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)

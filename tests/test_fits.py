@@ -68,7 +68,7 @@ def test_compiled_network_neither_breaks_nor_recompiles_while_annealing(config):
 def calm_net(config):
     """A network whose rounding shows as rounding: FDConv squares hidden units, and heads at random blow that up."""
     model = dynamic_net(config)
-    if config.name == "fdconv":
+    if isinstance(config, cv.FDConv):
         for router in (m for m in model.modules() if isinstance(m, Router)):
             router.heads.weight.data.mul_(0.02)
     return model

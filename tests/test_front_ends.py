@@ -5,11 +5,10 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 
 import convary as cv
-from convary import METHODS
-from tests.nets import ASSEMBLED, excite
+from tests.nets import excite
+from tests.variants import LAYERS
 
 # Each was met as a conversion that stopped, or a file that failed when it was run.
 UNKNOWN = {
@@ -31,30 +30,9 @@ UNKNOWN = {
 # Complex numbers, and kernels that are made as six axes: Core ML, ncnn and OpenCV can't hold FDConv.
 COMPLEX = ("fdconv",)
 MOST_AXES = 5  # Core ML's limit
-
-
-def _layers():
-    """Names and makers of networks for x (2, 4, 12, 10)."""
-    for method in METHODS:
-        for groups in (1, 2):
-            conv = nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=groups)
-            yield f"{method.name}-{groups}", lambda method=method, conv=conv: method().build(conv)
-    yield "odconv-1-per_kernel", lambda: cv.ODConv2d(4, 6, 3, experts=2, sharing="per_kernel")
-    yield "odconv-2-per_kernel", lambda: cv.ODConv2d(4, 6, 3, experts=2, sharing="per_kernel", groups=2)
-    yield "odconv-1-one", lambda: cv.ODConv2d(4, 6, 3, experts=1)
-    yield "dcd-1-basic", lambda: cv.DCDConv2d(4, 6, 3, latent="basic")
-    yield "weightnet-1-wide", lambda: cv.WeightNet2d(4, 6, 3, expansion=4)
-    yield "carafe", lambda: cv.CARAFE(4, groups=2)
-    yield "involution", lambda: cv.Involution2d(4, 3, 2, group_channels=2)
-    yield "dmnet", lambda: cv.DynamicConvModule(4, 6, 3)
-    yield "mixedlinear", lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), cv.MixedLinear(4, 3))
-    yield "dcdlinear", lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), cv.DCDLinear(4, 3))
-
-
-LAYERS = dict(_layers())
 every_layer = pytest.mark.parametrize("name", LAYERS)
 X = torch.randn(2, 4, 12, 10)
-OUTPUTS = [n for n in LAYERS if n.partition("-")[0] not in (*ASSEMBLED, "carafe", "involution", "dmnet")]
+OUTPUTS = [n for n in LAYERS if getattr(LAYERS[n](), "constant_weights", n.endswith("linear"))]
 OUTPUTS = [n for n in OUTPUTS if not n.endswith("per_kernel")]
 every_graph = pytest.mark.parametrize(
     ("name", "strategy"), [*((n, None) for n in LAYERS), *((n, "outputs") for n in OUTPUTS)]

@@ -19,7 +19,7 @@ import convary as cv
 from convary import METHODS, ops
 from convary.nn import recompute
 from convary.ops import mixed, pixel, reference, sample
-from tests.test_contract import CONVS, SIZE, VARIANTS, excite
+from tests.variants import CONVS, SIZE, VARIANTS, excite
 
 C = 4
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-9}  # of the largest entry

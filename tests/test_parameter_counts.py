@@ -2,8 +2,6 @@
 """Published parameter counts and static MACs, exactly (tests/golden/param_counts.json)."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +11,8 @@ from torchvision import models
 
 import convary as cv
 from convary import where
+from tests.golden.case import COUNTS
 
-COUNTS = {
-    k: v["params"]
-    for k, v in json.loads((Path(__file__).parent / "golden/param_counts.json").read_text())["counts"].items()
-}
 NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenetv2_050", "mobilenetv2_075", "mobilenetv2_100")
 MOBILE = NETS[4:]
 

@@ -178,7 +178,7 @@ def test_files(tmp_path, monkeypatch):
     refused = {
         "half.pt": "truncated or no checkpoint",
         "half.safetensors": "truncated or no .safetensors",
-        "text.pt": "holds more than weights, or is no checkpoint",
+        "text.pt": "no checkpoint, or holds more than weights",
         "module.pt": "nothing in it was executed",
         "bomb.pt": "nothing in it was executed",
         "zipped-bomb.pt": "nothing in it was executed",

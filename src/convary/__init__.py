@@ -8,10 +8,20 @@ torch.Size([2, 32, 8, 8])
 """
 
 from convary import integrations, ops, where
-from convary.checkpoint import load, save
-from convary.convert import Plan, PlanRow, convert, plan
-from convary.decay import param_groups
-from convary.diagnose import Diagnosis, LayerDiagnosis, diagnose
+from convary._checkpoint import load, save
+from convary._convert import convert
+from convary._decay import param_groups
+from convary._diagnose import Diagnosis, LayerDiagnosis, diagnose
+from convary._export import export
+from convary._fold import Folded, fold
+from convary._fold_norms import fold_norms
+from convary._plan import Plan, plan
+from convary._plan_rows import PlanRow
+from convary._recipe import recipe, reconvert
+from convary._released import load_released, released_state
+from convary._routing import routing
+from convary._schedule import TemperatureAnnealing, anneal, set_temperature
+from convary._summary import Summary, summary
 from convary.errors import (
     CheckpointError,
     ConfigError,
@@ -27,9 +37,6 @@ from convary.errors import (
     StrategyError,
     TemperatureWarning,
 )
-from convary.export import export
-from convary.fold import Folded, fold, fold_norms, freeze_routing
-from convary.inspect import Summary, routing, summary
 from convary.methods import (
     CARAFE,
     CGC,
@@ -86,10 +93,8 @@ from convary.methods import (
     share_warehouse,
 )
 from convary.methods.condinst import MaskHead, mask_logits, split_params
+from convary.nn import freeze_routing
 from convary.ops import Coefficients
-from convary.recipe import recipe, reconvert
-from convary.released import load_released, released_state
-from convary.schedule import TemperatureAnnealing, anneal, set_temperature
 
 __version__ = "0.1.0"
 

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read without running code."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import pickle
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from convary.errors import ConvaryError
+import torch
+
+from convary.errors import CheckpointError, ConvaryError
 
 TEMPORARY = ".part"
 
@@ -31,11 +37,33 @@ def write_whole(path: Path, content: bytes) -> None:
         except OSError:
             part.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """For writers that make several files: where to write ``path`` and what belongs beside it.
+
+    They get to their places when the block ends; none does where it raises. The folder of ``path`` is there already.
+
+    Raises:
+        ConvaryError: as ``write_whole``.
+    """
+    with writing(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        yield Path(folder) / path.name
+        for file in Path(folder).iterdir():
+            _sync(file)
+            os.replace(file, path.parent / file.name)
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Have a file or a folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -47,4 +75,39 @@ def writing(path: Path) -> Iterator[None]:
         raise ConvaryError(
             f"cannot write {path}: {error.strerror or error}; free some space or make the folder writable, "
             "or choose another folder with --out"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``value`` as JSON, written whole."""
+    write_whole(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What :func:`write_json` wrote.
+
+    Raises:
+        ConvaryError: it can't be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConvaryError(f"{path} is not readable: {error}; delete it to measure again") from error
+
+
+def read_tensors(path: Path, advice: str) -> Any:
+    """The tensors and plain values of a file of ``torch.save``, on the CPU.
+
+    Args:
+        path: The file.
+        advice: What to do where it can't be read, for the message.
+
+    Raises:
+        CheckpointError: a truncated file, one of something else, or a pickle that would run code: nothing is executed.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or no checkpoint, or holds more than weights; nothing in it was executed; {advice}"
         ) from error

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from convary.errors import CheckpointError, nearest
 from convary.extras import require
+from convary.files import read_tensors
 
 _SHOWN = 8
 
@@ -34,16 +33,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         require("reading .safetensors", "vision", "safetensors")
         return unwrap(_safetensors(path), str(path))
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than weights, or is no checkpoint; nothing in it was executed. Save a state dict: "
-            "torch.save(model.state_dict(), path)"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} is truncated or no checkpoint: {str(error).splitlines()[0:1]}") from error
-    return unwrap(content, str(path))
+    return unwrap(read_tensors(path, "save a state dict: torch.save(model.state_dict(), path)"), str(path))
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 """The benchmark's tables: checked before they are timed, saved, told as a page."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -46,6 +47,17 @@ def test_the_check_looks_at_values_and_every_gradient(monkeypatch):
 
         monkeypatch.setattr(case, "dynamic", wrong)
         assert case.error() > 1e-3
+
+
+def test_needs_nothing_of_what_training_needs(monkeypatch, tmp_path):
+    for name in [name for name in sys.modules if name.startswith("convary.train")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("accelerate", "torchmetrics"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    monkeypatch.setattr(layers.measure, "__defaults__", (TINY[:1],))
+    flags = ["--threads", "1", "--modes", "inference", "--factors", "kernel", "--seconds", "0.01"]
+    assert main(["bench", "layers", *flags, "--out", str(tmp_path)]) == 0
+    assert "ratio" in json.loads((tmp_path / "layers.json").read_text())["rows"][0]
 
 
 def test_a_wrong_line_is_not_timed(monkeypatch, capsys, tmp_path):

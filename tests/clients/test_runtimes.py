@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import convary as cv
 from convary import METHODS, ops
-from tests.nets import ASSEMBLED, excite, onnx_session
-from tests.test_front_ends import LAYERS
+from tests.nets import excite, onnx_session
+from tests.variants import LAYERS
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +142,7 @@ def check(runtime: str, name: str, layer: nn.Module, strategy: str, folder: Path
 @pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
 def test_methods(runtime, config, tmp_path, record_property):
     torch.manual_seed(0)
-    for strategy in ("bmm",) if config.name in ASSEMBLED else ("bmm", "outputs"):
+    for strategy in ("bmm", "outputs") if config.constant_weights else ("bmm",):
         for groups in (1, 2):
             layer = excite(config.build(nn.Conv2d(4, 6, 3, padding=1, groups=groups)))
             folder = tmp_path / f"{strategy}{groups}"

@@ -2,72 +2,21 @@
 """COCO's format: polygons, run lengths, crowds; what is broken is named before anything is trained."""
 
 import copy
-import json
 import pickle
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from convary.data.coco import CocoSet, LeftOutWarning, coco_folder, encode, sample_set
+from convary.data.coco import CocoSet, LeftOutWarning, coco_folder, sample_set
 from convary.data.samples import scene
 from convary.errors import DataError
-
-H, W = 21, 33
-
-
-def square(x, y, side):
-    mask = torch.zeros(H, W, dtype=torch.bool)
-    mask[y : y + side, x : x + side] = True
-    return mask
-
-
-def unpacked(mask):
-    """COCO's run lengths as a list: column by column, zeros first."""
-    flat = mask.T.flatten().int()
-    edges = [0, *(flat.diff().nonzero().squeeze(1) + 1).tolist(), flat.numel()]
-    runs = np.diff(edges).tolist()
-    return {"size": [H, W], "counts": [0, *runs] if flat[0] else runs}
-
-
-CONTENT = {
-    "images": [
-        {"id": 7, "file_name": "a.png", "height": H, "width": W},
-        {"id": 3, "file_name": "b.png", "height": H, "width": W},
-    ],
-    "categories": [{"id": 18, "name": "dog"}, {"id": 2, "name": "cat"}],
-    "annotations": [
-        {"id": 1, "image_id": 7, "category_id": 18, "bbox": [4, 5, 10, 10], "iscrowd": 0, "area": 100,
-         "segmentation": [[4, 5, 14, 5, 14, 15, 4, 15]]},
-        {"id": 2, "image_id": 7, "category_id": 2, "bbox": [1, 2, 6, 6], "iscrowd": 0, "area": 36,
-         "segmentation": unpacked(square(1, 2, 6))},
-        {"id": 3, "image_id": 7, "category_id": 2, "bbox": [20, 3, 8, 8], "iscrowd": 0, "area": 64,
-         "segmentation": encode(square(20, 3, 8))},
-        {"id": 4, "image_id": 7, "category_id": 2, "bbox": [0, 0, 30, 20], "iscrowd": 1, "area": 600,
-         "segmentation": unpacked(square(0, 0, 20))},
-    ],
-}  # fmt: skip
-
-
-def pixels(name):
-    return torch.zeros(3, H, W, dtype=torch.uint8)
+from tests.data.written import CONTENT, H, W, folder_of, pixels, square, unpacked
 
 
 def changed(place, **fields):
     content = copy.deepcopy(CONTENT)
     content["annotations"][place].update(fields)
     return content
-
-
-def folder_of(path, content=CONTENT, part="train2017"):
-    """A folder in COCO's layout."""
-    (path / "annotations").mkdir(exist_ok=True)
-    (path / part).mkdir()
-    (path / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
-    for image in content["images"]:
-        Image.new("RGB", (image["width"], image["height"]), (9, 90, 200)).save(path / part / image["file_name"])
-    return path
 
 
 def test_reads_polygons_and_both_kinds_of_run_lengths_and_leaves_crowds_out(tmp_path):

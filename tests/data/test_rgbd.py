@@ -7,22 +7,7 @@ from PIL import Image
 
 from convary.data.rgbd import fill_holes, load_rgbd, read_depth, salient_scene, stretched
 from convary.errors import DataError
-
-
-def write(root, names=("a", "b", "c.d"), folders=("RGB", "depth", "GT"), size=(20, 12), depth_size=None, mask=255):
-    for folder in folders:
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for shade, name in enumerate(names):
-        Image.new("RGB", size, (40 * shade, 9, 7)).save(root / folders[0] / f"{name}.jpg")
-        Image.fromarray(gradient(depth_size or size)).save(root / folders[1] / f"{name}.png")
-        picture = Image.new("L", size)
-        picture.paste(mask, (5, 2, 15, 8))
-        picture.save(root / folders[2] / f"{name}.png")
-    return root
-
-
-def gradient(size, dtype=np.uint8, top=255):
-    return np.linspace(0, top, size[0] * size[1]).reshape(size[1], size[0]).astype(dtype)
+from tests.data.written import gradient, write_rgbd
 
 
 @pytest.mark.parametrize(
@@ -35,7 +20,7 @@ def gradient(size, dtype=np.uint8, top=255):
     ],
 )
 def test_the_layouts_of_the_public_sets(tmp_path, folders):
-    photos = load_rgbd(write(tmp_path, folders=folders))
+    photos = load_rgbd(write_rgbd(tmp_path, folders=folders))
     assert len(photos) == 3
     assert [photos[i].name for i in range(3)] == ["a", "b", "c.d"]
     photo = photos[1]
@@ -46,7 +31,7 @@ def test_the_layouts_of_the_public_sets(tmp_path, folders):
 
 
 def test_a_list_takes_some_of_them(tmp_path):
-    write(tmp_path)
+    write_rgbd(tmp_path)
     names = tmp_path / "train.lst"
     names.write_text("somewhere/NJUD/c.d\n\na.jpg 1\n")
     photos = load_rgbd(tmp_path, names)
@@ -61,7 +46,7 @@ def test_a_list_takes_some_of_them(tmp_path):
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(DataError, match=r"no folder .*nowhere"):
         load_rgbd(tmp_path / "nowhere")
-    write(tmp_path)
+    write_rgbd(tmp_path)
     (tmp_path / "depth" / "b.png").unlink()
     (tmp_path / "GT" / "a.png").unlink()
     with pytest.raises(DataError, match="a has no mask; b has no depth; add the missing"):
@@ -72,14 +57,14 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 
 def test_an_empty_folder_says_so(tmp_path):
-    write(tmp_path, names=())
+    write_rgbd(tmp_path, names=())
     with pytest.raises(DataError, match="holds no images"):
         load_rgbd(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["RGB", "depth", "GT"])
 def test_a_broken_file_is_named(tmp_path, folder):
-    write(tmp_path)
+    write_rgbd(tmp_path)
     path = next((tmp_path / folder).glob("b.*"))
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DataError, match="not a readable") as caught:
@@ -88,14 +73,14 @@ def test_a_broken_file_is_named(tmp_path, folder):
 
 
 def test_depth_of_another_size_is_brought_to_the_image(tmp_path):
-    photo = load_rgbd(write(tmp_path, depth_size=(40, 24)))[0]
+    photo = load_rgbd(write_rgbd(tmp_path, depth_size=(40, 24)))[0]
     assert photo.depth.shape == (1, 12, 20)
     assert 0 <= photo.depth.min() < 0.05 and 0.95 < photo.depth.max() <= 1
 
 
 def test_a_mask_without_objects_is_empty(tmp_path):
-    assert not load_rgbd(write(tmp_path, mask=0))[0].mask.any()
-    faint = load_rgbd(write(tmp_path, mask=1))[0].mask  # 0 and 1 instead of 0 and 255
+    assert not load_rgbd(write_rgbd(tmp_path, mask=0))[0].mask.any()
+    faint = load_rgbd(write_rgbd(tmp_path, mask=1))[0].mask  # 0 and 1 instead of 0 and 255
     assert faint.sum() == 60
 
 

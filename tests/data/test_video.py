@@ -7,17 +7,7 @@ import torch
 
 from convary.data.video import read_video, sample_clip
 from convary.errors import DataError
-
-
-def write_video(path, frames):
-    """Lossless: (N, H, W, 3) uint8."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=10)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "bgr0"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+from tests.data.written import write_video
 
 
 def test_frames_of_odd_size_come_back(tmp_path):

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 import convary as cv
 from convary.errors import ConfigError, ShapeError
+from tests.golden.case import Case, cases
 from tests.nets import check_graphs
-from tests.test_golden import Case, cases
 
 
 @pytest.mark.parametrize("name", cases("carafe_op_*"))

@@ -9,8 +9,8 @@ from torchvision import models
 
 import convary as cv
 from convary import where
+from tests.golden.case import Case, cases
 from tests.nets import excite
-from tests.test_golden import Case, cases
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +35,12 @@ def test_layers_of_the_released_code(name, strategy):
     (gate,) = seen
     want = (gate.channel.unsqueeze(1) + gate.filter.unsqueeze(2)).sigmoid()
     case.close("attention.gate", want)
-    torch.testing.assert_close(layer.kernels(gate), want.unflatten(3, (3, 3)) * layer.kernel)
+    torch.testing.assert_close(layer.kernels(gate), want.unflatten(3, (3, 3)) * layer.weight[0])
     case.backward(out)
-    own = dict(layer.named_parameters())
-    grads = {theirs: own[ours].grad for ours, theirs in layer.released_names().items() if ours in own}
-    case.check_gradients(grads | {"x": x.grad})
-    theirs = {name: ours for ours, name in layer.released_names().items()}
+    case.check_gradients(case.released_gradients(layer) | {"x": x.grad})
+    theirs = layer.to_released()
     for key in (k for k in case.expected if k.startswith("post.")):
-        case.close(key, layer.get_buffer(theirs[key.removeprefix("post.")]))
+        case.close(key, theirs[key.removeprefix("post.")])
 
 
 def by_hand(layer: cv.CGC2d, x: torch.Tensor) -> torch.Tensor:
@@ -60,7 +58,7 @@ def by_hand(layer: cv.CGC2d, x: torch.Tensor) -> torch.Tensor:
         groups = norm(router.interaction_norm, z).chunk(router.groups)
         mixed = torch.cat([router.interaction.weight @ group for group in groups])
         v = norm(router.filter_norm, mixed) @ router.heads["filter"].weight.T
-        kernel = layer.kernel.detach().clone()
+        kernel = layer.weight[0].detach().clone()
         for o in range(O):
             for c in range(C_group):
                 channel = o // (O // layer.groups) * C_group + c

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import convary as cv
 from convary.errors import ConfigError, ShapeError
 from convary.methods.condinst import MaskHead, aligned_bilinear, dice_loss, mask_logits, split_params
-from tests.test_golden import Case
+from tests.golden.case import Case
 
 
 def problem(N=5, B=2, H=6, W=7, head=None, dtype=torch.float64):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DCD beside the contract and the golden vectors: the formula, its kernels, where it starts."""
+"""DCD: the authors' numbers, the formula, its kernels, where it starts."""
 
 import pytest
 import torch
@@ -8,13 +8,62 @@ from torch import nn
 from torchvision import models
 
 import convary as cv
-from convary.methods.dcd import halves
+from convary.methods.dcd_fusion import halves
+from tests.golden.case import Case, cases
 from tests.nets import excite
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+LATENT = {"conv_basic_dy": "basic", "conv_dy": "bottleneck", "dymodule": "pointwise"}
+
+
+@pytest.mark.parametrize("name", cases("dcd_*"))
+def test_dcd(name):
+    case = Case(name)
+    k = case.kwargs
+    if "dycls" in name:
+        layer = cv.DCDLinear(k["inp"], k["oup"], dtype=torch.float64)
+    else:
+        latent = next(v for part, v in LATENT.items() if part in name)
+        C, O = (k.get(a, k.get(b)) for a, b in (("inplanes", "inp"), ("planes", "oup")))
+        size = 1 if latent == "pointwise" else 3
+        layer = cv.DCDConv2d(
+            C, O, size, k.get("stride", 1), size // 2, bias=False, latent=latent, squeeze=k.get("fc_squeeze", 16),
+            dtype=torch.float64,
+        )  # fmt: skip
+    cv.load_released(layer, case.state)
+    case.released(layer)
+    layer.train(case.training)
+    x = case.inputs["x"].requires_grad_()
+    seen = []
+    layer.router.register_forward_hook(lambda m, a, out: seen.append(out))
+    out = layer(x)
+    case.close("out", out)
+    case.close("attention.phi", seen[0].latent)
+    case.close("attention.scale", seen[0].filter)
+    case.backward(out)
+    case.check_gradients(case.released_gradients(layer) | {"x": x.grad})
+    for key in (k for k in case.expected if k.startswith("post.")):
+        case.close(key, layer.get_buffer(key.removeprefix("post.bn").replace("1.", "norm1.").replace("2.", "norm2.")))
+
+
+@pytest.mark.parametrize("name", cases("mobilenetv2_dcd_*"))
+def test_dcd_mobilenetv2(name):
+    """In torchvision's network, whose parts the authors name otherwise."""
+    case = Case(name)
+    config = cv.DCD(squeeze=case.kwargs["fc_squeeze"])
+    static = models.mobilenet_v2(width_mult=case.kwargs["width_mult"], dropout=0.0)
+    model = cv.convert(static, config, upcycle=False).double()
+    assert sum(p.numel() for p in model.parameters()) == case.settings["params"]
+    assert len(cv.load_released(model, case.state).dynamic) == 33
+    case.released(model)
+    model.train(case.training)
+    with torch.no_grad():
+        case.close("out", model(case.inputs["x"]))
 
 
 @pytest.mark.parametrize("size", [(6,), (7, 4), (5, 3, 1)])
@@ -31,7 +80,7 @@ def test_follows_the_released_formula(latent):
     nn.init.normal_(layer.bias)
     x = torch.randn(3, 16, 7, 9)
     fusion = layer.router(x)
-    scaled = fusion.filter.transpose(1, 2)[..., None] * F.conv2d(x, layer.kernel, layer.bias, 2, 1)
+    scaled = fusion.filter.transpose(1, 2)[..., None] * F.conv2d(x, layer.weight[0], layer.bias, 2, 1)
     q = layer.norm1(F.conv2d(x, layer.q[..., None, None], stride=2)).flatten(2)
     residual = layer.p @ (layer.norm2(fusion.latent @ q) + q)
     torch.testing.assert_close(layer(x), scaled + residual.reshape(scaled.shape), rtol=1e-4, atol=1e-5)

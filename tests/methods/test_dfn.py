@@ -6,10 +6,10 @@ from torch import nn
 
 from convary import DFNConv2d, DFNLocalFilter2d
 from convary.errors import ConfigError, ShapeError
-from convary.methods.dfn import filter_flow, local_filter
+from convary.methods.dfn_local import filter_flow, local_filter
 from convary.ops import reference
+from tests.golden.case import Case, cases
 from tests.nets import check_graphs
-from tests.test_golden import Case, cases
 
 
 @pytest.mark.parametrize("name", cases("dfn_local_*"))

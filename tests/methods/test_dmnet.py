@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from convary.errors import ConfigError, ShapeError
 from convary.methods.dmnet import DynamicConvModule
-from tests.test_golden import Case, cases
+from tests.golden.case import Case, cases
 
 
 @pytest.mark.parametrize("name", cases("dmnet_dcm_*"))

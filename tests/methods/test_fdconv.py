@@ -12,9 +12,9 @@ from torchvision import models
 
 import convary as cv
 from convary.methods.fdconv import Modulation
-from convary.nn.bands import FrequencyBands, _box, _lowpass
+from convary.methods.fdconv_bands import FrequencyBands, _box, _lowpass
+from tests.golden.case import Case, cases
 from tests.nets import excite, onnx_session
-from tests.test_golden import Case, cases
 
 SIZES = [(1,), (37,), (8, 10), (9, 12), (7, 1), (65, 64), (5, 3, 6)]
 
@@ -90,8 +90,8 @@ def test_the_released_layout_there_and_back(name):
 
 def released_groups(layer: nn.Module) -> torch.Tensor:
     """The authors' calls, of which a layer without ``indices`` in its file takes the order."""
-    rows, half = layer._spectrum_shape
-    grid = torch.meshgrid(torch.fft.fftfreq(rows), torch.fft.rfftfreq(layer._matrix_shape[1]), indexing="ij")
+    rows, half = layer.spectrum_shape
+    grid = torch.meshgrid(torch.fft.fftfreq(rows), torch.fft.rfftfreq(layer.matrix_shape[1]), indexing="ij")
     _, order = torch.sort(torch.norm(torch.stack(grid, dim=-1), dim=-1).view(-1))
     groups = order.reshape(layer.K, -1)
     return torch.empty(rows * half, dtype=torch.uint8).scatter_(
@@ -138,7 +138,7 @@ OPTIONS = [
 def reference(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The kernels with the released options, from their definitions: a loop over spectra and groups; (B, O, C, *k)."""
     config, router = layer.config, layer.router
-    R, K, (rows, half) = config.param_ratio, layer.K, layer._spectrum_shape
+    R, K, (rows, half) = config.param_ratio, layer.K, layer.spectrum_shape
     pooled = x.mean((2, 3))
     z = router.scale * F.relu(router.norm(router.squeeze(pooled))) ** 2 + router.shift
     logits = dict(zip(router.sizes, router.heads(z).split(list(router.sizes.values()), 1), strict=True))
@@ -150,7 +150,7 @@ def reference(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     weights = logits.pop("frequency") / warm
     soft = config.activation == "softmax"
     weights = F.softmax(weights, 1) if soft else double(weights, config.activation) / (R * K)
-    radius = torch.hypot(torch.fft.fftfreq(rows)[:, None], torch.fft.rfftfreq(layer._matrix_shape[1])).flatten()
+    radius = torch.hypot(torch.fft.fftfreq(rows)[:, None], torch.fft.rfftfreq(layer.matrix_shape[1])).flatten()
     count = int(rows * half * config.param_reduction)
     whole = count == rows * half
     kept = layer.group_of[:count].argsort(stable=True) if whole else layer.kept
@@ -165,7 +165,7 @@ def reference(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
             values = stored[r, mine if whole else places]
             spectrum = torch.zeros(rows * half, dtype=torch.complex128)
             spectrum[mine] = torch.view_as_complex(values.contiguous()) * alpha
-            made = torch.fft.irfft2(spectrum.reshape(rows, half), layer._matrix_shape)
+            made = torch.fft.irfft2(spectrum.reshape(rows, half), layer.matrix_shape)
             kernels = kernels + weights[:, r * K + g, None, None] * made
     O, C, kh, kw = layer.kernel_shape
     kernels = kernels.reshape(-1, O, kh, C, kw).permute(0, 1, 3, 2, 4)
@@ -186,7 +186,7 @@ def test_released_options_by_their_definitions(options, k):
     x = torch.randn(2, 20, 6, 7, dtype=torch.float64)
     got, want = layer.kernels(layer.coefficients(x)), reference(layer, x)
     assert want.abs().max() > 1e-3 and (got - want).abs().max() <= 1e-11 * want.abs().max()
-    if layer._count % 3 == 0:
+    if layer.count % 3 == 0:
         twin = excite(cv.FDConv2d(20, 18, k, kernels=3, dtype=torch.float64, **options))
         released = cv.released_state(layer)
         assert released["dft_weight"].shape[0] == options.get("param_ratio", 1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import convary as cv
 from convary.errors import ConfigError, ShapeError
 from convary.methods.hdfnet import DDPM, DenseLayer, DenseTransLayer, DepthDC
-from tests.test_golden import Case, cases
+from tests.golden.case import Case, cases
 
 
 def depth_dc(in_xC, in_yC, out_C, down_factor, dilation):

@@ -12,8 +12,8 @@ from torchvision.models import resnet18, resnet50
 import convary as cv
 from convary import where
 from convary.errors import ConfigError, ShapeError
+from tests.golden.case import Case, cases
 from tests.nets import check_graphs
-from tests.test_golden import Case, cases
 
 
 @pytest.mark.parametrize("name", cases("involution_*"))

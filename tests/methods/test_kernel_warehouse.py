@@ -15,7 +15,7 @@ from torchvision import models
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 import convary as cv
-from convary.methods import warehouse_plan
+from convary.methods import kernel_warehouse_plan as plan
 from convary.nn import sites
 from tests.nets import Net, excite, onnx_session
 
@@ -177,8 +177,8 @@ def test_a_plan_beyond_the_budget_says_so():
 def test_stages_of_convolutions_that_change_nothing_end_where_one_between_blocks_stands():
     """A convolution after all blocks belongs to the last stage, a linear layer outside blocks to none."""
     with torch.device("meta"):
-        found = warehouse_plan.stages(list(sites(models.convnext_tiny())))
-        last = warehouse_plan.stages(list(sites(models.mobilenet_v2())))
+        found = plan.stages(list(sites(models.convnext_tiny())))
+        last = plan.stages(list(sites(models.mobilenet_v2())))
     assert found["features.1.2.block.5"] == "stage 0" and found["features.3.0.block.0"] == "stage 1"
     assert not {"features.0.0", "features.2.1", "classifier.2"} & found.keys()
     assert last["features.18.0"] == last["features.17.conv.2"] and "classifier.1" not in last

@@ -19,75 +19,6 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_dynet_mixing_outputs_equals_mixing_kernels(groups):
-    """The paper trains one and infers with the other; values and every gradient agree."""
-    layer = cv.DyNetConv2d(4, 6, 3, padding=1, groups=groups, experts=6).double()
-    nn.init.normal_(layer.bias)
-    x = torch.randn(3, 4, 5, 5, dtype=torch.float64, requires_grad=True)
-    results = {}
-    for strategy in ("outputs", "grouped"):
-        with cv.ops.strategy(strategy):
-            y = layer(x)
-        results[strategy] = (y, *torch.autograd.grad(y.cos().sum(), (x, *layer.parameters())))
-    for a, b in zip(*results.values(), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_dynet_follows_the_formula():
-    layer = cv.DyNetConv2d(3, 4, 1, bias=False, experts=2)
-    x = torch.randn(1, 3, 2, 2)
-    eta = layer.router.linear(x.mean((2, 3))).sigmoid().reshape(2, 4)
-    kernel = (eta[:, :, None, None, None] * layer.weight).sum(0)
-    torch.testing.assert_close(layer(x), nn.functional.conv2d(x, kernel))
-
-
-def test_odconv_starts_an_eighth_as_large_at_temperature_30():
-    """METHODS M7: three sigmoids at one half; why copying weights does not keep a function."""
-    layer = cv.ODConv2d(32, 32, 3, padding=1, bias=False, temperature=30.0)
-    x = torch.randn(4, 32, 8, 8)
-    plain = nn.functional.conv2d(x, layer.weight.mean(0), padding=1)
-    assert (layer(x).norm() / plain.norm()).item() == pytest.approx(0.125, rel=0.02)
-
-
-def test_odconv_per_kernel_is_the_papers_formula():
-    layer = cv.ODConv2d(4, 5, 3, experts=3, sharing="per_kernel", bias=False).double()
-    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
-    c = layer.eval().coefficients(x)
-    assert [tuple(f.shape) for f in (c.kernel, c.filter, c.channel, c.tap)] == [(2, 3), (2, 3, 5), (2, 3, 4), (2, 3, 9)]
-    want = torch.stack([
-        nn.functional.conv2d(
-            x[b : b + 1],
-            sum(
-                c.kernel[b, k] * c.filter[b, k, :, None, None, None] * c.channel[b, k, None, :, None, None]
-                * c.tap[b, k].reshape(1, 1, 3, 3) * layer.weight[k]
-                for k in range(3)
-            ),
-        )[0]
-        for b in range(2)
-    ])  # fmt: skip
-    torch.testing.assert_close(layer(x), want)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "axes"),
-    [
-        ((8, 8, 3), {"groups": 8}, {"channel", "tap", "kernel"}),
-        ((8, 12, 1), {}, {"channel", "filter", "kernel"}),
-        ((8, 12, 3), {"experts": 1}, {"channel", "filter", "tap"}),
-        ((8, 12, 1), {"experts": 1}, {"channel", "filter"}),
-        ((8, 12, 3), {"attentions": ("tap",)}, {"tap"}),
-    ],
-)
-def test_odconv_skips(arguments, options, axes):
-    assert set(cv.ODConv2d(*arguments, **options).router.sizes) == axes
-
-
-def test_odconv_without_any_attention_left():
-    with pytest.raises(cv.ConfigError, match="no attention is left.*add 'channel'"):
-        cv.ODConv2d(4, 4, 1, attentions=("tap",))
-
-
 def test_every_expert_has_the_scale_of_a_static_kernel():
     """d-li14's flat initialisation is 11 times too small: fan-in must be that of one kernel."""
     for make, want in (
@@ -98,48 +29,6 @@ def test_every_expert_has_the_scale_of_a_static_kernel():
         for kernel in layer.weight:
             assert kernel.std().item() == pytest.approx(want, rel=0.02)
         assert layer.bias.abs().max() == 0
-
-
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("reduction", [None, 4])
-def test_mixed_linear_follows_the_formula(activation, reduction):
-    layer = cv.MixedLinear(8, 5, experts=3, activation=activation, reduction=reduction)
-    nn.init.normal_(layer.bias)
-    x = torch.randn(4, 8)
-    pi = layer.coefficients(x).kernel
-    if activation == "softmax":
-        torch.testing.assert_close(pi.sum(1), torch.ones(4))
-        assert (pi >= 0).all()
-    want = torch.stack([sum(pi[b, k] * (layer.weight[k] @ x[b] + layer.bias[k]) for k in range(3)) for b in range(4)])
-    torch.testing.assert_close(layer(x), want)
-
-
-def test_mixed_linear_with_axes_between_and_upcycled():
-    static = nn.Linear(8, 5)
-    for config in (cv.CondConv(), cv.DyConv(temperature=30.0)):
-        layer = config.build(static)
-        assert isinstance(layer, cv.MixedLinear)
-        layer.load_static(static.weight, static.bias, noise=0.2)
-        for shape in ((3, 8), (8,), (2, 7, 8), (0, 8), (2, 3, 4, 8)):
-            x = torch.randn(*shape)
-            torch.testing.assert_close(layer(x), static(x), rtol=1e-4, atol=1e-5)
-    assert torch.autograd.gradcheck(
-        cv.MixedLinear(3, 2, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    )
-    with pytest.raises(cv.ShapeError, match=r"wants x of shape \(B, \*, 8\)"):
-        layer(torch.randn(3, 9))
-    with pytest.raises(cv.ConfigError, match="experts"):
-        cv.MixedLinear(3, 3, experts=0)
-    with pytest.raises(cv.ConfigError, match="activation"):
-        cv.MixedLinear(3, 3, activation="tanh")
-
-
-def test_mixed_linear_is_routed_per_sample():
-    layer = cv.MixedLinear(6, 4).eval()
-    x = torch.randn(5, 6)
-    changed = x.clone()
-    changed[3] += 1
-    assert torch.equal(layer(x)[:3], layer(changed)[:3])
 
 
 @pytest.mark.parametrize("config", METHODS, ids=lambda c: c.name)

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import convary as cv
+from tests.golden.case import COUNTS, Case, cases
 from tests.nets import excite
-from tests.test_golden import Case, cases
-from tests.test_parameter_counts import COUNTS
 
 
 @pytest.fixture(autouse=True)

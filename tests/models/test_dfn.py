@@ -8,8 +8,8 @@ from torch import nn
 import convary as cv
 from convary.errors import ConfigError, ShapeError
 from convary.models.dfn import DFN, HighwayDFN, StereoDFN
+from tests.golden.case import Case
 from tests.nets import onnx_session
-from tests.test_golden import Case
 
 
 def test_moving_mnist_network_agrees_with_the_released_one():

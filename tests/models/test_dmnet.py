@@ -11,8 +11,8 @@ import convary as cv
 from convary.errors import ConfigError
 from convary.models.backbone import RandomWeightsWarning
 from convary.models.dmnet import DMHead, DMNet, dilate
+from tests.golden.case import Case
 from tests.nets import onnx_session
-from tests.test_golden import Case
 
 
 def small(**options):

@@ -11,9 +11,10 @@ import convary as cv
 from convary.errors import CheckpointError, ConfigError, ShapeError
 from convary.methods.hdfnet import DDPM, DepthDC
 from convary.models.backbone import RandomWeightsWarning
-from convary.models.hdfnet import HDFNet, hdfnet
+from convary.models.hdfnet import hdfnet
+from tests.golden.case import GOLDEN, Case, cases
+from tests.models.nets import tiny_hdfnet
 from tests.nets import onnx_session
-from tests.test_golden import GOLDEN, Case, cases
 
 
 @pytest.mark.parametrize("name", cases("hdfnet_vgg16*"))
@@ -40,24 +41,10 @@ def test_parameter_counts(backbone, theirs):
     assert sum(p.numel() for p in model.parameters()) == counts["counts"][theirs]["params"]
 
 
-def tiny(**options):
-    """HDFNet's wiring on encoders of two channels' worth of work."""
-    channels = {1: 64, 2: 64, 4: 64, 8: 64, 16: 64}
-
-    def encoder(first):
-        sizes = [first, *channels.values()]
-        return {
-            s: nn.Sequential(nn.Conv2d(a, b, 3, 1 if s == 1 else 2, 1, groups=1 if a < b else b), nn.ReLU())
-            for s, a, b in zip(channels, sizes, sizes[1:], strict=False)
-        }
-
-    return HDFNet(encoder(3), encoder(1), channels, **options)
-
-
 def one_dilation():
     """The same with pyramids of one branch: a third of the graph."""
     torch.manual_seed(0)
-    model = tiny()
+    model = tiny_hdfnet()
     model.pyramids = nn.ModuleDict({stride: DDPM(64, 64, 64, dilations=(3,)) for stride in model.pyramids})
     return model.eval()
 
@@ -70,7 +57,7 @@ def pair():
 
 @pytest.mark.parametrize("size", [(48, 32), (37, 51), (16, 19)])
 def test_any_size(size):
-    model = tiny().eval()
+    model = tiny_hdfnet().eval()
     with torch.no_grad():
         assert model(torch.randn(2, 3, *size), torch.rand(2, 1, *size)).shape == (2, 1, *size)
 
@@ -85,7 +72,7 @@ def test_resnet_ends_at_full_size(size):
 def test_depth_decides_through_the_kernels_alone(pair):
     image, depth = pair
     torch.manual_seed(0)
-    model = tiny().eval()
+    model = tiny_hdfnet().eval()
     for pyramid in model.pyramids.values():
         for branch in pyramid.branches:
             nn.init.zeros_(branch.generate.weight)
@@ -99,7 +86,7 @@ def test_recomputed_kernels_change_nothing(pair):
     found = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        model = tiny(recompute=recompute).train()
+        model = tiny_hdfnet(recompute=recompute).train()
         model(*pair).square().mean().backward()
         found.append([*(p.grad for p in model.parameters()), *model.buffers()])  # norms see the batch once
     assert all(torch.equal(kept, made_again) for kept, made_again in zip(*found, strict=True))
@@ -136,7 +123,7 @@ def test_compiles_whole(pair):
 
 def test_trains_in_bf16(pair):
     torch.manual_seed(0)
-    model = tiny().train()
+    model = tiny_hdfnet().train()
     with torch.autocast("cpu", torch.bfloat16):
         out = model(*pair)
     assert out.dtype == torch.bfloat16
@@ -160,7 +147,7 @@ def test_inputs_that_do_not_fit(pair):
     image, depth = pair
     for wrong in [(image, depth[:, :, :-1]), (depth, depth), (image, image)]:
         with pytest.raises(ShapeError, match=r"image wants .*got .*resize the depth"):
-            tiny()(*wrong)
+            tiny_hdfnet()(*wrong)
     with pytest.raises(ConfigError, match="one of vgg16.*got 'vgg61'.*mean 'vgg1"):
         hdfnet("vgg61")
 

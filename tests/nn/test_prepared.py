@@ -238,7 +238,7 @@ def by_instance(router, name, method):
 
 
 @pytest.mark.parametrize("override", [by_class, by_instance])
-@pytest.mark.parametrize("name", ["coefficients", "named", "forward", "_route"])
+@pytest.mark.parametrize("name", ["coefficients", "to_coefficients", "forward", "_route"])
 @pytest.mark.parametrize("late", [False, True])
 def test_gives_way_to_a_router_that_overrides(name, late, override):
     layer = make(LAYERS[1])

@@ -14,7 +14,7 @@ from torch import nn
 
 import convary as cv
 from convary import METHODS, where
-from convary.nn.base import CONVS
+from convary.nn.conv import CONVS
 
 every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
 

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from convary import METHODS, report
-from convary.errors import DataError
+from convary.errors import ConvaryError, DataError
 from convary.report import page, routing, style, tables
 
 
@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_the_old_page_and_nothing_else(synthetic, tmp_path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ConvaryError, match="No space left"):
         report.write(synthetic(methods=("static",)), path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.html"]

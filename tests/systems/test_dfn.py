@@ -14,7 +14,7 @@ from convary.systems.dfn_moving_mnist import EPSILON, DFNMovingMNISTConfig, cros
 from convary.systems.dfn_steerable import DFNSteerableConfig, response, steered
 from convary.systems.dfn_video import DFNVideoConfig
 from convary.train.fit import fit, restore
-from tests.data.test_video import write_video
+from tests.data.written import write_video
 
 CPU = torch.device("cpu")
 

@@ -14,19 +14,19 @@ from convary.errors import ConfigError, DataError
 from convary.systems import hdfnet as system
 from convary.systems.hdfnet import HDFNetConfig, HDFNetPublishedConfig, augmented, resized
 from convary.train.fit import fit
-from tests.data.test_rgbd import write
-from tests.models.test_hdfnet import tiny
+from tests.data.written import write_rgbd
+from tests.models.nets import tiny_hdfnet
 
 
 @pytest.fixture
 def small(monkeypatch):
     """The network with encoders that cost nothing."""
-    monkeypatch.setattr(system, "hdfnet", lambda backbone, *, pretrained, recompute: tiny(recompute=recompute))
+    monkeypatch.setattr(system, "hdfnet", lambda backbone, *, pretrained, recompute: tiny_hdfnet(recompute=recompute))
 
 
 def test_trains_on_a_folder_and_scores_others(tmp_path, small):
-    train, njud = write(tmp_path / "train"), write(tmp_path / "NJUD", folders=("Image", "Depth", "Mask"))
-    nlpr = write(tmp_path / "NLPR", size=(24, 10))
+    train, njud = write_rgbd(tmp_path / "train"), write_rgbd(tmp_path / "NJUD", folders=("Image", "Depth", "Mask"))
+    nlpr = write_rgbd(tmp_path / "NLPR", size=(24, 10))
     config = HDFNetConfig(
         out=tmp_path / "out", data=train, test=(njud, nlpr), steps=3, batch_size=2, size=32, augment=True, cpu=True
     )
@@ -65,7 +65,7 @@ def test_the_loss_is_taken_in_float32(tmp_path, small):
 
 
 def test_items_are_normalised_squares(tmp_path):
-    loaded = HDFNetConfig(out=tmp_path, data=write(tmp_path / "data"), size=64).load()
+    loaded = HDFNetConfig(out=tmp_path, data=write_rgbd(tmp_path / "data"), size=64).load()
     item = loaded.item(0, generator(0))
     assert item["image"].shape == (3, 64, 64) and item["depth"].shape == item["mask"].shape == (1, 64, 64)
     assert set(item["mask"].unique().tolist()) == {0.0, 1.0}
@@ -76,7 +76,7 @@ def test_items_are_normalised_squares(tmp_path):
 
 
 def test_augmentation_moves_all_three_alike(tmp_path):
-    photo = load_rgbd(write(tmp_path, size=(64, 64)))[0]
+    photo = load_rgbd(write_rgbd(tmp_path, size=(64, 64)))[0]
     image, depth, mask = resized(photo, 64)
     seen = set()
     for seed in range(20):

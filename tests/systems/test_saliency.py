@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from convary.systems.saliency import SaliencyScores, edge_loss, hybrid_enhanced_losses, region_loss
-from tests.test_golden import Case
+from tests.golden.case import Case
 
 
 def test_loss_agrees_with_the_authors():

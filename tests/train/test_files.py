@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole files, and folders that belong to a run."""
+"""Folders that belong to a run."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from convary.errors import ConfigError, ConvaryError
-from convary.train.files import claim_folder, write_whole
+from convary.train.files import claim_folder
 
 RUN = {"epochs": 3, "lr": 0.1}
 
@@ -27,26 +27,6 @@ def read_only():
         os.seteuid(0)
     folder.chmod(0o755)
     shutil.rmtree(folder)
-
-
-def test_write_whole_replaces(tmp_path):
-    path = tmp_path / "new" / "file"
-    for content in (b"one", b"two"):
-        write_whole(path, content)
-        assert path.read_bytes() == content
-    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
-def test_no_space_left_keeps_what_was_there(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"before")
-    (tmp_path / "file.part").symlink_to("/dev/full")
-    with pytest.raises(ConvaryError, match="No space left on device; free some space") as caught:
-        write_whole(path, b"after")
-    assert str(path) in str(caught.value)
-    assert path.read_bytes() == b"before"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_read_only_folder_is_named(read_only):

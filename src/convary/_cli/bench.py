@@ -122,7 +122,7 @@ def _check(flags: Layers | Models) -> None:
 
 def _page(flags: Page) -> int:
     from convary.bench.page import page
-    from convary.train.files import write_whole
+    from convary.files import write_whole
 
     write_whole(flags.out, page(flags.results).encode())
     print(f"wrote {flags.out}")
@@ -133,7 +133,7 @@ def _measure(kind: str, flags: Layers | Models) -> int:
     from convary.bench import layers, models
     from convary.bench.machine import load, machine
     from convary.bench.tables import head, line
-    from convary.train.files import write_json
+    from convary.files import write_json
 
     options = {name: value for name, value in asdict(flags).items() if name != "out"}
     facts = machine()

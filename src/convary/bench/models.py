@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from convary import ops
+from convary._convert import convert
 from convary.bench.machine import load
 from convary.bench.timing import interleave
-from convary.convert import convert
 from convary.errors import ConvaryError
 from convary.methods import method
 from convary.models import build

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from convary import hosts
 
+hosts.expect("timm.models._manipulate", "convary.integrations.reparameterize")
 hosts.expect("torchinfo", "convary.integrations.counters")
 hosts.expect("transformers.modeling_utils", "convary.integrations.transformers")
 hosts.expect("huggingface_hub.hub_mixin", "convary.integrations.huggingface_hub")

@@ -15,9 +15,9 @@ from ultralytics.nn.modules.block import RepVGGDW
 from ultralytics.nn.modules.conv import Conv, Conv2, RepConv
 from ultralytics.utils import LOGGER, torch_utils
 
+from convary._fold_norms import fold_norm
+from convary._summary import summary
 from convary.errors import ConfigError
-from convary.fold import fold_norm
-from convary.inspect import summary
 from convary.methods import METHODS, Involution, MethodConfig
 from convary.nn import DynamicConv, Placed
 

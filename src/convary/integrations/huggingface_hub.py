@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from convary._recipe import recipe
 from convary.errors import CheckpointError
 from convary.extras import require_version
 from convary.integrations.restored import is_converted, restoring
-from convary.recipe import recipe
 
 require_version("convary.integrations.huggingface_hub", "huggingface_hub", "0.25", "3")
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download  # noqa: E402

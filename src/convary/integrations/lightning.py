@@ -11,11 +11,11 @@ import importlib.util
 import warnings
 from typing import Any
 
+from convary._recipe import recipe, reconvert
+from convary._schedule import TemperatureAnnealing, anneal, tempered_routers
 from convary.errors import CheckpointError, ConfigError, ConversionWarning
 from convary.extras import require_version
 from convary.nn import DynamicLayer
-from convary.recipe import recipe, reconvert
-from convary.schedule import TemperatureAnnealing, anneal, tempered_routers
 
 _ALONE = importlib.util.find_spec("lightning") is None
 require_version("convary.integrations.lightning", "pytorch-lightning" if _ALONE else "lightning", "2.5", "3")

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from convary._recipe import reconvert
 from convary.nn import Placed
-from convary.recipe import reconvert
 
 
 def is_converted(model: nn.Module) -> bool:

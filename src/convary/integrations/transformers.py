@@ -12,13 +12,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from convary.decay import router_parameters
+from convary._decay import router_parameters
+from convary._recipe import recipe
+from convary._schedule import TemperatureAnnealing, anneal, tempered_routers
 from convary.errors import CheckpointError, ConfigError
 from convary.extras import require_version
 from convary.integrations.restored import is_converted, restoring
 from convary.nn.opaque import Opaque
-from convary.recipe import recipe
-from convary.schedule import TemperatureAnnealing, anneal, tempered_routers
 
 require_version("convary.integrations.transformers", "transformers", "5.0", "6")
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback  # noqa: E402  # pyright: ignore[reportMissingImports]

@@ -28,14 +28,14 @@ from ultralytics.engine.model import Model
 from ultralytics.models import yolo
 from ultralytics.utils import LOGGER, torch_utils
 
-from convary.convert import convert
+from convary._convert import convert
+from convary._recipe import recipe, reconvert
+from convary._schedule import TemperatureAnnealing, anneal, tempered_routers
 from convary.errors import ConfigError, ConversionWarning
 from convary.integrations import _yolo
 from convary.integrations._yolo import NAMED, converted
 from convary.methods import MethodConfig
 from convary.nn import Placed
-from convary.recipe import recipe, reconvert
-from convary.schedule import TemperatureAnnealing, anneal, tempered_routers
 from convary.where import Selector
 
 __all__ = ["NAMED", "attend", "check_version", "trainer"]

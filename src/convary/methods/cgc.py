@@ -17,25 +17,25 @@ number per channel and one per filter, from the mean of the map.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import MethodConfig, check_positive
-from convary.nn import BatchNorm, DynamicConv, OneKernel, Router, Site
+from convary.nn import AssembledConv, BatchNorm, Router, Site
+from convary.nn.layout import BATCH_NORM, ONE_KERNEL, Row, renamed
 from convary.nn.norm import normalised
 from convary.nn.pool import adaptive_avg_pool
-from convary.ops import sample_conv
 from convary.ops.coefficients import Factors
-from convary.ops.geometry import Size
 from convary.ops.shapes import unflatten
 
-_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+# The authors' names of the router's parts.
+_LINEAR = {"encoder": "ce", "interaction": "ci", "heads.channel": "gd", "heads.filter": "gd2"}
+_NORMS = {"channel_norm": "ce_bn", "interaction_norm": "ci_bn2", "filter_norm": "ci_bn"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def _is_point(conv: Any) -> bool:
     return math.prod(conv.kernel_size) == 1
 
 
-class Gate(Factors):
+class GateLogits(Factors):
     """Logits of the gate, whose sum goes through a sigmoid.
 
     Attributes:
@@ -127,16 +127,16 @@ class GateRouter(Router):
         self.filter_norm = BatchNorm(out_channels, **factory)
         self.heads = nn.ModuleDict({"channel": nn.Linear(D, T, **linear), "filter": nn.Linear(D, T, **linear)})
 
-    def _route(self, x: Tensor) -> Gate:
+    def _route(self, x: Tensor) -> GateLogits:
         return self.coefficients(adaptive_avg_pool(x, self.kernel_size).flatten(2).to(self.dtype()))
 
-    def coefficients(self, vector: Tensor) -> Gate:
+    def coefficients(self, vector: Tensor) -> GateLogits:
         """channel: (B, C, T) and filter: (B, O, T), from the pooled map (B, C, T)."""
         z = self.encoder(vector)  # (B, C, D)
         channel = self.heads["channel"](F.relu(normalised(self.channel_norm, z)))
         groups = unflatten(F.relu(normalised(self.interaction_norm, z)), 1, (self.groups, -1)).transpose(2, 3)
         mixed = self.interaction(groups).transpose(2, 3).flatten(1, 2)  # (B, O, D)
-        return Gate(channel=channel, filter=self.heads["filter"](F.relu(normalised(self.filter_norm, mixed))))
+        return GateLogits(channel=channel, filter=self.heads["filter"](F.relu(normalised(self.filter_norm, mixed))))
 
     def neutral_(self) -> None:
         """Zero logits: the gate is 1/2."""
@@ -150,21 +150,16 @@ class GateRouter(Router):
         return (2 * C + O) * D * T + self.groups * self.interaction.weight.numel() * D
 
 
-class _CGCNd(OneKernel, DynamicConv):
+class _CGCNd(AssembledConv):
     config_type = CGC
     config: CGC
-    takes = Gate
-    mixed_bias = False
-
-    def make_weight(self, **factory: Any) -> None:
-        """(1, O, C/G, *k)."""
-        self.weight = nn.Parameter(torch.empty(1, *self.kernel_shape, **factory))
+    takes = GateLogits
 
     def make_router(self, **factory: Any) -> Router:
         return GateRouter(self.in_channels, self.out_channels, self.kernel_size, self.config.interaction, **factory)
 
     @property
-    def size(self) -> str:
+    def label(self) -> str:
         """What the method adds to the kernel."""
         return "gated"
 
@@ -173,76 +168,34 @@ class _CGCNd(OneKernel, DynamicConv):
         return f"interaction={self.config.interaction}"
 
     def initialise_(self) -> None:
-        """Kaiming-normal (fan-out) as in the authors' networks; the router like ``nn.Linear``; bias zero."""
+        """Kaiming-normal (fan-out) as in the authors' networks; the router like ``nn.Linear``."""
         super().initialise_()
-        nn.init.kaiming_normal_(self.kernel, mode="fan_out", nonlinearity="relu")
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        nn.init.kaiming_normal_(self.weight[0], mode="fan_out", nonlinearity="relu")
 
-    def kernels(self, coeffs: Gate) -> Tensor:
+    def kernels(self, coeffs: GateLogits) -> Tensor:
         """(B, O, C/G, *k)."""
         G, O = self.groups, self.out_channels
         channel = unflatten(coeffs.channel, 1, (G, 1, -1))  # (B, G, 1, C/G, T)
         filter = unflatten(coeffs.filter, 1, (G, O // G, 1))  # (B, G, O/G, 1, T)
         gate = (channel + filter).sigmoid().flatten(1, 2)
-        return unflatten(gate, 3, self.kernel_size) * self.whole(self.kernel)  # a sum of logits carries no scale
+        return unflatten(gate, 3, self.kernel_size) * self.whole(self.weight[0])  # a sum of logits carries no scale
 
-    def convolve(self, x: Tensor, coeffs: Gate, padding: Size | str) -> Tensor:
-        """Gate the kernel, then convolve each sample with its own."""
-        geometry = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        return sample_conv(x, self.kernels(coeffs), self.bias, padding=padding, **geometry)
-
-    @torch.no_grad()
-    def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
-        """Become a static layer, exactly: the gate is 1/2 for every input, and ``scale`` 2.
-
-        Args:
-            weight: (O, C/G, *k).
-            bias: (O,) or None.
-            noise: Not used: there are no experts that would have to differ.
-            router: That of the block, where the layer has none of its own.
-        """
-        if self.weight.is_meta:
-            return
-        router = self.router or router
-        if router is not None:
-            router.neutral_()
+    def take_(self, weight: Tensor, noise: float, router: Router | None) -> float:
+        """Become a static layer, exactly: the gate is 1/2 for every input, and ``scale`` 2. No experts would differ."""
         self.weight.copy_(weight / self.compensate_(0.5))
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
+        return 1.0
 
-    def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of XudongLinthu/context-gated-convolution."""
-        state = {ours: tensors[theirs] for ours, theirs in self.released_names().items()}
-        return state | {"weight": state["weight"].unsqueeze(0)}
-
-    def to_released(self) -> dict[str, Tensor]:
-        """XudongLinthu/context-gated-convolution's names."""
-        own = self.state_dict()
-        own["weight"] = self.whole(own["weight"].squeeze(0))
-        return {theirs: own[ours] for ours, theirs in self.released_names().items()}
-
-    def released_names(self) -> dict[str, str]:
-        """Names of tensors: ours, theirs.
+    def released(self, present: Container[str] | None) -> Iterator[Row]:
+        """XudongLinthu/context-gated-convolution's layout.
 
         Raises:
             CheckpointError: the layer has a bias, which their code keeps and never adds.
         """
         if self.bias is not None:
             raise CheckpointError("the released CGC code never adds its bias; got a layer with bias, use bias=False")
-        return _RELEASED
-
-
-_RELEASED = {"weight": "weight"}
-_RELEASED |= {
-    f"router.{ours}.weight": f"{theirs}.weight"
-    for ours, theirs in (("encoder", "ce"), ("interaction", "ci"), ("heads.channel", "gd"), ("heads.filter", "gd2"))
-}
-_RELEASED |= {
-    f"router.{ours}_norm.{leaf}": f"{theirs}.{leaf}"
-    for ours, theirs in (("channel", "ce_bn"), ("interaction", "ci_bn2"), ("filter", "ci_bn"))
-    for leaf in _NORM
-}
+        yield Row("weight", "weight", ONE_KERNEL)
+        yield from renamed({f"router.{ours}": theirs for ours, theirs in _LINEAR.items()}, ("weight",))
+        yield from renamed({f"router.{ours}": theirs for ours, theirs in _NORMS.items()}, BATCH_NORM)
 
 
 class CGC1d(_CGCNd):

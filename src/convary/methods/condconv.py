@@ -11,17 +11,18 @@ kernel; router uniform, its bias zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from convary.methods.config import BankConfig
 from convary.methods.perceptron import MixedLinear
 from convary.nn import DynamicConv, LinearRouter, Router, Site
-from convary.nn.base import per_expert_
+from convary.nn.layout import Row, renamed, reshaped
+from convary.nn.upcycle import per_expert_
 
 ROUTER = "routing_fn"  # in timm's layout
 
@@ -104,37 +105,26 @@ class _CondConvNd(DynamicConv):
         return self.config.make_router(self.in_channels, **factory)
 
     def initialise_(self) -> None:
-        """Every expert normal(0, sqrt(2 / fan_out)) with the fan-out of one kernel; biases zero."""
+        """Every expert normal(0, sqrt(2 / fan_out)) with the fan-out of one kernel."""
         super().initialise_()
         fan_out = self.out_channels * math.prod(self.kernel_size)
         per_expert_(self.weight, partial(nn.init.normal_, std=math.sqrt(2 / fan_out)))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
-    def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Read timm's CondConv2d (flattened experts) or d-li14's; the router, if any, under either's name."""
-        prefix = "conv." if "conv.weight" in tensors else ""
-        state = {"weight": tensors[f"{prefix}weight"].reshape(self.weight.shape)}
+    def released(self, present: Container[str] | None) -> Iterable[Row]:
+        """Timm's CondConv2d (flattened experts) or, to read, d-li14's; the router, if any, under either's name."""
+        inside = "conv." if "conv.weight" in (present or ()) else ""
+        yield Row("weight", f"{inside}weight", reshaped(lambda bank: bank.flatten(1)))
         if self.bias is not None:
-            state["bias"] = tensors[f"{prefix}bias"]
+            yield Row("bias", f"{inside}bias")
         if self.router is not None:
-            state |= {f"router.{k}": v for k, v in released_router(tensors).items()}
-        return state
-
-    def to_released(self) -> dict[str, Tensor]:
-        """Timm's CondConv2d: flattened experts, and the router as ``routing_fn``."""
-        state = {"weight": self.whole(self.weight.flatten(1))}
-        if self.bias is not None:
-            state["bias"] = self.whole(self.bias)
-        if self.router is not None:
-            state |= {f"{ROUTER}.{leaf}": self.router.get_parameter(f"linear.{leaf}") for leaf in ("weight", "bias")}
-        return state
+            yield from released_router(present)
 
 
-def released_router(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The router's tensors under timm's name (``routing_fn``) or d-li14's (``route.fc``)."""
-    name = next((n for n in (ROUTER, "route.fc", "router.linear") if f"{n}.weight" in tensors), ROUTER)
-    return {"linear.weight": tensors[f"{name}.weight"], "linear.bias": tensors[f"{name}.bias"]}
+def released_router(present: Container[str] | None) -> Iterable[Row]:
+    """The rows of a router: under timm's name (``routing_fn``) or, to read, d-li14's (``route.fc``) or ours."""
+    names = (ROUTER, "route.fc", "router.linear")
+    found = next((name for name in names if f"{name}.weight" in (present or ())), ROUTER)
+    return renamed({"router.linear": found}, ("weight", "bias"))
 
 
 class CondConv1d(_CondConvNd):

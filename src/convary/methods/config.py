@@ -71,6 +71,11 @@ class MethodConfig:
         """How many times the parameters of the layers there are to be, as published; the attentions add to it."""
         return 1.0
 
+    @property
+    def constant_weights(self) -> bool:
+        """Whether its convolutions can run as ordinary ones whose outputs are mixed, as int8 quantisation needs."""
+        return all(layer.constant_weights for layer in self.layers.values())
+
     def options(self) -> dict[str, Any]:
         """The fields as keyword arguments."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -10,7 +10,6 @@ position of x; dynamic local filtering (Sec. 3.3) has an F^(i,j) for each positi
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -19,139 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
+from convary.methods.dfn_generator import FilterGenerator
+from convary.methods.dfn_local import local_filter, odd_sizes, split_filters
 from convary.nn import Opaque
-from convary.ops import pixel_conv, sample_conv
+from convary.ops import sample_conv
 from convary.ops.geometry import Size, per_axis, whole
 from convary.ops.pixel import Border
 from convary.ops.shapes import plain_shape, unflatten
-
-
-def local_filter(
-    x: Tensor,
-    filters: Tensor,
-    bias: Tensor | None = None,
-    *,
-    kernel_size: Size,
-    grouping: bool = False,
-    border: Border = "zeros",
-) -> Tensor:
-    """Dynamic local filtering (Eq. 3) with given filters: each position has its own, over all channels or for each.
-
-    Args:
-        x: (B, C, *S), one to three spatial axes.
-        filters: (B, C*T, *S), channel by channel with the T taps row-major; with ``grouping`` (B, T, *S). Used as they
-            are.
-        bias: (B, 1, *S), added to x before filtering, as the released code does.
-        kernel_size: Odd; an int or one per spatial axis.
-        grouping: Filter each channel by the same filter instead of contracting them all to one.
-        border: What is read outside x, see ``ops.pixel_conv``; zeros as released, so that positions near the border see
-            less than the whole filter.
-
-    Returns:
-        (B, 1, *S), with ``grouping`` (B, C, *S).
-
-    Raises:
-        ShapeError, DtypeError, DeviceError: the tensors do not fit together.
-        ConfigError: an even kernel size, an unknown border.
-    """
-    taps = prod(odd_sizes(kernel_size, x.ndim - 2))
-    (_, C, *S), (_, given, *size) = plain_shape(x), plain_shape(filters)
-    G = 1 if grouping else C
-    if filters.ndim != x.ndim or given != G * taps or size != S:
-        raise ShapeError(
-            f"filters must be (B, {G * taps}, *S), {taps} taps for {'any channel' if grouping else f'each of {G}'}, at "
-            f"every position of x {tuple(x.shape)}; got {tuple(filters.shape)}"
-        )
-    if bias is not None:
-        x = x + bias
-    y = pixel_conv(x, unflatten(filters, 1, (G, taps)), kernel_size=kernel_size, padding="same", border=border)
-    return y if grouping else y.sum(1, keepdim=True)
-
-
-def filter_flow(filters: Tensor, kernel_size: Size) -> Tensor:
-    """Where each position looks: the mean of the taps' offsets under filters that sum to one.
-
-    Args:
-        filters: (B, T, *S), one filter per position, at least 0 and summing to 1 over the T taps.
-        kernel_size: An int or one per spatial axis.
-
-    Returns:
-        (B, R, *S), offsets along each of the R spatial axes, in axis order: 2-D has rows (down) first.
-
-    >>> left = torch.tensor([[1.0, 0.0, 0.0]]).reshape(1, 3, 1)
-    >>> filter_flow(left, 3)
-    tensor([[[-1.]]])
-    """
-    sizes = odd_sizes(kernel_size, filters.ndim - 2)
-    axes = [torch.arange(k, device=filters.device) - k // 2 for k in sizes]
-    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1).to(filters.dtype)  # (R, T)
-    return torch.einsum("rt,bt...->br...", offsets, filters)
-
-
-def odd_sizes(kernel_size: Size, rank: int) -> tuple[int, ...]:
-    """The kernel's size per axis; a filter per position wants a middle tap.
-
-    Raises:
-        ConfigError: an even size.
-    """
-    sizes = per_axis(kernel_size, rank, "kernel_size")
-    if not all(k % 2 for k in sizes):
-        raise ConfigError(f"a filter at every position needs a middle tap, so odd sizes; got kernel_size={kernel_size}")
-    return sizes
-
-
-class FilterGenerator(nn.Sequential):
-    """The plain filter-generating network: convolutions with LeakyReLU (0.01) in between, none after the last.
-
-    With 1x1 kernels and 64 and 128 hidden channels it is that of the authors' steerable filters.
-
-    Args:
-        in_channels: D, of the condition.
-        out_channels: Filter coefficients.
-        hidden: Channels of the layers before the last, which is 1x1.
-        kernel_size: Odd, of the layers before the last.
-        device: Of the parameters.
-        dtype: Of the parameters.
-
-    Shape:
-        (B, D, H, W) to (B, out_channels, H, W).
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        hidden: Sequence[int] = (64, 128),
-        kernel_size: int = 3,
-        device=None,
-        dtype=None,
-    ) -> None:
-        (k, _) = odd_sizes(kernel_size, 2)
-        channels = [in_channels, *hidden, out_channels]
-        if min(channels) < 1:
-            raise ConfigError(f"channels must be at least 1; got {in_channels=}, {hidden=}, {out_channels=}")
-        layers: list[nn.Module] = []
-        for C, O in itertools.pairwise(channels[:-1]):
-            layers += [nn.Conv2d(C, O, k, padding=k // 2, device=device, dtype=dtype), nn.LeakyReLU(0.01)]
-        super().__init__(*layers, nn.Conv2d(channels[-2], out_channels, 1, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """See ``init_filter_net``."""
-        init_filter_net(self)
-
-
-def init_filter_net(net: nn.Module) -> None:
-    """He-uniform kernels and zero biases in all convolutions.
-
-    He's own gain for a rectifier; the authors' ``HeUniform()`` of Lasagne has a gain of 1, kernels smaller by sqrt(2).
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 class DFNConv2d(Opaque):
@@ -361,12 +234,6 @@ class DFNLocalFilter2d(Opaque):
         """The sizes and what differs from the defaults."""
         usual = {"grouping": False, "softmax": True, "dynamic_bias": False, "border": "zeros"}
         return f"{self.in_channels}, kernel_size={self.kernel_size}" + _unusual(self, usual)
-
-
-def split_filters(theta: Tensor, *, softmax: bool, dynamic_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """What a generator gives, (B, N, *S), as filters and the bias: its last channel, if there is one."""
-    filters, bias = (theta[:, :-1], theta[:, -1:]) if dynamic_bias else (theta, None)
-    return filters.softmax(1) if softmax else filters, bias
 
 
 def _check(layer: DFNConv2d | DFNLocalFilter2d, x: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from convary.errors import ShapeError
 from convary.nn import Opaque
-from convary.nn.conv import conv_norm_relu
+from convary.nn.conv_norm_relu import conv_norm_relu
 from convary.nn.pool import adaptive_avg_pool
 from convary.ops import sample_conv
 from convary.ops.geometry import whole

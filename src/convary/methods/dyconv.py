@@ -11,7 +11,7 @@ paper come out exactly. The temperature goes from 30 to 1, linearly, over the fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,11 +22,13 @@ from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import Annealing, BankConfig, check_positive
 from convary.methods.perceptron import MixedLinear
 from convary.nn import DynamicConv, MLPRouter, Router, Site, check_temperature
-from convary.nn.base import per_expert_
-from convary.nn.routers import kaiming_
+from convary.nn.layout import SAME, Row, trailing
+from convary.nn.router import kaiming_
+from convary.nn.upcycle import per_expert_
 
-_KAIJIESHI7 = ("attention.fc1", "attention.fc2")  # the router's two layers in their code
-_TARDELEAN = ("attention.to_scores.0", "attention.to_scores.2")
+# What they call the router's two layers, the bank and the biases.
+_KAIJIESHI7 = ("attention.fc1", "attention.fc2", "weight", "bias")
+_TARDELEAN = ("attention.to_scores.0", "attention.to_scores.2", "kernels_weights", "kernels_bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ class SqueezeExcitation(MLPRouter):
     def initialise_(self) -> None:
         """As published."""
         super().initialise_()
-        for linear in (self.squeeze, self.last):
+        for linear in (self.squeeze, self.head):
             kaiming_(linear)
 
 
@@ -118,54 +120,37 @@ class _DyConvNd(DynamicConv):
         )
 
     def initialise_(self) -> None:
-        """Every expert Kaiming-uniform on its own, biases zero."""
+        """Every expert Kaiming-uniform on its own."""
         super().initialise_()
         per_expert_(self.weight, nn.init.kaiming_uniform_)
+
+    def released(self, present: Container[str] | None) -> Iterator[Row]:
+        """kaijieshi7's layout, or TArdelean's where the file is his; to write, where the hidden layer has a bias.
+
+        kaijieshi7: the router's layers are 1x1 convolutions, the temperature is not saved, and the 3-D form has no
+        second bias, which is a zero bias. TArdelean: they are linear layers.
+
+        Raises:
+            CheckpointError: a second bias that is not zero would have to go into a file without one.
+        """
+        tardelean = self.config.hidden_bias if present is None else _TARDELEAN[2] in present
+        first, second, bank, biases = _TARDELEAN if tardelean else _KAIJIESHI7
+        how = SAME if tardelean else trailing(self.rank)
+        yield Row("weight", bank)
+        yield Row("router.squeeze.weight", f"{first}.weight", how)
+        yield Row("router.linear.weight", f"{second}.weight", how)
+        if tardelean or self.rank < 3 or f"{second}.bias" in (present or ()):
+            yield Row("router.linear.bias", f"{second}.bias")
+        elif present is None and self.get_parameter("router.linear.bias").any():
+            raise CheckpointError("kaijieshi7's 3-D layout has no second bias in the router, and this one is not zero")
+        if self.config.hidden_bias:
+            yield Row("router.squeeze.bias", f"{first}.bias")
         if self.bias is not None:
-            nn.init.zeros_(self.bias)
+            yield Row("bias", biases)
 
     def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """kaijieshi7's and TArdelean's layouts.
-
-        kaijieshi7: ``attention.fc1`` and ``fc2`` are 1x1 convolutions, the temperature is not saved, and the 3-D form
-        has no second bias, which is a zero bias. TArdelean: ``attention.to_scores.0`` and ``.2`` are linear layers and
-        the bank is ``kernels_weights``.
-        """
-        tardelean = "kernels_weights" in tensors
-        first, second = _TARDELEAN if tardelean else _KAIJIESHI7
-        bias = tensors.get(f"{second}.bias")
-        state = {
-            "weight": tensors["kernels_weights" if tardelean else "weight"],
-            "router.squeeze.weight": tensors[f"{first}.weight"].flatten(1),
-            "router.linear.weight": tensors[f"{second}.weight"].flatten(1),
-            "router.linear.bias": torch.zeros(self.num_experts) if bias is None else bias,
-        }
-        if self.config.hidden_bias:
-            state["router.squeeze.bias"] = tensors[f"{first}.bias"]
-        if self.bias is not None:
-            state["bias"] = tensors["kernels_bias" if tardelean else "bias"]
-        return state
-
-    def to_released(self) -> dict[str, Tensor]:
-        """kaijieshi7's layout, or TArdelean's where the hidden layer has a bias."""
-        tardelean = self.config.hidden_bias
-        first, second = _TARDELEAN if tardelean else _KAIJIESHI7
-        own = self.state_dict()
-        squeeze, linear = own["router.squeeze.weight"], own["router.linear.weight"]
-        ones = () if tardelean else (1,) * self.rank  # 1x1 convolutions there, linear layers here
-        state = {
-            "kernels_weights" if tardelean else "weight": self.whole(self.weight),
-            f"{first}.weight": squeeze.reshape(*squeeze.shape, *ones),
-            f"{second}.weight": linear.reshape(*linear.shape, *ones),
-            f"{second}.bias": own["router.linear.bias"],
-        }
-        if tardelean:
-            state[f"{first}.bias"] = own["router.squeeze.bias"]
-        elif self.rank == 3 and state.pop(f"{second}.bias").any():
-            raise CheckpointError("kaijieshi7's 3-D layout has no second bias in the router, and this one is not zero")
-        if self.bias is not None:
-            state["kernels_bias" if tardelean else "bias"] = self.whole(self.bias)
-        return state
+        """As always, and a second bias of zero where the file has none."""
+        return {"router.linear.bias": torch.zeros(self.num_experts)} | super().from_released(tensors)
 
 
 class DyConv1d(_DyConvNd):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from convary.methods.config import BankConfig, check_positive
 from convary.nn import DynamicConv, PerceptronRouter, Router, Site
-from convary.nn.base import per_expert_
+from convary.nn.upcycle import per_expert_
 from convary.ops import Coefficients
 from convary.ops.shapes import unflatten
 
@@ -81,11 +81,11 @@ class FilterRouter(PerceptronRouter):
         self.linear = nn.Linear(width, num_experts * out_channels, **factory)
 
     @property
-    def last(self) -> nn.Linear:
+    def head(self) -> nn.Linear:
         """The predictor."""
         return self.linear
 
-    def named(self, pieces: Sequence[Tensor]) -> Coefficients:
+    def to_coefficients(self, pieces: Sequence[Tensor]) -> Coefficients:
         """filter: (B, K, O)."""
         return Coefficients(filter=unflatten(pieces[0], 1, self.shape))
 
@@ -100,11 +100,9 @@ class _DyNetNd(DynamicConv):
         return FilterRouter(self.in_channels, self.config.experts, self.out_channels, hidden, **factory)
 
     def initialise_(self) -> None:
-        """Every kernel Kaiming-normal (fan-out) on its own; biases zero; the predictor like ``nn.Linear``."""
+        """Every kernel Kaiming-normal (fan-out) on its own; the predictor like ``nn.Linear``."""
         super().initialise_()
         per_expert_(self.weight, lambda kernel: nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu"))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
 
 class DyNetConv1d(_DyNetNd):

@@ -31,23 +31,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.errors import ConfigError
 from convary.methods.config import MethodConfig, check_positive
-from convary.methods.fdconv_released import ReleasedLayout
-from convary.nn import DynamicConv, Router, Site, VectorBatchNorm
-from convary.nn.bands import FrequencyBands, fft_macs, inverse, inverse_by_products
-from convary.nn.base import zero_sum_noise
-from convary.nn.frequencies import by_radius, numbered
-from convary.nn.norm import normalised
-from convary.nn.routers import zero_
-from convary.ops import sample_conv
-from convary.ops.coefficients import Factors
-from convary.ops.geometry import Size
-from convary.ops.shapes import plain_shape, unflatten
-from convary.ops.tracing import is_onnx_trace
+from convary.methods.fdconv_attention import Modulation, SpectralAttention
+from convary.methods.fdconv_bands import FrequencyBands
+from convary.methods.fdconv_released import ReleasedSpectralConv
+from convary.methods.fdconv_spectrum import by_radius
+from convary.methods.fdconv_transforms import fft_macs
+from convary.nn import Router, Site
+from convary.nn.upcycle import spread, zero_sum_noise
 
 _MOST = 256  # numbers of groups are kept as bytes
 _FEWEST = 16  # channels up to which the released layer stays static
@@ -145,130 +139,15 @@ class FDConv(MethodConfig):
         return site.block is not None and conv.groups == 1 and min(conv.in_channels, conv.out_channels) > _FEWEST
 
 
-class Modulation(Factors):
-    """What an FDConv layer does to its kernel for a sample; what is None counts as 1.
-
-    Attributes:
-        frequency: (B, K) weight of each group of frequencies; their mean is 1/K at the start.
-        filter: (B, 1, O).
-        channel: (B, 1, C).
-        tap: (B, 1, T).
-        local: (B, O, C/G * T).
-    """
-
-    __slots__ = ()
-    frequency: Tensor | None = None
-    filter: Tensor | None = None
-    channel: Tensor | None = None
-    tap: Tensor | None = None
-    local: Tensor | None = None
-
-
-class SpectralAttention(Router):
-    """Kernel spatial modulation, global and local.
-
-    Args:
-        in_channels: C.
-        kernel_shape: (O, C/G, *k).
-        sizes: Logits per global attention, by name; one that is missing counts as 1.
-        config: The method's options.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        kernel_shape: tuple[int, ...],
-        sizes: dict[str, int],
-        config: FDConv,
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__(in_channels)
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.kernel_shape, self.sizes, self.config = kernel_shape, sizes, config
-        hidden = max(int(in_channels / config.reduction), config.min_hidden)
-        self.squeeze = nn.Linear(in_channels, hidden, bias=False, **factory)
-        self.norm = VectorBatchNorm(hidden, **factory)
-        self.scale, self.shift = (nn.Parameter(torch.empty(1, **factory)) for _ in range(2))
-        self.heads = nn.Linear(hidden, sum(sizes.values()), **factory)
-        self.local_norm: nn.LayerNorm | None = None
-        if config.local:
-            reach = round(math.log2(in_channels) / 2 + 0.5) // 2 * 2 + 1  # efficient channel attention's, as released
-            self.local_norm = nn.LayerNorm(in_channels, **factory)
-            self.local = nn.Parameter(torch.empty(kernel_shape[0] * math.prod(kernel_shape[2:]), reach, **factory))
-        self.initialise_()
-
-    def initialise_(self) -> None:
-        """The squeeze Kaiming-normal (fan-out); the rest neutral."""
-        super().initialise_()
-        nn.init.kaiming_normal_(self.squeeze.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.ones_(self.scale)
-        nn.init.zeros_(self.shift)
-        self.neutral_()
-
-    def coefficients(self, vector: Tensor) -> Modulation:
-        """All attentions, from pooled features (B, C)."""
-        hidden = self.scale * F.relu(normalised(self.norm, self.squeeze(vector))).square() + self.shift
-        logits = self.heads(hidden).split_with_sizes(list(self.sizes.values()), 1)
-        found = {axis: self._activated(axis, part) for axis, part in zip(self.sizes, logits, strict=True)}
-        return Modulation(**found, local=None if self.local_norm is None else self._local(self.local_norm(vector)))
-
-    def _activated(self, axis: str, logits: Tensor) -> Tensor:
-        temperature = self.config.temperatures.get(axis, self.config.temperature)
-        logits = logits if temperature == 1 else logits / temperature
-        if self.config.activation == "softmax":
-            return logits.softmax(1)
-        value = _doubled(logits, self.config.activation)
-        return value / self.sizes[axis] if axis == "frequency" else value.unsqueeze(1)
-
-    def _local(self, vector: Tensor) -> Tensor:
-        """(B, C) to (B, O, C/G * T): every channel and its neighbours tell the filters of the channel's group."""
-        O, C_group, *k = self.kernel_shape
-        G, T, reach = self.in_channels // C_group, math.prod(k), plain_shape(self.local)[1]
-        padded = F.pad(vector, (reach // 2, reach // 2))
-        windows = torch.stack([padded[:, i : i + self.in_channels] for i in range(reach)], 2)
-        logits = unflatten(windows, 1, (G, C_group)) @ unflatten(self.local, 0, (G, O // G * T)).transpose(1, 2)
-        logits = unflatten(logits, 3, (O // G, T)).transpose(2, 3).reshape(-1, O, C_group * T)
-        return _doubled(logits, self.config.local_activation)
-
-    def neutral_(self) -> None:
-        """Zero logits: every frequency's weight is 1/K, and the other attentions 1."""
-        zero_(self.heads)
-        if self.local_norm is not None:
-            nn.init.zeros_(self.local)
-
-    def macs(self) -> int:
-        """Of the linear layers and of the convolution along the channels."""
-        local = 0 if self.local_norm is None else self.local.numel() * self.kernel_shape[1]
-        return super().macs() + local
-
-
-def _doubled(logits: Tensor, activation: str) -> Tensor:
-    """From 0 to 2, and 1 at 0."""
-    return 2 * logits.sigmoid() if activation == "sigmoid" else 1 + logits.tanh()
-
-
-class _FDConvNd(ReleasedLayout, DynamicConv):
+class _FDConvNd(ReleasedSpectralConv):
     config_type = FDConv
     config: FDConv
     takes = Modulation
-    mixed_bias = False
     absorbs = False  # every frequency is part of all filters
-    group_of: Tensor
-    kept: Tensor | None
 
     def make_weight(self, **factory) -> None:
-        """The spectra, (R rows, columns // 2 + 1, 2) real and imaginary parts, and the group of each frequency.
-
-        Of kept frequencies (R kept, 1, 2), from low to high.
-        """
-        shape = self._spectrum_shape if self.config.param_reduction == 1 else (self._count, 1)
-        self.weight = nn.Parameter(torch.empty(self.config.param_ratio * shape[0], shape[1], 2, **factory))
-        device, count = factory["device"], self._count
-        group_of = torch.empty(self.config.param_ratio * count, dtype=torch.uint8, device=device)
-        self.register_buffer("group_of", group_of)
-        whole = self.config.param_reduction == 1
-        self.register_buffer("kept", None if whole else torch.empty(count, dtype=torch.long, device=device))
+        """The spectra, and the gates of the bands."""
+        super().make_weight(**factory)
         point = math.prod(self.kernel_size) == 1
         bands = () if point else self.config.bands
         gates: dict[str, Any] = {"activation": self.config.band_activation, "lowest": self.config.lowest_band}
@@ -288,52 +167,11 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
             sizes = {"frequency": K}
         return SpectralAttention(self.in_channels, self.kernel_shape, sizes, self.config, **factory)
 
-    @property
-    def _matrix_shape(self) -> tuple[int, int]:
-        """Rows and columns of the kernel as a matrix."""
-        O, C_group, *k = self.kernel_shape
-        return O * math.prod(k[:-1]), C_group * k[-1]
-
-    @property
-    def _spectrum_shape(self) -> tuple[int, int]:
-        """Rows and columns of a spectrum."""
-        rows, columns = self._matrix_shape
-        return rows, columns // 2 + 1
-
-    @property
-    def _count(self) -> int:
-        """Frequencies that are kept of a spectrum."""
-        return max(int(math.prod(self._spectrum_shape) * self.config.param_reduction), 1)
-
-    @property
-    def K(self) -> int:
-        """Groups of the frequencies of a spectrum."""
-        return min(self.config.kernels, self._count)
-
-    @property
-    def _gain(self) -> int:
-        """Stored coefficients are the spectrum divided by this, as released; a_w's 1/K is undone apart."""
-        return max(min(self.in_channels, self.out_channels) // 2, 1)
-
-    @property
-    def _scale(self) -> int:
-        """What a_w times a stored coefficient is multiplied by; of a reduced spectrum nothing, as released."""
-        return self._gain * self.K * self.config.param_ratio if self.kept is None else 1
-
-    def _sorted(self, order: Tensor) -> tuple[Tensor, Tensor | None]:
-        """From the frequencies in an order: the group of each stored coefficient, and the frequencies that are kept."""
-        R, count = self.config.param_ratio, self._count
-        number, kept = numbered(count, self.K, order.device), order[:count]
-        if self.config.param_reduction == 1:
-            number, kept = torch.empty_like(number).scatter_(0, order, number), None
-        copies = torch.arange(R, device=order.device).unsqueeze(1) * self.K
-        return (copies + number).flatten().to(torch.uint8), kept
-
     def initialise_(self) -> None:
         """The spectrum of ``nn.ConvNd``'s own kernel, and its bias; R spectra are of kernels with such a sum."""
         super().initialise_()
         R = self.config.param_ratio
-        group_of, kept = self._sorted(by_radius(*self._matrix_shape, self.weight.device))
+        group_of, kept = self.grouped(by_radius(*self.matrix_shape, self.weight.device))
         self.group_of.copy_(group_of)
         if self.kept is not None and kept is not None:
             self.kept.copy_(kept)
@@ -341,27 +179,10 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         for kernel in kernels:
             nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
         with torch.no_grad():
-            self.weight.copy_(self._stored(kernels / math.sqrt(R)))
+            self.weight.copy_(self.stored(kernels / math.sqrt(R)))
         if self.bias is not None:
             bound = 1 / math.sqrt(math.prod(self.kernel_shape[1:]))
             nn.init.uniform_(self.bias, -bound, bound)
-
-    def spectrum(self, kernel: Tensor) -> Tensor:
-        """The weight that a kernel (O, C/G, *k) has: (rows, columns // 2 + 1, 2)."""
-        matrix = kernel.double().movedim(1, -2).reshape(self._matrix_shape)
-        return torch.view_as_real(torch.fft.rfft2(matrix)) / self._gain
-
-    def _stored(self, kernels: Tensor) -> Tensor:
-        """The weight of R kernels whose sum the layer starts with, (R, O, C/G, *k)."""
-        spectra = torch.stack([self.spectrum(kernel).flatten(0, 1) for kernel in kernels])  # (R, frequencies, 2)
-        if self.kept is not None:
-            spectra = spectra[:, self.kept] * (self._gain * self.K * len(kernels) / self._scale)
-        return spectra.reshape(self.weight.shape)
-
-    def convolve(self, x: Tensor, coeffs: Modulation, padding: Size | str) -> Tensor:
-        """Assemble the kernels, then convolve each sample with its own."""
-        geometry = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        return sample_conv(x, self.kernels(coeffs), self.bias, padding=padding, **geometry)
 
     def features(self, x: Tensor) -> Tensor:
         """x, its frequency bands gated."""
@@ -371,7 +192,7 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         """(B, O, C/G, *k): groups are mixed as frequencies, for one inverse transform per sample."""
         O, C_group, *k = self.kernel_shape
         G, points, coeffs = self.groups, [1] * self.rank, self.scaled(coeffs)
-        made = self._transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1])
+        made = self.transformed(coeffs.frequency).reshape(-1, G, O // G, *k[:-1], C_group, k[-1])
         made = made.movedim(self.rank + 2, 3)
         if coeffs.local is not None:
             made = coeffs.local.reshape(-1, G, O // G, C_group, *k) * made
@@ -385,32 +206,6 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
             made = made * coeffs.filter.reshape(-1, G, O // G, 1, *points)
         return made.reshape(-1, O, C_group, *k)
 
-    def _transformed(self, frequency: Tensor | None) -> Tensor:
-        """The kernels as matrices (B, rows, columns), from the weights of the groups (B, K); one for all without."""
-        weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
-        if frequency is None:
-            mixed = weight.unsqueeze(0) * self._scale
-        else:
-            group = self.group_of.long().expand(frequency.shape[0], -1)
-            share = torch.gather(frequency * self._scale, 1, group).to(weight.dtype)
-            mixed = unflatten(share, 1, (*plain_shape(weight)[:2], 1)) * weight
-        mixed = self._summed(mixed)
-        if is_onnx_trace():  # that exporter has no transform
-            return inverse_by_products(mixed, *self._matrix_shape).to(self.weight.dtype)
-        spectrum = torch.view_as_complex(mixed)
-        if 0 in plain_shape(spectrum):  # the transform takes no empty batch
-            return mixed[..., :1, 0].expand(-1, -1, self._matrix_shape[1]).to(self.weight.dtype)
-        return inverse(spectrum, self._matrix_shape).to(self.weight.dtype)
-
-    def _summed(self, mixed: Tensor) -> Tensor:
-        """(B, R rows, half, 2) to (B, rows, half, 2), frequencies that are not kept as zeros."""
-        if self.config.param_ratio > 1:
-            mixed = unflatten(mixed, 1, (self.config.param_ratio, -1)).sum(1)
-        if self.kept is None:
-            return mixed
-        whole = mixed.new_zeros(len(mixed), math.prod(self._spectrum_shape), 2)
-        return unflatten(whole.index_copy(1, self.kept, mixed.squeeze(2)), 1, self._spectrum_shape)
-
     @property
     def num_experts(self) -> int:
         """1: there is one weight, of whose frequencies the kernels are made."""
@@ -422,7 +217,7 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         return self.config.param_ratio
 
     @property
-    def size(self) -> str:
+    def label(self) -> str:
         """Groups of frequencies."""
         return f"{self.K * self.config.param_ratio} frequency groups"
 
@@ -437,53 +232,33 @@ class _FDConvNd(ReleasedLayout, DynamicConv):
         factors = 4 if self.config.local else 3
         return {
             "convolution": numel * positions,
-            "routing": self._attention.macs(),
+            "routing": self.router.macs(),
             "assembly": self.weight.numel() + fft_macs(numel) + factors * numel + bands,
         }
 
-    @torch.no_grad()
-    def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
+    def cannot_hold(self) -> str | None:
+        """A part of the frequencies does not hold a kernel."""
+        if self.kept is None:
+            return None
+        return (
+            f"a spectrum with param_reduction={self.config.param_reduction} can't hold a trained kernel; use "
+            "param_reduction=1, or convert with upcycle=False"
+        )
+
+    def take_(self, weight: Tensor, noise: float, router: Router | None) -> float:
         """Become a static layer, exactly: all attentions are 1 and the gates leave x as it is.
 
-        ``scale`` makes the transform keep lengths, so that a step of the spectrum is as long a step of the kernel.
-
-        Args:
-            weight: (O, C/G, *k).
-            bias: (O,) or None.
-            noise: Of R spectra: the standard deviation of what their kernels differ by, relative to that of the
-                weights. One spectrum's kernels differ by their frequencies.
-            router: Not used.
-
-        Raises:
-            ConfigError: not all frequencies are kept.
+        ``scale`` makes the transform keep lengths, so that a step of the spectrum is as long a step of the kernel. The
+        kernels of R spectra differ by the noise; those of one spectrum differ by their frequencies.
         """
-        if self.kept is not None:
-            raise ConfigError(
-                f"a spectrum with param_reduction={self.config.param_reduction} can't hold a trained kernel; use "
-                "param_reduction=1, or convert with upcycle=False"
-            )
-        if self.weight.is_meta:
-            return
-        if self.router is not None:
-            self.router.neutral_()
         if self.bands is not None:
             self.bands.reset_parameters()
         R = self.config.param_ratio
-        gain = R * self._gain / math.sqrt(weight.numel() / 2)  # a unitary transform has 1
+        gain = R * self.gain / math.sqrt(weight.numel() / 2)  # a unitary transform has 1
         share = gain / self.compensate_(gain) / R
         kernels = weight.unsqueeze(0).expand(R, *weight.shape)
-        spread = noise * weight.float().std(correction=0).to(weight.dtype)
-        self.weight.copy_(self._stored((kernels + spread * zero_sum_noise(kernels)) * share))
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
-
-    @property
-    def _attention(self) -> SpectralAttention:
-        """The router, by its type."""
-        router = self.router
-        if not isinstance(router, SpectralAttention):
-            raise TypeError("an FDConv layer has its own attention")
-        return router
+        self.weight.copy_(self.stored((kernels + spread(weight, noise) * zero_sum_noise(kernels)) * share))
+        return 1.0
 
 
 class FDConv1d(_FDConvNd):

@@ -3,112 +3,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convary.errors import CheckpointError
-from convary.nn.frequencies import by_released_radius
+from convary.methods.fdconv_attention import SpectralAttention
+from convary.methods.fdconv_spectrum import SpectralConv, by_released_radius
+from convary.nn.layout import BATCH_NORM, How, Row, fitted, renamed, trailing
 
 _AXES = {"channel": "channel_fc", "filter": "filter_fc", "tap": "spatial_fc", "frequency": "kernel_fc"}
-_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_ONE_CHANNEL = How(lambda theirs, shape: theirs.flatten(1), lambda ours: ours.unsqueeze(1))
 
 
-class ReleasedLayout:
-    """What an FDConv layer knows of its authors' layout; ``self`` is the layer."""
+class ReleasedSpectralConv(SpectralConv):
+    """What an FDConv layer knows of its authors' layout.
 
-    def from_released(self: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Linwei-Chen/FDConv's layout, with the weight as frequencies or (``convert_param=False``) as a kernel.
+    Frequencies of equal radius are in the groups that ``indices`` says, the released layer's buffer, which its state
+    dict leaves out; without it as the released code sorts them on this machine.
+    """
 
-        Frequencies of equal radius are in the groups that ``indices`` says, the released layer's buffer, which its
-        state dict leaves out; without it as the released code sorts them on this machine.
-        """
-        own, R = self._attention, self.config.param_ratio
-        if "dft_weight" in tensors:
-            weight = tensors["dft_weight"]
-        elif self.kept is None:
-            weight = self.spectrum(tensors["weight"]).expand(R, -1, -1, -1)
-        else:
-            raise CheckpointError("the released FDConv keeps all frequencies where its weight is a kernel")
-        fits = weight.numel() == self.weight.numel()  # otherwise the error names both shapes
-        group_of, kept = self._sorted(self._released_order(tensors).to(self.group_of.device))
-        state = {"weight": weight.reshape(self.weight.shape) if fits else weight.squeeze(0), "group_of": group_of}
-        state |= {} if kept is None else {"kept": kept}
-        state |= {ours: tensors[theirs] for ours, theirs in self._released_names().items()}
-        state["router.squeeze.weight"] = tensors["KSM_Global.fc.weight"].flatten(1)
-        heads = [f"KSM_Global.{_AXES[axis]}" for axis in own.sizes]
-        state["router.heads.weight"] = torch.cat([tensors[f"{head}.weight"].flatten(1) for head in heads])
-        state["router.heads.bias"] = torch.cat([tensors[f"{head}.bias"] for head in heads])
-        if own.local_norm is not None:
-            state["router.local"] = tensors["KSM_Local.conv.weight"].flatten(1)
-        for leaf in () if self.bands is None else ("weight", "bias"):
-            gates = range(len(self.config.bands) + self.config.lowest_band)
-            state[f"bands.{leaf}"] = torch.cat([tensors[f"FBM.freq_weight_conv_list.{i}.{leaf}"] for i in gates])
-        return state
+    router: SpectralAttention
+    bands: Any
 
-    def to_released(self: Any) -> dict[str, Tensor]:
-        """Linwei-Chen/FDConv's layout, the weight as frequencies.
+    def released(self, present: Container[str] | None) -> Iterator[Row]:
+        """All but the groups of the frequencies.
 
         Raises:
-            CheckpointError: theirs has no such layer.
+            CheckpointError: theirs has no such layer, or holds the weight as a kernel that this layer can't hold.
         """
-        if self.groups > 1 or self.kernel_size not in ((1, 1), (3, 3)):
+        if present is None and (self.groups > 1 or self.kernel_size not in ((1, 1), (3, 3))):
             raise CheckpointError(
                 "the released FDConv layout holds 1x1 and 3x3 convolutions without groups; got "
                 f"kernel_size={self.kernel_size}, groups={self.groups}"
             )
-        own, router = self.state_dict(), self._attention
-        spectra = self.whole(own["weight"])
-        shape = self._spectrum_shape if self.kept is None else (self._count,)
-        state = {"dft_weight": spectra.reshape(self.config.param_ratio, *shape, 2), **self._released_indices()}
-        state |= {theirs: own[ours] for ours, theirs in self._released_names().items()}
-        state["KSM_Global.fc.weight"] = own["router.squeeze.weight"][..., None, None]
-        sizes = list(router.sizes.values())
-        rows = zip(
-            router.sizes, own["router.heads.weight"].split(sizes), own["router.heads.bias"].split(sizes), strict=True
-        )
-        for axis, weight, bias in rows:
-            head = f"KSM_Global.{_AXES[axis]}"
-            state |= {f"{head}.weight": weight[..., None, None], f"{head}.bias": bias}
-        if router.local_norm is not None:
-            state["KSM_Local.conv.weight"] = own["router.local"].unsqueeze(1)
+        yield self._released_weight(present)
+        if self.bias is not None:
+            yield Row("bias", "bias")
+        heads = {f"KSM_Global.{_AXES[axis]}": size for axis, size in self.router.sizes.items()}
+        yield Row("router.squeeze.weight", "KSM_Global.fc.weight", trailing(2))
+        yield from renamed({"router.norm": "KSM_Global.bn"}, BATCH_NORM)
+        yield Row("router.scale", "KSM_Global.relu.scale")
+        yield Row("router.shift", "KSM_Global.relu.bias")
+        yield Row("router.heads.weight", {f"{head}.weight": size for head, size in heads.items()}, trailing(2))
+        yield Row("router.heads.bias", {f"{head}.bias": size for head, size in heads.items()})
+        if self.router.local_norm is not None:
+            yield from renamed({"router.local_norm": "KSM_Local.norm"}, ("weight", "bias"))
+            yield Row("router.local", "KSM_Local.conv.weight", _ONE_CHANNEL)
         for leaf in () if self.bands is None else ("weight", "bias"):
-            for i, gate in enumerate(own[f"bands.{leaf}"].split(1)):
-                state[f"FBM.freq_weight_conv_list.{i}.{leaf}"] = gate
-        return state
+            gates = range(len(self.config.bands) + self.config.lowest_band)
+            yield Row(f"bands.{leaf}", {f"FBM.freq_weight_conv_list.{i}.{leaf}": 1 for i in gates})
 
-    def _released_order(self: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+    def _released_weight(self, present: Container[str] | None) -> Row:
+        """The weight: as frequencies or, to read, as a kernel (``convert_param=False``)."""
+        R, shape = self.config.param_ratio, self.spectrum_shape if self.kept is None else (self.count,)
+        if present is None or "dft_weight" in present:
+            return Row("weight", "dft_weight", How(fitted, lambda ours: ours.reshape(R, *shape, 2)))
+        if self.kept is not None:
+            raise CheckpointError("the released FDConv keeps all frequencies where its weight is a kernel")
+
+        def transformed(kernel: Tensor, shape: Any) -> Tensor:
+            spectra = [self.spectrum(kernel)] * R if kernel.shape == self.kernel_shape else [kernel]
+            return torch.cat(spectra)
+
+        return Row("weight", "weight", How(transformed, lambda ours: ours))
+
+    def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As ``released`` says, and the groups of the frequencies."""
+        state = super().from_released(tensors)
+        state["group_of"], kept = self.grouped(self._released_order(tensors).to(self.group_of.device))
+        return state if kept is None else state | {"kept": kept}
+
+    def to_released(self) -> dict[str, Tensor]:
+        """As ``released`` says, and the groups of the frequencies where theirs would differ.
+
+        Raises:
+            CheckpointError: theirs has no such layer.
+        """
+        return super().to_released() | self._released_indices()
+
+    def _released_order(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Numbers of the frequencies in the order of the released layer."""
         if "indices" not in tensors:
-            return by_released_radius(*self._matrix_shape)
+            return by_released_radius(*self.matrix_shape)
         row, column = tensors["indices"][0].long().flatten(1)
-        order = row * self._spectrum_shape[1] + column
-        if len(order) != self._count:
-            raise CheckpointError(f"indices holds {len(order)} frequencies; this layer has {self._count}")
+        order = row * self.spectrum_shape[1] + column
+        if len(order) != self.count:
+            raise CheckpointError(f"indices holds {len(order)} frequencies; this layer has {self.count}")
         return order
 
-    def _released_indices(self: Any) -> dict[str, Tensor]:
+    def _released_indices(self) -> dict[str, Tensor]:
         """The released layer's buffer, (R, 2, K, frequencies / K), where it differs from what they make here."""
-        count, reduced = self._count, self.kept is not None
-        if count % self.K:
+        if self.count % self.K:
             raise CheckpointError(
                 "the released FDConv wants kernels to divide the number of frequencies; "
-                f"got {self.K} kernels, {count} frequencies"
+                f"got {self.K} kernels, {self.count} frequencies"
             )
-        theirs = self._sorted(by_released_radius(*self._matrix_shape).to(self.group_of.device))
-        if torch.equal((self.group_of, self.kept)[reduced], theirs[reduced]):
+        group_of, kept = self.grouped(by_released_radius(*self.matrix_shape).to(self.group_of.device))
+        same = torch.equal(self.group_of, group_of) if kept is None else torch.equal(self.kept, kept)  # type: ignore[arg-type]
+        if same:
             return {}
-        order = self.group_of[:count].argsort(stable=True) if self.kept is None else self.kept
-        half = self._spectrum_shape[1]
+        order = self.group_of[: self.count].argsort(stable=True) if self.kept is None else self.kept
+        half = self.spectrum_shape[1]
         places = torch.stack([order // half, order % half]).reshape(1, 2, self.K, -1)
         return {"indices": places.repeat(self.config.param_ratio, 1, 1, 1)}
-
-    def _released_names(self: Any) -> dict[str, str]:
-        """Names of the tensors that are alike: ours, theirs."""
-        names = {f"router.norm.{leaf}": f"KSM_Global.bn.{leaf}" for leaf in _NORM}
-        names |= {"router.scale": "KSM_Global.relu.scale", "router.shift": "KSM_Global.relu.bias"}
-        if self._attention.local_norm is not None:
-            names |= {f"router.local_norm.{leaf}": f"KSM_Local.norm.{leaf}" for leaf in ("weight", "bias")}
-        return names if self.bias is None else names | {"bias": "bias"}

@@ -15,22 +15,21 @@ bias is static, added after all attentions; a batch of one can be trained on; th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ConfigError, nearest
 from convary.methods.config import Annealing, BankConfig, check_positive
 from convary.nn import DynamicConv, PerceptronRouter, Router, Site, check_temperature, make_norm
-from convary.nn.base import per_expert_
+from convary.nn.layout import BATCH_NORM, Row, renamed, trailing
+from convary.nn.upcycle import per_expert_
 from convary.ops import Coefficients
 from convary.ops.shapes import unflatten
 
 AXES = ("channel", "filter", "tap", "kernel")
-_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _RELEASED = {"channel": "channel_fc", "filter": "filter_fc", "tap": "spatial_fc", "kernel": "kernel_fc"}
 
 
@@ -100,8 +99,8 @@ class OmniAttention(PerceptronRouter):
     def __init__(
         self, in_channels: int, hidden: int, sizes: dict[str, int], K: int, config: ODConv, device=None, dtype=None
     ) -> None:
-        gates = [size for axis, size in sizes.items() if axis != "kernel"]
-        super().__init__(in_channels, config.kernel_activation, config.temperature, gates, device)
+        sigmoids = [size for axis, size in sizes.items() if axis != "kernel"]
+        super().__init__(in_channels, config.kernel_activation, config.temperature, sigmoids, device)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.sizes = sizes
         self.copies = K if config.sharing == "per_kernel" else 1
@@ -120,11 +119,11 @@ class OmniAttention(PerceptronRouter):
         nn.init.zeros_(self.heads.bias)
 
     @property
-    def last(self) -> nn.Linear:
+    def head(self) -> nn.Linear:
         """All heads side by side."""
         return self.heads
 
-    def named(self, pieces: Sequence[Tensor]) -> Coefficients:
+    def to_coefficients(self, pieces: Sequence[Tensor]) -> Coefficients:
         """Channel (B, 1|K, C), filter (B, 1|K, O), tap (B, 1|K, T), kernel (B, K); those that exist."""
         factors = dict(zip(self.sizes, pieces, strict=True))
         for axis, part in factors.items():
@@ -137,6 +136,7 @@ class _ODConvNd(DynamicConv):
     config_type = ODConv
     config: ODConv
     mixed_bias = False
+    router: OmniAttention
 
     def make_router(self, **factory) -> Router | None:
         config, K = self.config, self.config.experts
@@ -159,47 +159,29 @@ class _ODConvNd(DynamicConv):
         return OmniAttention(self.in_channels, hidden, sizes, K, config, **factory)
 
     def initialise_(self) -> None:
-        """Every kernel Kaiming-normal (fan-out) on its own; bias zero."""
+        """Every kernel Kaiming-normal (fan-out) on its own."""
         super().initialise_()
         per_expert_(self.weight, lambda kernel: nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu"))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
-    def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """OSVAI/ODConv's layout: ``attention.fc``, ``.bn`` and four 1x1 convolutions, one per head."""
-        router = self.router
-        if not isinstance(router, OmniAttention):
-            raise TypeError("a released ODConv layer has its own attention")
-        heads = [f"attention.{_RELEASED[axis]}" for axis in router.sizes]
-        state = {
-            "weight": tensors["weight"],
-            "router.squeeze.weight": tensors["attention.fc.weight"].flatten(1),
-            "router.heads.weight": torch.cat([tensors[f"{head}.weight"].flatten(1) for head in heads]),
-            "router.heads.bias": torch.cat([tensors[f"{head}.bias"] for head in heads]),
-        }
-        for name in _NORM:
-            state[f"router.norm.{name}"] = tensors[f"attention.bn.{name}"]
-        return state
+    def released(self, present: Container[str] | None) -> Iterator[Row]:
+        """OSVAI/ODConv's layout: ``attention.fc``, ``.bn`` and four 1x1 convolutions, one per head.
 
-    def to_released(self) -> dict[str, Tensor]:
-        """OSVAI/ODConv's layout, which has no bias, one attention for all kernels and batch normalisation."""
-        config, router = self.config, self.router
+        Raises:
+            CheckpointError: to write, a bias or other attentions than theirs.
+        """
+        config = self.config
         usual = (config.sharing, config.norm, set(config.attentions)) == ("shared", "batch", set(AXES))
-        if self.bias is not None or not usual:
+        if present is None and (self.bias is not None or not usual):
             raise CheckpointError(
                 "the released ODConv layout holds layers without bias, with all four attentions, sharing='shared' and "
                 f"norm='batch'; got bias={self.bias is not None}, {config}"
             )
-        if not isinstance(router, OmniAttention):
-            raise TypeError("a released ODConv layer has its own attention")
-        own, sizes = router.state_dict(), list(router.sizes.values())
-        state = {"weight": self.whole(self.weight), "attention.fc.weight": own["squeeze.weight"][..., None, None]}
-        state |= {f"attention.bn.{name}": own[f"norm.{name}"] for name in _NORM}
-        rows = zip(router.sizes, own["heads.weight"].split(sizes), own["heads.bias"].split(sizes), strict=True)
-        for axis, weight, bias in rows:
-            head = f"attention.{_RELEASED[axis]}"
-            state |= {f"{head}.weight": weight[..., None, None], f"{head}.bias": bias}
-        return state
+        heads = {f"attention.{_RELEASED[axis]}": size for axis, size in self.router.sizes.items()}
+        yield Row("weight", "weight")
+        yield Row("router.squeeze.weight", "attention.fc.weight", trailing(2))
+        yield Row("router.heads.weight", {f"{head}.weight": size for head, size in heads.items()}, trailing(2))
+        yield Row("router.heads.bias", {f"{head}.bias": size for head, size in heads.items()})
+        yield from renamed({"router.norm": "attention.bn"}, BATCH_NORM)
 
 
 class ODConv1d(_ODConvNd):
@@ -211,6 +193,7 @@ class ODConv1d(_ODConvNd):
 class ODConv2d(_ODConvNd):
     """ODConv over (B, C, H, W): ``nn.Conv2d``'s arguments, then the options of ``ODConv``.
 
+    >>> import torch
     >>> layer = ODConv2d(64, 128, 3, padding=1, experts=4)
     >>> layer(torch.randn(1, 64, 5, 5)).shape
     torch.Size([1, 128, 5, 5])

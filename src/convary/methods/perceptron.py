@@ -13,14 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convary.errors import ConfigError, ShapeError
-from convary.nn import DynamicLayer, LinearRouter, MLPRouter, Router
-from convary.nn.base import per_expert_
-from convary.ops import mixed_conv
-from convary.ops.shapes import plain_shape
+from convary.errors import ConfigError
+from convary.nn import DynamicLinear, LinearRouter, MLPRouter, Router
+from convary.nn.upcycle import per_expert_
+from convary.ops import Coefficients, mixed_conv
 
 
-class MixedLinear(DynamicLayer):
+class MixedLinear(DynamicLinear):
     """A linear layer whose weight and bias are mixed, per sample, from K experts.
 
     Args:
@@ -80,38 +79,11 @@ class MixedLinear(DynamicLayer):
             self.router = MLPRouter(in_features, hidden, experts, activation, temperature, **factory)
         self.initialise_()
 
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, **options) -> MixedLinear:
-        """A freshly initialised layer with the sizes, dtype, device and mode of a static one."""
-        layer = cls(
-            linear.in_features, linear.out_features, linear.bias is not None, linear.weight.device, linear.weight.dtype,
-            **options,
-        )  # fmt: skip
-        return layer.train(linear.training)
-
     def initialise_(self) -> None:
-        """Every expert like ``nn.Linear``; biases zero."""
+        """Every expert like ``nn.Linear``."""
         super().initialise_()
         per_expert_(self.weight, lambda kernel: nn.init.kaiming_uniform_(kernel, a=5**0.5))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, coeffs: Any = None) -> Tensor:
-        """(B, *, C) to (B, *, O).
-
-        Raises:
-            ShapeError: x has another number of features, or no batch axis.
-        """
-        if x.ndim == 1:
-            return self.forward(x.unsqueeze(0), coeffs).squeeze(0)
-        if x.ndim < 2 or plain_shape(x)[-1] != self.in_features:
-            raise ShapeError(f"MixedLinear wants x of shape (B, *, {self.in_features}); got {tuple(x.shape)}")
-        rows = x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
-        maps = rows.transpose(1, 2)  # (B, C, P): a 1x1 convolution over P positions
-        coeffs = self.coefficients(maps) if coeffs is None else self.given(coeffs)
-        y = mixed_conv(maps, self.weight[..., None], self.scaled(coeffs), self.bias)
-        return y.transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
-
-    def extra_repr(self) -> str:
-        """Like ``nn.Linear``, with the number of experts."""
-        return f"{self.in_features}, {self.out_features}, experts={self.num_experts}, bias={self.bias is not None}"
+    def transform(self, rows: Tensor, coeffs: Coefficients) -> Tensor:
+        """A 1x1 convolution over P positions."""
+        return mixed_conv(rows.transpose(1, 2), self.weight[..., None], self.scaled(coeffs), self.bias).transpose(1, 2)

@@ -17,7 +17,7 @@ call ``layer(x, layer.router.expand(reduced))``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -27,12 +27,11 @@ from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import MethodConfig, check_positive
-from convary.nn import DynamicConv, Router, Site
-from convary.nn.base import per_expert_, zero_sum_noise
-from convary.nn.routers import zero_
-from convary.ops import sample_conv
+from convary.nn import AssembledConv, Router, Site
+from convary.nn.layout import How, Row, fitted, trailing
+from convary.nn.router import zero_
+from convary.nn.upcycle import per_expert_, spread, zero_sum_noise
 from convary.ops.coefficients import Factors
-from convary.ops.geometry import Size
 from convary.ops.shapes import plain_shape, unflatten
 
 
@@ -130,11 +129,10 @@ class ActivationRouter(Router):
         zero_(self.linear)
 
 
-class _WeightNetNd(DynamicConv):
+class _WeightNetNd(AssembledConv):
     config_type = WeightNet
     config: WeightNet
     takes = Activations
-    mixed_bias = False
 
     def make_weight(self, **factory: Any) -> None:
         """(K, O, C/G, *k): what the authors hold as a grouped 1x1 convolution."""
@@ -162,7 +160,7 @@ class _WeightNetNd(DynamicConv):
         return f"expansion={self.config.expansion}, splits={self.config.splits}"
 
     def initialise_(self) -> None:
-        """Kernels Kaiming-normal (fan-out) where all activations are 1/2; bias zero.
+        """Kernels Kaiming-normal (fan-out) where all activations are 1/2.
 
         The released standard deviation, one over the numbers of a split, relies on the normalisation behind.
         """
@@ -170,8 +168,6 @@ class _WeightNetNd(DynamicConv):
         per_expert_(self.weight, lambda part: nn.init.kaiming_normal_(part, mode="fan_out", nonlinearity="relu"))
         with torch.no_grad():
             self.weight.mul_(2 / math.sqrt(len(self.weight)))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def kernels(self, coeffs: Activations) -> Tensor:
         """(B, O, C/G, *k)."""
@@ -184,55 +180,35 @@ class _WeightNetNd(DynamicConv):
         made = [_weighted(a, w) for a, w in zip(activations, weights, strict=True)]
         return unflatten(torch.cat(made, 2), 2, self.kernel_shape[1:])
 
-    def convolve(self, x: Tensor, coeffs: Activations, padding: Size | str) -> Tensor:
-        """Generate the kernels, then convolve each sample with its own."""
-        geometry = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        return sample_conv(x, self.kernels(coeffs), self.bias, padding=padding, **geometry)
-
-    @torch.no_grad()
-    def load_static(self, weight: Tensor, bias: Tensor | None, noise: float, router: Router | None = None) -> None:
+    def take_(self, weight: Tensor, noise: float, router: Router | None) -> float:
         """Become a static layer, exactly: all activations are 1/2, and ``scale`` is 2/K.
 
-        Args:
-            weight: (O, C/G, *k).
-            bias: (O,) or None.
-            noise: Standard deviation, relative to that of the weights, of perturbations that sum to zero over K;
-                without effect where K is 1, as in the default.
-            router: That of the block, where the layer has none of its own.
+        Of K = 1, as in the default, there is no noise: perturbations sum to zero over K.
         """
-        if self.weight.is_meta:
-            return
-        router = self.router or router
-        if router is not None:
-            router.neutral_()
         part = weight / self.compensate_(len(self.weight) / 2)
-        spread = noise * part.float().std(correction=0).to(part.dtype)
-        self.weight.copy_(part + spread * zero_sum_noise(self.weight))
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
+        self.weight.copy_(part + spread(part, noise) * zero_sum_noise(self.weight))
+        return 1.0
 
-    def from_released(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names and layout of megvii-model/WeightNet, the block's ``reduce`` beside the layer's own tensors."""
-        state = {ours: _matrix(tensors[theirs]) for ours, theirs in _RELEASED.items()}
-        weight = tensors["wn_fc2.weight"].flatten(1)  # (O C/G T, K)
-        return state | {"weight": weight.T.reshape(self.weight.shape)}
-
-    def to_released(self) -> dict[str, Tensor]:
-        """megvii-model/WeightNet's names and layout.
+    def released(self, present: Container[str] | None) -> Iterator[Row]:
+        """megvii-model/WeightNet's layout, the block's ``reduce`` beside the layer's own tensors.
 
         Raises:
             CheckpointError: the layer has a bias.
         """
         if self.bias is not None:
             raise CheckpointError("the released WeightNet layout holds convolutions without bias; got one with bias")
-        own = self.state_dict()
-        points = (1,) * self.rank
-        state = {
-            theirs: own[ours] if own[ours].ndim == 1 else own[ours].reshape(*own[ours].shape, *points)
-            for ours, theirs in _RELEASED.items()
-        }
-        weight = self.whole(own["weight"]).flatten(1).T
-        return state | {"wn_fc2.weight": weight.reshape(*weight.shape, *points)}
+        for ours, theirs in (("reduce", "reduce"), ("linear", "wn_fc1")):
+            yield Row(f"router.{ours}.weight", f"{theirs}.weight", trailing(self.rank))
+            yield Row(f"router.{ours}.bias", f"{theirs}.bias")
+        yield Row("weight", "wn_fc2.weight", _transposed(self.rank))
+
+
+def _transposed(rank: int) -> How:
+    """(O C/G T, K) and axes of one there, (K, O, C/G, *k) here."""
+    return How(
+        lambda theirs, shape: fitted(theirs.flatten(1).T, shape),
+        lambda ours: trailing(rank).write(ours.flatten(1).T),
+    )
 
 
 def _weighted(activations: Tensor, weights: Tensor) -> Tensor:
@@ -240,18 +216,6 @@ def _weighted(activations: Tensor, weights: Tensor) -> Tensor:
     if plain_shape(weights)[0] == 1:  # as published; no product of matrices, which OpenCV and ncnn compute wrongly here
         return activations.transpose(1, 2) * weights.squeeze(0)
     return torch.einsum("bko,koj->boj", activations, weights)
-
-
-_RELEASED = {
-    f"router.{ours}.{leaf}": f"{theirs}.{leaf}"
-    for ours, theirs in (("reduce", "reduce"), ("linear", "wn_fc1"))
-    for leaf in ("weight", "bias")
-}
-
-
-def _matrix(tensor: Tensor) -> Tensor:
-    """The weight of a 1x1 convolution as a linear layer's; a bias as it is."""
-    return tensor if tensor.ndim == 1 else tensor.flatten(1)
 
 
 class WeightNet1d(_WeightNetNd):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
-from convary.methods.dfn import init_filter_net, local_filter, odd_sizes, split_filters
+from convary.methods.dfn_generator import init_filter_net
+from convary.methods.dfn_local import local_filter, odd_sizes, split_filters
 from convary.ops.geometry import Size, per_axis
 from convary.ops.pixel import Border
 

@@ -19,7 +19,7 @@ from torchvision.models import ResNet
 from convary.errors import ConfigError
 from convary.methods.dmnet import DynamicConvModule
 from convary.models.backbone import pretrained as with_weights
-from convary.nn.conv import conv_norm_relu
+from convary.nn.conv_norm_relu import conv_norm_relu
 
 WEIGHTS = {
     "resnet18": models.ResNet18_Weights.IMAGENET1K_V1,

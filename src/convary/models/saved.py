@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from convary import checkpoint
+from convary import _checkpoint as checkpoint
 from convary.errors import CheckpointError
 from convary.models.registry import create
 

@@ -50,7 +50,7 @@ class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation of (B, C, *S) with any number of axes; takes a single number per channel as above."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any will do."""
+        """Any number of axes is taken."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, *S)."""

@@ -6,18 +6,25 @@ then costs more than a small convolution, and several times that when large bank
 of small maps it is still a tenth. So the arguments of both calls are kept, and only what may have changed since is
 looked at again. Preparing costs more than it saves once, so it waits until a shape comes twice in a row: images of ever
 new sizes take the usual way.
+
+Measured on one thread at batch 1 (CondConv 1x1, 32 to 64 channels, 14 x 14; ODConv 3x3, 64 to 64, 7 x 7): 56 and 148 us
+a layer; 95 and 220 us where sizes are cached by shape but layers are looked through and pointers fetched on every call;
+167 and 307 us the usual way.
 """
 
 from __future__ import annotations
 
 import weakref
 from ctypes import addressof
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from convary.nn.routers import PerceptronRouter, Router, is_watched
+from convary.nn.conv import DynamicConv
+from convary.nn.layer import DynamicLayer
+from convary.nn.perceptron_router import PerceptronRouter, is_hooked
+from convary.nn.router import Router
 from convary.ops import mixed
 from convary.ops.dispatch import decide, problem_of
 from convary.ops.geometry import resolve
@@ -26,9 +33,6 @@ from convary.ops.native import library
 from convary.ops.native import router as native_route
 from convary.ops.native.call import check
 from convary.ops.tracing import is_traced
-
-if TYPE_CHECKING:
-    from convary.nn.base import DynamicConv
 
 FLOAT = 4  # bytes
 
@@ -41,7 +45,7 @@ class _Plan:
     ) -> None:
         self.shape, self.threads = x.shape, torch.get_num_threads()
         self.options = _options(layer, router)
-        coeffs = router.named(pieces)
+        coeffs = router.to_coefficients(pieces)
         _, geometry = resolve(x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
         factors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
         self.sizes, self.y_shape = structure(x.shape, layer.weight, factors, layer.bias, geometry)
@@ -66,10 +70,10 @@ class _Plan:
         """Whether everything is where it was and nobody watches the layers that are passed over."""
         if x.shape != self.shape or torch.get_num_threads() != self.threads:
             return False
-        if _options(layer, router) != self.options or is_watched(router):
+        if _options(layer, router) != self.options or is_hooked(router):
             return False
         for module, before in zip(_modules(router), self.modules, strict=True):
-            if module is not before or (module is not None and (module.training or is_watched(module))):
+            if module is not before or (module is not None and (module.training or is_hooked(module))):
                 return False
         for owner, name, tensor, place in self.tensors:
             if owner.get(name) is not tensor or (tensor is not None and _place(tensor) != place):
@@ -98,7 +102,7 @@ def _place(tensor: Tensor | None) -> tuple:
 
 
 def _modules(router: PerceptronRouter) -> tuple[nn.Module | None, ...]:
-    return router.squeeze, router.norm, router.last
+    return router.squeeze, router.norm, router.head
 
 
 def _options(layer: DynamicConv, router: PerceptronRouter) -> tuple:
@@ -108,7 +112,7 @@ def _options(layer: DynamicConv, router: PerceptronRouter) -> tuple:
     """
     geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
     own = (layer.__class__, len(layer.__dict__), router, router.__class__, len(router.__dict__))
-    return *geometry, *own, router.training, router.gates, router.activation, getattr(router.norm, "eps", None)
+    return *geometry, *own, router.training, router.sigmoids, router.activation, getattr(router.norm, "eps", None)
 
 
 class _Seen(NamedTuple):
@@ -146,13 +150,13 @@ def infer(layer: DynamicConv, x: Tensor) -> Tensor | None:
 
 def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan | _Seen:
     seen = _Seen(x.shape)
-    if router.training or is_watched(router) or not _is_ordinary(layer, router):
+    if router.training or is_hooked(router) or not _is_ordinary(layer, router):
         return seen
     layers = router.native_layers()
     if layers is None or not native_route.can_run(x, layers):
         return seen
     pieces = native_route.route(x, layers)
-    coeffs = router.named(pieces)
+    coeffs = router.to_coefficients(pieces)
     geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
     if decide(mixed.OP, problem_of(mixed.OP, x, layer.weight, coeffs, layer.bias, **geometry)) != "native":
         return _Seen(x.shape, torch.get_num_threads())
@@ -168,8 +172,6 @@ def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan |
 
 def _is_ordinary(layer: DynamicConv, router: PerceptronRouter) -> bool:
     """Whether layer and router compute what their classes here say, with weights that are parameters of their own."""
-    from convary.nn.base import DynamicConv, DynamicLayer
-
     if any(callable(getattr(type(module), name, None)) for module in (layer, router) for name in module.__dict__):
         return False  # a method replaced on the instance
     kind = type(layer)

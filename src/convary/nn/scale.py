@@ -44,6 +44,14 @@ class Scaled(nn.Module):
         """A bank with the scale in it, as layers without one have it."""
         return stored if self.scale is None else stored * self.scale
 
+    def whole_state(self) -> dict[str, Tensor]:
+        """The state dict with the scale in the bank."""
+        own = self.state_dict()
+        own["weight"] = self.whole(own["weight"])
+        if self.bias is not None and self.bias.ndim == 2:  # mixed like the kernels
+            own["bias"] = self.whole(own["bias"])
+        return own
+
     @torch.no_grad()
     def absorb_scale_(self) -> None:
         """Put the scale into the bank, where it costs nothing; for inference, for an optimizer would see it again."""
@@ -74,10 +82,6 @@ class Scaled(nn.Module):
         if f"{prefix}scale" in state_dict:
             if self.scale is None:
                 self.await_scale_()
-        elif f"{prefix}weight" in state_dict:  # of a bank that was not upcycled, or by a convary that knew no scale
+        elif f"{prefix}weight" in state_dict:  # of a bank that was not upcycled
             self.scale = None
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._buffers.setdefault("scale", None)  # pickles of before have none

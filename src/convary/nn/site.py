@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from convary.nn.backbone import backbone_names
-from convary.nn.base import DynamicLayer
+from convary.nn.layer import DynamicLayer
 from convary.nn.outputs import is_layer, predictions
 from convary.nn.placed import Placed
-from convary.nn.routers import Router
+from convary.nn.router import Router
 
 # What transformers calls blocks that placements know by the names of torchvision.
 _SAME = {

@@ -7,9 +7,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convary.diagnose import Diagnosis
+from convary._diagnose import Diagnosis
 from convary.extras import require
-from convary.report.files import replace_file
+from convary.files import write_whole
 from convary.report.style import COLORS, SERIES, figure, rc, titled
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def draw(diagnosis: Diagnosis, path: str | Path) -> None:
         picture(diagnosis.to_dict()).savefig(
             buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None
         )
-    replace_file(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def picture(diagnosis: dict[str, Any]) -> Figure:

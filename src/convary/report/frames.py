@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convary.extras import require
-from convary.report.files import replace_file
+from convary.files import write_whole
 from convary.report.style import COLORS, rc
 
 INK, MUTED = (COLORS[role][0] for role in ("ink", "muted"))
@@ -60,7 +60,7 @@ def draw_rows(
         if note:
             drawn.supxlabel(note, fontsize=8.5, color=MUTED)
         drawn.savefig(buffer, format=path.suffix.lstrip("."), dpi=150)
-    replace_file(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
     return path
 
 

@@ -8,9 +8,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from convary.files import write_whole
 from convary.report import figures, tables
 from convary.report.diagnosis import picture as picture_of_layers
-from convary.report.files import replace_file
 from convary.report.routing import MOST_CLASSES, routing_sections
 from convary.report.schema import check
 from convary.report.style import css_variables, figure, inline_svg, looks, rc
@@ -27,7 +27,7 @@ def write(results: dict[str, Any], path: str | Path) -> None:
         DataError: if ``results`` do not follow the schema.
         OSError: if ``path`` cannot be written.
     """
-    replace_file(Path(path), page(results).encode())
+    write_whole(Path(path), page(results).encode())
 
 
 def picture(results: dict[str, Any], path: str | Path) -> None:
@@ -55,7 +55,7 @@ def picture(results: dict[str, Any], path: str | Path) -> None:
         drawn.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=figures.MUTED)
         kind = path.suffix.lstrip(".").lower() or "svg"
         drawn.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-    replace_file(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def page(results: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from convary.data import derive_seed, generator
 from convary.data.digits import Source, load_digits
 from convary.data.moving import moving_digits, scaled
 from convary.errors import ConfigError
-from convary.methods.dfn import filter_flow
+from convary.methods.dfn_local import filter_flow
 from convary.models.dfn import DFN
 from convary.report.frames import draw_rows, flow_colors
 from convary.train.system import System, SystemConfig

@@ -17,7 +17,8 @@ from convary.data.folder import EXTENSIONS
 from convary.data.image import read_image
 from convary.data.samples import SCENES, scene
 from convary.errors import ConfigError, DataError
-from convary.methods.dfn import DFNConv2d, FilterGenerator
+from convary.methods.dfn import DFNConv2d
+from convary.methods.dfn_generator import FilterGenerator
 from convary.report.frames import diverging, draw_rows
 from convary.train.system import System, SystemConfig
 

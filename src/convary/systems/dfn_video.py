@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convary.data.video import read_video, sample_clip
 from convary.errors import ConfigError, DataError
-from convary.methods.dfn import filter_flow
+from convary.methods.dfn_local import filter_flow
 from convary.models.dfn import DFN
 from convary.report.frames import draw_rows, flow_colors
 from convary.train.system import System, SystemConfig

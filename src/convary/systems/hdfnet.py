@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from convary._decay import param_groups
 from convary.data.rgbd import RGBD, load_rgbd, salient_scene
-from convary.decay import param_groups
 from convary.errors import ConfigError
 from convary.files import write_whole
 from convary.methods.hdfnet import CITATION

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from convary._summary import summary
 from convary.data import DataSet
 from convary.errors import ConfigError, nearest
-from convary.inspect import summary
 from convary.methods import METHODS, MethodConfig
 from convary.models import COMPARATORS, Comparator, fold_excitation
 from convary.models.registry import split_width

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from convary.convert import convert
+from convary._convert import convert
 from convary.data import DataSet, derive_seed
 from convary.errors import CheckpointError
-from convary.files import write_whole
+from convary.files import read_tensors, write_whole
 from convary.methods import MethodConfig, config_from_json
 from convary.models import attend, build, comparator_from_json
 from convary.nn import Router
@@ -121,12 +120,7 @@ def read_checkpoint(path: Path, *, format: str = FORMAT) -> dict[str, Any]:
     if not path.is_file():
         places = {FORMAT: "compare writes OUT/METHOD/seed-N/checkpoint.pt", SYSTEM: "train writes OUT/checkpoint.pt"}
         raise CheckpointError(f"no checkpoint {path}; convary {places[format]}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a checkpoint of convary; delete it to train that run again"
-        ) from error
+    content = read_tensors(path, "delete it to train that run again")
     if not isinstance(content, dict) or content.get("format") != format:
         writer = {FORMAT: "compare", SYSTEM: "train"}[format]
         raise CheckpointError(f"{path} is not such a checkpoint; give a file that convary {writer} wrote")

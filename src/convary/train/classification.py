@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from convary._decay import param_groups
+from convary._recipe import recipe
+from convary._schedule import TemperatureAnnealing, anneal
 from convary.data import DataSet, augment, epoch_order, generator
-from convary.decay import param_groups
-from convary.recipe import recipe
-from convary.schedule import TemperatureAnnealing, anneal
 from convary.train.arms import Arm, architecture, checkpoint_path, start_weights
 from convary.train.checkpoint import FORMAT
 from convary.train.config import CompareConfig

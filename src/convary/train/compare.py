@@ -11,12 +11,13 @@ from accelerate import Accelerator
 
 from convary.bench.machine import code, machine
 from convary.data import DataSet, load
+from convary.files import read_json, write_json
 from convary.train import processes
 from convary.train.arms import architecture, checkpoint_path, start_weights
 from convary.train.checkpoint import load_model
 from convary.train.classification import Run
 from convary.train.config import CompareConfig
-from convary.train.files import claim_folder, now, read_json, write_json
+from convary.train.files import claim_folder, now
 from convary.train.jobs import check_jobs, train, train_at_once
 from convary.train.progress import Progress
 from convary.train.results import Bench, Curve, describe

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convary._diagnose import diagnose, entropy
+from convary._routing import routing
 from convary.data import DataSet, balanced
-from convary.diagnose import diagnose, entropy
-from convary.inspect import routing
 from convary.nn import DynamicConv
 from convary.train.evaluation import batches
 

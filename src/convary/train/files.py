@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run, and JSON that is written whole or not at all."""
+"""The folder of a run."""
 
 from __future__ import annotations
 
@@ -8,23 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from convary.errors import ConfigError, ConvaryError
-from convary.files import TEMPORARY, write_whole, writing
+from convary.errors import ConfigError
+from convary.files import TEMPORARY, write_json, writing
 
 RUN_FILE = "run.json"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """``value`` as JSON, written whole."""
-    write_whole(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What :func:`write_json` wrote; raises ConvaryError where it cannot be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConvaryError(f"{path} is not readable: {error}; delete it to measure again") from error
 
 
 def now() -> str:

@@ -10,9 +10,10 @@ from torch import nn
 
 from convary.bench.machine import machine
 from convary.errors import ConfigError
+from convary.files import read_json, write_json
 from convary.train import processes
 from convary.train.checkpoint import load_weights
-from convary.train.files import claim_folder, now, read_json, write_json
+from convary.train.files import claim_folder, now
 from convary.train.progress import Progress
 from convary.train.system import SystemConfig
 from convary.train.training import Training, read_own

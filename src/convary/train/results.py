@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convary._summary import summary
 from convary.data import DataSet, balanced
-from convary.inspect import summary
 from convary.models import fold_excitation
 from convary.train import measure
 from convary.train.arms import STATIC, Arm, architecture, checkpoint_path

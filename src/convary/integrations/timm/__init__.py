@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from convary.convert import convert
-from convary.decay import router_parameters
+from convary._convert import convert
+from convary._decay import router_parameters
+from convary._schedule import TemperatureAnnealing, anneal, tempered_routers
 from convary.errors import ConfigError
 from convary.extras import require_version
 from convary.methods import METHODS, MethodConfig, method
 from convary.nn import Router
-from convary.schedule import TemperatureAnnealing, anneal, tempered_routers
 from convary.where import Selector
 
 require_version("convary.integrations.timm", "timm", "1.0", "2")

@@ -15,8 +15,8 @@ from typing import Any
 
 from convary.nn import Site
 
-# Attentions of so many weights are no matter. Larger ones may have so many per weight of the kernels: published
-# networks have at most 3 where a stage's shapes differ, and 28 where they don't (ConvNeXt's depthwise layers).
+# Layers do not share where their attentions would exceed 2**17 weights and, per kernel weight, 4 where the kernels'
+# shapes differ or 32 where they don't. Published networks have at most 3 and 28 (ConvNeXt's depthwise layers).
 _SMALL, _MIXED, _ALIKE = 1 << 17, 4, 32
 
 
@@ -54,18 +54,18 @@ def stages(sites: Sequence[Site]) -> dict[str, str]:
         if site.block is not None and not site.gate:
             blocks.setdefault(site.block, []).append(site)
     found: dict[str, str] = {}
-    stage, ends = 0, False
+    stage, ends = 0, False  # ends: the next block that changes nothing opens another stage
     for site in sites:
         members = blocks.pop(site.block or "", [])
-        if members:  # the block's first layer
+        if members:  # at a block's first layer, the whole block
             main = [s for s in members if not s.shortcut] or members
             changes, before = _changes(main), stage
-            if changes and len(main) < len(members):
+            if changes and len(main) < len(members):  # ResNet: a projected shortcut; the rest is the new stage
                 stage, ends = stage + 1, False
             elif not changes and ends:
                 before = stage = stage + 1
                 ends = False
-            else:
+            else:  # MobileNetV2: a block that changes belongs to the stage that it leaves
                 ends = ends or changes
             for member in members:
                 reads_input = member is main[0] or member.shortcut

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from convary.errors import CheckpointError, nearest
-from convary.methods.condconv import ROUTER, released_router
-from convary.nn import DynamicLayer, RoutedBlock
+from convary.methods.condconv import released_router
+from convary.nn import DynamicLayer, RoutedBlock, layout
 from convary.weights import left_over, listed, other_shapes, read_weights, unwrap
 
 
@@ -142,8 +142,8 @@ def released_state(source: nn.Module) -> dict[str, Tensor]:
             except CheckpointError as error:
                 raise CheckpointError(f"{name or 'the layer'}: {error}") from error
         elif isinstance(module, RoutedBlock):
-            own = module.router.state_dict()
-            state |= {f"{prefix}{ROUTER}.{leaf}": own[f"linear.{leaf}"] for leaf in ("weight", "bias")}
+            own = {f"router.{key}": value for key, value in module.router.state_dict().items()}
+            state |= {prefix + key: value for key, value in layout.write(released_router(None), own).items()}
     return state | {
         their_name(name): value for name, value in source.state_dict().items() if not _is_dynamic(source, name)
     }
@@ -161,7 +161,8 @@ def _mapped(target: nn.Module, tensors: Mapping[str, Tensor], used: set[str], pr
         below = _Taken(tensors, their_name(prefix, starts), used, elsewhere.get(name))
         try:
             if isinstance(module, RoutedBlock):
-                own = {f"router.{key}": value for key, value in released_router(below).items()}
+                shapes = {f"router.{key}": value.shape for key, value in module.router.state_dict().items()}
+                own = layout.read(released_router(below), below, shapes)
             else:
                 own = module.from_released(below)
         except KeyError as error:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convary.methods.fdconv_transforms import fft_macs, inverse, remainder, stands_for
 from convary.ops.geometry import CONV
 from convary.ops.shapes import plain_shape
 from convary.ops.tracing import is_onnx_trace, is_portable
@@ -122,18 +123,21 @@ def _box(masks: Sequence[Tensor]) -> Tensor:
 
 
 def _lowpass(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """The same by a matrix product per axis, whose sizes may be free: the masks are boxes."""
+    """The same low-pass as one circulant matrix per axis, so that graphs keep dynamic sizes.
+
+    It works because a mask is a box: the product of one mask per axis.
+    """
     real, imaginary = x, None
     for axis, mask in enumerate(masks, 2):
         n = x.shape[axis]
         weights = mask.to(x.dtype) / n
         if axis == x.ndim - 1:  # half a spectrum: all but the first, and the middle of an even size, stand for two
             number = torch.arange(n // 2 + 1, device=x.device)
-            weights = weights * _stands_for(number, n, x.dtype)
+            weights = weights * stands_for(number, n, x.dtype)
         place = torch.arange(n, device=x.device)
-        turns = _rest(place.unsqueeze(1) * torch.arange(mask.shape[0], device=x.device), n)
+        turns = remainder(place.unsqueeze(1) * torch.arange(mask.shape[0], device=x.device), n)
         angle = turns.to(x.dtype) * (2 * math.pi / n)
-        apart = _rest(place.unsqueeze(1) - place, n)  # the filter is the same everywhere: a circulant matrix
+        apart = remainder(place.unsqueeze(1) - place, n)  # the filter is the same everywhere: a circulant matrix
         cosine, sine = ((wave(angle) @ weights)[apart].transpose(0, 1) for wave in (torch.cos, torch.sin))
         last = real.transpose(axis, -1), None if imaginary is None else imaginary.transpose(axis, -1)
         real, imaginary = last[0] @ cosine, last[0] @ sine
@@ -141,50 +145,3 @@ def _lowpass(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
             real, imaginary = real - last[1] @ sine, imaginary + last[1] @ cosine
         real, imaginary = real.transpose(axis, -1), imaginary.transpose(axis, -1)
     return real
-
-
-def _rest(numbers: Tensor, n: int) -> Tensor:
-    """``numbers % n``, which ONNX takes for no free n."""
-    return numbers - numbers // n * n
-
-
-def inverse(spectrum: Tensor, size: Sequence[int]) -> Tensor:
-    """Real part of the inverse transform of half a spectrum, over as many last axes as ``size`` has.
-
-    One axis after the other: what ``irfftn`` makes of a spectrum that no real array has is only defined for one.
-    """
-    for axis in range(-len(size), -1):
-        spectrum = torch.fft.ifft(spectrum, dim=axis)
-    return torch.fft.irfft(spectrum, n=size[-1])
-
-
-def inverse_by_products(spectrum: Tensor, rows: int, columns: int) -> Tensor:
-    """:func:`inverse` of (B, rows, columns // 2 + 1, 2) real and imaginary parts, without complex numbers.
-
-    For recorders that have none. It takes rows / log(rows) times the arithmetic.
-    """
-    real, imaginary = spectrum[..., 0], spectrum[..., 1]
-    cosine, sine = _waves(rows, rows, spectrum)
-    real, imaginary = cosine @ real - sine @ imaginary, sine @ real + cosine @ imaginary
-    cosine, sine = _waves(columns // 2 + 1, columns, spectrum)
-    number = torch.arange(columns // 2 + 1, device=spectrum.device).unsqueeze(1)
-    twice = _stands_for(number, columns, spectrum.dtype)
-    return real @ (twice * cosine) - imaginary @ (twice * sine)
-
-
-def _stands_for(number: Tensor, n: int, dtype: torch.dtype) -> Tensor:
-    """How many frequencies of a whole spectrum one of half a spectrum stands for: two, but 0 and n/2 for themselves."""
-    return 2 - (number == 0).to(dtype) - (2 * number == n).to(dtype)
-
-
-def _waves(frequencies: int, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of an inverse transform of n numbers, over n: (frequencies, n) each."""
-    place = torch.arange(n, device=like.device)
-    turns = _rest(torch.arange(frequencies, device=like.device).unsqueeze(1) * place, n)
-    angle = turns.to(like.dtype) * (2 * math.pi / n)
-    return angle.cos() / n, angle.sin() / n
-
-
-def fft_macs(n: int) -> int:
-    """Multiply-adds of a real transform of n numbers."""
-    return math.ceil(1.25 * n * math.log2(max(n, 2)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking into a dynamic model: what it routes, and what it costs."""
+"""What a model costs: parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -10,56 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convary.errors import ShapeError
-from convary.nn import DynamicLayer, RoutedBlock, Router, evaluating, routed_layers
+from convary.nn import DynamicLayer, RoutedBlock, Router, evaluating, hooked
 from convary.nn.site import is_conv
-from convary.ops import Coefficients
-
-
-@torch.no_grad()
-def routing(model: nn.Module, x: Tensor) -> dict[str, Coefficients]:
-    """The coefficients that every dynamic layer uses on x, from one forward pass in eval mode.
-
-    Args:
-        model: A model with dynamic layers.
-        x: The model's input, (B, ...).
-
-    Returns:
-        Coefficients by layer name, in the order of ``named_modules``. A layer that runs several times shows its last.
-    """
-    users = routed_by(model)
-    found: dict[str, Coefficients] = {}
-
-    def record(router: nn.Module, args: tuple, coeffs: Coefficients) -> None:
-        found.update(dict.fromkeys(users[router], coeffs))  # type: ignore[index]
-
-    hooks = [router.register_forward_hook(record) for router in users]
-    try:
-        with evaluating(model):
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: found[name] for name, _ in model.named_modules() if name in found}
-
-
-def routers(model: nn.Module) -> dict[str, Router]:
-    """The router of every dynamic layer by the layer's name; layers of a block may share one."""
-    names = {module: name for name, module in model.named_modules()}
-    found: dict[str, Router] = {}
-    for module, name in names.items():
-        if isinstance(module, DynamicLayer) and module.router is not None:
-            found[name] = module.router
-        elif isinstance(module, RoutedBlock):
-            found |= {names[layer]: module.router for layer in routed_layers(module)}  # type: ignore[arg-type]
-    return found
-
-
-def routed_by(model: nn.Module) -> dict[Router, list[str]]:
-    """Every router of a model, with the names of the layers that use its coefficients."""
-    users: dict[Router, list[str]] = {}
-    for name, router in routers(model).items():
-        users.setdefault(router, []).append(name)
-    return users
 
 
 @dataclass(frozen=True)
@@ -131,15 +83,14 @@ def summary(model: nn.Module, x: Tensor) -> Summary:
         else:
             totals["convolution"] += seen // 2
 
-    hooks = []
-    for module in _counted_modules(model):
-        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        with evaluating(model), counter:
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    modules = _counted_modules(model)
+    with (
+        evaluating(model),
+        hooked(module.register_forward_pre_hook(enter) for module in modules),
+        hooked(module.register_forward_hook(leave) for module in modules),
+        counter,
+    ):
+        model(x)
     other = (counter.get_total_flops() - counted) // 2
     return Summary(
         params=sum(p.numel() for p in model.parameters()),

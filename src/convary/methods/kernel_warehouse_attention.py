@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convary.errors import ConfigError
 from convary.nn import Router
 from convary.nn.norm import make_norm, normalised
-from convary.nn.routers import kaiming_, zero_
+from convary.nn.router import kaiming_, zero_
 from convary.ops.coefficients import Factors
 from convary.ops.shapes import plain_shape, unflatten
 

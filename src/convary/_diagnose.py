@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convary._routing import routers, routing
 from convary.batches import batches_of, input_of
 from convary.errors import ConfigError
-from convary.inspect import routers, routing
 from convary.nn import DynamicLayer, Router
 from convary.ops import Coefficients
+from convary.text import columns
 
 DEAD = 0.1  # an expert that never gets this part of an equal share is dead
 DUPLICATE = 0.02  # relative distance of two experts below which they are one
@@ -110,13 +111,8 @@ class Diagnosis:
             )
             for layer in self.layers
         ]
-        widths = [max(len(line[i]) for line in [head, *body]) for i in range(5)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip()
-            for line in [head, *body]
-        ]
-        advice = self.advice or ("nothing to remark",)
-        return "\n".join([*lines, f"{self.inputs} inputs looked at", *(f"- {sentence}" for sentence in advice)])
+        advice = [f"- {sentence}" for sentence in self.advice or ("nothing to remark",)]
+        return "\n".join([*columns([head, *body]), f"{self.inputs} inputs looked at", *advice])
 
 
 def diagnose(model: nn.Module, loader: Iterable[Any] | Tensor, *, batches: int | None = None) -> Diagnosis:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib
 import io
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convary._recipe import recipe, reconvert
 from convary.errors import CheckpointError
 from convary.extras import require
-from convary.files import write_whole
-from convary.recipe import recipe, reconvert
+from convary.files import read_tensors, write_whole
 from convary.weights import load_exactly, unwrap
 
 _METADATA = "convary"  # the entry of a .safetensors file's metadata that holds the recipe
@@ -112,13 +111,7 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is truncated, no checkpoint, or holds more than weights and plain values (nothing in it was "
-            "executed); write it with convary.save(model, path)"
-        ) from error
+    content = read_tensors(path, "write it with convary.save(model, path)")
     return dict(content) if isinstance(content, Mapping) else {}
 
 

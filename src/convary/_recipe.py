@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from convary.convert import freeze_alike, make_dynamic
+from convary._exchange import freeze_alike, make_dynamic
+from convary._fold_norms import fold_norm
 from convary.errors import ConfigError, nearest
-from convary.fold import fold_norm
 from convary.methods import MethodConfig, config_from_json
 from convary.nn import Placed, RoutedBlock, replace, routed_layers, share_router, sites
 
@@ -96,7 +96,7 @@ def reconvert(model: nn.Module, recipe: Mapping[str, Any], *, inplace: bool = Fa
         static = model.get_submodule(name)
         layer = make_dynamic(static, config)
         freeze_alike(layer, static)
-        if name in recipe.get("scaled", ()):  # recipes of before have none
+        if name in recipe["scaled"]:
             layer.await_scale_()  # type: ignore[operator]
         model = replace(model, {static: layer})
     for names in recipe["shared"]:
@@ -122,11 +122,11 @@ def check_recipe(recipe: Any) -> None:
             f"the recipe has version {version}, written by convary {recipe.get('convary')}; this convary, "
             f"{metadata.version('convary')}, reads up to version {VERSION}; update convary"
         )
-    lacking = {"sites", "layers", "routers", "shared", "folded"} - recipe.keys()
+    lacking = {"sites", "layers", "routers", "shared", "scaled", "folded"} - recipe.keys()
     if lacking:
         raise ConfigError(f"the recipe lacks {', '.join(sorted(lacking))}; keep what convary.recipe returns whole")
     told = {"shares weights of": {name for names in recipe["shared"] for name in names}}
-    told["scales"] = set(recipe.get("scaled", ()))
+    told["scales"] = set(recipe["scaled"])
     for verb, names in told.items():
         if unknown := names - recipe["layers"].keys():
             raise ConfigError(f"the recipe {verb} {', '.join(sorted(unknown))}, which it does not convert")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from convary import ops
+from convary._schedule import tempered_routers
 from convary.errors import ConfigError, ExportError, StrategyError, TemperatureWarning
 from convary.extras import require
-from convary.nn import evaluating
-from convary.schedule import tempered_routers
+from convary.files import staged
+from convary.nn import evaluating, hooked
 
 Strategy = Literal["bmm", "outputs"]
 SUFFIXES = (".onnx", ".pt2")
@@ -115,15 +115,10 @@ def _axis_names(ndim: int, axes: tuple[int, ...], position: int) -> dict[int, st
 def _running(model: nn.Module) -> Iterator[list[nn.Module]]:
     """The modules that are running, outermost first; one whose forward raised is still in the list afterwards."""
     stack: list[nn.Module] = []
-    hooks = []
-    for module in model.modules():
-        hooks.append(module.register_forward_pre_hook(lambda module, args: stack.append(module)))
-        hooks.append(module.register_forward_hook(lambda module, args, out: stack.remove(module)))
-    try:
+    before = (m.register_forward_pre_hook(lambda module, args: stack.append(module)) for m in model.modules())
+    after = (m.register_forward_hook(lambda module, args, out: stack.remove(module)) for m in model.modules())
+    with hooked(before), hooked(after):
         yield stack
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _name(model: nn.Module, layers: list[nn.Module]) -> str:
@@ -135,17 +130,14 @@ def _name(model: nn.Module, layers: list[nn.Module]) -> str:
 def _write(
     program: torch.export.ExportedProgram, path: Path, model: nn.Module, names: tuple[dict[int, str], ...]
 ) -> None:
-    """Write beside the target and move: nothing half-written gets its name. Large ONNX models are several files."""
+    """Large ONNX models are several files."""
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to; create it first")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        target = Path(folder) / path.name
+    with staged(path) as target:
         if path.suffix == ".pt2":
             torch.export.save(program, target)
         else:
             _to_onnx(program, model, names).save(str(target))
-        for file in Path(folder).iterdir():
-            file.replace(path.parent / file.name)
 
 
 def _to_onnx(program: torch.export.ExportedProgram, model: nn.Module, names: tuple[dict[int, str], ...]) -> Any:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from convary.errors import ShapeError
-from convary.nn.base import DynamicLayer, current_thread
-from convary.nn.routers import Router
+from convary.nn.layer import DynamicLayer
+from convary.nn.router import Router
 
 
 class RoutedBlock:
@@ -30,14 +30,13 @@ class RoutedBlock:
             )
         coeffs = self.router(x)
         layers = routed_layers(self)  # type: ignore[arg-type]
-        thread = current_thread()
         for layer in layers:
-            layer._lent[thread] = coeffs
+            layer.lend(coeffs)
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
             for layer in layers:
-                layer._lent.pop(thread, None)
+                layer.take_back()
 
     def _is_routed(self, x: Any) -> bool:
         return isinstance(x, Tensor) and x.ndim >= 3 and x.shape[1] == self.router.in_channels

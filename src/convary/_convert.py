@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making a model dynamic."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from convary._plan import NOISE, plan
+from convary.methods import MethodConfig
+from convary.where import Selector
+
+
+def convert(
+    model: nn.Module,
+    config: MethodConfig,
+    where: Selector | None = None,
+    *,
+    upcycle: bool = True,
+    noise: float = NOISE,
+    inplace: bool = False,
+    blocks: tuple[type[nn.Module], ...] = (),
+) -> nn.Module:
+    """Make a model dynamic: ``plan(...).apply()``; see ``plan`` for the arguments.
+
+    Parameters keep their dtype, device and ``requires_grad``, modules their mode. Routers are new and trainable. The
+    router of a frozen layer starts frozen too (a block's, where all layers that share it are frozen);
+    ``convary.freeze_routing(part, False)`` lets it learn.
+
+    Args:
+        model: Any module with convolutions.
+        config: The method and its options.
+        where: Which layers; by default the method's paper's own placement.
+        upcycle: Whether the result computes what ``model`` computes.
+        noise: Relative perturbation of the experts when upcycling.
+        inplace: Change ``model`` instead of a copy.
+        blocks: What counts as a block.
+
+    Returns:
+        The converted model.
+
+    Raises:
+        ConfigError: nothing that is selected can be converted, or the method can't upcycle.
+    """
+    return plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks)._carried_out(inplace)
