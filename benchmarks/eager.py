@@ -11,20 +11,21 @@ figure is the median over the turns of a block's difference from the kernel's, w
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
+from ctypes import addressof
 from unittest import mock
 
 import torch
 
 from convary import ops
 from convary.bench.machine import load, machine
-from convary.ops import Coefficients, native, native_conv
+from convary.ops import Coefficients, dispatch
 from convary.ops.geometry import Geometry
+from convary.ops.mixed.native import structure
+from convary.ops.native.library import loaded
 
 CALLS, TURNS = 100, 200
-strategy = sys.modules["convary.ops.strategy"]  # the name in the package is the context manager
 
 
 def block(call: Callable[[], object]) -> float:
@@ -39,8 +40,9 @@ def measure(O: int) -> None:
     """Print one shape's figures."""
     x, bank, coeffs = torch.randn(4, 64, 7, 7), torch.randn(4, O, 64, 3, 3), Coefficients(kernel=torch.rand(4, 4))
     trained = bank.clone().requires_grad_()
-    _, address, shape = native_conv.structure(x.shape, bank, coeffs, None, Geometry((1, 1), (1, 1), (1, 1), 1))
-    y, kernel = torch.empty(shape), native.loaded().mixed_conv
+    factors = (coeffs.kernel, None, None, None)
+    sizes, shape = structure(x.shape, bank, factors, None, Geometry((1, 1), (1, 1), (1, 1), 1))
+    y, kernel, address = torch.empty(shape), loaded().entries["mixed_conv"], addressof(sizes)
     assert coeffs.kernel is not None
     pointers = [x.data_ptr(), bank.data_ptr(), coeffs.kernel.data_ptr(), None, None, None, None, y.data_ptr()]
 
@@ -66,6 +68,6 @@ def measure(O: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(json.dumps({**machine(), "load": load()}))
-    with mock.patch.object(strategy, "decide", return_value="native"):  # and remembered, as usual
+    with mock.patch.object(dispatch, "decide", return_value="native"):  # and remembered, as usual
         for channels in (16, 64):
             measure(channels)

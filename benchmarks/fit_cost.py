@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fit the cost model of the CPU strategies on this machine, and check it on PERFORMANCE's table.
 
-    python benchmarks/fit_cost.py --out src/convary/ops/cost_cpu.json
+    python benchmarks/fit_cost.py --out src/convary/ops/cost/cpu.json
 
 Every shape of a grid is timed under every strategy, interleaved (A B C A B C ...), fastest of the rounds; rates are the
 non-negative coefficients that minimise the relative error. The table's shapes are not in the grid. The check prints,
@@ -22,7 +22,7 @@ from convary import ops
 from convary.bench.machine import machine
 from convary.ops import cost, mixed, sample
 from convary.ops.geometry import Geometry
-from convary.ops.strategy import Problem, describe
+from convary.ops.problem import Problem, conv_problem
 
 K = 4
 # B, C, O, size, kernel, groups, training: the rows of convary bench layers that have a target.
@@ -84,10 +84,10 @@ def case(shape: tuple) -> tuple[dict, Problem, Geometry]:
     geometry = Geometry((1, 1), (k // 2,) * 2, (1, 1), G)
     if op:
         weight = torch.randn(B, O, C // G, k, k, requires_grad=training)
-        return {"x": x, "weight": weight}, describe(*op, x, weight, geometry, batch=B, training=training), geometry
+        return {"x": x, "weight": weight}, conv_problem(*op, x, weight, geometry, batch=B, training=training), geometry
     bank = torch.randn(K, O, C // G, k, k, requires_grad=training)
     coeffs = ops.Coefficients(kernel=torch.rand(B, K).softmax(1).requires_grad_(training))
-    problem = describe("mixed_conv", x, bank, geometry, batch=B, training=training, coeffs=coeffs)
+    problem = conv_problem("mixed_conv", x, bank, geometry, batch=B, training=training, coeffs=coeffs)
     return {"x": x, "bank": bank, "coeffs": coeffs}, problem, geometry
 
 
@@ -95,7 +95,7 @@ def once(tensors: dict, geometry: Geometry, strategy: str, training: bool) -> fl
     """Seconds of one call."""
     start = time.perf_counter()
     if "weight" in tensors:
-        y = sample.STRATEGIES[strategy].run(tensors["x"], tensors["weight"], None, geometry, None)
+        y = sample.STRATEGIES[strategy].run(tensors["x"], tensors["weight"], None, None, geometry)
         leaves = [tensors["x"], tensors["weight"]]
     else:
         y = mixed.STRATEGIES[strategy].run(tensors["x"], tensors["bank"], tensors["coeffs"], None, geometry)

@@ -118,6 +118,16 @@ def test_help_of_compare_shows_every_field_with_its_real_default(run):
             assert f"(default: {field.default})" in flat
 
 
+@pytest.mark.parametrize("op", ["mixed_conv", "sample_conv", "pixel_conv"])
+@pytest.mark.parametrize("rest", ["", "--size 20 --training", "--size 9 8 7 --groups 2 --stride 2"])
+def test_explain_takes_every_op(run, op, rest):
+    code, out, _ = run(
+        "explain", "--op", op, "--batch", "2", "--in-channels", "8", "--out-channels", "8", *rest.split()
+    )
+    assert code == 0
+    assert out.startswith(f"{op}: B=2 C=8 O=8") and "> " in out
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_help_of_plan_shows_the_options_of_the_method(run, method):
     _, out, _ = run("plan", "--method", method.name, "--help")
@@ -143,6 +153,7 @@ WRONG = [
     ("plan --model resnet20 --method odconv --where frist", "did you mean 'first'?"),
     ("explain --in-channels 32 --groups 3", "groups must divide both channel counts"),
     ("explain --size 8 8 8 8", "want --size of 1 to 3 numbers"),
+    ("explain --op pixel_conv --kernel-size 40 --padding 1", "the kernels reach over [40, 40] positions"),
     ("explain --batch 0", "--batch must be at least 1; got 0"),
     ("explain --op mixd", "invalid choice 'mixd'"),
     ("explain stray", "stray"),

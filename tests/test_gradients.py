@@ -8,7 +8,7 @@ what a convolution is made of is connected with each other.
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -19,7 +19,6 @@ import convary as cv
 from convary import METHODS, ops
 from convary.nn import recompute
 from convary.ops import mixed, pixel, reference, sample
-from convary.ops.strategy import Strategy
 from tests.variants import CONVS, SIZE, VARIANTS, excite
 
 C = 4
@@ -157,7 +156,7 @@ def plain(monkeypatch) -> Iterator[None]:
     def mixed_run(x, bank, coeffs, bias, geometry):
         return reference.mixed_conv(x, bank, coeffs, bias, **geometry._asdict())
 
-    def sample_run(x, weight, bias, geometry, index):
+    def sample_run(x, weight, bias, index, geometry):
         return reference.sample_conv(x, weight, bias, index=index, **geometry._asdict())
 
     def pixel_run(x, weight, window):
@@ -166,7 +165,7 @@ def plain(monkeypatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         for module, run in ((mixed, mixed_run), (sample, sample_run), (pixel, pixel_run)):
             for name, strategy in module.STRATEGIES.items():
-                patch.setitem(module.STRATEGIES, name, Strategy(strategy.why_not, run))
+                patch.setitem(module.STRATEGIES, name, replace(strategy, run=run))
         yield
 
 

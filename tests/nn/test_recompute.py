@@ -13,7 +13,7 @@ from torch import nn
 
 from convary import ops
 from convary.nn import recompute
-from tests.ops.test_native import python
+from tests.ops.native.test_library import python
 
 WINDOW = {"kernel_size": 3, "padding": 1}
 

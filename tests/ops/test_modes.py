@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from convary import StrategyError, ops
+from convary import DtypeError, ShapeError, StrategyError, ops
 from convary.ops import Coefficients, native, reference
+from convary.ops.native import mix as native_mix
 
 GEOMETRY = {"stride": (2,), "padding": (1,), "dilation": (1,), "groups": 2}
 WINDOW = {
@@ -59,13 +60,16 @@ def case(name: str, B: int, dtype: torch.dtype):
         inputs = _inputs(B, dtype, x, bank, *_shapes(kind, B))
         return _mixed(ops.mixed_conv, kind), _mixed(reference.mixed_conv, kind), inputs
     if op == "sample_conv":
-        run, truth = (lambda x, w, b, f=f: f(x, w, b, **GEOMETRY) for f in (ops.sample_conv, reference.sample_conv))
-        return run, truth, _inputs(B, dtype, x, (B, *bank[1:]), (O,))
+        N, index = (2 * B, torch.arange(2 * B) // 2) if kind == "index" else (B, None)
+        functions = (ops.sample_conv, reference.sample_conv)
+        run, truth = (lambda x, w, b, f=f: f(x, w, b, index=index, **GEOMETRY) for f in functions)
+        return run, truth, _inputs(B, dtype, x, (N, *bank[1:]), (O,))
     run, truth = (lambda x, w, f=f: f(x, w, **WINDOW) for f in (ops.pixel_conv, reference.pixel_conv))
     return run, truth, _inputs(B, dtype, x, (B, 2, T, L))
 
 
-CASES = [f"{op}-{kind}" for op in ("mix_kernels", "mixed_conv") for kind in MIXED] + ["sample_conv", "pixel_conv"]
+CASES = [f"{op}-{kind}" for op in ("mix_kernels", "mixed_conv") for kind in MIXED]
+CASES += ["sample_conv", "sample_conv-index", "pixel_conv"]
 every_case = pytest.mark.parametrize("name", CASES)
 every_batch = pytest.mark.parametrize("B", [0, 1, 3])
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -154,8 +158,8 @@ def test_torch_func_grad(name, B, dtype):
 @pytest.mark.skipif(native.available() is not None, reason="without the native library nothing can take it")
 def test_a_forced_strategy_holds_where_kernels_are_mixed(strategy, mode, monkeypatch):
     calls = []
-    true = native.mix_kernels
-    monkeypatch.setattr(native, "mix_kernels", lambda *tensors: calls.append(1) or true(*tensors))
+    true = native_mix.mix_kernels
+    monkeypatch.setattr(native_mix, "mix_kernels", lambda *tensors: calls.append(1) or true(*tensors))
     run, truth, inputs = case("mix_kernels-kernel", 3, torch.float32)
     with ops.strategy(strategy), mode():
         y = run(*inputs)
@@ -164,7 +168,7 @@ def test_a_forced_strategy_holds_where_kernels_are_mixed(strategy, mode, monkeyp
 
 
 @every_batch
-@pytest.mark.parametrize("name", [c for c in CASES if not c.startswith("mix_kernels")])
+@every_case
 def test_forced_strategies_agree(name, B):
     run, truth, inputs = case(name, B, torch.float32)
     held = 0
@@ -174,4 +178,38 @@ def test_forced_strategies_agree(name, B):
             held += 1
             assert y.dtype is torch.float32
             close(y, exact(truth, inputs), torch.float32)
-    assert held >= 1
+    assert held >= (len(ops.strategies()) if name.startswith("mix_kernels") else 1)
+
+
+OPERATORS = {
+    "mixed_conv": (lambda x, w, b: (x, w, x.new_ones(3, 4), None, None, None, b, [1], [0], [1], 1), (4, 4, 6, 3)),
+    "sample_conv": (lambda x, w, b: (x, w, None, b, [1], [0], [1], 1), (3, 4, 6, 3)),
+    "pixel_conv": (lambda x, w, b: (x, w, [3], [1], [0], [1], "zeros", "contiguous", 1), (3, 2, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("at", range(3))
+def test_operators_refuse_other_dtypes_under_autocast_too(name, at):
+    """The ops take them there; the kernels would read past the end."""
+    spell, weight = OPERATORS[name]
+    tensors = [torch.randn(3, 6, 7), torch.randn(weight), torch.randn(4)]
+    tensors[at] = tensors[at].bfloat16()
+    operator = getattr(torch.ops.convary, name)
+    with torch.autocast("cpu", torch.bfloat16):
+        if name == "pixel_conv" and at == 2:  # which has no bias
+            assert operator(*spell(*tensors)).dtype is torch.float32
+        else:
+            with pytest.raises(DtypeError):
+                operator(*spell(*tensors))
+
+
+def test_a_call_with_an_index_does_not_let_one_without_pass():
+    """Shapes that were checked once are not checked again; an index is a difference."""
+    x, weight = torch.randn(2, 6, 7), torch.randn(5, 4, 6, 3)
+    for _ in range(2):
+        ops.sample_conv(x, weight, index=torch.tensor([0, 1, 1, 0, 1]))
+    with pytest.raises(ShapeError, match="weight has 5 samples but x has a batch of 2"):
+        ops.sample_conv(x, weight)
+    with pytest.raises(ShapeError, match="index goes from 0 to 2"):
+        ops.sample_conv(x, weight, index=torch.tensor([0, 1, 1, 0, 2]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from convary._cli.parse import parse
@@ -15,12 +16,13 @@ from convary.errors import ConfigError
 class Explain:
     """Show which strategy would run a dynamic convolution of this shape, why the others can't, and what each costs."""
 
-    op: Literal["mixed_conv", "sample_conv"] = "mixed_conv"
-    """mixed_conv mixes a bank of kernels for each image; sample_conv is given a kernel for each image."""
+    op: Literal["mixed_conv", "sample_conv", "pixel_conv"] = "mixed_conv"
+    """mixed_conv mixes a bank of kernels for each image; sample_conv is given a kernel for each image; pixel_conv is
+    given a kernel for each position, which the channels of a group share."""
     in_channels: int = 64
     """C, input channels."""
     out_channels: int = 64
-    """O, output channels."""
+    """O, output channels; pixel_conv has as many as input channels."""
     kernel_size: tuple[int, ...] = (3,)
     """Kernel size; one number for every axis."""
     size: tuple[int, ...] = (28, 28)
@@ -30,7 +32,7 @@ class Explain:
     experts: int = 4
     """K, kernels in the bank (mixed_conv)."""
     groups: int = 1
-    """Groups of the convolution; in_channels for a depthwise one."""
+    """Groups of the convolution; in_channels for a depthwise one. In pixel_conv, kernels at each position."""
     stride: int = 1
     """Stride."""
     padding: int | None = None
@@ -48,21 +50,36 @@ def run(argv: Sequence[str]) -> int:
     kernel = flags.kernel_size * rank if len(flags.kernel_size) == 1 else flags.kernel_size
     _check(flags, kernel, rank)
 
+    from convary.ops import explain
+
+    padding = tuple(flags.dilation * (side - 1) // 2 for side in kernel) if flags.padding is None else flags.padding
+    geometry = {"stride": flags.stride, "padding": padding, "dilation": flags.dilation}
+    if flags.op == "pixel_conv":
+        geometry |= {"kernel_size": kernel}
+    else:
+        geometry |= {"groups": flags.groups}
+    print(explain(flags.op, *_tensors(flags, kernel, padding), **geometry))
+    return 0
+
+
+def _tensors(flags: Explain, kernel: tuple[int, ...], padding: int | tuple[int, ...]) -> Sequence:
+    """The tensors of the call; only their sizes count."""
     import torch
 
-    from convary.ops import Coefficients, explain
+    from convary.ops import Coefficients
 
-    mixed = flags.op == "mixed_conv"
-    weight = (flags.out_channels, flags.in_channels // flags.groups, *kernel)
     x = torch.empty(flags.batch, flags.in_channels, *flags.size)
-    bank = torch.empty(flags.experts if mixed else flags.batch, *weight, requires_grad=flags.training)
-    coeffs = Coefficients(kernel=torch.empty(flags.batch, flags.experts)) if mixed else None
-    padding = tuple(flags.dilation * (side - 1) // 2 for side in kernel) if flags.padding is None else flags.padding
-    found = explain(
-        flags.op, x, bank, coeffs, stride=flags.stride, padding=padding, dilation=flags.dilation, groups=flags.groups
-    )
-    print(found)
-    return 0
+    if flags.op == "pixel_conv":
+        pads = (padding,) * len(kernel) if isinstance(padding, int) else padding
+        axes = zip(flags.size, kernel, pads, strict=True)
+        out = [(s + 2 * p - flags.dilation * (k - 1) - 1) // flags.stride + 1 for s, k, p in axes]
+        sizes = (flags.batch, flags.groups, prod(kernel), *(max(side, 0) for side in out))
+        return x, torch.empty(sizes, requires_grad=flags.training)
+    one = (flags.out_channels, flags.in_channels // flags.groups, *kernel)
+    if flags.op == "sample_conv":
+        return x, torch.empty(flags.batch, *one, requires_grad=flags.training)
+    coeffs = Coefficients(kernel=torch.empty(flags.batch, flags.experts))
+    return x, torch.empty(flags.experts, *one, requires_grad=flags.training), coeffs
 
 
 def _check(flags: Explain, kernel: tuple[int, ...], rank: int) -> None:
@@ -76,7 +93,8 @@ def _check(flags: Explain, kernel: tuple[int, ...], rank: int) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
     if min(kernel) < 1:
         raise ConfigError(f"--kernel-size must be at least 1; got {min(kernel)}")
-    if flags.in_channels % flags.groups or flags.out_channels % flags.groups:
+    uneven = flags.op != "pixel_conv" and flags.out_channels % flags.groups
+    if flags.in_channels % flags.groups or uneven:
         raise ConfigError(
             f"groups must divide both channel counts; got in_channels={flags.in_channels}, "
             f"out_channels={flags.out_channels}, groups={flags.groups}; use --groups 1"

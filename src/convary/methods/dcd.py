@@ -30,8 +30,7 @@ from convary.methods.config import MethodConfig, check_positive
 from convary.methods.dcd_fusion import Fusion, FusionRouter
 from convary.methods.dcd_residual import Decomposed
 from convary.nn import AssembledConv, DynamicLinear, Router, Site
-from convary.ops.geometry import Size, resolve
-from convary.ops.sample import CONV
+from convary.ops.geometry import CONV, Size, resolve
 from convary.ops.shapes import plain_shape
 
 _CLASSIFIER = 32  # latent and hidden width of the classifier, as released

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from convary.methods.fdconv_transforms import fft_macs, inverse, remainder, stands_for
-from convary.ops.sample import CONV
+from convary.ops.geometry import CONV
 from convary.ops.shapes import plain_shape
-from convary.ops.strategy import is_onnx_trace, is_portable
+from convary.ops.tracing import is_onnx_trace, is_portable
 
 _GRID = 64  # the released masks are made for 64 positions per axis, and resized
 

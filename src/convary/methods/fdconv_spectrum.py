@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convary.methods.fdconv_transforms import inverse, inverse_by_products
 from convary.nn import AssembledConv
 from convary.ops.shapes import plain_shape, unflatten
-from convary.ops.strategy import is_onnx_trace
+from convary.ops.tracing import is_onnx_trace
 
 
 class SpectralConv(AssembledConv):

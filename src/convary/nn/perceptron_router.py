@@ -12,7 +12,8 @@ from torch.nn.modules import module as _modules
 
 from convary.nn.norm import VectorBatchNorm, normalised
 from convary.nn.router import Router, zero_
-from convary.ops import Coefficients, native_route
+from convary.ops import Coefficients
+from convary.ops.native import router as native_route
 
 
 def activate(logits: Tensor, activation: str) -> Tensor:

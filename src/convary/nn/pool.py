@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convary.ops.strategy import is_onnx_trace, is_traced
+from convary.ops.tracing import is_onnx_trace, is_traced
 
 _POOL: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 

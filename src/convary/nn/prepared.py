@@ -15,6 +15,7 @@ a layer; 95 and 220 us where sizes are cached by shape but layers are looked thr
 from __future__ import annotations
 
 import weakref
+from ctypes import addressof
 from typing import NamedTuple
 
 import torch
@@ -24,9 +25,14 @@ from convary.nn.conv import DynamicConv
 from convary.nn.layer import DynamicLayer
 from convary.nn.perceptron_router import PerceptronRouter, is_hooked
 from convary.nn.router import Router
-from convary.ops import explain, native, native_conv, native_route
+from convary.ops import mixed
+from convary.ops.dispatch import decide, problem_of
 from convary.ops.geometry import resolve
-from convary.ops.strategy import is_traced
+from convary.ops.mixed.native import structure
+from convary.ops.native import library
+from convary.ops.native import router as native_route
+from convary.ops.native.call import check
+from convary.ops.tracing import is_traced
 
 FLOAT = 4  # bytes
 
@@ -41,12 +47,11 @@ class _Plan:
         self.options = _options(layer, router)
         coeffs = router.to_coefficients(pieces)
         _, geometry = resolve(x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
-        self.sizes, self.address, self.y_shape = native_conv.structure(
-            x.shape, layer.weight, coeffs, layer.bias, geometry
-        )
-        self.route_sizes, self.route_address = native_route.sizes(x.shape, layers)
-        self.route_pointers = [None if t is None else t.data_ptr() for t in layers[: native_route.TENSORS]]
         factors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
+        self.sizes, self.y_shape = structure(x.shape, layer.weight, factors, layer.bias, geometry)
+        self.route_sizes = native_route.sizes(x.shape, layers)
+        self.address, self.route_address = addressof(self.sizes), addressof(self.route_sizes)
+        self.route_pointers = [None if t is None else t.data_ptr() for t in layers[: native_route.TENSORS]]
         self.offsets = [None if f is None else f.data_ptr() - pieces[0].data_ptr() for f in factors]
         self.scale = layer._buffers["scale"]
         self.pooled, self.outputs = x.shape[0] * x.shape[1], x.shape[0] * sum(layers.pieces)
@@ -77,17 +82,17 @@ class _Plan:
 
     def run(self, x: Tensor) -> Tensor:
         """Route and convolve."""
-        library = native.loaded()
+        entries = library.loaded().entries
         scratch, y = x.new_empty(self.pooled + self.outputs), x.new_empty(self.y_shape)
         pooled = scratch.data_ptr()
         out = pooled + FLOAT * self.pooled
-        code = library.route(self.route_address, x.data_ptr(), *self.route_pointers, pooled, out)
-        native_route.check(code, x.shape)
+        code = entries["route"](self.route_address, x.data_ptr(), *self.route_pointers, pooled, out)
+        check(code, "route", self.route_sizes)
         if self.scale is not None:
             scratch[self.scaled].mul_(self.scale)
         factors = [None if offset is None else out + offset for offset in self.offsets]
-        code = library.mixed_conv(self.address, x.data_ptr(), self.bank, *factors, self.bias, y.data_ptr())
-        native_conv.check(code, self.sizes)
+        code = entries["mixed_conv"](self.address, x.data_ptr(), self.bank, *factors, self.bias, y.data_ptr())
+        check(code, "mixed_conv", self.sizes)
         return y
 
 
@@ -153,7 +158,7 @@ def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan |
     pieces = native_route.route(x, layers)
     coeffs = router.to_coefficients(pieces)
     geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-    if explain("mixed_conv", x, layer.weight, coeffs, layer.bias, **geometry).chosen != "native":
+    if decide(mixed.OP, problem_of(mixed.OP, x, layer.weight, coeffs, layer.bias, **geometry)) != "native":
         return _Seen(x.shape, torch.get_num_threads())
     # The coefficients must be what the router made, where it made them: the pieces, unchanged.
     memory = pieces[0].untyped_storage().data_ptr()

@@ -2,12 +2,12 @@
 """Primitives: tensors in, tensors out. Nothing here holds a parameter or normalises a weight."""
 
 from convary.ops.coefficients import Coefficients
-from convary.ops.explain import Explanation, explain
+from convary.ops.dispatch import strategies, strategy
+from convary.ops.explanation import Explanation, explain
 from convary.ops.mix import mix_bias, mix_kernels
 from convary.ops.mixed import mixed_conv
 from convary.ops.pixel import pixel_conv
 from convary.ops.sample import sample_conv
-from convary.ops.strategy import strategies, strategy
 
 __all__ = [
     "Coefficients", "Explanation", "explain", "mix_bias", "mix_kernels", "mixed_conv", "pixel_conv", "sample_conv",

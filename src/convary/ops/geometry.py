@@ -15,6 +15,7 @@ from convary.errors import ConfigError, DeviceError, DtypeError, ShapeError
 from convary.ops.shapes import plain_shape
 
 Size = int | Sequence[int]
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class Geometry(NamedTuple):
@@ -179,3 +180,10 @@ def check_bias(bias: Tensor, weight: Tensor, *, mixed_dtypes: bool) -> None:
         raise DtypeError(f"bias is {bias.dtype} but the kernels are {weight.dtype}; cast one of them")
     if bias.device != weight.device:
         raise DeviceError(f"bias is on {bias.device} but the kernels are on {weight.device}; move one of them")
+
+
+def nothing(x: Tensor, kernels: Tensor, geometry: Geometry, tensors: Sequence[Tensor | None]) -> Tensor:
+    """What a convolution of no samples answers: empty, and connected to the tensors, so that backward gives zeros."""
+    size = geometry.out_size(x.shape[2:], kernels.shape[3:])
+    dtype = torch.get_autocast_dtype(x.device.type) if autocasting(x) else x.dtype
+    return x.new_zeros(0, kernels.shape[1], *size, dtype=dtype) + 0 * sum(t.sum() for t in tensors if t is not None)

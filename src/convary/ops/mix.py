@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from convary.errors import ShapeError
-from convary.ops import autograd, eligible, native
+from convary.ops import native
 from convary.ops.coefficients import Coefficients
 from convary.ops.shapes import plain_shape, unflatten
-from convary.ops.strategy import is_watched, may_be_native
 
 
 def mix_kernels(bank: Tensor, coeffs: Coefficients) -> Tensor:
@@ -127,23 +126,6 @@ def _weighted_sum(kernel: Tensor, flat: Tensor) -> Tensor:
 
     The native kernel streams the bank once per batch; for a single sample torch is as fast.
     """
-    if not is_watched(flat, kernel) and may_be_native() and eligible.obstacle(flat, kernel) is None:
-        if kernel.shape[0] > 1 and native.why_not(flat, kernel) is None:
-            return autograd.apply(_NativeMix, kernel, flat)
+    if native.why_not(flat, kernel) is None and kernel.shape[0] > 1:
+        return native.weighted_sum(kernel, flat)
     return kernel @ flat
-
-
-class _NativeMix(torch.autograd.Function):
-    """The native forward; its gradient is two matrix products, which can be differentiated again."""
-
-    @staticmethod
-    def forward(ctx, kernel: Tensor, flat: Tensor) -> Tensor:
-        ctx.save_for_backward(kernel, flat)
-        return native.mix_kernels(flat, kernel)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        kernel, flat = ctx.saved_tensors
-        d_kernel = grad @ flat.T if ctx.needs_input_grad[0] else None
-        d_flat = kernel.T @ grad if ctx.needs_input_grad[1] else None
-        return d_kernel, d_flat

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes, said so that every recorder and every converter that reads its graph understands them."""
+"""Shapes, said so that every recorder and every converter that reads its graph understands them; memory formats."""
 
 from __future__ import annotations
 
@@ -36,3 +36,13 @@ def unflatten(tensor: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
         rest = plain_shape(tensor)[axis] // -prod(sizes)  # the others' product
         sizes = [rest if size == -1 else size for size in sizes]
     return tensor.reshape(*tensor.shape[:axis], *sizes, *tensor.shape[axis + 1 :])
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether features are dense with channels innermost, and not row-major as well."""
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """The output y, in channels_last where x is, as torch's convolutions answer."""
+    return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one way in: a call of an op is checked once, its strategy chosen and remembered, and run."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from convary.errors import ConfigError, StrategyError, nearest
+from convary.ops import cost
+from convary.ops.native import eligible
+from convary.ops.problem import Problem
+from convary.ops.tracing import forced, is_portable, is_traced, needs_gradient
+
+
+class Arguments(Protocol):
+    """The arguments of a call, spelled out: a named tuple in the order in which strategies take them, settings last."""
+
+    @property
+    def images(self) -> Tensor | None:
+        """The image of each kernel, in whole numbers, where the op takes an ``index``."""
+        ...
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All tensors of numbers: x, the kernels, then the others."""
+        ...
+
+    def check(self) -> Arguments:
+        """Raise unless the tensors fit together; the arguments, in one dtype where autocast wants that first."""
+        ...
+
+    def problem(self, *, training: bool, obstacle: str | None) -> Problem:
+        """The problem that checked arguments pose."""
+        ...
+
+    def nothing(self) -> Tensor | None:
+        """The answer where there is nothing to compute, connected to the tensors; else None."""
+        ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+    def __iter__(self) -> Iterator: ...
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to execute an op.
+
+    Attributes:
+        why_not: The reason it can't run a problem, or None. The dispatcher and ``explain`` both ask it.
+        run: The implementation; takes the op's arguments one by one.
+        portable: It is what a portable graph records, for it uses torch's operations alone and depends on no size.
+    """
+
+    why_not: Callable[[Problem], str | None]
+    run: Callable[..., Tensor]
+    portable: bool = False
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op and its table of strategies, one of them portable.
+
+    Attributes:
+        name: Of the function.
+        function: What is called.
+        spell: Its arguments, spelled out; checks no more than that takes.
+        strategies: By name.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    spell: Callable[..., Arguments]
+    strategies: Mapping[str, Strategy]
+
+    def __post_init__(self) -> None:
+        """Be known by name."""
+        OPS[self.name] = self
+
+
+OPS: dict[str, Op] = {}
+_choices: dict[tuple, str] = {}
+_CHOICES_KEPT = 4096
+
+
+@contextlib.contextmanager
+def strategy(name: str | None) -> Iterator[None]:
+    """Force every op inside the ``with`` block to use one strategy; None restores the automatic choice.
+
+    Args:
+        name: One of ``ops.strategies()``.
+
+    Raises:
+        ConfigError: there is no strategy of that name. Ops inside raise StrategyError where it can't run.
+    """
+    if name is not None and name not in (names := strategies()):
+        raise ConfigError(f"there is no strategy {name!r}; choose from {', '.join(names)}{nearest(name, names)}")
+    token = forced.set(name)
+    try:
+        yield
+    finally:
+        forced.reset(token)
+
+
+def strategies() -> tuple[str, ...]:
+    """The names that ``strategy`` takes: those of all ops."""
+    return tuple(dict.fromkeys(name for op in OPS.values() for name in op.strategies))
+
+
+def run(op: Op, arguments: Arguments) -> Tensor:
+    """Execute a call.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError: the tensors do not fit together.
+        StrategyError: the forced strategy can't run; says why and which can.
+    """
+    tensors, x = arguments.tensors(), arguments[0]
+    if is_traced(x, arguments[1]):
+        arguments = arguments.check()
+        name = recorded(op, pose(arguments), portable=is_portable())
+        return op.strategies[name].run(*arguments)
+    obstacle = eligible.obstacle(tensors, arguments.images)
+    shapes, indexed = tuple([None if t is None else t.shape for t in tensors]), arguments.images is not None
+    key = (op.name, shapes, indexed, arguments[-1], needs_gradient(*tensors), x.device, x.dtype, obstacle)
+    name = _choices.get(key) if forced.get() is None else None
+    if name is None or obstacle is not None:  # else a call like it was checked: float32 on the CPU, shapes that fit
+        arguments = arguments.check()
+        name = name or decide(op, pose(arguments))
+        if (nothing := arguments.nothing()) is not None:
+            return nothing
+        _remember(key, name)
+    return op.strategies[name].run(*arguments)
+
+
+def pose(arguments: Arguments) -> Problem:
+    """The problem that checked arguments pose, here and now."""
+    tensors = arguments.tensors()
+    obstacle = eligible.obstacle(tensors, arguments.images)
+    return arguments.problem(training=needs_gradient(*tensors), obstacle=obstacle)
+
+
+def problem_of(op: Op, *arguments, **named) -> Problem:
+    """The problem that ``op.function(*arguments, **named)`` poses, after all of its checks.
+
+    Raises:
+        ConfigError: arguments that the op does not have.
+    """
+    signature = inspect.signature(op.function)
+    try:
+        given = signature.bind(*arguments, **named)
+    except TypeError as error:
+        raise ConfigError(f"{op.name} takes {', '.join(signature.parameters)}; {error}") from None
+    given.apply_defaults()
+    return pose(op.spell(*given.args, **given.kwargs).check())
+
+
+def decide(op: Op, problem: Problem) -> str:
+    """The forced strategy, or the one with the lowest estimated time among those that can run.
+
+    Raises:
+        StrategyError: the forced strategy can't run.
+    """
+    if (name := forced.get()) is not None:
+        return _check_forced(op, name, problem)
+    return cost.preferred({name: cost.estimate(problem, name) for name in _able(op, problem)})
+
+
+def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
+    """What a graph records: the forced strategy, or ``native`` for this machine, or the op's portable one.
+
+    Raises:
+        StrategyError: the forced strategy can't run, or its graph would hold the batch size.
+    """
+    if (name := forced.get()) is not None:
+        return _check_forced(op, name, problem)
+    native = None if portable else op.strategies.get("native")
+    if native is not None and native.why_not(problem) is None:
+        return "native"
+    return next(name for name, entry in op.strategies.items() if entry.portable)
+
+
+def _able(op: Op, problem: Problem) -> list[str]:
+    return [name for name, entry in op.strategies.items() if entry.why_not(problem) is None]
+
+
+def _check_forced(op: Op, name: str, problem: Problem) -> str:
+    entry = op.strategies.get(name)
+    reason = entry.why_not(problem) if entry else f"{op.name} has no such strategy"
+    if reason is not None:
+        able = ", ".join(_able(op, problem))
+        raise StrategyError(f"strategy {name!r} can't run this {op.name}: {reason}; use one of {able}")
+    return name
+
+
+def _remember(key: tuple, name: str) -> None:
+    if forced.get() is None:
+        if len(_choices) >= _CHOICES_KEPT:
+            _choices.clear()
+        _choices[key] = name

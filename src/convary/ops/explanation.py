@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dry run: which strategy an op would take on these tensors, why the others can't, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from convary.errors import ConfigError, StrategyError, nearest
+from convary.ops import cost, native
+from convary.ops.dispatch import OPS, Op, decide, problem_of, recorded
+from convary.ops.problem import Problem
+
+
+@dataclass(frozen=True)
+class StrategyRow:
+    """One strategy of an explanation. ``reason`` says why it can't run, or is None."""
+
+    strategy: str
+    chosen: bool
+    reason: str | None
+    milliseconds: float
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``explain`` found; print it.
+
+    Attributes:
+        op: The op's name.
+        problem: Its sizes.
+        rows: One per strategy.
+        compiled: The strategy that ``torch.compile`` would record.
+        exported: The strategy that ``torch.export`` and ``torch.jit.trace`` would record.
+        source: Where the estimates come from.
+    """
+
+    op: str
+    problem: str
+    rows: tuple[StrategyRow, ...]
+    compiled: str
+    exported: str
+    source: str
+
+    @property
+    def chosen(self) -> str:
+        """The strategy that would run."""
+        return next(row.strategy for row in self.rows if row.chosen)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.op}: {self.problem}",
+            f"{'':2}{'strategy':<10}{'est. ms':>10}{'MMACs':>12}{'MB moved':>11}  note",
+        ]
+        for row in self.rows:
+            mark = "> " if row.chosen else "  "
+            note = "chosen" if row.chosen else row.reason or ""
+            time = "-" if row.reason else f"{row.milliseconds:.3f}"
+            lines.append(f"{mark}{row.strategy:<10}{time:>10}{row.macs / 1e6:>12.2f}{row.bytes / 1e6:>11.2f}  {note}")
+        lines.append(f"  recorded by torch.compile: {self.compiled}")
+        lines.append(f"  recorded by torch.export and torch.jit.trace: {self.exported}")
+        return "\n".join([*lines, f"  estimates: {self.source}"])
+
+
+def explain(op: Callable | str, *arguments, **named) -> Explanation:
+    """Say what ``op(*arguments, **named)`` would do, without doing it.
+
+    Args:
+        op: ``mixed_conv``, ``sample_conv``, ``pixel_conv`` or their names.
+        *arguments: What the op takes: tensors, of which requires_grad decides, with ``torch.is_grad_enabled()``,
+            whether training is estimated.
+        **named: What the op takes by name: stride, padding, dilation and so on.
+
+    Returns:
+        An explanation with one row per strategy.
+
+    Raises:
+        ConfigError: no such op, or arguments that it does not have. All that the call itself would raise.
+    """
+    name = op if isinstance(op, str) else op.__name__
+    if name not in OPS:
+        raise ConfigError(f"explain knows {', '.join(OPS)}; got {name!r}{nearest(name, OPS)}")
+    known = OPS[name]
+    problem = problem_of(known, *arguments, **named)
+    chosen = decide(known, problem)
+    rows = [
+        StrategyRow(
+            strategy=strategy,
+            chosen=strategy == chosen,
+            reason=entry.why_not(problem),
+            milliseconds=cost.estimate(problem, strategy) * 1e3,
+            macs=cost.macs(problem, strategy),
+            bytes=cost.bytes_moved(problem, strategy),
+        )
+        for strategy, entry in known.strategies.items()
+    ]
+    compiled, exported = (_recorded(known, replace(problem, traced=True), portable) for portable in (False, True))
+    sizes = (
+        f"B={problem.B} C={problem.C} O={problem.O} G={problem.G} K={problem.K} k={problem.kernel_size} "
+        f"S={problem.size}"
+    )
+    what = "forward and backward" if problem.training else "forward"
+    described = f"{sizes}, {what}, {problem.device}"
+    return Explanation(name, described, tuple(rows), compiled, exported, _source(problem.device))
+
+
+def _recorded(op: Op, problem: Problem, portable: bool) -> str:
+    try:
+        return recorded(op, problem, portable=portable)
+    except StrategyError as error:
+        return f"an error, {error}"
+
+
+def _source(device: str) -> str:
+    if device != "cpu":
+        return f"nominal figures, not measured on a {device} device"
+    fit = cost.fitted()
+    reason = native.available()
+    kernels = "native kernels for float32" if reason is None else f"no native kernels: {reason}"
+    return f"fitted on {fit['machine']}, torch {fit['torch']}, {fit['threads']} threads; {kernels}"

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution with kernels mixed from a bank, per sample."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from convary.ops.coefficients import Coefficients
+from convary.ops.dispatch import Op, Strategy, run
+from convary.ops.geometry import Size
+from convary.ops.mixed import aten, native
+from convary.ops.mixed.arguments import spell
+from convary.ops.native import eligible
+from convary.ops.sample.aten import bmm, grouped, loop, needs_fixed_batch
+
+
+def mixed_conv(
+    x: Tensor,
+    bank: Tensor,
+    coeffs: Coefficients,
+    bias: Tensor | None = None,
+    *,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve each sample with its own mixture of the bank: ``sample_conv(x, mix_kernels(bank, coeffs))``.
+
+    ``torch.compile`` keeps the native kernels where they can run. ``torch.export`` and ``torch.jit.trace`` record
+    torch's own operations, which run anywhere; under ``ops.strategy("native")`` they record
+    ``torch.ops.convary.mixed_conv``, and the program needs ``import convary`` where it is loaded.
+
+    Contiguous and channels_last x are taken, and y is in x's memory format. The native kernels read and write both as
+    they lie; inside a compiled or exported graph they copy channels_last features to the contiguous format and back.
+
+    Args:
+        x: (B, C, *S), one to three spatial axes.
+        bank: (K, O, C/G, *k).
+        coeffs: factors for B samples.
+        bias: (O,) is added as it is; a bank (K, O) is mixed like the kernels, by the kernel and filter factors.
+        stride: As in ``torch.nn.functional.conv2d``.
+        padding: As in ``torch.nn.functional.conv2d``, ``"same"`` and ``"valid"`` included. ``"same"`` takes any
+            stride: the output has ceil(size / stride) positions, as TensorFlow has it.
+        dilation: As in ``torch.nn.functional.conv2d``.
+        groups: G.
+
+    Returns:
+        (B, O, *S_out).
+
+    Raises:
+        ShapeError, DtypeError, DeviceError: the tensors do not fit together.
+        ConfigError: a stride, padding or dilation that no convolution takes.
+        StrategyError: the forced strategy can't run.
+    """
+    return run(OP, spell(x, bank, coeffs, bias, stride, padding, dilation, groups))
+
+
+STRATEGIES = {
+    "grouped": Strategy(needs_fixed_batch, aten.per_sample(grouped)),
+    "loop": Strategy(needs_fixed_batch, aten.per_sample(loop)),
+    "outputs": Strategy(aten.outputs_why_not, aten.outputs),
+    "bmm": Strategy(lambda problem: None, aten.per_sample(bmm), portable=True),
+    "native": Strategy(eligible.why_not, native.run),
+}
+OP = Op("mixed_conv", mixed_conv, spell, STRATEGIES)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the native kernels of an op to what torch sees: an autograd function, three operators, fakes and flops.
+
+An op declares what differs in a :class:`NativeOp`. An eager call goes straight to its functions; the operators, in
+``torch.ops.convary``, are for those who see each operation: tracers and dispatch modes. Of an op with kernels ``bank``
+they are ``op``, ``op_grad_x`` and ``op_grad_bank`` (the gradients of the bank and of all that it is mixed by), and
+these two have no gradient of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from convary.errors import ConvaryError, DtypeError, ShapeError
+from convary.ops.native import library
+from convary.ops.native.autograd import apply, differentiable
+from convary.ops.shapes import in_format_of
+from convary.ops.tracing import is_intercepted, needs_gradient
+
+GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
+_operators = torch.library.Library("convary", "DEF")
+library.available()  # loaded now, because torch.compile asks for it but can't trace the loading
+
+
+@dataclass(frozen=True)
+class NativeOp:
+    """The native kernels of an op, and what it takes to call them.
+
+    Its tensors are x, the ``weights`` and, with ``bias``, a bias (O,) or (N, O). The settings are one named tuple; an
+    operator takes its fields one by one.
+
+    Attributes:
+        name: Of the op.
+        portable: Its strategy in torch's operations, which takes every dtype and has every gradient.
+        weights: Schemas of the tensors that make the kernels; the kernels themselves come first.
+        bias: Whether there is one.
+        settings: Schema of the settings.
+        kind: Class of the settings.
+        check: The settings, from all tensors and settings of an operator; raises unless they fit, in shape and dtype:
+            the kernels trust what they are told.
+        y_shape: Of the shapes of x and of the kernels, and the settings.
+        forward: y, in the memory format of x, of all tensors and the settings.
+        gradient_of_x: Of the gradient of y, the shape of x, the weights and the settings.
+        gradient_of_weights: Of the gradient of y, x, the weights and the settings: for each weight of numbers.
+        again: y without a bias, of x, the weights and the settings, by operations that can be differentiated twice.
+        flops: Of the shapes of y and of the kernels, and passes over the kernels: 2 for the gradients of the weights.
+    """
+
+    name: str
+    portable: str
+    weights: tuple[str, ...]
+    bias: bool
+    settings: str
+    kind: Callable[..., Any]
+    check: Callable[..., Any]
+    y_shape: Callable[..., Sequence[int]]
+    forward: Callable[..., Tensor]
+    gradient_of_x: Callable[..., Tensor]
+    gradient_of_weights: Callable[..., list[Tensor]]
+    again: Callable[..., Tensor]
+    flops: Callable[..., int]
+
+    def __post_init__(self) -> None:
+        """Declare the operators."""
+        weights, bias = ", ".join(self.weights), "Tensor? bias, " if self.bias else ""
+        schema = f"(Tensor x, {weights}, {bias}{self.settings}) -> Tensor"
+        self._declare("", schema, _forward, _forward_fake, _forward_flops)
+        schema = f"(Tensor grad, SymInt[] size, {weights}, {self.settings}) -> Tensor"
+        self._declare("_grad_x", schema, _grad_x, _grad_x_fake, _grad_x_flops)
+        schema = f"(Tensor grad, Tensor x, {weights}, {self.settings}) -> Tensor[]"
+        self._declare(self.suffix, schema, _grad_weights, _grad_weights_fake, _grad_weights_flops)
+        torch.library.register_autograd(
+            f"convary::{self.name}", _backward, setup_context=self._setup_context, lib=_operators
+        )
+
+    def run(self, *arguments: Any) -> Tensor:
+        """The op's strategy ``native``: y of all tensors and the settings, after the op's checks."""
+        tensors = arguments[:-1]
+        if is_intercepted(arguments[0], arguments[1]):
+            return in_format_of(arguments[0], self.operator("")(*tensors, *arguments[-1]))
+        if needs_gradient(*tensors):
+            return apply(_Eager, *arguments, self)
+        return self.forward(*arguments)
+
+    def check_dtypes(self, *tensors: Tensor | None) -> None:
+        """Raise DtypeError unless the kernels take the tensors."""
+        for tensor in tensors:
+            if tensor is not None and tensor.dtype is not torch.float32:
+                raise DtypeError(
+                    f"native {self.name} takes torch.float32; got {tensor.dtype}; "
+                    f"cast, or force strategy {self.portable}"
+                )
+
+    @property
+    def suffix(self) -> str:
+        """Of the operator that is the gradient of the weights."""
+        return f"_grad_{self.weights[0].split()[-1]}"
+
+    def operator(self, suffix: str) -> Any:
+        """One of its operators."""
+        return getattr(torch.ops.convary, self.name + suffix).default
+
+    def _declare(self, suffix: str, schema: str, cpu: Callable, fake: Callable, flops: Callable) -> None:
+        """One operator: what it does, the same for tensors without numbers, and its arithmetic."""
+        name = self.name + suffix
+        _operators.define(name + schema)
+        _operators.impl(name, lambda *arguments: cpu(self, *arguments), "CPU")
+        torch.library.register_fake(f"convary::{name}", lambda *arguments: fake(self, *arguments), lib=_operators)
+        if suffix:
+            torch.library.register_autograd(f"convary::{name}", self._no_gradient, lib=_operators)
+        shapes = register_flop_formula(getattr(torch.ops.convary, name))
+        shapes(lambda *arguments, out_shape=None, **_: flops(self, *arguments[:3], out_shape))
+
+    def _no_gradient(self, ctx, *grads) -> None:
+        raise ConvaryError(
+            "native gradients have no gradient of their own; differentiate the convolution itself with "
+            "create_graph=True outside of torch.compile, or force a strategy of torch's operations: "
+            f"ops.strategy({self.portable!r})"
+        )
+
+    def _setup_context(self, ctx, inputs: tuple, output: Tensor) -> None:
+        count = 1 + len(self.weights) + self.bias
+        settings = [tuple(value) if isinstance(value, list | tuple) else value for value in inputs[count:]]
+        _keep(ctx, self, inputs[:count], self.kind(*settings))
+
+
+class _Eager(torch.autograd.Function):
+    """Forward and backward by the native kernels; keeps x and the weights, no mixed kernels."""
+
+    @staticmethod
+    def forward(ctx, *arguments: Any) -> Tensor:
+        *tensors, settings, op = arguments
+        _keep(ctx, op, tensors, settings)
+        return op.forward(*tensors, settings)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, grad, operators=is_intercepted(grad)), None, None
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_gradients(ctx, grad, operators=True), *[None] * len(ctx.settings)
+
+
+def _keep(ctx, op: NativeOp, tensors: Sequence[Tensor | None], settings: Any) -> None:
+    """Keep in an autograd context what :func:`_gradients` needs."""
+    count = 1 + len(op.weights)
+    ctx.op, ctx.settings = op, settings
+    ctx.bias_ndims = [None if bias is None else bias.ndim for bias in tensors[count:]]
+    ctx.save_for_backward(*tensors[:count])
+
+
+def _gradients(ctx, grad: Tensor, *, operators: bool) -> Iterable[Tensor | None]:
+    """The gradients of all tensors that are asked for."""
+    op, settings = ctx.op, ctx.settings
+    x, *weights = ctx.saved_tensors
+    needs_x, *needs = ctx.needs_input_grad[: 1 + len(weights)]
+    needs_bias = zip(ctx.bias_ndims, ctx.needs_input_grad[1 + len(weights) :], strict=False)
+    bias = [_gradient_of_bias(grad, ndim) if needed else None for ndim, needed in needs_bias]
+    if torch.is_grad_enabled():
+        found = differentiable(lambda *tensors: op.again(*tensors, settings), (x, *weights), (needs_x, *needs), grad)
+        return *found, *bias
+    if operators:
+        grad_x = op.operator("_grad_x")(grad, x.shape, *weights, *settings) if needs_x else None
+        found = op.operator(op.suffix)(grad, x, *weights, *settings) if any(needs) else ()
+    else:
+        grad_x = op.gradient_of_x(grad, x.shape, *weights, settings) if needs_x else None
+        found = op.gradient_of_weights(grad, x, *weights, settings) if any(needs) else ()
+    rest = iter(found)
+    return grad_x, *[next(rest, None) if _is_of_numbers(w) else None for w in weights], *bias
+
+
+def _is_of_numbers(weight: Tensor | None) -> bool:
+    return weight is not None and weight.is_floating_point()
+
+
+def _gradient_of_bias(grad: Tensor, ndim: int) -> Tensor:
+    by_sample = grad.flatten(2).sum(2)
+    return by_sample if ndim == 2 else by_sample.sum(0)
+
+
+def _forward(op: NativeOp, x: Tensor, kernels: Tensor, *rest) -> Tensor:
+    settings = op.check(x, kernels, *rest)
+    tensors = rest[: len(op.weights) - 1 + op.bias]
+    if x.numel() and kernels.numel():
+        return op.forward(x.contiguous(), kernels, *tensors, settings)
+    y = x.new_zeros(op.y_shape(x.shape, kernels.shape, settings))  # of nothing: the bias alone
+    bias = tensors[-1] if op.bias else None
+    return y if bias is None else y + bias.reshape(-1, y.shape[1], *[1] * (y.ndim - 2))
+
+
+def _forward_fake(op: NativeOp, x: Tensor, kernels: Tensor, *rest) -> Tensor:
+    return x.new_empty(op.y_shape(x.shape, kernels.shape, op.check(x, kernels, *rest)))
+
+
+def _checked(op: NativeOp, grad: Tensor, x: Tensor, *rest) -> tuple[tuple[Tensor | None, ...], Any]:
+    """The weights and the settings of a gradient, which has no bias."""
+    count = len(op.weights)
+    settings = op.check(x, *rest[:count], *[None] * op.bias, *rest[count:])
+    shape = tuple(op.y_shape(x.shape, rest[0].shape, settings))
+    if tuple(grad.shape) != shape or grad.dtype is not x.dtype:
+        raise ShapeError(f"the gradient is {tuple(grad.shape)}, {grad.dtype}; that of y must be {shape}, {x.dtype}")
+    return rest[:count], settings
+
+
+def _grad_x(op: NativeOp, grad: Tensor, size: Sequence[int], *rest) -> Tensor:
+    x = grad.new_empty(()).expand(size)  # only its shape counts
+    weights, settings = _checked(op, grad, x, *rest)
+    if x.numel() and grad.numel() and rest[0].numel():
+        return op.gradient_of_x(grad.contiguous(), x.shape, *weights, settings)
+    return grad.new_zeros(size)
+
+
+def _grad_x_fake(op: NativeOp, grad: Tensor, size: Sequence[int], *rest) -> Tensor:
+    x = grad.new_empty(size)
+    _checked(op, grad, x, *rest)
+    return x
+
+
+def _grad_weights(op: NativeOp, grad: Tensor, x: Tensor, *rest) -> list[Tensor]:
+    weights, settings = _checked(op, grad, x, *rest)
+    if x.numel() and grad.numel() and rest[0].numel():
+        return op.gradient_of_weights(grad, x.contiguous(), *weights, settings)
+    return [w.new_zeros(w.shape) for w in weights if w is not None and _is_of_numbers(w)]
+
+
+def _grad_weights_fake(op: NativeOp, grad: Tensor, x: Tensor, *rest) -> list[Tensor]:
+    weights, _ = _checked(op, grad, x, *rest)
+    return [w.new_empty(w.shape) for w in weights if w is not None and _is_of_numbers(w)]
+
+
+def _forward_flops(op: NativeOp, x: Sequence[int], kernels: Sequence[int], _, out: Sequence[int]) -> int:
+    return op.flops(out, kernels, 1)
+
+
+def _grad_x_flops(op: NativeOp, grad: Sequence[int], size: Sequence[int], kernels: Sequence[int], _) -> int:
+    return op.flops(grad, kernels, 1)
+
+
+def _grad_weights_flops(op: NativeOp, grad: Sequence[int], x: Sequence[int], kernels: Sequence[int], _) -> int:
+    return op.flops(grad, kernels, 2)

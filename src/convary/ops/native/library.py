@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native library (csrc/): found next to the package, checked by its ABI version, threaded by torch's own pool.
+
+``CONVARY_LIBRARY`` names another build of the library (for example one with sanitizers); ``CONVARY_ISA`` forces a lower
+instruction set than the CPU's best (``baseline``, ``avx2``, ``avx512``, ``neon``). Both are read once, at first use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from convary.errors import ConvaryError
+
+ABI_VERSION = 6
+_FILES = {"linux": "libconvary.so", "darwin": "libconvary.so"}
+_TORCH_FILES = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib"}
+
+
+# Entries and how many pointers each takes (csrc/convary.h); ``mix_kernels`` takes three numbers besides.
+_POINTERS = {
+    "mix_kernels_f32": 3,
+    "mixed_conv_f32": 9, "mixed_conv_grad_x_f32": 8, "mixed_conv_grad_blocks": 2, "mixed_conv_grad_bank_f32": 12,
+    "sample_conv_f32": 6, "sample_conv_grad_x_f32": 5, "sample_conv_grad_weight_f32": 5,
+    "pixel_conv_f32": 4, "pixel_conv_grad_x_f32": 4, "pixel_conv_grad_weight_f32": 4,
+    "route_f32": 13,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """The loaded library.
+
+    Attributes:
+        isa: The instruction set that it picked.
+        isas: Those that it could have picked.
+        entries: Its functions by their names in C, without ``convary_`` and ``_f32``; each answers an error code.
+        error_text: What a code means.
+    """
+
+    isa: str
+    isas: tuple[str, ...]
+    entries: Mapping[str, Callable[..., int]]
+    error_text: Callable[[int], bytes]
+
+
+def available() -> str | None:
+    """None where the native kernels can run, else the reason why they cannot."""
+    library = _load()
+    return library if isinstance(library, str) else None
+
+
+def isa() -> str:
+    """The instruction set in use, for example ``"avx2"``.
+
+    Raises:
+        ConvaryError: the library is not available.
+    """
+    return loaded().isa
+
+
+def isas() -> tuple[str, ...]:
+    """Every instruction set that the library holds and this CPU can run, best first.
+
+    Raises:
+        ConvaryError: the library is not available.
+    """
+    return loaded().isas
+
+
+def loaded() -> Library:
+    """The library.
+
+    Raises:
+        ConvaryError: it is not available.
+    """
+    library = _load()
+    if isinstance(library, str):
+        raise ConvaryError(f"the native kernels are not available: {library}")
+    return library
+
+
+_library: Library | str | None = None
+
+
+def _load() -> Library | str:
+    """The library, or why there is none; kept in a variable, since torch.compile looks through a cached function."""
+    global _library
+    if _library is None:
+        _library = _open()
+    return _library
+
+
+def _open() -> Library | str:
+    path = _find()
+    if isinstance(path, str):
+        return path
+    try:
+        handle = ctypes.CDLL(str(path))
+        version = handle.convary_abi_version()
+    except (OSError, AttributeError) as error:
+        return f"{path} could not be loaded: {error}"
+    if version != ABI_VERSION:
+        return f"{path} has ABI version {version} but {ABI_VERSION} is wanted; reinstall convary"
+    parallel_for = _torch_parallel_for()
+    if isinstance(parallel_for, str):
+        return parallel_for
+    return _bind(handle, parallel_for)
+
+
+def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
+    """Declare the C signatures (csrc/convary.h) and hand over torch's threads."""
+    for name in ("convary_cpu_isa", "convary_isas", "convary_error_text"):
+        getattr(handle, name).restype = ctypes.c_char_p
+    handle.convary_set_parallel_for.argtypes = [ctypes.c_void_p]
+    handle.convary_set_parallel_for.restype = None
+    entries = {}
+    for name, pointers in _POINTERS.items():
+        entry = entries[name.removesuffix("_f32")] = getattr(handle, f"convary_{name}")
+        entry.argtypes = [ctypes.c_void_p] * pointers
+    entries["mix_kernels"].argtypes += [ctypes.c_int64] * 3
+    names = handle.convary_isas().decode()
+    picked = handle.convary_cpu_isa()
+    if picked is None:
+        return f"CONVARY_ISA={os.environ.get('CONVARY_ISA')} cannot run here; unset it or use one of {names}"
+    handle.convary_set_parallel_for(parallel_for)
+    return Library(
+        isa=picked.decode(), isas=tuple(names.split(",")), entries=entries, error_text=handle.convary_error_text
+    )
+
+
+def _find() -> Path | str:
+    """Where the library is, or why it is not there."""
+    if named := os.environ.get("CONVARY_LIBRARY"):
+        return Path(named) if Path(named).is_file() else f"CONVARY_LIBRARY={named} is not a file"
+    if sys.platform not in _FILES:
+        return f"there are no native kernels for {sys.platform}"
+    # An editable install has two entries here: the sources and the folder that the library was installed to.
+    folders = [Path(entry) / "lib" for entry in sys.modules[__name__.partition(".")[0]].__path__]
+    for folder in folders:
+        if (library := folder / _FILES[sys.platform]).is_file():
+            return library
+    for folder in folders:
+        if (note := folder / "absent.txt").is_file():
+            return f"convary was built without them: {note.read_text().strip()}; install a C++ compiler and reinstall"
+    return "convary runs from a source tree where they were not built; install it with pip"
+
+
+def _torch_parallel_for() -> int | str:
+    """The address of ``torch_parallel_for`` (torch/csrc/stable/c/shim.h), or why there is none."""
+    name = _TORCH_FILES[sys.platform]
+    path = Path(torch.__path__[0]) / "lib" / name
+    try:
+        function = ctypes.CDLL(str(path) if path.is_file() else name).torch_parallel_for
+    except OSError as error:
+        return f"torch's {name} could not be opened: {error}"
+    except AttributeError:
+        return f"torch {torch.__version__} has no torch_parallel_for; torch 2.10 or later is needed"
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    return address if address is not None else "torch_parallel_for has no address"
