@@ -17,10 +17,11 @@ import torch
 
 from convary.bench.machine import load as machine_load
 from convary.bench.machine import machine
+from convary.files import write_json
 from convary.models import fold_excitation
 from convary.train import measure
 from convary.train.arms import Arm, architecture
-from convary.train.files import now, write_json
+from convary.train.files import now
 from studies.blocks import BLOCKS
 from studies.results import FOLDER
 

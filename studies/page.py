@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from convary.files import read_json
 from convary.report import style
 from convary.report.figures import label
-from convary.train.files import read_json
 from studies.results import FOLDER, Arm, read
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convary.errors import DataError
-from convary.train.files import read_json
+from convary.files import read_json
 from convary.train.paired import paired
 from studies.blocks import BLOCKS, Block
 

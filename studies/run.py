@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from convary.errors import ConvaryError, nearest
+from convary.files import read_json, write_json
 from convary.train import compare
-from convary.train.files import read_json, write_json
 from studies.blocks import BLOCKS
 
 RESULTS = Path(__file__).parent / "results"
