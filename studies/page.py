@@ -75,6 +75,19 @@ class Page:
             row += [f"{arm.ratio('macs'):.2f}", f"{arm.ratio('params'):.1f}", *_cost(arm), _rate(arm)]
         return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
 
+    def rates(self, block: str) -> str:
+        """Markdown: top-1 on held-out training images for each learning rate that was tried."""
+        arms = [arm for arm in self.blocks[block] if arm.entry["lr"]["grid"]]
+        tried = [entry["lr"] for entry in arms[0].entry["lr"]["grid"]]
+        rows = [[arm.entry["title"], *(_tried(entry) for entry in arm.entry["lr"]["grid"])] for arm in arms]
+        head = ["network", *(f"{lr:g}" for lr in tried)]
+        return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+
+    def edges(self) -> str:
+        """The networks whose best learning rate lies at an edge of those that were tried."""
+        found = [arm.entry["title"] for arms in self.blocks.values() for arm in arms if arm.entry["lr"]["at_edge"]]
+        return ", ".join(found) or "none"
+
     def seeds(self, block: str) -> str:
         """Markdown: top-1 of every seed."""
         arms = self.blocks[block]
@@ -115,6 +128,10 @@ def _said(gap: dict[str, Any] | None) -> str:
         f"{_signed(gap['mean'])} ({_signed(gap['low'])} to {_signed(gap['high'])}), {gap['wins']} of {len(gap['gaps'])}"
     )
     return f"**{words}**" if gap["low"] > 0 or gap["high"] < 0 else words
+
+
+def _tried(entry: dict[str, Any]) -> str:
+    return "diverged" if entry["held_out_top1"] is None else f"{entry['held_out_top1']:.2f}"
 
 
 def _cost(arm: Arm) -> list[str]:
