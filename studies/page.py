@@ -190,7 +190,7 @@ def _panel(panel: Axes, arms: list[Arm], axis: str, looks: dict[str, style.Look]
             mec=style.COLORS["surface"][0],
             elinewidth=1.3,
         )
-        words = arm.entry["title"].replace("static, ", "").replace(" times as wide", "×")
+        words = f"static, {arm.ratio('macs'):.2f} MACs" if arm.name.startswith("static@") else arm.entry["title"]
         places.append((here, mean, words, look.color))
         bars.append((here, mean - half, here, mean + half))
     panel.margins(x=0.15, y=0.12)

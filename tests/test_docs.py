@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import method_lists
 
 from convary import METHODS
 
@@ -67,6 +68,13 @@ def test_trained_weights_become_dynamic_as_the_guide_says():
     left = run("docs/guides/weights.md")
     assert left["right"] == 18 and left["found"].inputs == 64
     assert (left["folder"] / "layers.svg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("page", method_lists.PAGES)
+def test_lists_of_methods_are_those_of_the_code(page):
+    assert method_lists.written(page) == (ROOT / page).read_text(), "run python scripts/method_lists.py"
+    for config in METHODS:
+        assert (ROOT / "docs" / "methods" / f"{config.name}.md").is_file()
 
 
 def test_the_table_of_support_is_complete():
