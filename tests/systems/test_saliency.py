@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from convary.systems.saliency import SaliencyScores, edge_loss, hybrid_enhanced_losses, region_loss
+from convary.systems.hdfnet_loss import edge_loss, hybrid_enhanced_losses, region_loss
+from convary.systems.saliency import SaliencyScores
 from tests.golden.case import Case
 
 

@@ -21,7 +21,8 @@ from convary.files import write_whole
 from convary.methods.hdfnet import CITATION
 from convary.models.hdfnet import Backbone, HDFNet, hdfnet
 from convary.report.style import COLORS, rc
-from convary.systems.saliency import SaliencyScores, hybrid_enhanced_losses
+from convary.systems.hdfnet_loss import hybrid_enhanced_losses
+from convary.systems.saliency import SaliencyScores
 from convary.train.system import System, SystemConfig
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
