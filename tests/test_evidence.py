@@ -31,38 +31,46 @@ def test_every_block_can_be_run(tmp_path):
         assert block.config(tmp_path, None, 1).arms() and (not block.base or block.base in names)
 
 
-def change(block, **changes):
-    """A copy of the results in which ``block`` was run otherwise."""
+@pytest.fixture
+def folder(tmp_path):
+    """Results of a block beside those of the one that it is paired with: equal settings, another arm."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    content = json.loads((FOLDER / f"{PAIRED.base}.json").read_text())
+    (folder / f"{PAIRED.base}.json").write_text(json.dumps(content))
+    content["arms"] = [arm for arm in content["arms"] if arm["name"] == "odconv"]
+    (folder / f"{PAIRED.name}.json").write_text(json.dumps(content))
+    return folder
 
-    def made(folder):
-        shutil.copytree(FOLDER, folder)
-        content = json.loads((folder / f"{block}.json").read_text())
-        for place, value in changes.items():
-            part, _, key = place.partition("__")
-            content[part][key] = value
-        (folder / f"{block}.json").write_text(json.dumps(content))
-        return folder
 
-    return made
+PAIRED = next(block for block in BLOCKS if block.base)
+
+
+def test_blocks_pair_with_the_static_network_of_another(folder):
+    (arm,) = read(folder)[PAIRED.name]
+    (same,) = (arm for arm in read(folder)[PAIRED.base] if arm.name == "odconv")
+    assert arm.gap() == same.gap() and arm.gap()["gaps"][1] == arm.tops[1] - arm.base["test_top1"][1]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("place", "value", "said"),
     [
-        ({"machine__code": "0" * 16}, "differ in code"),
-        ({"data__train": 8000}, "differ in data"),
-        ({"run__epochs": 10}, "differ in epochs"),
-        ({"run__seeds": [0, 1]}, "differ in seeds"),
+        (("machine", "code"), "0" * 16, "differ in code"),
+        (("data", "train"), 8000, "differ in data"),
+        (("run", "epochs"), 10, "differ in epochs"),
+        (("run", "seeds"), [0, 1], "differ in seeds"),
     ],
 )
-def test_results_that_are_no_pairs_are_refused(tmp_path, changes, said):
-    block = next(block for block in BLOCKS if block.base and (FOLDER / f"{block.name}.json").exists())
-    with pytest.raises(DataError, match=f"{block.name} and {block.base} {said}.*run both again"):
-        read(change(block.name, **changes)(tmp_path / "results"))
+def test_results_that_are_no_pairs_are_refused(folder, place, value, said):
+    path = folder / f"{PAIRED.name}.json"
+    content = json.loads(path.read_text())
+    content[place[0]][place[1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"{PAIRED.name} and {PAIRED.base} {said}.*run both again"):
+        read(folder)
 
 
-def test_a_block_without_its_base_is_refused(tmp_path):
-    shutil.copytree(FOLDER, tmp_path / "results")
-    (tmp_path / "results" / "s2-papers.json").unlink()
-    with pytest.raises(DataError, match="is paired with s2-papers, which has no results"):
-        read(tmp_path / "results")
+def test_a_block_without_its_base_is_refused(folder):
+    (folder / f"{PAIRED.base}.json").unlink()
+    with pytest.raises(DataError, match=f"is paired with {PAIRED.base}, which has no results"):
+        read(folder)

@@ -207,6 +207,7 @@ class CGC1d(_CGCNd):
 class CGC2d(_CGCNd):
     """CGC over (B, C, H, W): ``nn.Conv2d``'s arguments, then the options of ``CGC``.
 
+    >>> import torch
     >>> layer = CGC2d(64, 128, 3, padding=1)
     >>> layer(torch.randn(1, 64, 5, 7)).shape
     torch.Size([1, 128, 5, 7])
