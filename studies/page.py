@@ -26,6 +26,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 README = DOCS.parent / "README.md"
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 EQUAL = "static@macs:odconv"
+GAPS_TITLE = "CIFAR-10, 3,440 parameters: five seeds (dots), mean and 95 % interval"
 AXES = {"macs": "multiply-adds (times static)", "batch 16": "measured latency of 16 images (times static)"}
 
 
@@ -96,6 +97,10 @@ class Page:
             [arm.entry["title"], *(f"{top:.2f}" for top in arm.tops), _mean(arm.entry["train_top1"])] for arm in arms
         ]
         return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+
+    def bill(self, name: str) -> str:
+        """Latency of 1, 16 and 128 images relative to static."""
+        return _cost(self._any(name))[0]
 
     def machine(self) -> str:
         """Where cost was measured."""
@@ -197,6 +202,40 @@ def _panel(panel: Axes, arms: list[Arm], axis: str, looks: dict[str, style.Look]
     label(panel, places, bars)
 
 
+GAPS = {"s2-papers": "from scratch", "s2-kin": "from scratch", "s6-trained": "from a trained static network"}
+
+
+def gaps(blocks: dict[str, list[Arm]], path: Path, title: str) -> None:
+    """The gap of every network to static: seeds as dots, the mean with its 95 % interval.
+
+    Args:
+        blocks: As :func:`studies.results.read` gives them.
+        path: Of the SVG.
+        title: Above the picture.
+    """
+    rows = [(arm, how) for block, how in GAPS.items() for arm in blocks.get(block, []) if not arm.is_static]
+    looks = style.looks([arm.name for arm, _ in rows])
+    muted = style.COLORS["muted"][0]
+    with style.rc(text_as_paths=True):
+        drawn, (panel,) = style.figure(10.5, 0.75 + 0.42 * len(rows))
+        for y, (arm, _) in enumerate(rows):
+            gap, look = arm.gap(), looks[arm.name]
+            if gap is not None:
+                panel.plot(gap["gaps"], [y] * len(gap["gaps"]), "o", ms=4, color=look.color, alpha=0.4, mew=0)
+                panel.plot([gap["low"], gap["high"]], [y, y], "-", lw=2.0, color=look.color)
+                panel.plot([gap["mean"]], [y], look.marker, ms=9, color=look.color, mec=style.COLORS["surface"][0])
+                panel.annotate(f"{_signed(gap['mean'])}", (1.01, y), xycoords=("axes fraction", "data"), va="center",
+                               color=look.color, fontsize=9.5, weight="bold")  # fmt: skip
+        panel.axvline(0.0, color=muted, linewidth=1.0)
+        panel.set_yticks(range(len(rows)), [f"{arm.entry['title']}, {how}" for arm, how in rows])
+        panel.invert_yaxis()
+        panel.grid(visible=False)
+        panel.margins(y=0.12)
+        style.titled(panel, title, "points of top-1 above the static network with the same seed")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn.savefig(path, metadata={"Date": None})
+
+
 def summary(page: Page) -> str:
     """For the README: the methods on one network, against static and against a static network of equal cost."""
     equal = page.arm("s2-papers", EQUAL)
@@ -211,7 +250,15 @@ def summary(page: Page) -> str:
         "learning rate chosen for each: gaps in points with their 95 % interval and seeds won; bold where it leaves "
         "out zero."
     )
-    return "\n".join([first, "", *(_line(row) for row in [head, ["---"] * len(head), *rows])])
+    table = [_line(row) for row in [head, ["---"] * len(head), *rows]]
+    if "s6-trained" not in page.blocks:
+        return "\n".join([first, "", *table])
+    odconv, condconv = (page.gap("s6-trained", name) for name in ("odconv", "condconv"))
+    last = (
+        "From a *trained* static network, converted and trained on for 10 epochs, against the static network that "
+        f"trains on as long: ODConv {odconv}; CondConv {condconv}."
+    )
+    return "\n".join([first, "", *table, "", last])
 
 
 def put(text: str, inner: str) -> str:
@@ -248,6 +295,7 @@ def write(docs: Path = DOCS, readme: Path = README, results: Path = FOLDER) -> N
     title = (
         "CIFAR-10, a network of 3,440 parameters, 20 epochs, 5 paired seeds; bars: 95 % interval of the gap to static"
     )
+    gaps(blocks, docs / "images" / "gaps.svg", GAPS_TITLE)
     picture(blocks, ("s2-papers", "s2-kin", "s3-widths", "s2-assembled"), docs / "images" / "evidence.svg", title)
 
 
