@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convary.errors import ConvaryError, nearest
-from convary.files import read_json, write_json
+from convary.files import write_json
 from convary.train import compare
 from studies.blocks import BLOCKS
 
@@ -22,14 +22,18 @@ RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
 
 
-def slim(results: dict[str, Any]) -> dict[str, Any]:
-    """What the page needs of a results.json: settings, machine, and every arm with its seeds' last scores."""
-    run = dict(results["run"])
+def slim(results: dict[str, Any], block: str) -> dict[str, Any]:
+    """What the page needs of a results.json: settings, machine, and every arm with its seeds' last scores.
+
+    Nothing in it names a folder of the machine: the command is the one that runs the block anywhere.
+    """
+    run = {name: value for name, value in results["run"].items() if name not in ("root", "out")}
+    run["command"] = f"python -m studies.run {block}"
     if run.get("start"):
         run["start"] = Path(run["start"]).name
     return {
         "schema": SCHEMA,
-        "run": {name: value for name, value in run.items() if name not in ("root", "out")},
+        "run": run,
         "machine": results["machine"],
         "data": {name: results["data"][name] for name in ("name", "title", "train", "test", "shape")},
         "arms": [_arm(method) for method in results["methods"]],
@@ -63,14 +67,14 @@ def main(argv: list[str]) -> int:
             continue
         print(f"{block.name}: {block.question}", flush=True)
         try:
-            compare(block.config(flags.out, flags.root, flags.jobs))
+            results = compare(block.config(flags.out, flags.root, flags.jobs))
         except ConvaryError as error:
             print(f"studies.run: error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; the state is saved, the same command resumes", file=sys.stderr)
             return 130
-        write_json(RESULTS / f"{block.name}.json", slim(read_json(flags.out / block.name / "results.json")))
+        write_json(RESULTS / f"{block.name}.json", slim(results, block.name))
     return 0
 
 

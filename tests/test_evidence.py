@@ -2,6 +2,7 @@
 """docs/evidence.md says what the committed results say, and only true pairs are compared."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from studies import page
 from studies.blocks import BLOCKS
 from studies.results import FOLDER, read
+from studies.run import slim
 
 from convary.errors import DataError
+from convary.train import CompareConfig, compare
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -29,6 +32,24 @@ def test_every_block_can_be_run(tmp_path):
     assert len(set(names)) == len(names)
     for block in BLOCKS:
         assert block.config(tmp_path, None, 1).arms() and (not block.base or block.base in names)
+
+
+def test_results_name_no_folder_of_the_machine():
+    for path in FOLDER.glob("*.json"):
+        assert not re.findall(r'"[^"]*[ "](?:/|[A-Z]:)\w[^"]*"', path.read_text()), path.name
+
+
+def test_a_block_keeps_what_the_page_needs(tmp_path):
+    """studies.run on a small comparison: what slim keeps is what Arm and Page ask for."""
+    images = {"data": "fashion-mnist-mini", "limit_train": 100, "epochs": 1, "batch_size": 20, "seeds": 2}
+    net = {"model": "convnet_nano", "where": "all & ~first", "methods": ("static", "odconv"), "threads": 1, "cpu": True}
+    results = compare(CompareConfig(**images, **net, measure_seconds=0.01, out=tmp_path / "run", root=tmp_path))
+    kept = slim(results, "s2-papers")
+    assert str(tmp_path) not in json.dumps(kept) and kept["run"]["command"] == "python -m studies.run s2-papers"
+    (tmp_path / "s2-papers.json").write_text(json.dumps(kept))
+    static, odconv = read(tmp_path)["s2-papers"]
+    assert static.gap() is None and odconv.gap()["gaps"] == results["methods"][1]["paired"]["gaps"]
+    assert len(page.Page({"s2-papers": [static, odconv]}).table("s2-papers").splitlines()) == 4
 
 
 @pytest.fixture
