@@ -8,6 +8,7 @@ The words are in studies/evidence.md; ``[[ ... ]]`` in it are the calls of :clas
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import jinja2
 from convary.files import read_json
 from convary.report import style
 from convary.report.figures import label
+from convary.report.tables import signed
 from studies.results import FOLDER, Arm, read
 
 if TYPE_CHECKING:
@@ -117,20 +119,14 @@ def _line(cells: list[str]) -> str:
 
 
 def _mean(values: list[float]) -> str:
-    mean = sum(values) / len(values)
-    std = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return f"{mean:.2f} ± {std:.2f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 def _said(gap: dict[str, Any] | None) -> str:
     if gap is None:
         return ""
     words = (
-        f"{_signed(gap['mean'])} ({_signed(gap['low'])} to {_signed(gap['high'])}), {gap['wins']} of {len(gap['gaps'])}"
+        f"{signed(gap['mean'])} ({signed(gap['low'])} to {signed(gap['high'])}), {gap['wins']} of {len(gap['gaps'])}"
     )
     return f"**{words}**" if gap["low"] > 0 or gap["high"] < 0 else words
 
@@ -224,7 +220,7 @@ def gaps(blocks: dict[str, list[Arm]], path: Path, title: str) -> None:
                 panel.plot(gap["gaps"], [y] * len(gap["gaps"]), "o", ms=4, color=look.color, alpha=0.4, mew=0)
                 panel.plot([gap["low"], gap["high"]], [y, y], "-", lw=2.0, color=look.color)
                 panel.plot([gap["mean"]], [y], look.marker, ms=9, color=look.color, mec=style.COLORS["surface"][0])
-                panel.annotate(f"{_signed(gap['mean'])}", (1.01, y), xycoords=("axes fraction", "data"), va="center",
+                panel.annotate(f"{signed(gap['mean'])}", (1.01, y), xycoords=("axes fraction", "data"), va="center",
                                color=look.color, fontsize=9.5, weight="bold")  # fmt: skip
         panel.axvline(0.0, color=muted, linewidth=1.0)
         panel.set_yticks(range(len(rows)), [f"{arm.entry['title']}, {how}" for arm, how in rows])

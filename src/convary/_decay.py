@@ -81,7 +81,18 @@ def param_groups(
             {"params": [p for name, p in named.items() if name in spared], "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
-    sorts = _sorts(model)
+    return _by_sort(_sorts(model), named, spared, weight_decay, lr, optimizer)
+
+
+def _by_sort(
+    sorts: dict[str, tuple[str, int]],
+    named: dict[str, nn.Parameter],
+    spared: set[str],
+    weight_decay: float,
+    lr: float,
+    optimizer: Optimizer,
+) -> list[dict[str, Any]]:
+    """A group for each sort of parameters, number of kernels and decay."""
     found: dict[tuple[int, int, bool], list[nn.Parameter]] = {}
     for name, p in named.items():
         kind, K = sorts.get(name, ("rest", 1))

@@ -186,7 +186,7 @@ class Classification(System):
         x, y = batch
         scores = model(x)
         loss = F.cross_entropy(scores, y, label_smoothing=self.comparison.label_smoothing)
-        return {"loss": loss, "top1": 100 * (scores.argmax(1) == y).double().mean()}
+        return {"loss": loss, "top1": 100 * (scores.argmax(1) == y).float().mean()}
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Top-1 in percent and loss on the test images, or in a trial on the held-out ones."""

@@ -94,7 +94,8 @@ class CompareConfig(RunConfig):
 
     start: Path | None = None
     """Folder of a finished comparison: every network starts as what its trained static network of the same seed
-    computes, with init upcycle, and trains on. What static gains by training on is then no gain of a method."""
+    computes, with init upcycle, and trains on. What static gains by training on is then no gain of a method. It has
+    seen the images that several lr are judged on; a single lr needs no judge."""
 
     image_size: int | None = None
     """Height and width for the images of folder:PATH; 64 by default."""

@@ -132,7 +132,7 @@ class Training:
 
     def _sum_up(self, parts: dict[str, torch.Tensor]) -> None:
         """Add what a step gave, the mean over the processes."""
-        values = torch.stack([part.detach().double() for part in parts.values()])
+        values = torch.stack([part.detach().float() for part in parts.values()])
         values = torch.as_tensor(self.accelerator.reduce(values, "mean")).tolist()
         self.steps_summed += 1
         for name, value in zip(parts, values, strict=True):
