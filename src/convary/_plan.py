@@ -137,35 +137,46 @@ def plan(
             "selected layers anew (convary plan: --init paper), and train"
         )
     selector = paper(config) if where is None else where
-    positions = positions_of(model, example) if example is not None else {}
-    refused = refusals(model, config)
-    rows = []
-    routed: set[str | None] = set()
-    inputs = block_inputs(model, blocks)
-    places = list(sites(model, blocks))
+    refused, places = refusals(model, config), list(sites(model, blocks))
     picked = {site.name for site in places if selector(site)}
     reasons = {
         site.name: refused.why(site) if site.name in picked else selector.why(site) or "not selected" for site in places
     }
-    layers = layers_on_meta(places, config, reasons)
-    counted: dict[nn.Parameter, str] = {}
-    frozen = frozen_blocks([site for site in places if reasons[site.name] is None])
-    for site in places:
-        reason, layer = reasons[site.name], layers.get(site.name)
-        router = None
-        if reason is None and site.is_conv and site.block not in routed:  # counted in the block's first row
-            router = config.block_router(inputs.get(site.block, 1), device="meta")
-            routed.add(site.block)
-        row = row_of(site, layer, reason, positions.get(site.name), router, counted)
-        if row.after is not None and _starts_frozen(site, layer, frozen):
-            row = dataclasses.replace(row, note="; ".join(filter(None, (row.note, "frozen, its router too"))))
-        rows.append(row)
+    rows = _rows(model, config, places, reasons, blocks, positions_of(model, example) if example is not None else {})
     if not any(row.after for row in rows):
         left = any(site.is_conv and site.name not in picked and not refused.why(site) for site in places)
         raise ConfigError(_nothing(model, selector, rows, left))
     rows = with_unsited(model, rows)
     total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
     return Plan(model, config, selector, upcycle, noise, tuple(rows), blocks, total)
+
+
+def _rows(
+    model: nn.Module,
+    config: MethodConfig,
+    places: list[Site],
+    reasons: dict[str, str | None],
+    blocks: tuple[type[nn.Module], ...],
+    positions: dict[str, int],
+) -> list[PlanRow]:
+    """What becomes of every layer; the router of a block is counted in the row of its first layer."""
+    rows: list[PlanRow] = []
+    routed: set[str | None] = set()
+    inputs = block_inputs(model, blocks)
+    layers = layers_on_meta(places, config, reasons)
+    counted: dict[nn.Parameter, str] = {}
+    frozen = frozen_blocks([site for site in places if reasons[site.name] is None])
+    for site in places:
+        reason, layer = reasons[site.name], layers.get(site.name)
+        router = None
+        if reason is None and site.is_conv and site.block not in routed:
+            router = config.block_router(inputs.get(site.block, 1), device="meta")
+            routed.add(site.block)
+        row = row_of(site, layer, reason, positions.get(site.name), router, counted)
+        if row.after is not None and _starts_frozen(site, layer, frozen):
+            row = dataclasses.replace(row, note="; ".join(filter(None, (row.note, "frozen, its router too"))))
+        rows.append(row)
+    return rows
 
 
 def _check_arguments(model: nn.Module, config: MethodConfig, where: Selector | None, noise: float) -> None:
