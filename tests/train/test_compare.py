@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import pytest
 import torch
@@ -222,6 +223,13 @@ def test_bad_model_and_data_leave_no_folder(make):
         with pytest.raises(error):
             compare(config)
         assert not config.out.exists()
+
+
+def test_evaluating_while_routers_are_annealed_warns_of_nothing(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", cv.TemperatureWarning)
+        results = compare(make(methods=("odconv",), epochs=3, anneal_epochs=2))
+    assert results["methods"][0]["seeds"][0]["curve"][0]["temperature"] > 1
 
 
 def test_warm_up_then_cosine():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
 from convary.data import derive_seed
-from convary.errors import CheckpointError, ConfigError
+from convary.errors import CheckpointError, ConfigError, TemperatureWarning
 from convary.nn import DynamicLayer
+from convary.nn.modes import evaluating
 from convary.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from convary.train.interrupt import Interrupt
 from convary.train.progress import Progress, RunInfo, StepInfo
@@ -166,10 +168,10 @@ class Training:
     def _scores(self) -> dict[str, float]:
         scores: dict[str, float] = {}
         if self.accelerator.is_main_process or self.system.scored_together:
-            self.bare.eval()
-            with torch.no_grad():
-                scores = self.system.scores(self.bare, self.accelerator.device)
-            self.bare.train()
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore", TemperatureWarning)  # the curve looks at networks still annealing
+                with evaluating(self.bare):
+                    scores = self.system.scores(self.bare, self.accelerator.device)
         self.accelerator.wait_for_everyone()
         return scores
 
