@@ -132,4 +132,12 @@ def test_npm_folder_without_its_files_is_refused(tmp_path):
 
 
 def test_names_are_all_loadable_names():
-    assert set(NAMES) == {"fashion-mnist-mini", "control", "fashion-mnist", "cifar10", "cifar100", "folder:PATH"}
+    assert set(NAMES) == {
+        "fashion-mnist-mini",
+        "control",
+        "fashion-mnist",
+        "cifar10",
+        "cifar10-conditions",
+        "cifar100",
+        "folder:PATH",
+    }

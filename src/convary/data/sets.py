@@ -10,6 +10,7 @@ from urllib.error import URLError
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from convary.data.cifar import load_cifar
+from convary.data.conditions import load_conditions
 from convary.data.control import load_control
 from convary.data.dataset import DataSet
 from convary.data.folder import load_folder
@@ -22,6 +23,7 @@ LOADERS = {
     "control": lambda root: load_control(),
     "fashion-mnist": load_fashion,
     "cifar10": lambda root: load_cifar("cifar10", root),
+    "cifar10-conditions": load_conditions,
     "cifar100": lambda root: load_cifar("cifar100", root),
 }
 DOWNLOADS = {"fashion-mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}

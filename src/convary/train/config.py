@@ -25,8 +25,8 @@ class CompareConfig(RunConfig):
     shown: ClassVar[tuple[str, ...]] = ("data", "model", "methods", "epochs", "seeds", "out")
 
     data: str = "fashion-mnist-mini"
-    """fashion-mnist-mini (embedded), control (a made-up task that needs a dynamic kernel), fashion-mnist,
-    cifar10, cifar100, or folder:PATH with one sub-folder per class."""
+    """fashion-mnist-mini (embedded), control (a made-up task that needs a dynamic kernel), fashion-mnist, cifar10,
+    cifar10-conditions (day, night, negatives, on its side), cifar100, or folder:PATH with one sub-folder per class."""
 
     model: str = "mobilenet_v2_tiny"
     """mobilenet_v2_tiny, convnet_nano (3,332 parameters), resnet20, one_conv, torchvision:NAME or timm:NAME;
