@@ -74,6 +74,12 @@ BLOCKS = (
         flags=(("init", "upcycle"), ("start", "s2-papers"), ("epochs", 10), ("lr", (0.01,))),
     ),
     Block(
+        name="s7-conditions",
+        question="Does one network gain more where it must serve several conditions, which it is not told?",
+        arms=("static", "static@macs:odconv", "odconv", "condconv"),
+        flags=(("data", "cifar10-conditions"),),
+    ),
+    Block(
         name="s3-widths",
         question="How far does width alone take a static network?",
         arms=("static@1.5", "static@2"),

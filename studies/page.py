@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 
 from convary.files import read_json
-from convary.report import style
-from convary.report.figures import label
 from convary.report.tables import signed
+from studies.pictures import gaps, picture
 from studies.results import FOLDER, Arm, read
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 TEMPLATE = Path(__file__).parent / "evidence.md"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -29,7 +25,6 @@ README = DOCS.parent / "README.md"
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 EQUAL = "static@macs:odconv"
 GAPS_TITLE = "CIFAR-10, 3,440 parameters: five seeds (dots), mean and 95 % interval"
-AXES = {"macs": "multiply-adds (times static)", "batch 16": "measured latency of 16 images (times static)"}
 
 
 class Page:
@@ -53,11 +48,13 @@ class Page:
 
     def gap(self, block: str, name: str, other: str = "") -> str:
         """Paired gap to static, or to another network, with its 95 % interval and seeds won."""
-        base = self._any(other) if other else None
-        return _said(self.arm(block, name).gap(base))
+        arm = self.arm(block, name)
+        return _said(arm.gap(self._paired(other, arm) if other else None))
 
-    def _any(self, name: str) -> Arm:
-        return next(arm for arms in self.blocks.values() for arm in arms if arm.name == name)
+    def _paired(self, name: str, arm: Arm) -> Arm:
+        """The network of this name that shares its static network with another."""
+        all_arms = (arm for arms in self.blocks.values() for arm in arms)
+        return next(other for other in all_arms if other.name == name and other.base is arm.base)
 
     def table(self, *blocks: str, against: str = "") -> str:
         """Markdown: a row per network.
@@ -67,7 +64,7 @@ class Page:
             against: Another network to give the gap to in a second column.
         """
         arms = [arm for block in blocks for arm in self.blocks.get(block, [])]
-        other = self._any(against) if against else None
+        other = self._paired(against, arms[0]) if against else None
         head = ["network", "top-1 %", "gap to static: mean, 95 % interval, seeds won"]
         head += [f"gap to {other.entry['title']}"] if other else []
         head += ["multiply-adds", "parameters", "latency, 1 / 16 / 128 images", "training step", "learning rate"]
@@ -102,7 +99,7 @@ class Page:
 
     def bill(self, name: str) -> str:
         """Latency of 1, 16 and 128 images relative to static."""
-        return _cost(self._any(name))[0]
+        return _cost(next(arm for arms in self.blocks.values() for arm in arms if arm.name == name))[0]
 
     def machine(self) -> str:
         """Where cost was measured."""
@@ -144,92 +141,6 @@ def _cost(arm: Arm) -> list[str]:
 
 def _rate(arm: Arm) -> str:
     return f"{arm.entry['lr']['chosen']:g}{', an edge' if arm.entry['lr']['at_edge'] else ''}"
-
-
-def picture(blocks: dict[str, list[Arm]], names: tuple[str, ...], path: Path, title: str) -> None:
-    """Top-1 against cost: static networks of all widths as a line, every method a point with its interval.
-
-    Args:
-        blocks: As :func:`studies.results.read` gives them.
-        names: The blocks to draw, which share their static network.
-        path: Of the SVG.
-        title: Above the picture.
-    """
-    arms = [arm for name in names for arm in blocks.get(name, [])]
-    looks = style.looks([arm.name for arm in arms])
-    with style.rc(text_as_paths=True):
-        drawn, panels = style.figure(10.5, 4.2, 2)
-        for panel, (axis, words) in zip(panels, AXES.items(), strict=True):
-            _panel(panel, [arm for arm in arms if axis == "macs" or arm.cost], axis, looks)
-            style.titled(panel, "Top-1 accuracy (%)", words)
-        drawn.suptitle(title, fontsize=10, x=0.01, ha="left", color=style.COLORS["muted"][0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, metadata={"Date": None})
-
-
-def _panel(panel: Axes, arms: list[Arm], axis: str, looks: dict[str, style.Look]) -> None:
-    def x(arm: Arm) -> float:
-        return arm.ratio("macs") if axis == "macs" else arm.cost[axis]["ratio"]  # type: ignore[index]
-
-    def y(arm: Arm) -> float:
-        return sum(arm.tops) / len(arm.tops)
-
-    family = sorted((arm for arm in arms if arm.name.partition("@")[0] == "static"), key=x)
-    panel.plot([x(arm) for arm in family], [y(arm) for arm in family], "-", color=style.COLORS["static"][0], lw=1.4)
-    places, bars = [], []
-    for arm in arms:
-        here, mean, look = x(arm), y(arm), looks[arm.name]
-        gap = arm.gap()
-        half = 0.0 if gap is None else gap["high"] - gap["mean"]
-        panel.errorbar(
-            here,
-            mean,
-            yerr=half,
-            fmt=look.marker,
-            color=look.color,
-            ms=8,
-            mec=style.COLORS["surface"][0],
-            elinewidth=1.3,
-        )
-        words = f"static, {arm.ratio('macs'):.2f} MACs" if arm.name.startswith("static@") else arm.entry["title"]
-        places.append((here, mean, words, look.color))
-        bars.append((here, mean - half, here, mean + half))
-    panel.margins(x=0.15, y=0.12)
-    label(panel, places, bars)
-
-
-GAPS = {"s2-papers": "from scratch", "s2-kin": "from scratch", "s6-trained": "from a trained static network"}
-
-
-def gaps(blocks: dict[str, list[Arm]], path: Path, title: str) -> None:
-    """The gap of every network to static: seeds as dots, the mean with its 95 % interval.
-
-    Args:
-        blocks: As :func:`studies.results.read` gives them.
-        path: Of the SVG.
-        title: Above the picture.
-    """
-    rows = [(arm, how) for block, how in GAPS.items() for arm in blocks.get(block, []) if not arm.is_static]
-    looks = style.looks([arm.name for arm, _ in rows])
-    muted = style.COLORS["muted"][0]
-    with style.rc(text_as_paths=True):
-        drawn, (panel,) = style.figure(10.5, 0.75 + 0.42 * len(rows))
-        for y, (arm, _) in enumerate(rows):
-            gap, look = arm.gap(), looks[arm.name]
-            if gap is not None:
-                panel.plot(gap["gaps"], [y] * len(gap["gaps"]), "o", ms=4, color=look.color, alpha=0.4, mew=0)
-                panel.plot([gap["low"], gap["high"]], [y, y], "-", lw=2.0, color=look.color)
-                panel.plot([gap["mean"]], [y], look.marker, ms=9, color=look.color, mec=style.COLORS["surface"][0])
-                panel.annotate(f"{signed(gap['mean'])}", (1.01, y), xycoords=("axes fraction", "data"), va="center",
-                               color=look.color, fontsize=9.5, weight="bold")  # fmt: skip
-        panel.axvline(0.0, color=muted, linewidth=1.0)
-        panel.set_yticks(range(len(rows)), [f"{arm.entry['title']}, {how}" for arm, how in rows])
-        panel.invert_yaxis()
-        panel.grid(visible=False)
-        panel.margins(y=0.12)
-        style.titled(panel, title, "points of top-1 above the static network with the same seed")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, metadata={"Date": None})
 
 
 def summary(page: Page) -> str:
