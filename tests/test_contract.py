@@ -121,7 +121,7 @@ def test_gradcheck(config, rank):
     def run(x, *values):
         return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
 
-    many = sum(p.numel() for p in params) > 1000  # then along random directions only
+    many = sum(p.numel() for p in params) > 200  # then along random directions only
     assert torch.autograd.gradcheck(run, (x, *params), atol=1e-6, fast_mode=many)
 
 
@@ -248,7 +248,7 @@ def test_compiles_without_graph_breaks_or_recompiles(config):
 
 @pytest.mark.support("export")
 @every_method
-@every_rank
+@pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_exports_with_dynamic_batch_and_size(config, rank):
     layer, _ = build(config, rank, padding=1)
     excite(layer).eval()

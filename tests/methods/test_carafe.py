@@ -78,6 +78,7 @@ def test_starts_as_an_average():
     assert (cv.CARAFE(64)(x) - want).abs().max() < 0.01
 
 
+@pytest.mark.slow
 def test_exports_compiles_and_autocasts(tmp_path):
     layer = cv.CARAFE(6, kernel_size=3, compressed_channels=4)
     check_graphs(layer, (torch.randn(2, 6, 8, 9),), (torch.randn(3, 6, 11, 6),), tmp_path)

@@ -110,7 +110,10 @@ def test_small_batches_and_the_condition_that_is_x(layer, batch):
     torch.testing.assert_close(layer(x), layer(x, x))
 
 
-@pytest.mark.parametrize("layer", [DFNConv2d(2, 2, 3, padding=1), DFNLocalFilter2d(2, 3, grouping=True)])
+@pytest.mark.parametrize(
+    "layer",
+    [DFNConv2d(2, 2, 3, padding=1), pytest.param(DFNLocalFilter2d(2, 3, grouping=True), marks=pytest.mark.slow)],
+)
 def test_one_graph_serves_every_batch_and_size(layer, tmp_path):
     example = torch.rand(2, 2, 8, 9), torch.rand(2, 2, 8, 9)
     check_graphs(layer, example, (torch.rand(3, 2, 12, 7), torch.rand(3, 2, 12, 7)), tmp_path)

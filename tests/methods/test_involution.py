@@ -134,6 +134,7 @@ def test_refuses_wrong_sizes():
         cv.Involution2d(16, 3)(torch.randn(16, 8, 8))
 
 
+@pytest.mark.slow
 def test_exports_compiles_and_autocasts(tmp_path):
     layer = cv.Involution2d(16, 3, 2).eval()
     check_graphs(layer, (torch.randn(2, 16, 8, 9),), (torch.randn(3, 16, 11, 6),), tmp_path)

@@ -253,6 +253,7 @@ def test_linear_layers_keep_the_contract():
         layer(torch.randn(3, 5))
 
 
+@pytest.mark.slow
 def test_a_network_with_linear_layers_from_end_to_end(tmp_path):
     """Upcycled, trained for a step, told of, folded, exported and loaded."""
     static = Small()

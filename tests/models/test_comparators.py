@@ -110,7 +110,7 @@ def test_gradients_reach_everything(config):
 
 
 @pytest.mark.parametrize("config", [kind() for kind in COMPARATORS], ids=str)
-def test_every_mode(config):
+def test_batches_autocast_and_double_backward(config):
     torch.manual_seed(0)
     net = attend(build("resnet20@0.25", 10), config).eval()
     for count in (1, 3) if config.name == "eca" else (0, 1, 3):  # timm's ECA takes no empty batch
@@ -118,16 +118,23 @@ def test_every_mode(config):
     x = torch.randn(3, 3, 16, 20)
     with torch.autocast("cpu", torch.bfloat16):
         assert (net(x).float() - net(x)).isfinite().all()
+    twin, x = copy.deepcopy(net).double(), x.double().requires_grad_()
+    torch.testing.assert_close(
+        torch.autograd.grad(twin(x).sum(), x, create_graph=True), torch.autograd.grad(twin(x).sum(), x)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [kind() for kind in COMPARATORS], ids=str)
+def test_exports_and_compiles(config):
+    torch.manual_seed(0)
+    net, x = attend(build("resnet20@0.25", 10), config).eval(), torch.randn(3, 3, 16, 20)
     sizes = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
     program = torch.export.export(
         fold_excitation(copy.deepcopy(net)), (torch.randn(2, 3, 32, 32),), dynamic_shapes=(sizes,)
     )
     torch.testing.assert_close(program.module()(x), net(x))
     torch.testing.assert_close(torch.compile(net, backend="aot_eager", fullgraph=True)(x), net(x))
-    twin, x = copy.deepcopy(net).double(), x.double().requires_grad_()
-    torch.testing.assert_close(
-        torch.autograd.grad(twin(x).sum(), x, create_graph=True), torch.autograd.grad(twin(x).sum(), x)
-    )
 
 
 def test_kernels_of_zeros_stay_so():

@@ -225,6 +225,7 @@ def test_bf16_stays_near(model):
         assert one.dtype == torch.float32 and (one - other).abs().max() < 0.1 * other.abs().max(), name
 
 
+@pytest.mark.slow
 def test_exports_for_every_batch_and_size(tmp_path):
     """One program, read back from its file, with the dynamic head and the suppression inside."""
     detector = Detector(small(), candidates=30, detections=5, threshold=0.001).eval()

@@ -138,6 +138,7 @@ def test_frames_before_the_last_count_through_the_hidden_map():
     assert not torch.equal(model(frames), model(other))
 
 
+@pytest.mark.slow
 def test_exports_with_any_batch_and_size(tmp_path):
     class Two(nn.Module):
         def __init__(self):

@@ -106,6 +106,7 @@ def test_there_is_no_such_backbone():
         DMNet(3, backbone="vgg16")
 
 
+@pytest.mark.slow
 def test_one_graph_serves_every_batch_and_size(net, tmp_path):
     program = cv.export(net, torch.randn(2, 3, 48, 64), tmp_path / "dmnet.onnx").module()
     session = onnx_session(tmp_path / "dmnet.onnx")
@@ -118,6 +119,7 @@ def test_one_graph_serves_every_batch_and_size(net, tmp_path):
         assert (onnx - want).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_compiles_and_autocasts(net):
     x = torch.randn(2, 3, 48, 40)
     with torch.no_grad():

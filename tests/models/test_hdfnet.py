@@ -17,7 +17,9 @@ from tests.models.nets import tiny_hdfnet
 from tests.nets import onnx_session
 
 
-@pytest.mark.parametrize("name", cases("hdfnet_vgg16*"))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "train" in name else ()) for name in cases("hdfnet_vgg16*")]
+)
 def test_whole_network_agrees_with_the_authors(name):
     case = Case(name)
     with torch.device("meta"):  # every tensor is loaded
