@@ -17,7 +17,7 @@ import jinja2
 from convary.files import read_json
 from convary.report.tables import signed
 from studies.pictures import gaps, picture
-from studies.results import FOLDER, Arm, read
+from studies.results import AXES, FOLDER, Arm, read
 
 TEMPLATE = Path(__file__).parent / "evidence.md"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -74,6 +74,22 @@ class Page:
                 row.append("" if arm.is_static or arm.tops is other.tops else _said(arm.gap(other)))
             row += [f"{arm.ratio('macs'):.2f}", f"{arm.ratio('params'):.1f}", *_cost(arm), _rate(arm)]
         return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+
+    def equal(self, *blocks: str) -> str:
+        """Markdown: the gap of every dynamic network to a static one of the same cost, for each kind of cost.
+
+        Args:
+            blocks: Whose networks, those that are not there left out.
+        """
+        arms = [arm for block in blocks for arm in self.blocks.get(block, [])]
+        dynamic = [arm for arm in arms if arm.name.partition("@")[0] != "static"]
+        head = ["network", *(f"equal {words}" for words in AXES.values())]
+        rows = [[arm.entry["title"], *(self._equal(arm, axis) for axis in AXES)] for arm in dynamic]
+        return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+
+    def _equal(self, arm: Arm, axis: str) -> str:
+        found = arm.gap_at_equal(axis, (other for arms in self.blocks.values() for other in arms))
+        return _said(found) or ("not measured" if arm.ratio(axis) is None else "wider than was trained")
 
     def rates(self, block: str) -> str:
         """Markdown: top-1 on held-out training images for each learning rate that was tried."""

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from convary.errors import DataError
 from convary.files import read_json
@@ -13,6 +16,13 @@ from convary.train.paired import paired
 from studies.blocks import BLOCKS, Block
 
 FOLDER = Path(__file__).parent / "results"
+AXES = {
+    "macs": "multiply-adds",
+    "params": "parameters",
+    "batch 16": "latency of 16 images",
+    "batch 128": "latency of 128 images",
+    "step": "time of a training step",
+}
 _FREE = {"command", "started", "finished", "methods", "jobs", "measure_seconds", "save_every"}  # change no result
 _OWN = {"lr"}  # every arm has its own
 
@@ -51,13 +61,36 @@ class Arm:
         base = self.base["test_top1"] if other is None else other.tops
         return None if base is self.tops else paired(self.tops, base)
 
-    def ratio(self, what: str) -> float:
-        """``"macs"`` or ``"params"``, relative to static."""
+    def ratio(self, what: str) -> float | None:
+        """Cost relative to static: of :data:`AXES`; None where it is not measured."""
+        if what == "macs":
+            return sum(self.entry["macs"].values()) / sum(self.base["macs"].values())
+        if what == "params":
+            return self.entry["params"] / self.base["params"]
+        if self.is_static:
+            return 1.0
+        return None if self.cost is None else self.cost[what]["ratio"]
 
-        def total(entry: dict[str, Any]) -> float:
-            return sum(entry["macs"].values()) if what == "macs" else entry["params"]
+    def gap_at_equal(self, what: str, arms: Iterable[Arm]) -> dict[str, Any] | None:
+        """The paired gap to a static network of the same cost, between the widths that were trained.
 
-        return total(self.entry) / total(self.base)
+        Seed by seed the static networks' top-1 is interpolated linearly over the logarithm of the cost.
+
+        Args:
+            what: The cost, of :data:`AXES`.
+            arms: Static networks of several widths are looked for among these.
+
+        Returns:
+            As :meth:`gap`; None where the cost is not measured or higher than that of every static network.
+        """
+        family = [arm for arm in arms if arm.base is self.base and arm.name.partition("@")[0] == "static"]
+        points = sorted((ratio, arm.tops) for arm in family if (ratio := arm.ratio(what)) is not None)
+        cost = self.ratio(what)
+        if cost is None or cost > points[-1][0]:
+            return None
+        at, tops = np.log([ratio for ratio, _ in points]), np.array([tops for _, tops in points])
+        static = [float(np.interp(np.log(cost), at, tops[:, seed])) for seed in range(tops.shape[1])]
+        return paired(self.tops, static)
 
 
 def read(folder: Path = FOLDER) -> dict[str, list[Arm]]:

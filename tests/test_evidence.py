@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from studies import page
 from studies.blocks import BLOCKS
-from studies.results import FOLDER, read
+from studies.results import FOLDER, Arm, read
 from studies.run import slim
 
 from convary.errors import DataError
@@ -71,6 +71,26 @@ def test_blocks_pair_with_the_static_network_of_another(folder):
     (arm,) = read(folder)[PAIRED.name]
     (same,) = (arm for arm in read(folder)[PAIRED.base] if arm.name == "odconv")
     assert arm.gap() == same.gap() and arm.gap()["gaps"][1] == arm.tops[1] - arm.base["test_top1"][1]
+
+
+def made(name, params, tops, base=None, ratio=None):
+    """An arm of which only this is known."""
+    entry = {"name": name, "params": params, "test_top1": tops}
+    return Arm(entry, entry if base is None else base.entry, None if ratio is None else {"step": {"ratio": ratio}})
+
+
+def test_a_gap_at_equal_cost_is_interpolated_seed_by_seed():
+    static = made("static", 100, [60.0, 61.0, 62.0])
+    wide = made("static@2", 400, [70.0, 71.0, 74.0], static, 3.0)
+    other = made("static", 100, [0.0, 0.0, 0.0])  # of another block
+    dynamic = made("odconv", 200, [66.0, 65.0, 68.0], static, 1.0)
+    family = [static, wide, other, dynamic]
+    assert dynamic.gap_at_equal("params", family)["gaps"] == pytest.approx(
+        [1.0, -1.0, 0.0]
+    )  # half-way, in the logarithm
+    assert dynamic.gap_at_equal("step", family)["gaps"] == pytest.approx([6.0, 4.0, 6.0])
+    assert made("odconv", 500, [1.0, 1.0, 1.0], static).gap_at_equal("params", family) is None
+    assert made("odconv", 500, [1.0, 1.0, 1.0], static).gap_at_equal("step", family) is None
 
 
 @pytest.mark.parametrize(
