@@ -46,6 +46,10 @@ class Page:
         tops = self.arm(block, name).tops
         return f"{sum(tops) / len(tops):.1f}"
 
+    def ratio(self, block: str, name: str, what: str) -> str:
+        """Its cost relative to static."""
+        return f"{self.arm(block, name).ratio(what):.3g}"
+
     def gap(self, block: str, name: str, other: str = "") -> str:
         """Paired gap to static, or to another network, with its 95 % interval and seeds won."""
         arm = self.arm(block, name)
@@ -102,7 +106,7 @@ class Page:
     def edges(self) -> str:
         """The networks whose best learning rate lies at an edge of those that were tried."""
         found = [arm.entry["title"] for arms in self.blocks.values() for arm in arms if arm.entry["lr"]["at_edge"]]
-        return ", ".join(found) or "none"
+        return "; ".join(found) or "none"
 
     def seeds(self, block: str) -> str:
         """Markdown: top-1 of every seed."""
