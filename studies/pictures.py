@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
 from convary.report import style
 from convary.report.figures import label
 from convary.report.tables import signed
@@ -15,6 +17,7 @@ from studies.results import AXES, Arm
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+TICKS = (1.0, 1.2, 1.5, 2.0, 3.0, 4.0)
 GAPS = {
     "s2-papers": "from scratch",
     "s2-kin": "from scratch",
@@ -71,7 +74,12 @@ def _panel(panel: Axes, arms: list[Arm], axis: str, looks: dict[str, style.Look]
         words = f"static, {arm.ratio('macs'):.2f} MACs" if arm.name.startswith("static@") else arm.entry["title"]
         places.append((here, mean, words, look.color))
         bars.append((here, mean - half, here, mean + half))
+    panel.set_xscale("log")  # in which the line is what equal cost is read from
     panel.margins(x=0.15, y=0.12)
+    low, high = panel.get_xlim()
+    panel.xaxis.set_major_locator(FixedLocator(TICKS) if high > 1.5 * low else MaxNLocator(5))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(NullLocator())
     label(panel, places, bars)
 
 
