@@ -22,9 +22,11 @@ from PIL import Image
 import convary
 from convary import METHODS, cli, models
 from convary._cli import compare as compare_command
+from convary._cli.bench import KINDS
 from convary._cli.parse import parse
 from convary.errors import ConfigError, ConvaryError
 from convary.selector import SELECTORS, selector
+from convary.systems import SYSTEMS, config_of
 from convary.train import CompareConfig
 
 SOURCE = Path(convary.__file__).parents[1]
@@ -96,6 +98,25 @@ def test_help_lists_every_command(run):
     assert (code, err) == (0, "")
     assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in cli.COMMANDS)
     assert run() == (0, out, "")
+
+
+WITHOUT_TORCH = [
+    ["--help"], ["--version"], ["data"], ["compaer"], ["compare", "--epoch", "3"], ["plan", "--modle", "resnet20"],
+    *([name, "--help"] for name in cli.COMMANDS), *(["bench", kind, "--help"] for kind in KINDS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WITHOUT_TORCH, ids=" ".join)
+def test_help_and_typos_wait_for_no_torch(words):
+    code = f"""import sys
+from convary.cli import main
+try:
+    main({words!r})
+finally:
+    print(sorted({{'torch', 'numpy', 'matplotlib'}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n"), done.stderr
 
 
 def test_version(run):
@@ -285,6 +306,10 @@ def test_data_lists_the_sets(run, tmp_path):
     assert re.search(r"fashion-mnist-mini +yes", out)
     assert re.search(r"cifar100 +no", out)
     assert "convary data NAME" in out
+    for name in ("train", "test", "meta"):
+        (tmp_path / "cifar-100-python").mkdir(exist_ok=True)
+        (tmp_path / "cifar-100-python" / name).touch()
+    assert re.search(r"cifar100 +yes", run("data", "--root", tmp_path)[1])
 
 
 def test_data_describes_a_set_that_is_here(run):
@@ -532,12 +557,23 @@ def test_export_says_what_is_wrong_and_writes_nothing(run, tmp_path, words, mess
 
 
 def test_train_lists_the_systems(capsys):
-    from convary.systems import SYSTEMS
-
     assert cli.main(["train"]) == 0
     said = capsys.readouterr().out
-    assert all(config.name in said and config.title in said for config in SYSTEMS)
-    assert len({config.name for config in SYSTEMS}) == len(SYSTEMS)
+    assert all(name in said and title in said for name, (title, *_) in SYSTEMS.items())
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_is_what_the_list_says(name):
+    config = config_of(name)
+    assert (config.name, config.title) == (name, SYSTEMS[name][0])
+
+
+def test_every_system_is_listed():
+    folder = SOURCE / "convary" / "systems"
+    found = [
+        name for file in folder.glob("*.py") for name in re.findall(r'    name: .* = "([\w-]+)"', file.read_text())
+    ]
+    assert sorted(found) == sorted(SYSTEMS)
 
 
 @pytest.mark.parametrize(

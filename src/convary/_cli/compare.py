@@ -12,19 +12,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from convary._cli.console import is_first, link, resumable, run_console
-from convary._cli.parse import parse
+from convary._cli.parse import parse, wants_help
 from convary.extras import require
+from convary.train.config import CompareConfig
 
 REPORT, RESULTS = "report.html", "results.json"
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse, train and measure, write the report, print the table."""
-    require("convary compare", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib", "jinja2")
-    from convary._cli.progress import LiveProgress
-    from convary.train import CompareConfig, compare
-
+    if not wants_help(argv):
+        require("convary compare", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib", "jinja2")
     config = parse(CompareConfig, argv, "convary compare")
+    from convary._cli.progress import LiveProgress
+    from convary.train import compare
+
     console = run_console()
     with resumable(config, config.out):
         with LiveProgress(console) as progress:

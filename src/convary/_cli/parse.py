@@ -41,6 +41,11 @@ def parse(flags: type[Flags], argv: Sequence[str], prog: str, *, description: st
         raise ConfigError(f"{_one_line(told.getvalue())}; see {prog} --help") from stop
 
 
+def wants_help(argv: Sequence[str]) -> bool:
+    """Whether the arguments ask for the help, which needs no extras."""
+    return not {"-h", "--help"}.isdisjoint(argv)
+
+
 def _check_names(flags: Any, argv: Iterable[str], prog: str) -> None:
     known = [f"--{name.replace('_', '-')}" for name in _names(flags)]
     known += [f"--no-{name[2:]}" for name in known] + ["--help"]
