@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -22,7 +23,10 @@ from PIL import Image
 import convary
 from convary import METHODS, cli, models
 from convary._cli import compare as compare_command
+from convary._cli import options
 from convary._cli.bench import KINDS
+from convary._cli.export import Export
+from convary._cli.help import EXAMPLES
 from convary._cli.parse import parse
 from convary.errors import ConfigError, ConvaryError
 from convary.selector import SELECTORS, selector
@@ -155,6 +159,45 @@ def test_help_of_plan_shows_the_options_of_the_method(run, method):
     assert all(f"--{field.name.replace('_', '-')}" in out for field in dataclasses.fields(method))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([name, "--help"] for name in cli.COMMANDS),
+        *(["plan", "--method", config.name, "--help"] for config in METHODS),
+        *(["train", name, "--help"] for name in SYSTEMS),
+    ],
+    ids=" ".join,
+)
+def test_help_reads_as_plain_text(run, words):
+    out = run(*words)[1]
+    assert "``" not in out and "{None}" not in out and "\x1b" not in out
+    assert ("examples:" in out) == (words[0] not in ("bench", "train"))
+
+
+@pytest.mark.parametrize(("prog", "words"), [(prog, words) for prog, lines in EXAMPLES.items() for words, _ in lines])
+def test_examples_in_the_help_can_be_parsed(prog, words, monkeypatch):
+    """Up to what they would do: every command stops after its flags were read."""
+    module = importlib.import_module(cli.COMMANDS[prog.split()[0]][0])
+
+    class Parsed(Exception): ...
+
+    def parsed(flags, argv, prog, **more):
+        parse(flags, argv, prog, **more)
+        raise Parsed
+
+    for place in (module, options):
+        monkeypatch.setattr(place, "parse", parsed, raising=False)
+    with pytest.raises((Parsed, SystemExit)):
+        module.run([*prog.split()[1:], *shlex.split(words)])
+
+
+def test_optional_flags_are_read_as_their_kind():
+    flags = parse(Export, ["--out", "a.onnx", "--model", "timm:x", "--shape", "3", "8", "9", "--dynamic"], "p")
+    assert (flags.model, flags.shape, flags.dynamic) == ("timm:x", (3, 8, 9), ())
+    assert parse(Export, ["--out", "a.onnx", "--dynamic", "0", "2"], "p").dynamic == (0, 2)
+    assert parse(CompareConfig, ["--clip", "0.5", "--limit-train", "7"], "p").clip == 0.5
+
+
 WRONG = [
     ("compaer", "did you mean 'compare'?"),
     ("--versoin", "there is no flag '--versoin'"),
@@ -177,6 +220,19 @@ WRONG = [
     ("explain --op pixel_conv --kernel-size 40 --padding 1", "the kernels reach over [40, 40] positions"),
     ("explain --batch 0", "--batch must be at least 1; got 0"),
     ("explain --op mixd", "invalid choice 'mixd'"),
+    ("explain --experts 100000000000", "GB of memory were asked for; give other numbers"),
+    ("explain --size 100000000 100000000 100000000", "beyond this machine"),
+    ("plan --model resnet20 --method odconv --reduction 1e-300", "beyond this machine"),
+    ("plan --model resnet20 --method odconv --classes -3", "--classes must be at least 1; got -3"),
+    ("plan --model resnet20 --method odconv --shape -3 8 8", "--shape must be at least 1; got -3"),
+    ("plan --model resnet20 --method odconv --where name(1)", "where.name wants texts"),
+    (
+        "plan --model torchvision:inception_v3 --method odconv --shape 3 32 32",
+        "Inception3 can't take a Tensor of shape",
+    ),
+    ("plan --model convnet_nano@1e9 --method odconv", "GB of memory were asked for"),
+    ("export --model timm:test_byobnet --weights random --out {tmp}/x.pt2 --shape -3 8 8", "beyond this machine"),
+    ("eval {tmp}/none.pt --batch-size 0", "--batch-size must be at least 1"),
     ("explain stray", "stray"),
     ("eval {tmp}/none.pt", "no checkpoint {tmp}/none.pt"),
     ("eval", "Missing from convary eval: PATH"),
@@ -211,6 +267,12 @@ def test_what_goes_wrong_inside_is_one_line(run, monkeypatch, error, code, messa
     found, _, err = run("explain")
     assert found == code
     assert message in one_line(err)
+
+
+def test_more_images_at_a_time_than_there_are(run, images, tmp_path):
+    words = f"--data folder:{images} --image-size 16 --model mobilenet_v2_tiny --epochs 1 --batch-size 100000000"
+    flags = "--methods static --measure-seconds 0.01 --threads 1 --cpu"
+    assert run("compare", *words.split(), *flags.split(), "--out", tmp_path / "out")[0] == 0
 
 
 def test_a_bug_keeps_its_traceback(run, monkeypatch):
@@ -255,6 +317,11 @@ def test_explain_prints_a_row_for_each_strategy(run):
     assert code == 0
     assert all(name in out for name in ("grouped", "loop", "outputs", "bmm", "chosen", "forward and backward"))
     assert "S=(12,)" in out
+
+
+def test_explain_shows_the_choice_first(run):
+    rows = run("explain", "--op", "sample_conv", "--batch", 2)[1].splitlines()[2:]
+    assert rows[0].startswith("> ") and not any(row.startswith("> ") for row in rows[1:])
 
 
 def test_explain_of_one_kernel_per_sample(run):

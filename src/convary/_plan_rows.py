@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convary.batches import taken
 from convary.errors import ConfigError
 from convary.methods import MethodConfig
 from convary.nn import DynamicLayer, Router, Site, evaluating, hooked, sites
@@ -127,7 +128,8 @@ def positions_of(model: nn.Module, example: Tensor) -> dict[str, int]:
         channels = out.shape[-1] if isinstance(module, nn.Linear) else out.shape[1]
         found[names[module]] = found.get(names[module], 0) + per_sample // channels
 
-    with evaluating(model), torch.no_grad(), hooked(module.register_forward_hook(record) for module in names):
+    hooks = hooked(module.register_forward_hook(record) for module in names)
+    with evaluating(model), torch.no_grad(), hooks, taken(model, example):
         model(example)
     return found
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from convary._cli.parse import parse
+from convary.errors import ConfigError
 
 if TYPE_CHECKING:
     from convary.train import Evaluation
@@ -36,6 +37,8 @@ class Eval:
 def run(argv: Sequence[str]) -> int:
     """Parse, evaluate, print."""
     flags = parse(Eval, argv, "convary eval")
+    if flags.batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1; got {flags.batch_size}")
     from convary.train import evaluate
 
     found = evaluate(flags.checkpoint, flags.data, root=flags.root, batch_size=flags.batch_size)

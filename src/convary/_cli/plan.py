@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from convary._cli.options import parse_with_method
+from convary.errors import ConfigError
 
 SMALL_IMAGES = {
     "mobilenet_v2_tiny": (1, 28, 28), "convnet_nano": (3, 32, 32), "resnet20": (3, 32, 32), "one_conv": (1, 16, 16),
@@ -39,6 +40,10 @@ class Plan:
 def run(argv: Sequence[str]) -> int:
     """Parse, plan, print."""
     wanted, config = parse_with_method(Plan, argv, "convary plan")
+    numbers = [("classes", wanted.classes), *(("shape", side) for side in wanted.shape or ())]
+    for name, value in numbers:
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1; got {value}")
 
     import torch
 
