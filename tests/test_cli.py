@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import json
 import os
 import re
@@ -211,6 +212,9 @@ WRONG = [
     ("compare --data folder:{tmp} --out {tmp}/o", "{tmp} has 0 class folders"),
     ("compare --methods odconv:expert=2", "did you mean 'experts'?"),
     ("plan --model resnet20", "Missing from convary plan: --method"),
+    ("plan --model resnet18 --method odconv", "torchvision has it: torchvision:resnet18"),
+    ("compare --model resnet18 --out {tmp}/o", "torchvision has it: torchvision:resnet18"),
+    ("plan --model efficientnet_lite0 --method odconv", "timm has it: timm:efficientnet_lite0"),
     ("plan --model resnet20 --method dyconf", "did you mean 'dyconv'?"),
     ("plan --model resnet20 --method odconv --expert 2", "did you mean '--experts'?"),
     ("plan --model resnet20 --method odconv --experts 0", "experts must be at least 1; got 0"),
@@ -275,6 +279,19 @@ def test_more_images_at_a_time_than_there_are(run, images, tmp_path):
     assert run("compare", *words.split(), *flags.split(), "--out", tmp_path / "out")[0] == 0
 
 
+def test_stages_are_shown_in_a_terminal_only():
+    from rich.console import Console
+
+    from convary._cli.console import stages
+
+    for terminal in (True, False):
+        out = io.StringIO()
+        with stages(Console(file=out, force_terminal=terminal, width=80)) as tell:
+            tell("writing [model].pt")
+            time.sleep(0.2 * terminal)
+        assert ("writing [model].pt" in out.getvalue()) == terminal
+
+
 def test_a_bug_keeps_its_traceback(run, monkeypatch):
     def fails(argv):
         raise RuntimeError("a bug")
@@ -335,7 +352,7 @@ def test_plan_prints_every_layer(run):
         "plan", "--model", "resnet20", "--method", "odconv", "--where", "name('layer3.*')", "--experts", 2
     )
     assert code == 0
-    assert "layer3.2.conv2" in out
+    assert "layer3.* (5 layers)" in out and "layer3.0.conv1" in out
     assert "6 of 20 layers become ODConv (ODConv(experts=2" in out
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,3 +156,21 @@ def cells(row: PlanRow) -> tuple[str, str, str, str, str]:
     else:
         macs = f"{row.macs_before:,}" + (f" -> {row.macs_after:,}" if row.after else "")
     return row.name or "(model)", change, params, macs, row.reason or row.note
+
+
+def folded_cells(rows: Iterable[PlanRow]) -> list[tuple[str, str, str, str, str]]:
+    """The cells of all rows; layers that differ in their name alone share one, where the first of them stands."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        name, *rest = cells(row)
+        names.setdefault(tuple(rest), []).append(name)
+    return [(_together(found), *rest) for rest, found in names.items()]  # type: ignore[misc]
+
+
+def _together(names: list[str]) -> str:
+    """What several layers are called: what their names begin with, and how many they are."""
+    if len(names) == 1:
+        return names[0]
+    parts = [name.split(".") for name in names]
+    shared = list(itertools.takewhile(lambda part: len(set(part)) == 1, zip(*parts, strict=False)))
+    return f"{'.'.join([*(part[0] for part in shared), '*'])} ({len(names)} layers)"

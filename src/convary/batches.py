@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,18 @@ def input_of(batch: Any, device: torch.device | None = None) -> Any:
     if not isinstance(moved, Tensor | tuple | list):
         raise DataError(f"a batch must hold tensors; got a {type(moved).__name__}; collate it to tensors first")
     return moved
+
+
+def input_like(model: nn.Module, x: Tensor | Sequence[int]) -> Tensor:
+    """The input itself, or zeros of that shape, of the dtype and on the device of the model.
+
+    >>> input_like(nn.Linear(3, 1).double(), (2, 3)).dtype
+    torch.float64
+    """
+    if not isinstance(x, tuple | list) or not all(isinstance(size, int) for size in x):
+        return x  # type: ignore[return-value]
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros(tuple(x), dtype=like.dtype, device=like.device)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,24 @@ def is_first() -> bool:
 def run_console() -> Console:
     """The console of a run; the first process alone says something."""
     return Console(highlight=False, quiet=not is_first(), width=None if sys.stdout.isatty() else 110)
+
+
+@contextlib.contextmanager
+def stages(console: Console | None = None) -> Iterator[Callable[[str], None]]:
+    """Say what a command is at while it has nothing to print yet: a line in a terminal, nothing elsewhere.
+
+    Args:
+        console: Where to; by default the standard output.
+
+    Yields:
+        What is called with the name of each stage.
+    """
+    console = Console() if console is None else console
+    if not console.is_terminal:
+        yield lambda stage: None
+        return
+    with console.status("starting") as status:
+        yield lambda stage: status.update(escape(stage))
 
 
 def link(path: Path) -> str:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
+from convary._cli.console import stages
 from convary._cli.parse import parse
 from convary.data.cards import CARDS, Card, default_root
 
@@ -32,9 +33,11 @@ def run(argv: Sequence[str]) -> int:
     if flags.name is None:
         _list(flags.root or default_root())
         return 0
-    from convary.data import fetch
+    with stages() as tell:
+        tell(f"looking for {flags.name}, or fetching it")
+        from convary.data import fetch
 
-    found = fetch(flags.name, flags.root)
+        found = fetch(flags.name, flags.root)
     sizes = len(found.train.labels), len(found.test.labels), found.shape, len(found.classes)
     print(Card(found.title, *sizes, found.license))
     return 0

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
+from convary._cli.console import stages
 from convary._cli.parse import parse
 from convary.errors import ConfigError
 
@@ -39,9 +40,12 @@ def run(argv: Sequence[str]) -> int:
     flags = parse(Eval, argv, "convary eval")
     if flags.batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1; got {flags.batch_size}")
-    from convary.train import evaluate
+    with stages() as tell:
+        tell("loading torch")
+        from convary.train import evaluate
 
-    found = evaluate(flags.checkpoint, flags.data, root=flags.root, batch_size=flags.batch_size)
+        tell(f"evaluating {flags.checkpoint}")
+        found = evaluate(flags.checkpoint, flags.data, root=flags.root, batch_size=flags.batch_size)
     console = Console(highlight=False)
     console.print(f"{escape(f'{found.model}, {found.method}, on {found.data}')} ({found.images:,} test images)")
     console.print(f"top-1 [bold]{found.top1:.2f} %[/bold], loss {found.loss:.4f}\n")
