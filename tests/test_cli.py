@@ -312,6 +312,25 @@ def test_missing_extras_name_what_to_install(tmp_path):
     )
 
 
+def test_the_core_alone_explains_and_says_what_a_plan_needs(tmp_path):
+    """As after ``pip install .``: none of the packages that only extras bring can be imported."""
+    extras = ("torchvision", "timm", "numpy", "accelerate", "torchmetrics", "matplotlib", "jinja2", "onnx", "PIL")
+    code = f"""import sys
+from importlib import machinery, util
+found = util.find_spec
+util.find_spec = lambda name, package=None: None if name.partition('.')[0] in {extras!r} else found(name, package)
+sys.modules.update(dict.fromkeys({extras!r}))
+from convary.cli import main
+print(main(['explain']), main(['plan', '--model', 'torchvision:resnet18', '--method', 'odconv']))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True)
+    assert done.stdout.endswith("0 2\n") and "> " in done.stdout
+    assert (
+        "needs torchvision, which is not installed; run pip install '.[vision]' in a checkout"
+        in done.stderr.splitlines()[-1]
+    )
+
+
 def test_interrupt_is_130(run, monkeypatch):
     def interrupted(argv):
         raise KeyboardInterrupt
