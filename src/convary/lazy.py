@@ -8,7 +8,7 @@ that bring them are in the package's module ``_names``; type checkers see it by 
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import pkgutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +25,10 @@ def public_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
     def lookup(name: str) -> Any:
         if name.startswith("__") and name != "__all__":  # what inspect and others try on every module
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        if name != "__all__" and importlib.util.find_spec(f"{package}.{name}") is not None:
+        here = vars(sys.modules[package])
+        if name in {module.name for module in pkgutil.iter_modules(here["__path__"])}:
             return importlib.import_module(f"{package}.{name}")
-        behind, here = importlib.import_module(f"{package}._names"), vars(sys.modules[package])
+        behind = importlib.import_module(f"{package}._names")
         here.update({public: getattr(behind, public) for public in ("__all__", *behind.__all__)})
         if name not in here:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
