@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from convary.train.run_config import RunConfig
 
 
@@ -24,6 +23,8 @@ def is_first() -> bool:
 
 def run_console() -> Console:
     """The console of a run; the first process alone says something."""
+    from rich.console import Console
+
     return Console(highlight=False, quiet=not is_first(), width=None if sys.stdout.isatty() else 110)
 
 
@@ -37,6 +38,9 @@ def stages(console: Console | None = None) -> Iterator[Callable[[str], None]]:
     Yields:
         What is called with the name of each stage.
     """
+    from rich.console import Console
+    from rich.markup import escape
+
     console = Console() if console is None else console
     if not console.is_terminal:
         yield lambda stage: None
@@ -47,6 +51,8 @@ def stages(console: Console | None = None) -> Iterator[Callable[[str], None]]:
 
 def link(path: Path) -> str:
     """The path; a terminal that knows links opens it on a click."""
+    from rich.markup import escape
+
     return f"[link={path.resolve().as_uri()}]{escape(str(path))}[/link]"
 
 

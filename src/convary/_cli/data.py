@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from tyro.conf import Positional
 
 from convary._cli.console import stages
@@ -44,6 +41,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _list(root: Path) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table("data set", "here", "", box=None, padding=(0, 2, 0, 0))
     for name, card in CARDS.items():
         table.add_row(name, "[green]yes[/green]" if card.here(root) else "no", escape(str(card)))

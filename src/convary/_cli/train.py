@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from convary._cli.console import link, resumable, run_console
 from convary._cli.parse import parse
 from convary.errors import ConfigError, nearest
@@ -15,6 +13,8 @@ from convary.extras import require
 from convary.systems import SYSTEMS, config_of
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from convary.train.system import SystemConfig
 
 
