@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from convary.data.cards import FASHION_LICENSE, find_idx
 from convary.data.dataset import balanced
-from convary.data.idx import FASHION_CLASSES, FASHION_LICENSE, FASHION_SOURCE, find_idx, read_idx
+from convary.data.idx import FASHION_CLASSES, FASHION_SOURCE, read_idx
 
 TRAIN_ROWS, TEST_ROWS, PER_ROW = 8, 2, 100
 

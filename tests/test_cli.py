@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import io
 import json
 import os
 import re
@@ -22,9 +24,14 @@ from PIL import Image
 import convary
 from convary import METHODS, cli, models
 from convary._cli import compare as compare_command
+from convary._cli import options
+from convary._cli.bench import KINDS
+from convary._cli.export import Export
+from convary._cli.help import EXAMPLES
 from convary._cli.parse import parse
 from convary.errors import ConfigError, ConvaryError
 from convary.selector import SELECTORS, selector
+from convary.systems import SYSTEMS, config_of
 from convary.train import CompareConfig
 
 SOURCE = Path(convary.__file__).parents[1]
@@ -98,6 +105,25 @@ def test_help_lists_every_command(run):
     assert run() == (0, out, "")
 
 
+WITHOUT_TORCH = [
+    ["--help"], ["--version"], ["data"], ["compaer"], ["compare", "--epoch", "3"], ["plan", "--modle", "resnet20"],
+    *([name, "--help"] for name in cli.COMMANDS), *(["bench", kind, "--help"] for kind in KINDS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WITHOUT_TORCH, ids=" ".join)
+def test_help_and_typos_wait_for_no_torch(words):
+    code = f"""import sys
+from convary.cli import main
+try:
+    main({words!r})
+finally:
+    print(sorted({{'torch', 'numpy', 'matplotlib'}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n"), done.stderr
+
+
 def test_version(run):
     assert run("--version") == (0, f"convary {convary.__version__}\n", "")
 
@@ -134,6 +160,45 @@ def test_help_of_plan_shows_the_options_of_the_method(run, method):
     assert all(f"--{field.name.replace('_', '-')}" in out for field in dataclasses.fields(method))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([name, "--help"] for name in cli.COMMANDS),
+        *(["plan", "--method", config.name, "--help"] for config in METHODS),
+        *(["train", name, "--help"] for name in SYSTEMS),
+    ],
+    ids=" ".join,
+)
+def test_help_reads_as_plain_text(run, words):
+    out = run(*words)[1]
+    assert "``" not in out and "{None}" not in out and "\x1b" not in out
+    assert ("examples:" in out) == (words[0] not in ("bench", "train"))
+
+
+@pytest.mark.parametrize(("prog", "words"), [(prog, words) for prog, lines in EXAMPLES.items() for words, _ in lines])
+def test_examples_in_the_help_can_be_parsed(prog, words, monkeypatch):
+    """Up to what they would do: every command stops after its flags were read."""
+    module = importlib.import_module(cli.COMMANDS[prog.split()[0]][0])
+
+    class Parsed(Exception): ...
+
+    def parsed(flags, argv, prog, **more):
+        parse(flags, argv, prog, **more)
+        raise Parsed
+
+    for place in (module, options):
+        monkeypatch.setattr(place, "parse", parsed, raising=False)
+    with pytest.raises((Parsed, SystemExit)):
+        module.run([*prog.split()[1:], *shlex.split(words)])
+
+
+def test_optional_flags_are_read_as_their_kind():
+    flags = parse(Export, ["--out", "a.onnx", "--model", "timm:x", "--shape", "3", "8", "9", "--dynamic"], "p")
+    assert (flags.model, flags.shape, flags.dynamic) == ("timm:x", (3, 8, 9), ())
+    assert parse(Export, ["--out", "a.onnx", "--dynamic", "0", "2"], "p").dynamic == (0, 2)
+    assert parse(CompareConfig, ["--clip", "0.5", "--limit-train", "7"], "p").clip == 0.5
+
+
 WRONG = [
     ("compaer", "did you mean 'compare'?"),
     ("--versoin", "there is no flag '--versoin'"),
@@ -147,6 +212,9 @@ WRONG = [
     ("compare --data folder:{tmp} --out {tmp}/o", "{tmp} has 0 class folders"),
     ("compare --methods odconv:expert=2", "did you mean 'experts'?"),
     ("plan --model resnet20", "Missing from convary plan: --method"),
+    ("plan --model resnet18 --method odconv", "torchvision has it: torchvision:resnet18"),
+    ("compare --model resnet18 --out {tmp}/o", "torchvision has it: torchvision:resnet18"),
+    ("plan --model efficientnet_lite0 --method odconv", "timm has it: timm:efficientnet_lite0"),
     ("plan --model resnet20 --method dyconf", "did you mean 'dyconv'?"),
     ("plan --model resnet20 --method odconv --expert 2", "did you mean '--experts'?"),
     ("plan --model resnet20 --method odconv --experts 0", "experts must be at least 1; got 0"),
@@ -156,6 +224,19 @@ WRONG = [
     ("explain --op pixel_conv --kernel-size 40 --padding 1", "the kernels reach over [40, 40] positions"),
     ("explain --batch 0", "--batch must be at least 1; got 0"),
     ("explain --op mixd", "invalid choice 'mixd'"),
+    ("explain --experts 100000000000", "GB of memory were asked for; give other numbers"),
+    ("explain --size 100000000 100000000 100000000", "beyond this machine"),
+    ("plan --model resnet20 --method odconv --reduction 1e-300", "beyond this machine"),
+    ("plan --model resnet20 --method odconv --classes -3", "--classes must be at least 1; got -3"),
+    ("plan --model resnet20 --method odconv --shape -3 8 8", "--shape must be at least 1; got -3"),
+    ("plan --model resnet20 --method odconv --where name(1)", "where.name wants texts"),
+    (
+        "plan --model torchvision:inception_v3 --method odconv --shape 3 32 32",
+        "Inception3 can't take a Tensor of shape",
+    ),
+    ("plan --model convnet_nano@1e9 --method odconv", "GB of memory were asked for"),
+    ("export --model timm:test_byobnet --weights random --out {tmp}/x.pt2 --shape -3 8 8", "beyond this machine"),
+    ("eval {tmp}/none.pt --batch-size 0", "--batch-size must be at least 1"),
     ("explain stray", "stray"),
     ("eval {tmp}/none.pt", "no checkpoint {tmp}/none.pt"),
     ("eval", "Missing from convary eval: PATH"),
@@ -192,6 +273,25 @@ def test_what_goes_wrong_inside_is_one_line(run, monkeypatch, error, code, messa
     assert message in one_line(err)
 
 
+def test_more_images_at_a_time_than_there_are(run, images, tmp_path):
+    words = f"--data folder:{images} --image-size 16 --model mobilenet_v2_tiny --epochs 1 --batch-size 100000000"
+    flags = "--methods static --measure-seconds 0.01 --threads 1 --cpu"
+    assert run("compare", *words.split(), *flags.split(), "--out", tmp_path / "out")[0] == 0
+
+
+def test_stages_are_shown_in_a_terminal_only():
+    from rich.console import Console
+
+    from convary._cli.console import stages
+
+    for terminal in (True, False):
+        out = io.StringIO()
+        with stages(Console(file=out, force_terminal=terminal, width=80)) as tell:
+            tell("writing [model].pt")
+            time.sleep(0.2 * terminal)
+        assert ("writing [model].pt" in out.getvalue()) == terminal
+
+
 def test_a_bug_keeps_its_traceback(run, monkeypatch):
     def fails(argv):
         raise RuntimeError("a bug")
@@ -209,6 +309,25 @@ def test_missing_extras_name_what_to_install(tmp_path):
     assert (
         one_line(done.stderr)
         == "convary: error: needs tyro, which is not installed; run pip install '.[all]' in a checkout of convary"
+    )
+
+
+def test_the_core_alone_explains_and_says_what_a_plan_needs(tmp_path):
+    """As after ``pip install .``: none of the packages that only extras bring can be imported."""
+    extras = ("torchvision", "timm", "numpy", "accelerate", "torchmetrics", "matplotlib", "jinja2", "onnx", "PIL")
+    code = f"""import sys
+from importlib import machinery, util
+found = util.find_spec
+util.find_spec = lambda name, package=None: None if name.partition('.')[0] in {extras!r} else found(name, package)
+sys.modules.update(dict.fromkeys({extras!r}))
+from convary.cli import main
+print(main(['explain']), main(['plan', '--model', 'torchvision:resnet18', '--method', 'odconv']))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True)
+    assert done.stdout.endswith("0 2\n") and "> " in done.stdout
+    assert (
+        "needs torchvision, which is not installed; run pip install '.[vision]' in a checkout"
+        in done.stderr.splitlines()[-1]
     )
 
 
@@ -236,6 +355,11 @@ def test_explain_prints_a_row_for_each_strategy(run):
     assert "S=(12,)" in out
 
 
+def test_explain_shows_the_choice_first(run):
+    rows = run("explain", "--op", "sample_conv", "--batch", 2)[1].splitlines()[2:]
+    assert rows[0].startswith("> ") and not any(row.startswith("> ") for row in rows[1:])
+
+
 def test_explain_of_one_kernel_per_sample(run):
     code, out, _ = run("explain", "--op", "sample_conv", "--groups", 64)
     assert code == 0
@@ -247,7 +371,7 @@ def test_plan_prints_every_layer(run):
         "plan", "--model", "resnet20", "--method", "odconv", "--where", "name('layer3.*')", "--experts", 2
     )
     assert code == 0
-    assert "layer3.2.conv2" in out
+    assert "layer3.* (5 layers)" in out and "layer3.0.conv1" in out
     assert "6 of 20 layers become ODConv (ODConv(experts=2" in out
 
 
@@ -285,6 +409,10 @@ def test_data_lists_the_sets(run, tmp_path):
     assert re.search(r"fashion-mnist-mini +yes", out)
     assert re.search(r"cifar100 +no", out)
     assert "convary data NAME" in out
+    for name in ("train", "test", "meta"):
+        (tmp_path / "cifar-100-python").mkdir(exist_ok=True)
+        (tmp_path / "cifar-100-python" / name).touch()
+    assert re.search(r"cifar100 +yes", run("data", "--root", tmp_path)[1])
 
 
 def test_data_describes_a_set_that_is_here(run):
@@ -532,12 +660,23 @@ def test_export_says_what_is_wrong_and_writes_nothing(run, tmp_path, words, mess
 
 
 def test_train_lists_the_systems(capsys):
-    from convary.systems import SYSTEMS
-
     assert cli.main(["train"]) == 0
     said = capsys.readouterr().out
-    assert all(config.name in said and config.title in said for config in SYSTEMS)
-    assert len({config.name for config in SYSTEMS}) == len(SYSTEMS)
+    assert all(name in said and title in said for name, (title, *_) in SYSTEMS.items())
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_is_what_the_list_says(name):
+    config = config_of(name)
+    assert (config.name, config.title) == (name, SYSTEMS[name][0])
+
+
+def test_every_system_is_listed():
+    folder = SOURCE / "convary" / "systems"
+    found = [
+        name for file in folder.glob("*.py") for name in re.findall(r'    name: .* = "([\w-]+)"', file.read_text())
+    ]
+    assert sorted(found) == sorted(SYSTEMS)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,12 @@ def test_paper_init_differs_from_the_static_net():
     assert (a - b).abs().max() > 0.1  # every expert on its own
 
 
+def test_what_is_dynamic_already_is_said():
+    dynamic = cv.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), cv.ODConv(), where.all())
+    with pytest.raises(cv.ConfigError, match="2 layers are ODConv2d already; convert the static network"):
+        cv.convert(dynamic, cv.ODConv())
+
+
 def test_the_plan_says_what_stays_and_why():
     model = Net()
     model.line.register_forward_hook(lambda m, a, o: None)

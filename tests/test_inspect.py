@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """routing and summary."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -93,3 +94,51 @@ def test_plan_and_summary_agree(config):
     plan = cv.plan(model, config, where.blocks(), example=x)
     told = cv.summary(plan.apply(), x)
     assert sum(row.macs_after for row in plan.rows) == told.macs
+
+
+def test_a_printed_plan_is_short():
+    """The verdict first, layers that differ in their name alone in one line, no column that says nothing."""
+    plan = cv.plan(models.resnet18(), cv.ODConv(experts=2))
+    text = str(plan)
+    lines = text.splitlines()
+    assert repr(plan) == text and lines[0].startswith("16 of 21 layers become ODConv (ODConv(experts=2)); where")
+    assert any(line.startswith("layer4.* (3 layers) ") for line in lines) and len(lines) < 20
+    assert "MACs" not in text and "MACs" in str(cv.plan(models.resnet18(), cv.ODConv(), example=(1, 3, 64, 64)))
+    assert len(plan.rows) == 21 and "layer4.1.conv1" in plan.converted
+    assert str(cv.plan(models.resnet18(), cv.ODConv())).startswith("16 of 21 layers become ODConv (its own options); ")
+
+
+def test_what_notebooks_show():
+    model = cv.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), cv.ODConv(), where.all())
+    x = torch.randn(2, 3, 8, 8)
+    for shown in (cv.summary(model, x), cv.diagnose(model, x), cv.plan(nn.Conv2d(3, 4, 3), cv.ODConv(), where.all())):
+        assert repr(shown) == str(shown) and "<table>" in shown._repr_html_() and "object at" not in repr(shown)
+    assert repr(cv.anneal(model, steps=4)) == "TemperatureAnnealing(linear, step 0 of 4, temperature 30, 2 routers)"
+
+
+def test_a_shape_is_as_good_as_an_input():
+    model = cv.convert(models.resnet18(), cv.ODConv()).double()
+    assert cv.summary(model, (1, 3, 64, 64)) == cv.summary(model, torch.zeros(1, 3, 64, 64).double())
+    assert cv.routing(model, (2, 3, 32, 32))["layer1.0.conv1"].kernel.dtype == torch.double
+
+
+@pytest.mark.parametrize(
+    "of", [cv.summary, cv.routing, cv.diagnose, lambda m, x: cv.plan(Net(), cv.ODConv(), example=x)]
+)
+@pytest.mark.parametrize(
+    "x", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), np.zeros((1, 3, 8, 8)), torch.zeros(1, 5, 8, 8)], ids=type
+)
+def test_a_wrong_input_is_convarys_own_error(of, x):
+    model = cv.convert(Net(), cv.ODConv(), where.all())
+    with pytest.raises((cv.ShapeError, cv.DtypeError, cv.DataError), match="tensor|wants"):
+        of(model, x)
+
+
+def test_a_dynamic_layer_takes_no_array():
+    with pytest.raises(cv.DtypeError, match="give torch.from_numpy"):
+        cv.ODConv2d(3, 4, 3)(np.zeros((1, 3, 8, 8)))
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))

@@ -40,5 +40,14 @@ def convert(
 
     Raises:
         ConfigError: nothing that is selected can be converted, or the method can't upcycle.
+
+    Examples:
+        >>> import torch
+        >>> from convary import where
+        >>> from convary.methods import ODConv
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+        >>> dynamic, x = convert(model, ODConv(experts=2), where.all()), torch.randn(2, 3, 9, 9)
+        >>> torch.allclose(dynamic(x), model(x), atol=1e-5)
+        True
     """
     return plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks)._carried_out(inplace)

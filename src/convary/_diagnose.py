@@ -17,11 +17,12 @@ from convary.batches import batches_of, input_of
 from convary.errors import ConfigError
 from convary.nn import DynamicLayer, Router
 from convary.ops import Coefficients
-from convary.text import columns
+from convary.text import columns, html_table
 
 DEAD = 0.1  # an expert that never gets this part of an equal share is dead
 DUPLICATE = 0.02  # relative distance of two experts below which they are one
 IGNORES = 0.01  # relative variation of the coefficients over inputs below which a layer ignores its input
+_HEAD = ("layer", "K", "entropy", "variation", "divergence", "")
 _NAMED = 4  # layers named in a sentence
 
 
@@ -66,7 +67,7 @@ class LayerDiagnosis:
         return self.temperature is not None and self.temperature > self.final_temperature
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What ``diagnose`` found; print it, or draw it with ``convary.report.draw``.
 
@@ -99,8 +100,18 @@ class Diagnosis:
         return {"inputs": self.inputs, "advice": list(self.advice), "layers": [asdict(layer) for layer in self.layers]}
 
     def __str__(self) -> str:
-        head = ("layer", "K", "entropy", "variation", "divergence", "")
-        body = [
+        return "\n".join([*columns([_HEAD, *self._cells()]), f"{self.inputs} inputs looked at", *self._advice()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEAD, self._cells(), [f"{self.inputs} inputs looked at", *self._advice()])
+
+    def _advice(self) -> list[str]:
+        return [f"- {sentence}" for sentence in self.advice or ("nothing to remark",)]
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
             (
                 layer.layer or "(model)",
                 str(layer.experts),
@@ -111,8 +122,6 @@ class Diagnosis:
             )
             for layer in self.layers
         ]
-        advice = [f"- {sentence}" for sentence in self.advice or ("nothing to remark",)]
-        return "\n".join([*columns([head, *body]), f"{self.inputs} inputs looked at", *advice])
 
 
 def diagnose(model: nn.Module, loader: Iterable[Any] | Tensor, *, batches: int | None = None) -> Diagnosis:
@@ -127,6 +136,13 @@ def diagnose(model: nn.Module, loader: Iterable[Any] | Tensor, *, batches: int |
     Raises:
         ConfigError: the model has no dynamic layer, or the loader gives no input.
         DataError: no input is found in a batch.
+        ShapeError, DtypeError: the model can't take a batch.
+
+    Examples:
+        >>> from convary.methods import CondConv2d
+        >>> found = diagnose(CondConv2d(3, 8, 3, experts=2), torch.randn(16, 3, 8, 8))
+        >>> found.inputs, found.layers[0].experts
+        (16, 2)
     """
     names = {name: m for name, m in model.named_modules() if isinstance(m, DynamicLayer)}
     if not names:

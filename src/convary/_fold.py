@@ -73,10 +73,11 @@ def fold(model: nn.Module, batches: Iterable[Any] | Tensor, *, below: float = fl
         ConfigError: no dynamic layer, or no batch.
         DataError: no input is found in a batch.
 
-    >>> from convary.methods import MixedLinear
-    >>> folded = fold(MixedLinear(8, 3), [torch.randn(4, 8)])
-    >>> folded.model
-    Linear(in_features=8, out_features=3, bias=True)
+    Examples:
+        >>> from convary.methods import MixedLinear
+        >>> folded = fold(MixedLinear(8, 3), [torch.randn(4, 8)])
+        >>> folded.model
+        Linear(in_features=8, out_features=3, bias=True)
     """
     batches = batches_of(batches)
     if iter(batches) is batches:

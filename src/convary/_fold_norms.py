@@ -37,6 +37,12 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
 
     Raises:
         ConfigError: no batch normalisation follows a dynamic convolution that can take it in.
+
+    Examples:
+        >>> from convary.methods import ODConv2d
+        >>> model = nn.Sequential(ODConv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> fold_norms(model, torch.randn(2, 3, 9, 9))[1]
+        Identity()
     """
     folded = copy.deepcopy(model).eval()
     pairs = _pairs(folded, example)

@@ -7,29 +7,35 @@ import copy
 import dataclasses
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from convary._exchange import Exchange, block_inputs, frozen_blocks, trains
-from convary._plan_rows import PlanRow, cells, layers_on_meta, positions_of, row_of, with_unsited
+from convary._plan_rows import PlanRow, folded_cells, layers_on_meta, positions_of, row_of, with_unsited
 from convary._refusals import refusals
+from convary.batches import input_like
 from convary.errors import ConfigError, GrowthWarning
 from convary.methods import MethodConfig
 from convary.nn import DynamicLayer, Router, Site, sites
 from convary.nn.site import unsited
-from convary.text import columns
+from convary.text import columns, html_table, without_empty
 from convary.where import Selector, paper
 
 NOISE = 0.1
+_HEAD = ("layer", "before -> after", "params", "MACs", "why it stays, or a note")
 _BEYOND, _MANY = 2, 1 << 20  # a plan says so where parameters are that many times the promised, and so many more
 _SHARDING = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """What a conversion would do. Print it, then ``apply()`` it."""
+    """What a conversion would do. Print it, then ``apply()`` it.
+
+    It shows what changes in all, then the layers; those that differ in their name alone share a line. ``rows`` has all.
+    """
 
     model: nn.Module
     config: MethodConfig
@@ -46,8 +52,13 @@ class Plan:
         return tuple(row.name for row in self.rows if row.after is not None)
 
     def __str__(self) -> str:
-        head = ("layer", "before -> after", "params", "MACs", "")
-        return "\n".join([*columns([head, *map(cells, self.rows)]), self.summary])
+        head, body = without_empty(_HEAD, folded_cells(self.rows))
+        return "\n".join([self.summary, "", *columns([head, *body])])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(*without_empty(_HEAD, folded_cells(self.rows)), self.summary.splitlines())
 
     @property
     def summary(self) -> str:
@@ -55,7 +66,7 @@ class Plan:
         after = self._model_params + sum(row.params_after - row.params_before for row in self.rows)
         kept = Counter(row.reason for row in self.rows if row.after is None)
         total = (
-            f"{len(self.converted)} of {len(self.rows)} layers become {self.config.title} ({self.config}); "
+            f"{len(self.converted)} of {len(self.rows)} layers become {self.config.title} ({_changed(self.config)}); "
             f"where {self.where}; parameters {self._model_params:,} -> {after:,}"
         )
         why = "; ".join(f"{count} stay: {reason}" for reason, count in kept.items())
@@ -106,7 +117,7 @@ def plan(
     *,
     upcycle: bool = True,
     noise: float = NOISE,
-    example: Tensor | None = None,
+    example: Tensor | Sequence[int] | None = None,
     blocks: tuple[type[nn.Module], ...] = (),
 ) -> Plan:
     """What ``convert`` with these arguments would do, layer by layer; nothing is changed.
@@ -120,7 +131,7 @@ def plan(
             (``convary.Involution``).
         noise: Perturbation of the experts when upcycling, relative to the spread of each layer's weights. The
             perturbations sum to zero.
-        example: An input for counting multiply-adds, (B, C, *S).
+        example: An input for counting multiply-adds, (B, C, *S), or its shape.
         blocks: What counts as a block; by default the known residual and inverted-residual classes.
 
     Returns:
@@ -129,6 +140,13 @@ def plan(
     Raises:
         ConfigError: ``where`` selects nothing that can be converted, the method can't upcycle, or the model is wrapped
             for several processes already.
+        ShapeError, DtypeError: the model can't take the example.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+        >>> from convary.methods import ODConv
+        >>> plan(model, ODConv(experts=2), example=(1, 3, 32, 32)).converted
+        ('2',)
     """
     _check_arguments(model, config, where, noise)
     if upcycle and not config.upcycles:
@@ -142,13 +160,21 @@ def plan(
     reasons = {
         site.name: refused.why(site) if site.name in picked else selector.why(site) or "not selected" for site in places
     }
-    rows = _rows(model, config, places, reasons, blocks, positions_of(model, example) if example is not None else {})
+    positions = {} if example is None else positions_of(model, input_like(model, example))
+    rows = _rows(model, config, places, reasons, blocks, positions)
     if not any(row.after for row in rows):
         left = any(site.is_conv and site.name not in picked and not refused.why(site) for site in places)
         raise ConfigError(_nothing(model, selector, rows, left))
     rows = with_unsited(model, rows)
     total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
     return Plan(model, config, selector, upcycle, noise, tuple(rows), blocks, total)
+
+
+def _changed(config: MethodConfig) -> str:
+    """A config with the options alone that are not the method's own."""
+    usual = type(config)().options()
+    changed = [f"{name}={value!r}" for name, value in config.options().items() if value != usual[name]]
+    return f"{type(config).__name__}({', '.join(changed)})" if changed else "its own options"
 
 
 def _rows(
@@ -211,6 +237,11 @@ def _nothing(model: nn.Module, selector: Selector, rows: list[PlanRow], left: bo
         rows: Of its convolutions and linear layers.
         left: Whether a convolution that could be converted was not selected.
     """
+    dynamic = Counter(type(module).__name__ for module in model.modules() if isinstance(module, DynamicLayer))
+    if dynamic:
+        kinds = ", ".join(f"{count} layers are {name} already" for name, count in dynamic.items())
+        hint = ", or give where=convary.where.all() for the layers that are static" if left else ""
+        return f"nothing to convert by where={selector}: {kinds}; convert the static network{hint}"
     reasons = sorted({row.reason for row in rows if row.reason and row.reason != "not selected"})
     found = f"{type(model).__name__} has {len(rows)} convolutions and linear layers"
     why = f"; those asked for stay: {'; '.join(reasons)}" if reasons else ", none of them selected"

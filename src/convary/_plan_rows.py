@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from convary.batches import taken
 from convary.errors import ConfigError
 from convary.methods import MethodConfig
 from convary.nn import DynamicLayer, Router, Site, evaluating, hooked, sites
@@ -127,7 +130,8 @@ def positions_of(model: nn.Module, example: Tensor) -> dict[str, int]:
         channels = out.shape[-1] if isinstance(module, nn.Linear) else out.shape[1]
         found[names[module]] = found.get(names[module], 0) + per_sample // channels
 
-    with evaluating(model), torch.no_grad(), hooked(module.register_forward_hook(record) for module in names):
+    hooks = hooked(module.register_forward_hook(record) for module in names)
+    with evaluating(model), torch.no_grad(), hooks, taken(model, example):
         model(example)
     return found
 
@@ -152,3 +156,21 @@ def cells(row: PlanRow) -> tuple[str, str, str, str, str]:
     else:
         macs = f"{row.macs_before:,}" + (f" -> {row.macs_after:,}" if row.after else "")
     return row.name or "(model)", change, params, macs, row.reason or row.note
+
+
+def folded_cells(rows: Iterable[PlanRow]) -> list[tuple[str, str, str, str, str]]:
+    """The cells of all rows; layers that differ in their name alone share one, where the first of them stands."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        name, *rest = cells(row)
+        names.setdefault(tuple(rest), []).append(name)
+    return [(_together(found), *rest) for rest, found in names.items()]  # type: ignore[misc]
+
+
+def _together(names: list[str]) -> str:
+    """What several layers are called: what their names begin with, and how many they are."""
+    if len(names) == 1:
+        return names[0]
+    parts = [name.split(".") for name in names]
+    shared = list(itertools.takewhile(lambda part: len(set(part)) == 1, zip(*parts, strict=False)))
+    return f"{'.'.join([*(part[0] for part in shared), '*'])} ({len(names)} layers)"

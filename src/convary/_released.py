@@ -80,6 +80,15 @@ def load_released(target: nn.Module, state_dict: Mapping[str, Any] | str | Path)
     Raises:
         CheckpointError: a tensor is missing, left over or of another shape; names it, and the nearest. Or the file is
             truncated, or a pickle that holds more than weights. Nothing has been loaded then.
+
+    Examples:
+        >>> from convary.methods import ODConv2d
+        >>> layer = ODConv2d(16, 16, 3, bias=False)
+        >>> theirs = released_state(ODConv2d(16, 16, 3, bias=False))
+        >>> sorted(theirs)[0]
+        'attention.bn.bias'
+        >>> print(load_released(layer, theirs))
+        1 dynamic layers loaded: 15 tensors mapped, 0 copied as they are
     """
     tensors = read_weights(state_dict) if isinstance(state_dict, (str, Path)) else unwrap(state_dict)
     own = target.state_dict()
@@ -129,6 +138,11 @@ def released_state(source: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: a layer has options or a method that the layout can't hold; names it.
+
+    Examples:
+        >>> from convary.methods import CondConv2d
+        >>> sorted(released_state(CondConv2d(3, 8, 3, experts=2)))
+        ['bias', 'routing_fn.bias', 'routing_fn.weight', 'weight']
     """
     state: dict[str, Tensor] = {}
     elsewhere, their_name = _elsewhere(source), _names(source)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from convary.batches import input_like, taken
 from convary.nn import DynamicLayer, RoutedBlock, Router, evaluating, hooked, routed_layers
 from convary.ops import Coefficients
 
@@ -20,14 +21,23 @@ def routing(model: nn.Module, x: Tensor) -> dict[str, Coefficients]:
 
     Returns:
         Coefficients by layer name, in the order of ``named_modules``. A layer that runs several times shows its last.
+
+    Raises:
+        ShapeError, DtypeError: the model can't take x.
+
+    Examples:
+        >>> from convary.methods import CondConv2d
+        >>> coefficients = routing(nn.Sequential(CondConv2d(3, 8, 3, experts=2)), torch.randn(5, 3, 8, 8))
+        >>> coefficients["0"].kernel.shape
+        torch.Size([5, 2])
     """
-    users = routed_by(model)
+    users, x = routed_by(model), input_like(model, x)
     found: dict[str, Coefficients] = {}
 
     def record(router: nn.Module, args: tuple, coeffs: Coefficients) -> None:
         found.update(dict.fromkeys(users[router], coeffs))  # type: ignore[index]
 
-    with evaluating(model), hooked(router.register_forward_hook(record) for router in users):
+    with evaluating(model), hooked(router.register_forward_hook(record) for router in users), taken(model, x):
         model(x)
     return {name: found[name] for name, _ in model.named_modules() if name in found}
 

@@ -46,6 +46,10 @@ class TemperatureAnnealing:
         Router.warned = False
         self._set()
 
+    def __repr__(self) -> str:
+        done, routers = f"step {min(self.last_step, self.steps)} of {self.steps}", f"{len(self._routers)} routers"
+        return f"TemperatureAnnealing({self.shape}, {done}, temperature {self.temperature:g}, {routers})"
+
     @property
     def temperature(self) -> float:
         """``stop + (start - stop) * shape(last_step / steps)``."""
@@ -127,6 +131,15 @@ def anneal(
 
     Raises:
         ConfigError: no router has a temperature, or a value that can't work.
+
+    Examples:
+        >>> from convary.methods import ODConv2d
+        >>> layer = ODConv2d(4, 4, 3)
+        >>> annealing = anneal(layer, steps=100)
+        >>> for _ in range(50):
+        ...     annealing.step()  # after optimizer.step()
+        >>> annealing
+        TemperatureAnnealing(linear, step 50 of 100, temperature 15.5, 1 routers)
     """
     return TemperatureAnnealing(model, start, stop, steps, shape)
 
@@ -145,5 +158,12 @@ def set_temperature(model: nn.Module, temperature: float) -> None:
 
     Raises:
         ConfigError: no router has a temperature, or the value can't work.
+
+    Examples:
+        >>> from convary.methods import ODConv2d
+        >>> layer = ODConv2d(4, 4, 3)
+        >>> set_temperature(layer, 30)
+        >>> layer.router.temperature
+        tensor(30.)
     """
     TemperatureAnnealing(model, temperature, temperature, 0, "linear")

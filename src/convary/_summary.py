@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convary.errors import ShapeError
+from convary.batches import input_like, taken
+from convary.errors import DtypeError, ShapeError
 from convary.nn import DynamicLayer, RoutedBlock, Router, evaluating, hooked
 from convary.nn.site import is_conv
+from convary.text import html_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """Parameters, and multiply-adds (MACs) of one sample.
 
@@ -40,13 +43,21 @@ class Summary:
         return self.convolution + self.routing + self.assembly + self.other
 
     def __str__(self) -> str:
-        rows = [("parameters", self.params), ("MACs per sample", self.macs)]
-        rows += [(f"  {name}", getattr(self, name)) for name in ("convolution", "routing", "assembly", "other")]
-        return "\n".join(f"{name:<18}{value:>16,}" for name, value in [*rows, ("dynamic layers", self.dynamic_layers)])
+        return "\n".join(f"{name:<18}{value:>16,}" for name, value in self._rows())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(("", ""), [(name.strip(), f"{value:,}") for name, value in self._rows()])
+
+    def _rows(self) -> list[tuple[str, int]]:
+        parts = [(f"  {name}", getattr(self, name)) for name in ("convolution", "routing", "assembly", "other")]
+        total = [("parameters", self.params), ("MACs per sample", self.macs)]
+        return [*total, *parts, ("dynamic layers", self.dynamic_layers)]
 
 
 @torch.no_grad()
-def summary(model: nn.Module, x: Tensor) -> Summary:
+def summary(model: nn.Module, x: Tensor | Sequence[int]) -> Summary:
     """Count parameters and multiply-adds on x, from one forward pass in eval mode.
 
     For a static network the sum is half of what ``torch.utils.flop_counter`` counts. A dynamic layer is counted by
@@ -54,11 +65,24 @@ def summary(model: nn.Module, x: Tensor) -> Summary:
 
     Args:
         model: Any model.
-        x: Its input, (B, ...), B at least 1.
+        x: Its input, (B, ...), B at least 1, or the shape of one.
 
     Raises:
-        ShapeError: x is an empty batch.
+        ShapeError, DtypeError: x is an empty batch, or nothing that the model takes.
+
+    Examples:
+        >>> print(summary(nn.Conv2d(3, 8, 3, padding=1), (1, 3, 32, 32)))
+        parameters                     224
+        MACs per sample            221,184
+          convolution              221,184
+          routing                        0
+          assembly                       0
+          other                          0
+        dynamic layers                   0
     """
+    x = input_like(model, x)
+    if not isinstance(x, Tensor):
+        raise DtypeError(f"summary wants a tensor or its shape; got a {type(x).__name__}; give (1, 3, 224, 224), say")
     if x.ndim == 0 or x.shape[0] == 0:
         raise ShapeError(f"summary wants at least one sample; got x of shape {tuple(x.shape)}")
     B = x.shape[0]
@@ -89,6 +113,7 @@ def summary(model: nn.Module, x: Tensor) -> Summary:
         hooked(module.register_forward_pre_hook(enter) for module in modules),
         hooked(module.register_forward_hook(leave) for module in modules),
         counter,
+        taken(model, x),
     ):
         model(x)
     other = (counter.get_total_flops() - counted) // 2

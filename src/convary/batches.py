@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from convary.errors import DataError
+from convary.errors import ConvaryError, DataError, DtypeError, ShapeError
 
 KEYS = ("pixel_values", "image", "images", "img", "input", "inputs", "x")  # Hugging Face, MONAI, Ultralytics, ...
 
@@ -59,6 +60,39 @@ def input_of(batch: Any, device: torch.device | None = None) -> Any:
     if not isinstance(moved, Tensor | tuple | list):
         raise DataError(f"a batch must hold tensors; got a {type(moved).__name__}; collate it to tensors first")
     return moved
+
+
+def input_like(model: nn.Module, x: Tensor | Sequence[int]) -> Tensor:
+    """The input itself, or zeros of that shape, of the dtype and on the device of the model.
+
+    >>> input_like(nn.Linear(3, 1).double(), (2, 3)).dtype
+    torch.float64
+    """
+    if not isinstance(x, tuple | list) or not all(isinstance(size, int) for size in x):
+        return x  # type: ignore[return-value]
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros(tuple(x), dtype=like.dtype, device=like.device)
+
+
+@contextlib.contextmanager
+def taken(model: nn.Module, x: Any) -> Iterator[None]:
+    """Say what a model was given, where it can't take it.
+
+    Raises:
+        ShapeError, DtypeError: instead of torch's or Python's own error in the ``with`` block.
+    """
+    try:
+        yield
+    except ConvaryError:
+        raise
+    except (RuntimeError, TypeError, AttributeError, ValueError, IndexError) as error:
+        given = f"{type(x).__name__} of shape {tuple(x.shape)}, {x.dtype}" if hasattr(x, "shape") else repr(type(x))
+        kind = DtypeError if isinstance(x, Tensor) and not x.is_floating_point() else ShapeError
+        reason = str(error).partition("\n")[0]
+        raise kind(
+            f"{type(model).__name__} can't take a {given}: {reason}; give a float tensor of the shape that its forward "
+            "takes, such as torch.zeros(1, 3, 224, 224)"
+        ) from error
 
 
 def _names(batch: Mapping[Any, Any]) -> str:

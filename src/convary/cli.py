@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ COMMANDS = {
     "data": ("convary._cli.data", "List the data sets and whether they are here, or fetch one."),
 }
 DONE, FAILED, INTERRUPTED = 0, 2, 130
+# What torch says of sizes that no machine holds; it has no class for most of them.
+_TOO_LARGE = re.compile("allocate memory|bad_alloc|out of memory|[Oo]verflow|negative dimension", re.ASCII)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"needs {error.name}, which is not installed; run {command('all')}")
     except ConvaryError as error:
         return _complain(str(error))
+    except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
+        if not _TOO_LARGE.search(str(error)) and not isinstance(error, (MemoryError, OverflowError)):
+            raise
+        return _complain(_too_large(str(error)))
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         return _complain(f"{error.strerror or error}{place}")
@@ -71,6 +78,12 @@ def _dispatch(argv: list[str]) -> int:
         kind = "flag" if name.startswith("-") else "command"
         raise ConfigError(f"there is no {kind} {name!r}; choose from {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
     return importlib.import_module(COMMANDS[name][0]).run(rest)
+
+
+def _too_large(said: str) -> str:
+    asked = re.search(r"allocate (\d+) bytes", said)
+    reason = f"{int(asked[1]) / 1e9:,.0f} GB of memory were asked for" if asked else said.partition("\n")[0]
+    return f"these sizes are beyond this machine: {reason or 'out of memory'}; give other numbers"
 
 
 def _complain(message: str) -> int:

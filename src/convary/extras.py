@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import re
 
@@ -62,6 +61,8 @@ def require_version(part: str, package: str, lowest: str, below: str) -> None:
     Traceback (most recent call last):
     convary.extras.MissingExtraError: an example supports torch>=1.0,<2.0; found torch ...
     """
+    import importlib.metadata  # takes a tenth of a second
+
     wanted = f"{package}>={lowest},<{below}"
     try:
         found = importlib.metadata.version(package)

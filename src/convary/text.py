@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
 
 
@@ -16,3 +17,28 @@ def columns(lines: Iterable[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return ["  ".join(cells).rstrip() for cells in padded]
+
+
+def html_table(head: Sequence[str], body: Iterable[Sequence[str]], lines: Iterable[str] = ()) -> str:
+    """A table as notebooks show it, with lines of text above.
+
+    >>> html_table(["a"], [["<b>"]], ["one"])
+    '<p>one</p><table><thead><tr><th>a</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
+    """
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    above = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    rows = "".join(row(cells, "td") for cells in body)
+    return f"{above}<table><thead>{row(head, 'th')}</thead><tbody>{rows}</tbody></table>"
+
+
+def without_empty(head: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Leave out the columns that have nothing, or a dash, in every line.
+
+    >>> without_empty(["a", "b"], [["1", "-"], ["2", ""]])
+    (['a'], [['1'], ['2']])
+    """
+    kept = [i for i in range(len(head)) if any(cells[i] not in ("", "-") for cells in body)]
+    return [head[i] for i in kept], [[cells[i] for i in kept] for cells in body]

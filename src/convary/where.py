@@ -165,6 +165,8 @@ def name(*patterns: str) -> Selector:
     """Layers whose qualified name matches one of the shell patterns, as in ``name("layer4.*", "*.conv2")``."""
     if not patterns:
         raise ConfigError("where.name wants at least one pattern, as in where.name('layer4.*')")
+    if odd := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+        raise ConfigError(f"where.name wants texts, as in where.name('layer4.*'); got {odd[0]!r}")
     label = ", ".join(repr(p) for p in patterns)
     return Selector(f"name({label})", lambda site: any(fnmatch.fnmatchcase(site.name, p) for p in patterns))
 

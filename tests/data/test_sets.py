@@ -11,7 +11,8 @@ import torch
 from torchvision.datasets import FashionMNIST
 
 from convary.data import NAMES, fetch, load, sets
-from convary.data.cifar import NPM_NAME, read_npm
+from convary.data.cards import NPM_NAME
+from convary.data.cifar import read_npm
 from convary.data.idx import read_idx
 from convary.errors import DataError
 

@@ -79,6 +79,7 @@ def test_a_bank_has_at_least_one_kernel(config):
         (lambda: cv.KernelWarehouse(out_ratio=0.4), "out_ratio must be 1, 1/2"),
         (lambda: cv.KernelWarehouse(in_ratio=2), "in_ratio must be 1, 1/2"),
         (lambda: cv.KernelWarehouse(sharing="stages"), "did you mean 'stage'"),
+        (lambda: cv.ODConv(expert=4), "ODConv has no option 'expert'.*did you mean 'experts'"),
         (lambda: cv.KernelWarehouse(temperature=30.0), "goes from 1 .* to 0 .*; got 30"),
         (lambda: cv.anneal(cv.KernelWarehouse2d(4, 4, 1), start=30.0, steps=9), "anneal it with start=1.0, stop=0.0"),
         (lambda: cv.DCD(squeeze=0), "squeeze must be"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from convary.data.segmentation import IGNORE
 from convary.errors import ConfigError, DataError
-from convary.systems import SYSTEMS
+from convary.systems import config_of
 from convary.systems.dmnet import AUXILIARY, DMNetConfig, DMNetPublishedConfig, cross_entropy
 from convary.systems.segments import colors, over
 from convary.train.fit import fit, restore
@@ -111,7 +111,7 @@ def test_items_are_views_of_the_photograph(tmp_path):
     system = DMNetConfig(out=tmp_path, crop=48).load()
     item = system.item(0, torch.Generator().manual_seed(0))
     assert item["image"].shape == (3, 48, 48) and item["mask"].shape == (48, 48)
-    assert system.size == 1 and DMNetConfig in SYSTEMS
+    assert system.size == 1 and config_of("dmnet") is DMNetConfig
 
 
 @pytest.mark.parametrize(

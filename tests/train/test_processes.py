@@ -71,7 +71,7 @@ def test_compare_on_two_processes(make, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [s.name for s in SYSTEMS if not s.name.endswith("-published")])
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if not name.endswith("-published")])
 def test_every_system_on_two_processes(name, tmp_path):
     """Each parameter gets its gradient in every step, which DDP insists on."""
     options = ["--out", str(tmp_path / "run"), "--steps", "3", "--batch-size", "2", "--cpu", "--threads", "1"]

@@ -176,7 +176,7 @@ def test_other_code_or_other_images_are_refused_until_the_run_is_finished(make, 
     with pytest.raises(KeyboardInterrupt):
         compare(config, StopAt("static", 3))
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["convary.train.compare"], "code", lambda: "other")
+        patch.setattr(sys.modules["convary.train.comparison"], "code", lambda: "other")
         with pytest.raises(ConfigError, match=r"begun with other code of convary \(\w{16} there, other here\)"):
             compare(config)
     with monkeypatch.context() as patch:
@@ -184,5 +184,5 @@ def test_other_code_or_other_images_are_refused_until_the_run_is_finished(make, 
         with pytest.raises(ConfigError, match="begun with other images"):
             compare(config)
     results = compare(config)
-    monkeypatch.setattr(sys.modules["convary.train.compare"], "code", lambda: "other")
+    monkeypatch.setattr(sys.modules["convary.train.comparison"], "code", lambda: "other")
     assert compare(config) == results

@@ -5,26 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from convary._cli.console import is_first, link, resumable, run_console
-from convary._cli.parse import parse
+from convary._cli.parse import parse, wants_help
 from convary.extras import require
+from convary.train.config import CompareConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 REPORT, RESULTS = "report.html", "results.json"
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse, train and measure, write the report, print the table."""
-    require("convary compare", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib", "jinja2")
-    from convary._cli.progress import LiveProgress
-    from convary.train import CompareConfig, compare
-
+    if not wants_help(argv):
+        require("convary compare", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib", "jinja2")
     config = parse(CompareConfig, argv, "convary compare")
+    from convary._cli.progress import LiveProgress
+    from convary.train import compare
+
     console = run_console()
     with resumable(config, config.out):
         with LiveProgress(console) as progress:
@@ -46,6 +48,9 @@ def _finish(results: dict[str, Any], out: Path, console: Console) -> None:
 
 def results_table(results: dict[str, Any]) -> Table:
     """The comparison as a table for the terminal: one row per method."""
+    from rich.markup import escape
+    from rich.table import Table
+
     from convary.report import headline
 
     batches = [entry["batch"] for entry in results["methods"][0]["latency"]]

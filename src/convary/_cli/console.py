@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from convary.train.run_config import RunConfig
 
 
@@ -24,11 +23,36 @@ def is_first() -> bool:
 
 def run_console() -> Console:
     """The console of a run; the first process alone says something."""
+    from rich.console import Console
+
     return Console(highlight=False, quiet=not is_first(), width=None if sys.stdout.isatty() else 110)
+
+
+@contextlib.contextmanager
+def stages(console: Console | None = None) -> Iterator[Callable[[str], None]]:
+    """Say what a command is at while it has nothing to print yet: a line in a terminal, nothing elsewhere.
+
+    Args:
+        console: Where to; by default the standard output.
+
+    Yields:
+        What is called with the name of each stage.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console() if console is None else console
+    if not console.is_terminal:
+        yield lambda stage: None
+        return
+    with console.status("starting") as status:
+        yield lambda stage: status.update(escape(stage))
 
 
 def link(path: Path) -> str:
     """The path; a terminal that knows links opens it on a click."""
+    from rich.markup import escape
+
     return f"[link={path.resolve().as_uri()}]{escape(str(path))}[/link]"
 
 

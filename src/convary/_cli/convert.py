@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convary._cli.console import stages
 from convary._cli.options import parse_with_method
 
 if TYPE_CHECKING:
@@ -42,16 +43,24 @@ def run(argv: Sequence[str]) -> int:
     """Parse, load, convert, write, print."""
     flags, config = parse_with_method(Convert, argv, "convary convert")
 
-    import torch
+    with stages() as tell:
+        tell("loading torch")
+        import torch
 
-    import convary
-    from convary.models import save
-    from convary.selector import selector
+        import convary
+        from convary.models import save
+        from convary.selector import selector
 
-    chosen = selector(flags.where, config)
-    torch.manual_seed(flags.seed)
-    plan = convary.plan(network(flags.model, flags.weights).eval(), config, chosen, noise=flags.noise)
-    save(flags.out, flags.model, plan.apply())
+        chosen = selector(flags.where, config)
+        torch.manual_seed(flags.seed)
+        tell(f"building {flags.model}, weights {flags.weights}")
+        static = network(flags.model, flags.weights).eval()
+        tell(f"planning {config.title}")
+        plan = convary.plan(static, config, chosen, noise=flags.noise)
+        tell(f"converting {len(plan.converted)} layers")
+        dynamic = plan.apply()
+        tell(f"writing {flags.out}")
+        save(flags.out, flags.model, dynamic)
     print(plan.summary)
     print(f"wrote {flags.out}; read it with convary.models.restore({str(flags.out)!r})")
     return 0

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from tyro.conf import Positional
 
+from convary._cli.console import stages
 from convary._cli.parse import parse
+from convary.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from convary.train import Evaluation
 
 
@@ -36,9 +37,17 @@ class Eval:
 def run(argv: Sequence[str]) -> int:
     """Parse, evaluate, print."""
     flags = parse(Eval, argv, "convary eval")
-    from convary.train import evaluate
+    if flags.batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1; got {flags.batch_size}")
+    with stages() as tell:
+        tell("loading torch")
+        from convary.train import evaluate
 
-    found = evaluate(flags.checkpoint, flags.data, root=flags.root, batch_size=flags.batch_size)
+        tell(f"evaluating {flags.checkpoint}")
+        found = evaluate(flags.checkpoint, flags.data, root=flags.root, batch_size=flags.batch_size)
+    from rich.console import Console
+    from rich.markup import escape
+
     console = Console(highlight=False)
     console.print(f"{escape(f'{found.model}, {found.method}, on {found.data}')} ({found.images:,} test images)")
     console.print(f"top-1 [bold]{found.top1:.2f} %[/bold], loss {found.loss:.4f}\n")
@@ -47,6 +56,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _table(found: Evaluation) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(box=None, padding=(0, 3, 0, 0))
     table.add_column("class")
     table.add_column("images", justify="right")

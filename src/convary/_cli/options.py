@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tyro.conf import OmitArgPrefixes
 
 from convary._cli.parse import parse
-from convary.methods import MethodConfig, method
+
+if TYPE_CHECKING:
+    from convary.methods import MethodConfig
 
 Flags = TypeVar("Flags")
 
@@ -26,6 +28,8 @@ def parse_with_method(flags: type[Flags], argv: Sequence[str], prog: str) -> tup
     if name is None:
         parse(flags, argv, prog)  # shows the help, or says that --method is missing
         raise SystemExit(0)
+    from convary.methods import method
+
     both = parse(_with_options(flags, type(method(name))), argv, prog, description="")
     return both.own, both.config
 

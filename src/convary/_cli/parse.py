@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from convary._cli.help import REGISTRY, examples
 from convary.errors import ConfigError, nearest
 
 Flags = TypeVar("Flags")
@@ -34,11 +35,17 @@ def parse(flags: type[Flags], argv: Sequence[str], prog: str, *, description: st
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(flags, args=list(argv), prog=prog, description=description)
+            return tyro.cli(flags, args=list(argv), prog=prog, description=description, registry=REGISTRY)
     except SystemExit as stop:
         if not stop.code:
+            print(examples(prog))
             raise
         raise ConfigError(f"{_one_line(told.getvalue())}; see {prog} --help") from stop
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    """Whether the arguments ask for the help, which needs no extras."""
+    return not {"-h", "--help"}.isdisjoint(argv)
 
 
 def _check_names(flags: Any, argv: Iterable[str], prog: str) -> None:
@@ -61,8 +68,10 @@ def _one_line(panel: str) -> str:
     body: list[str] = []
     for line in panel.strip().splitlines()[1:]:
         text = line.strip("│╭╮╰╯")
-        if re.fullmatch("─+", text.strip()):
-            break
+        if re.fullmatch("[─-]+", text.strip()):  # of dashes where the output has no other line
+            if body:
+                break
+            continue
         if not text.startswith(" " * 8):  # deeper down stands the help of a missing flag
             body.append(text)
     message = re.sub(r"\s+", " ", " ".join(body)).strip(" .")

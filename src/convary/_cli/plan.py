@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from convary._cli.console import stages
 from convary._cli.options import parse_with_method
+from convary.errors import ConfigError
 
 SMALL_IMAGES = {
     "mobilenet_v2_tiny": (1, 28, 28), "convnet_nano": (3, 32, 32), "resnet20": (3, 32, 32), "one_conv": (1, 16, 16),
@@ -39,20 +41,30 @@ class Plan:
 def run(argv: Sequence[str]) -> int:
     """Parse, plan, print."""
     wanted, config = parse_with_method(Plan, argv, "convary plan")
+    numbers = [("classes", wanted.classes), *(("shape", side) for side in wanted.shape or ())]
+    for name, value in numbers:
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1; got {value}")
 
-    import torch
+    with stages() as tell:
+        tell("loading torch")
+        import torch
 
-    import convary
-    from convary.models import build, create
-    from convary.models.registry import split_width
-    from convary.selector import selector
+        import convary
+        from convary.models import build, create
+        from convary.models.registry import split_width
+        from convary.selector import selector
 
-    plain, _ = split_width(wanted.model)
-    shape = wanted.shape or SMALL_IMAGES.get(plain, (3, 224, 224))
-    if wanted.classes is None and plain not in SMALL_IMAGES and shape[0] == 3 and plain == wanted.model:
-        model = create(wanted.model)
-    else:
-        model = build(wanted.model, wanted.classes or SMALL_CLASSES, shape[0], shape[1:])
-    chosen = selector(wanted.where, config)
-    print(convary.plan(model, config, chosen, upcycle=wanted.init == "upcycle", example=torch.zeros(1, *shape)))
+        plain, _ = split_width(wanted.model)
+        shape = wanted.shape or SMALL_IMAGES.get(plain, (3, 224, 224))
+        tell(f"building {wanted.model}")
+        if wanted.classes is None and plain not in SMALL_IMAGES and shape[0] == 3 and plain == wanted.model:
+            model = create(wanted.model)
+        else:
+            model = build(wanted.model, wanted.classes or SMALL_CLASSES, shape[0], shape[1:])
+        chosen = selector(wanted.where, config)
+        tell(f"planning {config.title}")
+        example = torch.zeros(1, *shape)
+        plan = convary.plan(model, config, chosen, upcycle=wanted.init == "upcycle", example=example)
+    print(plan)
     return 0

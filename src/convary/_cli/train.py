@@ -6,30 +6,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from convary._cli.console import link, resumable, run_console
 from convary._cli.parse import parse
 from convary.errors import ConfigError, nearest
 from convary.extras import require
+from convary.systems import SYSTEMS, config_of
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from convary.train.system import SystemConfig
 
 
 def run(argv: Sequence[str]) -> int:
     """Find the system, parse its flags, train, print the scores."""
-    require("convary train", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib")
-    from convary.systems import SYSTEMS
-
-    by_name = {config.name: config for config in SYSTEMS}
     if not argv or argv[0] in ("-h", "--help"):
-        print(_help(by_name))
+        print(_help())
         return 0
     name, *rest = argv
-    if name not in by_name:
-        raise ConfigError(f"there is no system {name!r}; choose from {', '.join(by_name)}{nearest(name, by_name)}")
-    config = parse(by_name[name], rest, f"convary train {name}")
+    if name not in SYSTEMS:
+        raise ConfigError(f"there is no system {name!r}; choose from {', '.join(SYSTEMS)}{nearest(name, SYSTEMS)}")
+    require("convary train", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib")
+    config = parse(config_of(name), rest, f"convary train {name}")
 
     from convary._cli.progress import LiveProgress
     from convary.train.fit import fit
@@ -41,9 +39,9 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _help(by_name: dict[str, type[SystemConfig]]) -> str:
-    width = max(map(len, by_name), default=0)
-    systems = "\n".join(f"  {name:<{width}}  {config.title}" for name, config in by_name.items())
+def _help() -> str:
+    width = max(map(len, SYSTEMS))
+    systems = "\n".join(f"  {name:<{width}}  {title}" for name, (title, *_) in SYSTEMS.items())
     return (
         "usage: convary train SYSTEM [FLAGS]\n\n"
         "Train one of the published systems whose kernels are generated; an interrupted training is resumed.\n\n"

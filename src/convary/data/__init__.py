@@ -3,25 +3,12 @@
 
 from __future__ import annotations
 
-from convary.extras import require
+from typing import TYPE_CHECKING
 
-require("convary.data", "vision", "torchvision", "PIL", "numpy")
+from convary.lazy import public_names
 
-from convary.data.augment import augment, derive_seed, epoch_order, generator  # noqa: E402  (after the check above)
-from convary.data.dataset import DataSet, Split, TensorSplit, balanced  # noqa: E402
-from convary.data.sets import NAMES, default_root, fetch, load  # noqa: E402
-
-__all__ = [
-    "NAMES",
-    "DataSet",
-    "Split",
-    "TensorSplit",
-    "augment",
-    "balanced",
-    "default_root",
-    "derive_seed",
-    "epoch_order",
-    "fetch",
-    "generator",
-    "load",
-]
+if TYPE_CHECKING:
+    from convary.data._names import *  # noqa: F403
+    from convary.data._names import __all__ as __all__
+else:
+    __getattr__, __dir__ = public_names(__name__)

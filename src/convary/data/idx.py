@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from convary.data.cards import FASHION_LICENSE, PARTS, find_idx
 from convary.data.dataset import DataSet, TensorSplit
 from convary.errors import DataError
 
@@ -19,7 +20,6 @@ FASHION_CLASSES = (
 )  # fmt: skip
 FASHION_MEAN, FASHION_STD = (0.2860,), (0.3530,)
 FASHION_SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
-FASHION_LICENSE = "MIT (2017 Zalando SE)"
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
 
 
@@ -48,13 +48,6 @@ def read_idx(path: Path) -> Tensor:
     return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).reshape(shape)
 
 
-def find_idx(root: Path, stem: str) -> Path | None:
-    """The file ``stem`` under ``root``: torchvision's layout or the files themselves, plain or gzipped."""
-    folders = (root / "FashionMNIST" / "raw", root)
-    candidates = (folder / f"{stem}{suffix}" for folder in folders for suffix in ("", ".gz"))
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def load_fashion(root: Path) -> DataSet:
     """Full Fashion-MNIST, 60,000 + 10,000 images of 28x28.
 
@@ -65,7 +58,7 @@ def load_fashion(root: Path) -> DataSet:
         DataError: a file is missing or broken.
     """
     parts = []
-    for part in ("train", "t10k"):
+    for part in PARTS:
         images, labels = (find_idx(root, f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
         if images is None or labels is None:
             raise DataError(

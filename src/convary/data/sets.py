@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from urllib.error import URLError
 
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
+from convary.data.cards import default_root
 from convary.data.cifar import load_cifar
 from convary.data.conditions import load_conditions
 from convary.data.control import load_control
@@ -29,11 +29,6 @@ LOADERS = {
 DOWNLOADS = {"fashion-mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
 NAMES = (*LOADERS, "folder:PATH")
 FOLDER_SIZE = 64
-
-
-def default_root() -> Path:
-    """The data root where none is given: ``$CONVARY_DATA``, or a folder in the user's cache."""
-    return Path(os.environ.get("CONVARY_DATA") or Path.home() / ".cache" / "convary")
 
 
 def load(

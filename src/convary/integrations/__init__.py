@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from convary import hosts
+from convary.hosts import expect
 
-hosts.expect("timm.models._manipulate", "convary.integrations.reparameterize")
-hosts.expect("torchinfo", "convary.integrations.counters")
-hosts.expect("transformers.modeling_utils", "convary.integrations.transformers")
-hosts.expect("huggingface_hub.hub_mixin", "convary.integrations.huggingface_hub")
-hosts.expect("ultralytics.nn.tasks", "convary.integrations.ultralytics")
+expect("timm.models._manipulate", "convary.integrations.reparameterize")
+expect("torchinfo", "convary.integrations.counters")
+expect("transformers.modeling_utils", "convary.integrations.transformers")
+expect("huggingface_hub.hub_mixin", "convary.integrations.huggingface_hub")
+expect("ultralytics.nn.tasks", "convary.integrations.ultralytics")
 
 _MODULES = ("counters", "huggingface_hub", "lightning", "timm", "transformers", "ultralytics")
 

@@ -34,7 +34,7 @@ class CondConv(BankConfig):
     Attributes:
         experts: K.
         activation: "sigmoid" as published, or "softmax" (the paper's ablation: 1.5 points worse).
-        router: "layer": every layer routes on its own input. "block": the router is given from outside; ``convert``
+        router: "layer": every layer routes on its own input. "block": the router is given from outside; convert
             puts one on each block's input, as in the authors' EfficientNet, and a layer of a block has none.
     """
 

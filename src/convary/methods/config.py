@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -39,6 +39,13 @@ class MethodConfig:
     version: ClassVar[int] = 1
     upcycles: ClassVar[bool] = True  # whether its layers can start as what a trained layer computes
 
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **options: Any) -> MethodConfig:
+            """Look for options that there are not before Python does, which knows no nearest name."""
+            cls._check_names(options)
+            return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Check every field against its annotation; subclasses add what they know.
 
@@ -58,13 +65,16 @@ class MethodConfig:
         Raises:
             ConfigError: an unknown option, with the nearest name.
         """
+        return cls(**options)
+
+    @classmethod
+    def _check_names(cls, options: Iterable[str]) -> None:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
                 raise ConfigError(
                     f"{cls.title} has no option {name!r}; it has {', '.join(known)}{nearest(name, known)}"
                 )
-        return cls(**options)
 
     @property
     def promise(self) -> float:

@@ -41,8 +41,8 @@ class DCD(MethodConfig):
     """Options of DCD.
 
     Attributes:
-        latent: How wide the latent space is, and what is pooled; see ``sizes``. "pointwise" as released for
-            MobileNetV2, "basic" and "bottleneck" for the blocks of ResNets. "auto": ``convert`` takes the one of the
+        latent: How wide the latent space is, and what is pooled; see sizes. "pointwise" as released for
+            MobileNetV2, "basic" and "bottleneck" for the blocks of ResNets. "auto": convert takes the one of the
             layer's block; a layer on its own is "pointwise".
         squeeze: Width of z: of max(pooled inputs, latent ** 2) one part in so many; 16 is published, and 8 for
             MobileNetV2 0.5.

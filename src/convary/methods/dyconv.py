@@ -39,7 +39,7 @@ class DyConv(BankConfig):
         experts: K; accuracy stops rising past 4 (Table 5).
         reduction: The router has C // reduction hidden units.
         activation: "softmax" as published, or "sigmoid" (the paper's ablation).
-        temperature: Start value; ``convary.anneal`` changes it.
+        temperature: Start value; convary.anneal changes it.
         extra_hidden: Hidden units added to C // reduction.
         hidden_bias: Whether the router's first layer has a bias.
     """

@@ -59,17 +59,17 @@ class FDConv(MethodConfig):
         local: Whether there is the dense modulation a_l.
         bands: Where the bands of x end, from high to low, each as a part of the highest frequency: 2 for one half.
             Empty for none. A kernel of one position never has any.
-        band_activation: Of their gates, all 1 at logits of zero: "sigmoid" is ``2 sigmoid``, "tanh" ``1 + tanh``.
+        band_activation: Of their gates, all 1 at logits of zero: "sigmoid" is 2 sigmoid, "tanh" 1 + tanh.
         lowest_band: Whether what is below all of the bands has a gate too.
         param_ratio: R, spectra per layer, each with K groups; R K is 256 at most.
         param_reduction: Below 1, the part of the frequencies that is kept, from the lowest. A trained network's weights
             can't be taken over then.
-        kernel_attention_only: Whether a_w is the only global attention; a_l is there too unless ``local=False``.
-        activation: Of the global attentions, all 1 (a_w: 1/K) at logits of zero: "sigmoid" is ``2 sigmoid``, "tanh"
-            ``1 + tanh``; "softmax" is for a_w alone.
+        kernel_attention_only: Whether a_w is the only global attention; a_l is there too unless local=False.
+        activation: Of the global attentions, all 1 (a_w: 1/K) at logits of zero: "sigmoid" is 2 sigmoid, "tanh"
+            1 + tanh; "softmax" is for a_w alone.
         local_activation: Of a_l.
         temperature: Divides the logits of a_c, a_f and a_s; a constant, as released.
-        kernel_temperature: Divides those of a_w; None: ``temperature`` does.
+        kernel_temperature: Divides those of a_w; None: temperature does.
     """
 
     name: ClassVar[str] = "fdconv"

@@ -54,7 +54,7 @@ class KernelWarehouse(MethodConfig):
         reduction: The hidden width is max(int(C / reduction), min_hidden).
         min_hidden: See reduction.
         norm: Of the hidden vector: "batch", or "layer", which ConvNeXt has; the linear layer before it has a bias then.
-        temperature: tau; ``convary.anneal`` takes it from 1 to 0.
+        temperature: tau; convary.anneal takes it from 1 to 0.
     """
 
     name: ClassVar[str] = "kernelwarehouse"

@@ -46,7 +46,7 @@ class ODConv(BankConfig):
             and the kernel attention where experts is 1.
         sharing: "shared": one channel, filter and tap attention for all kernels, as released. "per_kernel": one each.
         kernel_activation: "softmax" as published, or "sigmoid".
-        temperature: Start value; ``convary.anneal`` changes it.
+        temperature: Start value; convary.anneal changes it.
         norm: "batch" as published, "layer" or "none".
     """
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +56,7 @@ def build(
         elif source == "timm" and inner:
             model = _timm(inner, num_classes, in_channels)
         else:
-            raise ConfigError(f"unknown model {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}")
+            raise ConfigError(f"unknown model {name!r}{_where_it_is(name)}; known: {', '.join(NAMES)}")
     _check(model, name, num_classes, (in_channels, *image_size))
     return model
 
@@ -110,7 +111,16 @@ def create(name: str, *, pretrained: bool = False) -> nn.Module:
             f"the weights of {name} can't be downloaded: {reason}; give a file's instead (on the command line "
             "--weights FILE), or untrained ones (--weights random)"
         ) from error
-    raise ConfigError(f"want torchvision:NAME or timm:NAME; got {name!r}{nearest(name, NAMES)}")
+    raise ConfigError(f"want torchvision:NAME or timm:NAME; got {name!r}{_where_it_is(name)}")
+
+
+def _where_it_is(name: str) -> str:
+    """A suggestion to append to an error message: the library that has a network of that name, or the nearest name."""
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return f"; torchvision has it: torchvision:{name}"
+    if importlib.util.find_spec("timm") is not None and importlib.import_module("timm").is_model(name):
+        return f"; timm has it: timm:{name}"
+    return nearest(name, NAMES)
 
 
 def _check_torchvision(name: str) -> None:

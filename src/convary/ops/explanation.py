@@ -54,7 +54,7 @@ class Explanation:
             f"{self.op}: {self.problem}",
             f"{'':2}{'strategy':<10}{'est. ms':>10}{'MMACs':>12}{'MB moved':>11}  note",
         ]
-        for row in self.rows:
+        for row in sorted(self.rows, key=lambda row: not row.chosen):
             mark = "> " if row.chosen else "  "
             note = "chosen" if row.chosen else row.reason or ""
             time = "-" if row.reason else f"{row.milliseconds:.3f}"

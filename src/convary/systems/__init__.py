@@ -1,24 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole systems as they were published: network, data, loss, scores. ``convary train NAME`` trains them."""
+"""Whole systems as they were published: network, data, loss, scores. ``convary train NAME`` trains them.
+
+``SYSTEMS`` lists them without importing any.
+"""
 
 from __future__ import annotations
 
-from convary.systems.condinst import CondInstConfig, CondInstPublishedConfig
-from convary.systems.dfn_moving_mnist import DFNMovingMNISTConfig
-from convary.systems.dfn_steerable import DFNSteerableConfig
-from convary.systems.dfn_video import DFNVideoConfig
-from convary.systems.dmnet import DMNetConfig, DMNetPublishedConfig
-from convary.systems.hdfnet import HDFNetConfig, HDFNetPublishedConfig
-from convary.train.system import SystemConfig
+import importlib
+from typing import TYPE_CHECKING
 
-SYSTEMS: tuple[type[SystemConfig], ...] = (
-    DFNMovingMNISTConfig,
-    DFNVideoConfig,
-    DFNSteerableConfig,
-    DMNetConfig,
-    DMNetPublishedConfig,
-    HDFNetConfig,
-    HDFNetPublishedConfig,
-    CondInstConfig,
-    CondInstPublishedConfig,
-)
+if TYPE_CHECKING:
+    from convary.train.system import SystemConfig
+
+# Name, title, and where the config is.
+SYSTEMS = {
+    "dfn-moving-mnist": ("Dynamic Filter Network, Moving MNIST", "dfn_moving_mnist", "DFNMovingMNISTConfig"),
+    "dfn-video": ("Dynamic Filter Network, next frame of a video", "dfn_video", "DFNVideoConfig"),
+    "dfn-steerable": ("Dynamic Filter Network, steerable filters", "dfn_steerable", "DFNSteerableConfig"),
+    "dmnet": ("DMNet, semantic segmentation", "dmnet", "DMNetConfig"),
+    "dmnet-published": ("DMNet, published setting", "dmnet", "DMNetPublishedConfig"),
+    "hdfnet": ("HDFNet, salient objects in RGB-D", "hdfnet", "HDFNetConfig"),
+    "hdfnet-published": ("HDFNet, published setting", "hdfnet", "HDFNetPublishedConfig"),
+    "condinst": ("CondInst, instance segmentation", "condinst", "CondInstConfig"),
+    "condinst-published": ("CondInst, published setting", "condinst", "CondInstPublishedConfig"),
+}
+
+
+def config_of(name: str) -> type[SystemConfig]:
+    """The config class of a system of ``SYSTEMS``; imports that system alone."""
+    _, module, kind = SYSTEMS[name]
+    return getattr(importlib.import_module(f"convary.systems.{module}"), kind)

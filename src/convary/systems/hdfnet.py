@@ -33,7 +33,7 @@ _PICTURED = 4  # photographs in the picture
 
 @dataclass(frozen=True, kw_only=True)
 class HDFNetConfig(SystemConfig):
-    """HDFNet on one RGB-D photograph, small enough for a CPU; ``--data`` trains on a folder of RGB, depth and GT."""
+    """HDFNet on one RGB-D photograph, small enough for a CPU; --data trains on a folder of RGB, depth and GT."""
 
     name: ClassVar[str] = "hdfnet"
     title: ClassVar[str] = "HDFNet, salient objects in RGB-D"

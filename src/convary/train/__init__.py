@@ -3,24 +3,12 @@
 
 from __future__ import annotations
 
-from convary.extras import require
+from typing import TYPE_CHECKING
 
-require("convary.train", "train", "accelerate", "torchmetrics")
+from convary.lazy import public_names
 
-from convary.train.checkpoint import load_model, read_checkpoint  # noqa: E402  (after the check above)
-from convary.train.compare import compare  # noqa: E402
-from convary.train.config import CompareConfig  # noqa: E402
-from convary.train.evaluation import Evaluation, evaluate  # noqa: E402
-from convary.train.progress import Progress, RunInfo, StepInfo  # noqa: E402
-
-__all__ = [
-    "CompareConfig",
-    "Evaluation",
-    "Progress",
-    "RunInfo",
-    "StepInfo",
-    "compare",
-    "evaluate",
-    "load_model",
-    "read_checkpoint",
-]
+if TYPE_CHECKING:
+    from convary.train._names import *  # noqa: F403
+    from convary.train._names import __all__ as __all__
+else:
+    __getattr__, __dir__ = public_names(__name__)

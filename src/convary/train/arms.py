@@ -21,7 +21,6 @@ from convary.models.registry import split_width
 from convary.train.checkpoint import Architecture, read_checkpoint
 
 STATIC = "static"
-METHOD_NAMES = (STATIC, *(config.name for config in METHODS))
 KNOWN = {config.name: config for config in (*METHODS, *COMPARATORS)}
 AXES = ("macs", "params")
 INITS = ("paper", "neutral", "upcycle")

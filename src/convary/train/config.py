@@ -6,13 +6,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from convary.catalogue import METHOD_NAMES
 from convary.errors import ConfigError
-from convary.methods import METHODS
-from convary.selector import selector
-from convary.train.arms import METHOD_NAMES, Arm, read_arm
 from convary.train.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from convary.train.arms import Arm
 
 Init = Literal["paper", "neutral", "upcycle"]
 
@@ -32,7 +33,7 @@ class CompareConfig(RunConfig):
     """mobilenet_v2_tiny, convnet_nano (3,332 parameters), resnet20, one_conv, torchvision:NAME or timm:NAME;
     convnet_nano@1.25 is 1.25 times as wide."""
 
-    methods: tuple[str, ...] = METHOD_NAMES
+    methods: tuple[str, ...] = ("static", *METHOD_NAMES)
     """What to train: static and any of the methods, in the order of the report. odconv:experts=2,sharing=per_kernel is
     a method with options of its own, odconv:init=neutral one with another start than the others. static@1.25 is a
     static network 1.25 times as wide, static@macs:odconv (or static@params:odconv) one as expensive as the network of
@@ -164,6 +165,9 @@ class CompareConfig(RunConfig):
                 f"{arm.name} cannot start from the static network of {self.start}; start wants init=upcycle, methods "
                 "and static itself"
             )
+        from convary.methods import METHODS
+        from convary.selector import selector
+
         selector(self.where, arm.method if arm.is_dynamic and arm.method else METHODS[0]())
 
     def arms(self) -> dict[str, Arm]:
@@ -173,6 +177,8 @@ class CompareConfig(RunConfig):
             ConfigError: an unknown arm, one with options that its method does not take, or one as expensive as a
                 method that is not trained.
         """
+        from convary.train.arms import read_arm
+
         arms = {name: read_arm(name) for name in self.methods}
         for arm in arms.values():
             if arm.like and arm.like not in arms:

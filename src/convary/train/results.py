@@ -85,7 +85,7 @@ class Bench:
         return _timing(name, measure.latency(model, self.static, x, self.config.measure_seconds))
 
     def _step(self, name: str, model: nn.Module) -> dict[str, float]:
-        x, y = self._images(self.config.batch_size)
+        x, y = self._images(min(self.config.batch_size, len(self.dataset.train.labels)))
         timing = measure.training_step(model, self.static, x, y, self.config, self.config.measure_seconds)
         return {"batch": len(x), **_timing(name, timing)}
 

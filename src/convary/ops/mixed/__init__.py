@@ -29,7 +29,7 @@ def mixed_conv(
 
     ``torch.compile`` keeps the native kernels where they can run. ``torch.export`` and ``torch.jit.trace`` record
     torch's own operations, which run anywhere; under ``ops.strategy("native")`` they record
-    ``torch.ops.convary.mixed_conv``, and the program needs ``import convary`` where it is loaded.
+    ``torch.ops.convary.mixed_conv``, and the program needs ``import convary.ops`` where it is loaded.
 
     Contiguous and channels_last x are taken, and y is in x's memory format. The native kernels read and write both as
     they lie; inside a compiled or exported graph they copy channels_last features to the contiguous format and back.
