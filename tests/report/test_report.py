@@ -8,6 +8,7 @@ import json
 import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -61,9 +62,46 @@ def test_the_page_needs_nothing_from_outside(html):
     page = Page(text := html())
     ids = {f"#{name}" for name in page.ids}
     assert all(reference in ids or reference == "data:," for reference in page.references)
-    assert "<script" not in text
+    assert page.open.count("script") == 1
+    assert not re.search(r"<(script|link)[^>]* (src|href)=\"(?!data:)", text)
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
+
+
+def test_the_script_is_small():
+    code = (Path(report.__file__).parent / "templates" / "report.js").read_bytes()
+    assert len(code) < 6200
+    for word in (b"fetch(", b"XMLHttpRequest", b"http", b"eval(", b"innerHTML", b"localStorage"):
+        assert word not in code
+
+
+def test_points_say_network_and_value(html, synthetic):
+    results = synthetic(seeds=2)
+    text = html(results)
+    titles = re.findall(r"<title>([^<]*)</title>", text)
+    odconv = next(method for method in results["methods"] if method["name"] == "odconv")
+    mean = sum(seed["curve"][-1]["test_top1"] for seed in odconv["seeds"]) / 2
+    assert f"ODConv, test top-1 {mean:.2f} % after epoch 3" in titles
+    assert any(title.startswith(f"ODConv: {odconv['top1']['mean']:.2f} ±") for title in titles)
+    layer = odconv["routing"][0]["layer"]
+    assert any(title.startswith(f"ODConv, {layer}: ") and title.endswith("% between classes") for title in titles)
+
+
+def test_every_figure_has_a_name_and_knows_its_networks(html):
+    text = html(methods=("static", "odconv"))
+    assert all(re.search('role="img" aria-label="[^"]', tag) for tag in re.findall("<svg[^>]*>", text))
+    assert (
+        {"static", "odconv"}
+        == set(re.findall('<g data-m="([^"]*)"', text))
+        == set(re.findall('span data-m="([^"]*)"', text))
+    )
+
+
+def test_a_map_has_all_of_its_cells():
+    grid = routing.Grid(row=15, column=10, margin=0, font=0)
+    svg = routing.heat_map([[0.25, 0.75], [0.5, 0.5]], ["a", "<b>"], 0.5, grid, "conv, kernels")
+    assert svg.count(' mark"') == 6  # of the mean and of two classes
+    assert 'data-marks="2"' in svg and "<title>&lt;b&gt;: 0.500  0.500</title>" in svg
 
 
 def test_ids_are_unique_over_all_figures(html):

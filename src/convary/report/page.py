@@ -11,9 +11,21 @@ from typing import Any
 from convary.files import write_whole
 from convary.report import figures, tables
 from convary.report.diagnosis import picture as picture_of_layers
+from convary.report.inline import inline_svg
 from convary.report.routing import MOST_CLASSES, routing_sections
 from convary.report.schema import check
-from convary.report.style import css_variables, figure, inline_svg, looks, rc
+from convary.report.style import css_variables, figure, looks, rc
+
+# Anchor, title and template of what the page tells, in order; those without data are left out.
+SECTIONS = [
+    ("results", "Results", "results.html"),
+    ("cost", "What accuracy costs", "cost.html"),
+    ("curves", "Learning curves", "curves.html"),
+    ("routing", "Routing", "routing.html"),
+    ("diagnosis", "Diagnosis", "diagnosis.html"),
+    ("correlation", "Kernel correlation", "correlation.html"),
+    ("run", "What was run", "run.html"),
+]
 
 
 def write(results: dict[str, Any], path: str | Path) -> None:
@@ -69,18 +81,24 @@ def page(results: dict[str, Any]) -> str:
         loader=jinja2.PackageLoader("convary.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["look"] = look
+    routing, diagnosed = routing_sections(methods, results["data"]["classes"]), _diagnosed(methods)
     return environment.get_template("report.html").render(
         results=results,
+        version=results["machine"]["convary"],
         css_variables=css_variables(),
+        sections=[
+            section for section in SECTIONS if {"routing": routing, "diagnosis": diagnosed}.get(section[0], True)
+        ],
         rows=tables.headline(results),
         summary=tables.summary(results),
         caveats=tables.caveats(results),
         facts=tables.facts(results),
         batches=_batches(methods),
         figures=_figures(methods, look),
-        diagnosed=_diagnosed(methods),
-        routing=routing_sections(methods, results["data"]["classes"]),
+        diagnosed=diagnosed,
+        routing=routing,
         most_classes=MOST_CLASSES,
+        names=[method["name"] for method in methods],
         titles={method["name"]: method["title"] for method in methods},
         annealed=[method["title"] for method in methods if _annealed(method)],
         cooling=any(figures.cooling(method) for method in methods),

@@ -32,6 +32,7 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
         "top1": f"{method['top1']['mean']:.2f}",
         "std": None if method["top1"]["std"] is None else f"± {method['top1']['std']:.2f}",
         "gain": None,
+        "sort_gain": "",
         "interval": None,
         "wins": None,
         "params": f"{method['params'] / 1e6:.{digits['params']}f}",
@@ -41,7 +42,7 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
         "step": _ratio(method["step"], is_static),
     }
     if static is not None and not is_static:
-        row["gain"] = signed(_gap(method, static))
+        row["gain"], row["sort_gain"] = signed(_gap(method, static)), _gap(method, static)
         row["interval"], row["wins"] = _interval(method), _wins(method)
         row["params_ratio"] = f"{method['params'] / static['params']:.2f}×"
     return row
