@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables in plain text."""
+"""Tables and durations in plain text."""
 
 from __future__ import annotations
 
@@ -16,3 +16,16 @@ def columns(lines: Iterable[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return ["  ".join(cells).rstrip() for cells in padded]
+
+
+def spell(seconds: float) -> str:
+    """A duration in its two largest units.
+
+    >>> [spell(value) for value in (8.3, 75, 7260)]
+    ['8.3 s', '1 min 15 s', '2 h 1 min']
+    """
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -159,3 +159,81 @@ def test_everything_is_there_without_script(chromium, path, results):
     for method in results["methods"]:
         assert f"{method['top1']['mean']:.2f}" in text
     assert "Enlarge" not in text
+
+
+def test_the_slider_chooses_a_temperature(page):
+    steps = "[...document.querySelector('.temperatures').querySelectorAll('[data-t]')]"
+    shown = steps + ".filter(step => step.offsetHeight).map(step => step.dataset.t)"
+    assert page.run(shown) == ["1"]
+    page.run("document.querySelector('.temperatures input').focus()")
+    page.press("ArrowLeft")
+    assert page.run(shown) == ["5.48"]
+    page.press("ArrowLeft")
+    page.press("ArrowLeft")
+    assert page.run(shown) == ["30"]
+    assert page.run("document.querySelector('.temperatures output').textContent") == "30"
+
+
+def test_without_script_three_temperatures_are_there(chromium, path):
+    chromium.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        chromium.open(path)
+        text = chromium.run("document.querySelector('.temperatures').innerText")
+    finally:
+        chromium.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert [f"Temperature {t}" in text for t in ("30", "5.48", "1")] == [True] * 3
+
+
+def test_an_image_says_its_share(page, results):
+    page.hover(".experts .pic")
+    entry = results["methods"][1]["experts"]
+    chosen = max(entry, key=lambda e: _variation(results["methods"][1], e["layer"]))
+    index, share = chosen["images"][0][0], chosen["shares"][0][0]
+    assert f"test image {index}: {100 * share:.0f} % of the mixture is expert 1" in page.run(TIP)
+
+
+def _variation(method, name):
+    return next(layer["variation"] for layer in method["diagnosis"]["layers"] if layer["layer"] == name)
+
+
+# Pixels of the smallest letters that are to be read, whatever scales them.
+SMALLEST = """(() => {
+  const sizes = [];
+  for (const walk = document.createTreeWalker(document.querySelector("body"), NodeFilter.SHOW_TEXT); walk.nextNode();) {
+    const parent = walk.currentNode.parentElement;
+    const text = walk.currentNode.data.trim();
+    if (!text || !parent.getClientRects().length || parent.closest("script, style, title, .glyph")) continue;
+    const matrix = parent.getScreenCTM ? parent.getScreenCTM() : null;
+    const scale = matrix ? Math.hypot(matrix.a, matrix.b) : 1;
+    sizes.push([scale * parseFloat(getComputedStyle(parent).fontSize), text]);
+  }
+  return sizes.sort((a, b) => a[0] - b[0])[0];
+})()"""
+
+
+def test_a_phone_shows_legible_text_and_nothing_too_wide(page, path):
+    page.open(path, 390, 844)
+    assert page.run("document.documentElement.scrollWidth") == 390
+    size, text = page.run(SMALLEST)
+    assert size >= 9, text
+    page.run("document.querySelector('.headline').parentNode.scrollLeft = 400")
+    left = "document.querySelector('.headline tbody th').getBoundingClientRect().left"
+    assert 0 <= page.run(left) <= 18, "the first column stays"
+    assert page.run("getComputedStyle(document.querySelector('.sideways')).display") == "block"
+
+
+# What a sheet would cut: parts that reach beyond its right edge.
+CUT = """[...document.querySelectorAll("main *, header *")].filter(part => part.getClientRects().length &&
+  part.getBoundingClientRect().right > innerWidth + 1).map(part => part.outerHTML.slice(0, 90)).slice(0, 5)"""
+
+
+def test_paper_is_a4_and_nothing_is_cut(page, path):
+    assert b"/MediaBox [0 0 594.95996 841.91998]" in page.pdf()
+    page.open(path, 703, 1000, media="print")  # 210 mm less two margins of 12
+    page.run("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    assert page.run(CUT) == []
+    exact = "[...document.querySelectorAll('.ramp, .bar i, .mix')].map(e => getComputedStyle(e).printColorAdjust)"
+    assert set(page.run(exact)) == {"exact"}
+    assert page.run(
+        "[...document.querySelectorAll('h2, h3, h4')].every(h => getComputedStyle(h).breakAfter === 'avoid')"
+    )

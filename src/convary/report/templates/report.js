@@ -3,9 +3,11 @@
 "use strict";
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const on = (node, event, ...how) => node.addEventListener(event, ...how);
+  const set = (node, attributes) => Object.entries(attributes).forEach(([name, value]) => node.setAttribute(name, value));
   const make = (tag, attributes, ...content) => {
     const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    set(node, attributes);
     node.append(...content);
     return node;
   };
@@ -31,9 +33,9 @@
     tip.style.left = `${left}px`;
     tip.style.top = `${box.top - height - 8 < 4 ? box.bottom + 8 : box.top - height - 8}px`;
   };
-  document.addEventListener("pointerover", answer);
-  document.addEventListener("focusin", answer);
-  document.addEventListener("scroll", () => answer({ target: document.activeElement }), true);
+  on(document, "pointerover", answer);
+  on(document, "focusin", answer);
+  on(document, "scroll", () => answer({ target: document.activeElement }), true);
 
   // A figure takes the focus; arrows go through its marks, up and down by data-marks of them.
   for (const figure of all("[data-marks]")) {
@@ -43,11 +45,10 @@
     }
     for (const mark of all("[title]", figure)) {
       mark.dataset.tip = mark.title;
-      mark.removeAttribute("title");
+      mark.title = "";
     }
-    figure.setAttribute("role", "group");
-    figure.setAttribute("tabindex", 0);
-    figure.addEventListener("keydown", (event) => {
+    set(figure, { role: "group", tabindex: 0 });
+    on(figure, "keydown", (event) => {
       const row = Number(figure.dataset.marks) || 1;
       const step = { ArrowRight: 1, ArrowDown: row, ArrowLeft: -1, ArrowUp: -row }[event.key];
       const marks = all(".mark", figure).filter((mark) => mark.getClientRects().length);
@@ -55,9 +56,7 @@
       event.preventDefault();
       const from = marks.indexOf(document.activeElement), at = from < 0 ? 0 : from + step + marks.length;
       const next = marks[at % marks.length];
-      for (const [name, value] of [["tabindex", -1], ["role", "img"], ["aria-label", textOf(next)]]) {
-        next.setAttribute(name, value);
-      }
+      set(next, { tabindex: -1, role: "img", "aria-label": textOf(next) });
       next.focus();
     });
   }
@@ -66,15 +65,15 @@
   for (const table of all("table.sortable")) {
     const heads = all("thead tr:last-child th", table);
     heads.forEach((head, column) => {
-      head.setAttribute("aria-sort", "none");
+      set(head, { "aria-sort": "none" });
       const click = button({}, ...head.childNodes);
       head.append(click);
-      click.addEventListener("click", () => {
+      on(click, "click", () => {
         const value = (row) => row.cells[column].dataset.v || "";
         const rows = [...table.tBodies[0].rows], numbers = !rows.some((row) => Number.isNaN(Number(value(row))));
         const orders = numbers ? ["descending", "ascending"] : ["ascending", "descending"];
         const order = orders[Number(head.getAttribute("aria-sort") === orders[0])];
-        heads.forEach((one) => one.setAttribute("aria-sort", one === head ? order : "none"));
+        heads.forEach((one) => set(one, { "aria-sort": one === head ? order : "none" }));
         rows.sort((a, b) => {
           const x = value(a), y = value(b);
           if (!x || !y) return !x - !y;
@@ -90,28 +89,42 @@
   const keys = all(".legend [data-m]").map((entry) => {
     const name = entry.dataset.m, key = button({ "data-m": name, "aria-pressed": true }, ...entry.childNodes);
     entry.replaceWith(key);
-    key.addEventListener("click", () => {
+    on(key, "click", () => {
       if (!hidden.delete(name)) hidden.add(name);
       const parts = [...hidden].map((one) => `main [data-m=${JSON.stringify(one)}]:not(button)`);
       rules.textContent = parts.length ? `${parts}{display:none!important}` : "";
-      for (const one of keys) one.setAttribute("aria-pressed", !hidden.has(one.dataset.m));
+      for (const one of keys) set(one, { "aria-pressed": !hidden.has(one.dataset.m) });
     });
     return key;
   });
 
+  // Of a network at several temperatures one is shown, and a slider chooses which.
+  for (const group of all(".temperatures")) {
+    const steps = all("[data-t]", group), last = steps.length - 1, said = make("output", {});
+    if (last < 1) continue;
+    const slider = make("input", { type: "range", min: 0, max: last, value: last });
+    const turn = () => {
+      steps.forEach((step, at) => { step.hidden = at !== Number(slider.value); });
+      said.textContent = steps[slider.value].dataset.t;
+      set(slider, { "aria-valuetext": said.textContent });
+    };
+    on(slider, "input", turn);
+    group.prepend(make("label", { class: "slider" }, "Temperature ", slider, said));
+    turn();
+  }
+
   // A figure as large as the window; Escape brings it back.
   const close = button({ class: "zoom" }, "Close"), dialog = make("dialog", { "aria-label": "Enlarged figure" }, close);
   document.body.append(tip, dialog);
-  close.addEventListener("click", () => dialog.close());
+  on(close, "click", () => dialog.close());
   for (const figure of all(".zooms")) {
     const open = button({ class: "zoom" }, "Enlarge"), parts = [...figure.childNodes];
-    const name = figure.querySelector("svg").getAttribute("aria-label");
-    open.setAttribute("aria-label", `Enlarge: ${name}`);
+    set(open, { "aria-label": `Enlarge: ${figure.querySelector("svg").getAttribute("aria-label")}` });
     figure.append(open);
-    open.addEventListener("click", () => {
+    on(open, "click", () => {
       dialog.prepend(...parts);
       dialog.showModal();
-      dialog.addEventListener("close", () => figure.prepend(...parts), { once: true });
+      on(dialog, "close", () => figure.prepend(...parts), { once: true });
     });
   }
 })();
