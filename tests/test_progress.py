@@ -123,5 +123,5 @@ def test_listeners_all_hear_everything():
 
     both = Listeners(Ear(), Ear())
     both.on_step(RUN, STEP)
-    both.on_measure("odconv", "latency", 0, 1)
+    both.on_measure("odconv", "latency", index=0, count=1)
     assert heard == [STEP, STEP]

@@ -5,8 +5,9 @@ import dataclasses
 
 import pytest
 
+from convary._cli.watch import LivePage
 from convary.data import load
-from convary.train import Progress, RunInfo, compare
+from convary.train import Listeners, Progress, RunInfo, compare
 from convary.train.forecast import Forecast, Work, work
 
 RUN = RunInfo(
@@ -66,7 +67,7 @@ def test_what_was_resumed_is_not_counted_as_fast(forecast):
     assert forecast.part == (100 + 150) / 400
 
 
-def test_work_counts_every_step_of_a_comparison(make):
+def test_work_counts_every_step_of_a_comparison_and_a_page_follows(make):
     class Ear(Progress):
         work, steps = None, {}
 
@@ -77,10 +78,11 @@ def test_work_counts_every_step_of_a_comparison(make):
             self.steps[run.name] = self.steps.get(run.name, 0) + run.total_steps
             self.count = getattr(self, "count", 0) + 1
 
-    ear = Ear()
-    compare(
-        make(methods=("static", "dyconv"), model="convnet_nano", where="all & ~first", seeds=2, lr=(0.1, 0.05)), ear
-    )
+    ear, where = Ear(), "all & ~first"
+    config = make(methods=("static", "dyconv"), model="convnet_nano", where=where, seeds=2, lr=(0.1, 0.05))
+    page = config.out.with_name("live.html")
+    compare(config, Listeners(ear, LivePage(config, page)))
+    assert "<h2>Trainings</h2>" in page.read_text()
     assert ear.work.steps == ear.steps
     assert ear.work.trainings == ear.count == 2 * 2 + 2 * 2
     assert all(seconds > 0 for seconds in ear.work.seconds.values())

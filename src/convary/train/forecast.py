@@ -17,6 +17,7 @@ from convary.train.measure import stepper
 from convary.train.progress import RunInfo
 
 _BATCHES = 2  # timed after one that warms up
+_LONG = 0.5  # seconds
 _SURE = 0.02  # part of all work after which what was done says more than the guess
 
 
@@ -69,11 +70,14 @@ def _timed(
 
 
 def _mean(work: Callable[[], object]) -> float:
-    work()
-    start = time.perf_counter()
-    for _ in range(_BATCHES):
+    """Of a few calls after one that warms up; of a long one, that one says enough."""
+    times = []
+    while len(times) <= _BATCHES and not (times and times[0] > _LONG):
+        start = time.perf_counter()
         work()
-    return (time.perf_counter() - start) / _BATCHES
+        times.append(time.perf_counter() - start)
+    rest = times[1:] or times
+    return sum(rest) / len(rest)
 
 
 class Forecast:

@@ -93,6 +93,6 @@ class Listeners(Progress):
             if name.startswith("on_"):
                 setattr(self, name, partial(self._tell, [getattr(listener, name) for listener in listeners]))
 
-    def _tell(self, heard: list[Callable[..., None]], *args: Any) -> None:
+    def _tell(self, heard: list[Callable[..., None]], *args: Any, **named: Any) -> None:
         for hear in heard:
-            hear(*args)
+            hear(*args, **named)
