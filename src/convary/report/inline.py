@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A matplotlib figure inside the page: its colours follow the page, its parts know their network, its points answer.
 
-``belongs`` and ``mark`` are called while a figure is drawn; in a picture file they leave no trace.
+``belongs`` and ``mark`` are called while a figure is drawn; ``anonymous`` removes their traces from a picture file.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ def belongs(name: str, artists: Iterable[Any]) -> None:
 def mark(panel: Axes, name: str, x: Sequence[float], y: Sequence[float], texts: Sequence[str]) -> None:
     """Give points of the network ``name`` a text each, for the pointer and the keyboard."""
     _marks.setdefault(panel.figure, []).append(Marks(panel, name, x, y, texts))
+
+
+def anonymous(drawn: Figure) -> None:
+    """Forget which parts belong to whom: in a file of its own their ids would be there several times."""
+    for artist in drawn.findobj(lambda artist: artist.get_gid() is not None):
+        artist.set_gid(None)
 
 
 def inline_svg(drawn: Figure, label: str, prefix: str) -> str:

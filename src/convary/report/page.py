@@ -11,7 +11,7 @@ from typing import Any
 from convary.files import write_whole
 from convary.report import figures, health, tables
 from convary.report.images import image_sections, symbols
-from convary.report.inline import inline_svg
+from convary.report.inline import anonymous, inline_svg
 from convary.report.network import networks
 from convary.report.render import render
 from convary.report.routing import MOST_CLASSES, routing_sections
@@ -67,6 +67,7 @@ def picture(results: dict[str, Any], path: str | Path) -> None:
         figures.accuracy_against_params(panels[0], methods, look)
         for panel, batch in zip(panels[1:], batches, strict=True):
             figures.accuracy_against_latency(panel, methods, look, batch)
+        anonymous(drawn)
         drawn.set_layout_engine("constrained", wspace=0.08)
         note = textwrap.fill(tables.picture_note(results), 135 if batches else 65)
         drawn.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=figures.MUTED)
