@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 NANO := --cpu --model convnet_nano --where "all & ~first" --batch-size 128 --lr 0.045 --jobs $(JOBS)
 
-.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet study test slow sweep sanitize lint format types arch check docs \
+.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet study test slow sweep browser sanitize lint format types arch check docs \
   benchmarks clean
 
 # First a task made for kernels that depend on the image (of whose single channel DyConv would make one hidden unit), then
@@ -67,6 +67,11 @@ slow: $(CLIENTS_STAMP)
 # What is left out of the slow tests: the rest of timm's families.
 sweep: $(STAMP)
 	$(PYTEST) -m sweep $(ARGS)
+
+# The report in a headless Chromium, judged by axe.
+browser: $(STAMP)
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/node axe-core@4.14.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/report/test_browser.py $(ARGS)
 
 sanitize: $(STAMP)
 	scripts/sanitize.sh $(BIN)/python

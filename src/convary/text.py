@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables in plain text."""
+"""Tables and durations in plain text."""
 
 from __future__ import annotations
 
@@ -42,3 +42,16 @@ def without_empty(head: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[l
     """
     kept = [i for i in range(len(head)) if any(cells[i] not in ("", "-") for cells in body)]
     return [head[i] for i in kept], [[cells[i] for i in kept] for cells in body]
+
+
+def spell(seconds: float) -> str:
+    """A duration in its two largest units.
+
+    >>> [spell(value) for value in (8.3, 75, 7260)]
+    ['8.3 s', '1 min 15 s', '2 h 1 min']
+    """
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.report.portraits import pictures, portraits, shares
+
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 # title, citation, factors of a layer, dynamic layers, parameters, (routing, assembly) MACs, cost, gain, temperature
 SHAPES: dict[str, tuple[Any, ...]] = {
@@ -97,6 +99,7 @@ def synthetic_results(
             "source": "synthetic",
         },
         "methods": [_method(name, draw, seeds, epochs, layers) for name in methods],
+        "pictures": pictures(len(CLASSES), draw),
     }
 
 
@@ -109,7 +112,10 @@ def _method(name: str, draw: random.Random, seeds: int, epochs: int, layers: int
     std = math.sqrt(sum((score - mean) ** 2 for score in scores) / (seeds - 1)) if seeds > 1 else None
     names = [f"blocks.{index // 3}.{('expand', 'depthwise', 'project')[index % 3]}" for index in range(count)]
     static = name == "static"
+    for point in runs[0]["curve"] if names else []:
+        point["experts"] = {layer: shares(draw) for layer in names}
     return {
+        **portraits(names, static, len(CLASSES), start, draw),
         "name": name,
         "title": title,
         "citation": citation,

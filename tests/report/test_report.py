@@ -8,12 +8,14 @@ import json
 import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from convary import METHODS, report
 from convary.errors import ConvaryError, DataError
-from convary.report import page, routing, style, tables
+from convary.report import health, images, network, page, routing, stream, style, tables
+from convary.text import spell
 
 
 class Page(HTMLParser):
@@ -60,10 +62,141 @@ def html(synthetic, tmp_path_factory):
 def test_the_page_needs_nothing_from_outside(html):
     page = Page(text := html())
     ids = {f"#{name}" for name in page.ids}
-    assert all(reference in ids or reference == "data:," for reference in page.references)
-    assert "<script" not in text
+    assert all(reference in ids or reference.startswith("data:") for reference in page.references)
+    assert page.open.count("script") == 1
+    assert not re.search(r"<(script|link)[^>]* (src|href)=\"(?!data:)", text)
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
+
+
+def test_the_script_is_small():
+    code = (Path(report.__file__).parent / "templates" / "report.js").read_bytes()
+    assert len(code) < 6400
+    for word in (b"fetch(", b"XMLHttpRequest", b"http", b"eval(", b"innerHTML", b"localStorage"):
+        assert word not in code
+
+
+def test_points_say_network_and_value(html, synthetic):
+    results = synthetic(seeds=2)
+    text = html(results)
+    titles = re.findall(r"<title>([^<]*)</title>", text)
+    odconv = next(method for method in results["methods"] if method["name"] == "odconv")
+    mean = sum(seed["curve"][-1]["test_top1"] for seed in odconv["seeds"]) / 2
+    assert f"ODConv, test top-1 {mean:.2f} % after epoch 3" in titles
+    assert any(title.startswith(f"ODConv: {odconv['top1']['mean']:.2f} ±") for title in titles)
+    layer = odconv["routing"][0]["layer"]
+    assert any(title.startswith(f"ODConv, {layer}: ") and title.endswith("% between classes") for title in titles)
+
+
+def test_every_figure_has_a_name_and_knows_its_networks(html):
+    text = html(methods=("static", "odconv"))
+    assert all(
+        re.search('role="img" aria-label="[^"]', tag) for tag in re.findall("<svg(?! class=.symbols)[^>]*>", text)
+    )
+    assert (
+        {"static", "odconv"}
+        == set(re.findall('<g data-m="([^"]*)"', text))
+        == set(re.findall('span data-m="([^"]*)"', text))
+    )
+
+
+def test_health_is_a_badge_with_names(synthetic):
+    odconv = synthetic(methods=("static", "odconv"), layers=4)["methods"][1]
+    for at, layer in enumerate(odconv["diagnosis"]["layers"]):
+        layer |= {"variation": 0.5 if at == 1 else 0.001, "dead": [2, 3] if at == 1 else [], "duplicates": []}
+    names = [layer["layer"] for layer in odconv["diagnosis"]["layers"]]
+    assert health.badges(odconv) == [
+        {"kind": "bad", "text": "3 of 4 layers ignore their input", "names": f"{names[0]}, {names[2]} and 1 more"},
+        {"kind": "bad", "text": "2 dead experts", "names": names[1]},
+    ]
+    assert health.trouble(odconv) == 4
+    for layer in odconv["diagnosis"]["layers"]:
+        layer |= {"variation": 0.5, "dead": []}
+    assert health.badges(odconv) == [{"kind": "good", "text": "all 4 layers in use", "names": ""}]
+    assert health.badges(synthetic(methods=("static",))["methods"][0]) == []
+
+
+def test_the_table_has_throughput_time_and_size(html, synthetic):
+    results = synthetic(methods=("static", "odconv"))
+    text, odconv = Page(html(results)).text, results["methods"][1]
+    entry = odconv["latency"][1]
+    assert f"{16_000 / entry['ms']:,.0f} images/s" in text and "41 kB file" in text
+    assert spell(odconv["seeds"][0]["curve"][-1]["seconds"]) in text
+
+
+def test_each_expert_has_its_images(html, synthetic):
+    results = synthetic(methods=("static", "odconv"))
+    page, layer = html(results), results["methods"][1]["experts"][0]
+    index, share = layer["images"][2][0], layer["shares"][2][0]
+    label = results["data"]["classes"][results["pictures"][str(index)]["label"]]
+    assert f"{label}, test image {index}: {100 * share:.0f} % of the mixture is expert 3" in page
+    assert page.count('<div class="expert">') == 4 * len(results["methods"][1]["experts"])
+    assert page.count("data:image/png;base64,") == len(results["pictures"]), "every picture is there once"
+
+
+def test_paths_are_shown_at_every_temperature(html):
+    page = html(methods=("static", "odconv"))
+    assert re.findall('data-t="([^"]*)" class="([^"]*)"', page) == [("30", "kept"), ("5.48", "kept"), ("1", "kept")]
+    assert 'data-t="' not in html(methods=("static", "condconv"))
+
+
+def test_a_mix_is_a_bar_of_its_shares():
+    bar = images.mix([0.25, 0.75])
+    assert bar["css"] == (
+        "linear-gradient(90deg,var(--series-0) 0.0% 25.0%,var(--series-1) 25.0% 100.0%,transparent 100.0%)"
+    )
+    assert bar["text"] == "25 75 %"
+
+
+def test_confusions_are_drawn_and_told(html, synthetic):
+    results = synthetic(methods=("static",))
+    results["methods"][0]["confusion"][6][0] = 77
+    page = html(results)
+    assert "Shirt taken for T-shirt/top: 77 of " in Page(page).text
+    assert page.count("taken for") >= 90
+
+
+def test_where_networks_differ_is_counted(html):
+    text = Page(html(methods=("static", "odconv"))).text
+    assert "Only ODConv is right: 12 of 2,000" in text and "Only static is right: 9 of 2,000" in text
+
+
+def test_the_plan_is_drawn_on_the_network(html, synthetic):
+    results = synthetic(methods=("static", "odconv"))
+    text, rows = Page(html(results)).text, results["methods"][1]["plan"]
+    assert f"{len(rows) - 1} of {len(rows)} layers are dynamic" in text and "the first convolution" in text
+    first, second = network.networks(results["methods"])[0]["layers"][:2]
+    assert (first["depth"], second["depth"]) == (0, second["added"] / max(r["params_after"] - 1152 for r in rows))
+
+
+def test_expert_shares_over_training_are_stacked():
+    svg = stream.stream([1.0, 2.0], [[0.5, 0.5], [0.9, 0.1]], "conv")
+    assert 'points="0.0,38.0 220.0,7.6 220.0,76.0 0.0,76.0"' in svg
+    assert "expert 1 of conv: 50 % after epoch 1, 90 % after epoch 2" in svg
+    assert stream.streams({"seeds": [{"curve": [{"epoch": 1.0}]}]}) == []
+
+
+def test_results_of_an_earlier_version_make_a_page(html, synthetic):
+    older = copy.deepcopy(synthetic(methods=("static", "odconv")))
+    del older["pictures"]
+    for method in older["methods"]:
+        for name in ("plan", "bytes", "confusion", "experts", "paths", "differs", "diagnosis"):
+            method.pop(name, None)
+        for point in method["seeds"][0]["curve"]:
+            point.pop("experts", None)
+    page = html(older)
+    assert 'id="routing"' in page and 'id="images"' not in page and 'id="network"' not in page
+
+
+def test_tables_stay_tables(html):
+    assert not re.search("<table[^>]* data-marks", html()), "the script would make a group of it"
+
+
+def test_a_map_has_all_of_its_cells():
+    grid = routing.Grid(row=15, column=10, margin=0, font=0)
+    svg = routing.heat_map([[0.25, 0.75], [0.5, 0.5]], ["a", "<b>"], 0.5, grid, "conv, kernels")
+    assert svg.count(' mark"') == 6  # of the mean and of two classes
+    assert 'data-marks="2"' in svg and "<title>&lt;b&gt;: 0.500  0.500</title>" in svg
 
 
 def test_ids_are_unique_over_all_figures(html):
@@ -116,7 +249,8 @@ def test_any_choice_of_methods_makes_a_page(html, methods):
 
 def test_the_diagnosis_is_drawn_with_its_advice(html, synthetic):
     page = html()
-    assert page.count('aria-label="All dynamic layers of') == 4
+    assert len(re.findall(', diagnosed"', page)) == 4
+    assert "expert 4 is dead; experts 1 and 2 are equal" in page
     assert "SYNTHETIC advice: use &lt;fewer&gt; experts." in page
     older = copy.deepcopy(synthetic())
     for method in older["methods"]:
@@ -178,7 +312,9 @@ def test_picture(synthetic, tmp_path, name, start):
 def test_picture_is_the_same_every_time(synthetic, tmp_path):
     for name in ("a.svg", "b.svg"):
         report.picture(synthetic(), tmp_path / name)
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    svg = (tmp_path / "a.svg").read_text()
+    assert svg == (tmp_path / "b.svg").read_text()
+    assert len(ids := re.findall('id="([^"]*)"', svg)) == len(set(ids)) and " " not in "".join(ids)
 
 
 def test_a_method_keeps_its_colour_whatever_else_is_in_the_report():
@@ -269,6 +405,8 @@ BROKEN = [
     (_set([], "methods", 0, "seeds"), "has a seed without a curve"),
     (_set([[0.5, 0.5]], "methods", 1, "routing", 0, "by_class"), "want one row of equal length for each of the 10"),
     (_set([0.5, 0.2, 0.1, 0.1], "methods", 1, "correlation", "bands"), "want 4 fractions that sum to 1"),
+    (_set("javascript:", "pictures", "0", "png"), "want a PNG in base64"),
+    (_set([[0.5]], "methods", 1, "confusion"), r"confusion\[0\]\[0\] is 0.5; want int"),
     (_set(None, "methods", 1, "correlation"), "correlation is None; want an object"),
 ]
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,16 @@ def run(argv: Sequence[str]) -> int:
         require("convary compare", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib", "jinja2")
     config = parse(CompareConfig, argv, "convary compare")
     from convary._cli.progress import LiveProgress
-    from convary.train import compare
+    from convary._cli.watch import LivePage
+    from convary.train import Listeners, compare
 
     console = run_console()
     with resumable(config, config.out):
-        with LiveProgress(console) as progress:
+        with LiveProgress(console) as bars, contextlib.ExitStack() as stack:
+            progress = bars
+            if config.watch and is_first():
+                console.print(f"watch    {link(config.out / REPORT)}", soft_wrap=True)
+                progress = Listeners(bars, stack.enter_context(LivePage(config, config.out / REPORT)))
             results = compare(config, progress)
         if is_first():
             _finish(results, config.out, console)

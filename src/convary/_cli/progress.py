@@ -8,11 +8,28 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
+from convary.text import spell
 from convary.train import Progress as Listener
 from convary.train import RunInfo, StepInfo
+from convary.train.forecast import Forecast, Work
 
+BAR, ELAPSED = (
+    110,
+    95,
+)  # columns of a terminal below which the bar, and below which the time that has passed, is left out
 REFRESH = 0.1  # seconds between updates of a bar: a step may be faster than the eye
 LINES = 10  # plain lines for the steps of a training without epochs
 
@@ -22,16 +39,9 @@ class LiveProgress(Listener):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.bars = Progress(
-            SpinnerColumn(finished_text="[green]✓[/green]"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[said]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self.bars = Progress(*_columns(console.width), console=console, expand=True, disable=not console.is_terminal)
+        self.forecast: Forecast | None = None
+        self.all: TaskID | None = None
         self.tasks: dict[str, TaskID] = {}
         self.measuring: TaskID | None = None
         self.shown: dict[str, float] = {}
@@ -45,8 +55,17 @@ class LiveProgress(Listener):
             self.bars.update(self.measuring, completed=self.bars.tasks[-1].total, said="")
         self.bars.stop()
 
+    def on_work(self, work: Work) -> None:
+        """Say how long it will take, and open a bar for everything."""
+        many = f"{work.trainings} training{'s' if work.trainings != 1 else ''}"
+        self.console.print(f"{many}, about {spell(work.total)}", markup=False)
+        self.forecast = Forecast(work)
+        self.all = self.bars.add_task(f"all {many}", total=1.0, said="", left=self.forecast)
+
     def on_start(self, run: RunInfo) -> None:
         """Open a bar, where it was left if the run is resumed."""
+        if self.forecast is not None:
+            self.forecast.start(run)
         name = _name(run)
         self.tasks[name] = self.bars.add_task(name, total=run.total_steps, completed=run.start_step, said="")
         if run.start_step < run.total_steps:
@@ -57,6 +76,7 @@ class LiveProgress(Listener):
     def on_step(self, run: RunInfo, step: StepInfo) -> None:
         """Move the bar."""
         now, name = time.monotonic(), _name(run)
+        self._move(run, step.step)
         said = _where(run, step.step) + "  " + _listed(step.losses)
         if run.epochs is None and step.step % max(1, run.total_steps // LINES) == 0:
             self._line(f"{name}: {said}, lr {step.lr:.2g}")
@@ -75,6 +95,7 @@ class LiveProgress(Listener):
 
     def on_end(self, run: RunInfo, point: dict[str, Any] | None) -> None:
         """Fill the bar."""
+        self._move(run, run.total_steps)
         said = "diverged" if point is None else _scored(run, point)
         if _name(run) in self.tasks:
             self.bars.update(self.tasks[_name(run)], completed=run.total_steps, said=said)
@@ -83,13 +104,49 @@ class LiveProgress(Listener):
     def on_measure(self, method: str, what: str, index: int, count: int) -> None:
         """One more bar, for all measurements."""
         if self.measuring is None:
+            if self.all is not None:
+                self.bars.update(self.all, completed=1.0)
             self.measuring = self.bars.add_task("measuring", total=count, said="")
         self.bars.update(self.measuring, completed=index, said=escape(f"{what} of {method}"))
         self._line(f"measuring {index + 1}/{count}: {what} of {method}")
 
+    def _move(self, run: RunInfo, step: int) -> None:
+        """Move the bar of everything."""
+        if self.forecast is not None and self.all is not None:
+            self.forecast.at(run, step)
+            self.bars.update(self.all, completed=self.forecast.part)
+
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
             self.console.print(text, markup=False, soft_wrap=True)
+
+
+class _Left(ProgressColumn):
+    """The time left: of everything by the forecast, of one training by its own speed."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """As in 1:23 or 2:03:04."""
+        forecast = task.fields.get("left")
+        left = task.time_remaining if forecast is None else forecast.left
+        if task.finished or left is None:
+            return Text("" if task.finished else "-:--", style="progress.remaining")
+        minutes, seconds = divmod(int(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        text = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        return Text(text, style="progress.remaining")
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """What fits into a terminal: the bar is the first to go, then the time that has passed, never the time left."""
+    said = TextColumn("{task.fields[said]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    whole = Column(no_wrap=True)
+    left = _Left(table_column=Column(no_wrap=True, min_width=7, justify="right"))
+    bar = [BarColumn(bar_width=24)] if width >= BAR else []
+    elapsed = [TimeElapsedColumn(table_column=Column(no_wrap=True))] if width >= ELAPSED else []
+    name = TextColumn("{task.description}", table_column=whole)
+    return [SpinnerColumn(finished_text="[green]✓[/green]"), name, *bar, said, *elapsed, left]
 
 
 def _where(run: RunInfo, step: int) -> str:

@@ -4,23 +4,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from convary.methods import METHODS
+from convary.report.inline import belongs, mark
+from convary.report.labels import label
 from convary.report.style import COLORS, Look, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 Method = dict[str, Any]
-Place = tuple[float, float, str, str]  # x, y and two words
+_MARKS = 60  # points of a curve that answer the pointer
 INK, MUTED, GRID, SURFACE = (COLORS[role][0] for role in ("ink", "muted", "grid", "surface"))
 
 
 def accuracy_against_params(panel: Axes, methods: list[Method], look: dict[str, Look]) -> None:
     """Scatter of top-1 over millions of parameters, one labelled point per method."""
-    _scatter(panel, methods, look, lambda method: (method["params"] / 1e6, 0.0, 0.0))
+    _scatter(panel, methods, look, lambda m: (m["params"] / 1e6, 0.0, 0.0), lambda x: f"{x:.3g} million parameters")
     titled(panel, "Top-1 accuracy (%)", "parameters (millions)")
 
 
@@ -31,24 +33,37 @@ def accuracy_against_latency(panel: Axes, methods: list[Method], look: dict[str,
         at = next(entry for entry in method["latency"] if entry["batch"] == batch)
         return at["ratio"], max(at["ratio"] - at["low"], 0.0), max(at["high"] - at["ratio"], 0.0)
 
-    _scatter(panel, [m for m in methods if any(e["batch"] == batch for e in m["latency"])], look, x)
+    _scatter(
+        panel,
+        [m for m in methods if any(e["batch"] == batch for e in m["latency"])],
+        look,
+        x,
+        "{:.2f} times static’s latency".format,
+    )
     panel.axvline(1.0, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     titled(panel, "Top-1 accuracy (%)", f"latency at batch {batch} (times static)")
 
 
 def _scatter(
-    panel: Axes, methods: list[Method], look: dict[str, Look], x: Callable[[Method], tuple[float, float, float]]
+    panel: Axes,
+    methods: list[Method],
+    look: dict[str, Look],
+    x: Callable[[Method], tuple[float, float, float]],
+    say: Callable[[float], str],
 ) -> None:
     places, bars = [], []
     for method in methods:
         here, low, high = x(method)
         top1, std, how = method["top1"]["mean"], method["top1"]["std"], look[method["name"]]
-        places.append((here, top1, method["title"], how.color))
+        places.append((here, top1, method["title"], INK))
         bars += [(here - low, top1, here + high, top1), (here, top1 - (std or 0), here, top1 + (std or 0))]
         if std is not None:
             scores = [seed["top1"] for seed in method["seeds"]]
-            panel.plot([here] * len(scores), scores, "o", ms=3, color=how.color, alpha=0.35, mew=0)
-        panel.errorbar(
+            belongs(
+                method["name"],
+                panel.plot([here] * len(scores), scores, "o", ms=3, color=how.color, alpha=0.35, mew=0),
+            )
+        drawn = panel.errorbar(
             here,
             top1,
             xerr=[[low], [high]] if low or high else None,
@@ -61,61 +76,12 @@ def _scatter(
             elinewidth=1.4,
             zorder=3,
         )
+        belongs(method["name"], drawn.get_children())
+        spread = "" if std is None else f" ± {std:.2f}"
+        mark(panel, method["name"], [here], [top1], [f"{method['title']}: {top1:.2f}{spread} % top-1, {say(here)}"])
     panel.margins(x=0.18, y=0.18)
-    label(panel, places, bars)
-
-
-def label(panel: Axes, places: list[Place], bars: list[tuple[float, float, float, float]]) -> None:
-    """Put each name where it hides no point, bar or other name: of the places around the point the clearest wins."""
-    figure = cast("Figure", panel.figure)
-    figure.draw_without_rendering()
-    to_pixels, frame, scale = panel.transData.transform, panel.get_window_extent(), figure.dpi / 72
-    points = [tuple(to_pixels((x, y)).tolist()) for x, y, _, _ in places]
-    taken = [(x - 6 * scale, y - 6 * scale, x + 6 * scale, y + 6 * scale) for x, y in points]
-    for x0, y0, x1, y1 in bars:
-        (left, bottom), (right, top) = to_pixels((x0, y0)), to_pixels((x1, y1))
-        taken.append((left - 2 * scale, bottom - 2 * scale, right + 2 * scale, top + 2 * scale))
-    for (x, y, name, color), at in zip(places, points, strict=True):
-        size = (6.3 * len(name) * scale, 11 * scale)
-
-        def cost(place: Place, at: Any = at, size: Any = size) -> float:
-            box = _box(at, size, place, scale)
-            hidden = sum(_overlap(box, other) for other in taken)
-            outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
-            return hidden + 1e3 * outside + _AROUND.index(place)
-
-        dx, dy, ha, va = place = min(_AROUND, key=cost)
-        taken.append(_box(at, size, place, scale))
-        panel.annotate(
-            name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=color, fontsize=9.5, weight="bold"
-        )
-
-
-_AROUND: list[Place] = [
-    (9, 5, "left", "bottom"),
-    (-9, 5, "right", "bottom"),
-    (9, -5, "left", "top"),
-    (-9, -5, "right", "top"),
-    (0, 10, "center", "bottom"),
-    (0, -10, "center", "top"),
-    (12, 0, "left", "center"),
-    (-12, 0, "right", "center"),
-    (9, 14, "left", "bottom"),
-    (9, -14, "left", "top"),
-]
-
-
-def _box(
-    at: tuple[float, float], size: tuple[float, float], place: tuple[float, float, str, str], scale: float
-) -> tuple[float, float, float, float]:
-    dx, dy, ha, va = place
-    left = at[0] + dx * scale - {"left": 0.0, "center": 0.5, "right": 1.0}[ha] * size[0]
-    bottom = at[1] + dy * scale - {"bottom": 0.0, "center": 0.5, "top": 1.0}[va] * size[1]
-    return left, bottom, left + size[0], bottom + size[1]
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    for method, written in zip(methods, label(panel, places, bars), strict=True):
+        belongs(method["name"], [written])
 
 
 def learning_curve(panel: Axes, methods: list[Method], look: dict[str, Look], quantity: str, title: str) -> None:
@@ -124,11 +90,11 @@ def learning_curve(panel: Axes, methods: list[Method], look: dict[str, Look], qu
     Markers are hollow while a temperature falls: the running statistics of norms lag behind routers that sharpen.
     """
     for method in methods:
-        how = look[method["name"]]
+        how, name = look[method["name"]], method["name"]
         for part, style in (("train", (0, (3, 2))), ("test", "solid")):
             x, y = _mean_curve(method, f"{part}_{quantity}")
             solid = part == "test"
-            panel.plot(
+            line = panel.plot(
                 x,
                 y,
                 color=how.color,
@@ -141,14 +107,31 @@ def learning_curve(panel: Axes, methods: list[Method], look: dict[str, Look], qu
                 mec=SURFACE,
                 mew=0.8,
             )
-            if solid and (hot := cooling(method)):
-                ends = [(at, value) for at, value in zip(x, y, strict=True) if at in hot]
-                panel.plot(*zip(*ends, strict=True), ls="none", marker=how.marker, ms=5, mfc=SURFACE, mec=how.color)
-            for seed in method["seeds"] if solid and len(method["seeds"]) > 1 else []:
-                x, y = [p["epoch"] for p in seed["curve"]], [p[f"test_{quantity}"] for p in seed["curve"]]
-                panel.plot(x, y, color=how.color, lw=0.6, alpha=0.4)
+            belongs(name, line)
+            _mark_curve(panel, method, part, quantity, x, y)
+        belongs(name, _hollow(panel, method, quantity, how))
+        for seed in method["seeds"] if len(method["seeds"]) > 1 else []:
+            x, y = [p["epoch"] for p in seed["curve"]], [p[f"test_{quantity}"] for p in seed["curve"]]
+            belongs(name, panel.plot(x, y, color=how.color, lw=0.6, alpha=0.4))
     _epochs(panel, methods)
     titled(panel, title, "epoch")
+
+
+def _mark_curve(panel: Axes, method: Method, part: str, quantity: str, x: list[float], y: list[float]) -> None:
+    """Each epoch says its value; of a long curve every n-th and the last."""
+    every = range(len(x) - 1, -1, -max(1, len(x) // _MARKS))
+    before = f"{method['title']}, {'training' if part == 'train' else 'test'}"
+    value = "top-1 {:.2f} %" if quantity == "top1" else "loss {:.4f}"
+    texts = [f"{before} {value.format(y[at])} after epoch {x[at]:g}" for at in every]
+    mark(panel, method["name"], [x[at] for at in every], [y[at] for at in every], texts)
+
+
+def _hollow(panel: Axes, method: Method, quantity: str, how: Look) -> list[Line2D]:
+    hot = cooling(method)
+    ends = [(x, y) for x, y in zip(*_mean_curve(method, f"test_{quantity}"), strict=True) if x in hot]
+    if not ends:
+        return []
+    return panel.plot(*zip(*ends, strict=True), ls="none", marker=how.marker, ms=5, mfc=SURFACE, mec=how.color)
 
 
 def cooling(method: Method) -> set[float]:
@@ -165,9 +148,10 @@ def temperature(panel: Axes, methods: list[Method], look: dict[str, Look]) -> No
         points = [p for p in method["seeds"][0]["curve"] if p["temperature"] is not None]
         how, start = look[method["name"]], starts.get(method["name"])
         before = [] if start is None else [start]
-        panel.plot(
-            [0.0] * len(before) + [p["epoch"] for p in points],
-            before + [p["temperature"] for p in points],
+        x, y = [0.0] * len(before) + [p["epoch"] for p in points], before + [p["temperature"] for p in points]
+        line = panel.plot(
+            x,
+            y,
             color=how.color,
             marker=how.marker,
             markevery=max(1, len(points) // 6),
@@ -175,6 +159,9 @@ def temperature(panel: Axes, methods: list[Method], look: dict[str, Look]) -> No
             mec=SURFACE,
             lw=1.8 + 2.8 * (len(methods) - 1 - index),  # of equal schedules the first shows around the last
         )
+        belongs(method["name"], line)
+        said = [f"{method['title']}, epoch {at:g}: temperature {value:.2f}" for at, value in zip(x, y, strict=True)]
+        mark(panel, method["name"], x, y, said)
     panel.set_ylim(bottom=0)
     _epochs(panel, methods, from_start=True)
     titled(panel, "Router temperature", "epoch")
@@ -189,15 +176,14 @@ def routing_by_depth(panel: Axes, methods: list[Method], look: dict[str, Look]) 
         entries = [entry for entry in method["routing"] if entry["factor"] == factor]
         entries.sort(key=lambda entry: order[entry["layer"]])
         how = look[method["name"]]
-        panel.plot(
-            [order[entry["layer"]] + 1 for entry in entries],
-            [100 * between_share(entry) for entry in entries],
-            color=how.color,
-            marker=how.marker,
-            ms=5,
-            mec=SURFACE,
-            lw=1.6,
-        )
+        x, y = [order[entry["layer"]] + 1 for entry in entries], [100 * between_share(entry) for entry in entries]
+        line = panel.plot(x, y, color=how.color, marker=how.marker, ms=6, mec=SURFACE, lw=0.8, ls=(0, (1, 3)))
+        belongs(method["name"], line)
+        said = [
+            f"{method['title']}, {e['layer']}: {share:.0f} % between classes"
+            for e, share in zip(entries, y, strict=True)
+        ]
+        mark(panel, method["name"], x, y, said)
     panel.set_ylim(0, 100)
     panel.locator_params(axis="x", integer=True)
     titled(panel, "Share of routing variance between classes (%)", "dynamic layer, from input to output")

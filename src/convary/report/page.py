@@ -9,11 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from convary.files import write_whole
-from convary.report import figures, tables
-from convary.report.diagnosis import picture as picture_of_layers
+from convary.report import figures, health, tables
+from convary.report.images import image_sections, symbols
+from convary.report.inline import anonymous, inline_svg
+from convary.report.network import networks
+from convary.report.render import render
 from convary.report.routing import MOST_CLASSES, routing_sections
 from convary.report.schema import check
-from convary.report.style import css_variables, figure, inline_svg, looks, rc
+from convary.report.stream import streams
+from convary.report.style import figure, looks, rc
+
+# Anchor, title and template of what the page tells, in order; those without data are left out.
+SECTIONS = [
+    ("results", "Results", "results.html"),
+    ("cost", "What accuracy costs", "cost.html"),
+    ("network", "The networks", "network.html"),
+    ("curves", "Learning curves", "curves.html"),
+    ("routing", "Routing", "routing.html"),
+    ("images", "Images", "images.html"),
+    ("diagnosis", "Diagnosis", "diagnosis.html"),
+    ("correlation", "Kernel correlation", "correlation.html"),
+    ("run", "What was run", "run.html"),
+]
 
 
 def write(results: dict[str, Any], path: str | Path) -> None:
@@ -50,6 +67,7 @@ def picture(results: dict[str, Any], path: str | Path) -> None:
         figures.accuracy_against_params(panels[0], methods, look)
         for panel, batch in zip(panels[1:], batches, strict=True):
             figures.accuracy_against_latency(panel, methods, look, batch)
+        anonymous(drawn)
         drawn.set_layout_engine("constrained", wspace=0.08)
         note = textwrap.fill(tables.picture_note(results), 135 if batches else 65)
         drawn.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=figures.MUTED)
@@ -60,27 +78,36 @@ def picture(results: dict[str, Any], path: str | Path) -> None:
 
 def page(results: dict[str, Any]) -> str:
     """The whole report as a string of HTML."""
-    import jinja2
-
     check(results)
     methods = results["methods"]
     look = looks(method["name"] for method in methods)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("convary.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["look"] = look
-    return environment.get_template("report.html").render(
+    parts = {
+        "network": networks(methods),
+        "routing": routing_sections(methods, results["data"]["classes"]),
+        "images": image_sections(results),
+        "diagnosis": _diagnosed(methods),
+    }
+    return render(
+        "report.html",
+        look,
         results=results,
-        css_variables=css_variables(),
+        version=results["machine"]["convary"],
+        sections=[section for section in SECTIONS if parts.get(section[0], True)],
+        networks=parts["network"],
+        routing=parts["routing"],
+        images=parts["images"],
+        diagnosed=parts["diagnosis"],
+        symbols=symbols(results),
+        streams={method["name"]: streams(method) for method in methods},
         rows=tables.headline(results),
         summary=tables.summary(results),
         caveats=tables.caveats(results),
         facts=tables.facts(results),
         batches=_batches(methods),
+        timed=all("seconds" in seed["curve"][-1] for method in methods for seed in method["seeds"]),
         figures=_figures(methods, look),
-        diagnosed=_diagnosed(methods),
-        routing=routing_sections(methods, results["data"]["classes"]),
         most_classes=MOST_CLASSES,
+        names=[method["name"] for method in methods],
         titles={method["name"]: method["title"] for method in methods},
         annealed=[method["title"] for method in methods if _annealed(method)],
         cooling=any(figures.cooling(method) for method in methods),
@@ -89,7 +116,7 @@ def page(results: dict[str, Any]) -> str:
 
 def _figures(methods: list[dict[str, Any]], look: dict[str, Any]) -> dict[str, list[str]]:
     """The page's figures by section, as SVG elements."""
-    drawn: dict[str, list[str]] = {"cost": [], "curves": [], "depth": [], "diagnosis": []}
+    drawn: dict[str, list[str]] = {"cost": [], "curves": [], "depth": []}
     annealed, routed = [m for m in methods if _annealed(m)], [m for m in methods if m["routing"]]
 
     def add(section: str, label: str, draw: Any, *args: Any) -> None:
@@ -108,14 +135,13 @@ def _figures(methods: list[dict[str, Any]], look: dict[str, Any]) -> dict[str, l
             add("curves", "Router temperature over epochs", figures.temperature, annealed, look)
         if routed:
             add("depth", "Share of routing variance between classes", figures.routing_by_depth, routed, look)
-        for method in _diagnosed(methods):
-            label = f"All dynamic layers of {method['title']}"
-            drawn["diagnosis"].append(inline_svg(picture_of_layers(method["diagnosis"]), label, f"d-{method['name']}"))
     return drawn
 
 
 def _diagnosed(methods: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [method for method in methods if (method.get("diagnosis") or {}).get("layers")]
+    """What there is of each network that was diagnosed."""
+    found = [method for method in methods if (method.get("diagnosis") or {}).get("layers")]
+    return [{**method["diagnosis"], "name": method["name"], "layers": health.layers(method)} for method in found]
 
 
 def _batches(methods: list[dict[str, Any]]) -> list[int]:

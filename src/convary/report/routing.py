@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heat maps of the mixing coefficients: for each dynamic layer and factor, the mean over each class's test images.
 
-Drawn as plain SVG, not by matplotlib, so that a map is a few kilobytes, follows light and dark, and each row answers
-the pointer with its values. Colour is the departure from the mean over classes, on one scale per method and factor.
+Drawn as plain SVG, not by matplotlib, so that a map is a few kilobytes and follows light and dark. Each row has its
+values as a title; the page's script makes of them what a cell says. Colour is the departure from the mean over classes,
+on one scale per method and factor.
 """
 
 from __future__ import annotations
@@ -108,11 +109,13 @@ def _map(entry: dict[str, Any], classes: list[str], scale: float, size: Size, *,
         "within": entry["within_class_std"],
         "entropy": entry["entropy"],
         "inner": column * len(entry["by_class"][0]),
-        "svg": heat_map(entry["by_class"][: len(classes)], classes, scale, grid),
+        "svg": heat_map(
+            entry["by_class"][: len(classes)], classes, scale, grid, f"{entry['layer']}, {AXES.get(factor, factor)}"
+        ),
     }
 
 
-def heat_map(rows: list[list[float]], classes: list[str], scale: float, grid: Grid) -> str:
+def heat_map(rows: list[list[float]], classes: list[str], scale: float, grid: Grid, name: str) -> str:
     """One SVG: a strip with the mean of each coefficient (grey), then per class the departure from it.
 
     Args:
@@ -120,14 +123,15 @@ def heat_map(rows: list[list[float]], classes: list[str], scale: float, grid: Gr
         classes: the classes' names, as many as rows.
         scale: the departure that is drawn in full colour.
         grid: the sizes in CSS pixels; class names stand left of the rows where it has a margin.
+        name: of the map, for those who do not see it.
     """
     means, gap = _means(rows), grid.row / 3
     most = max(max(abs(mean) for mean in means), 1e-12)
     parts = [_row("mean", means, [("m", abs(mean) / most) for mean in means], 0.0, grid)]
-    for index, (name, values) in enumerate(zip(classes, rows, strict=True)):
+    for index, (row, values) in enumerate(zip(classes, rows, strict=True)):
         away = [value - mean for value, mean in zip(values, means, strict=True)]
         paint = [("a" if value > 0 else "b", min(abs(value) / scale, 1.0) if scale > 0 else 0.0) for value in away]
-        parts.append(_row(name, values, paint, grid.row * (index + 1) + gap, grid))
+        parts.append(_row(row, values, paint, grid.row * (index + 1) + gap, grid))
     inner, height = grid.column * len(means), grid.row * (len(rows) + 1) + gap
     width = grid.margin + inner
     frames = "".join(
@@ -135,19 +139,19 @@ def heat_map(rows: list[list[float]], classes: list[str], scale: float, grid: Gr
         for top, tall in ((0.0, grid.row), (grid.row + gap, grid.row * len(rows)))
     )
     return (
-        f'<svg class="map" viewBox="-1 -1 {width + 2:g} {height + 2:g}" width="{width + 2:g}" height="{height + 2:g}">'
+        f'<svg class="map" role="img" aria-label="{escape(name)}" data-marks="{len(means)}" '
+        f'viewBox="-1 -1 {width + 2:g} {height + 2:g}" width="{width + 2:g}" height="{height + 2:g}">'
         f"{''.join(parts)}{frames}</svg>"
     )
 
 
 def _row(name: str, values: list[float], paint: list[tuple[str, float]], top: float, grid: Grid) -> str:
     x, tall, wide = grid.margin, grid.row, grid.column
+    size = f'width="{wide:g}" height="{tall:g}"'
     cells = "".join(
-        f'<rect class="{kind}" x="{x + wide * at:g}" width="{wide:g}" height="{tall:g}" opacity="{strength:.2f}"/>'
+        f'<rect class="{kind} mark" x="{x + wide * at:g}" {size} fill-opacity="{strength:.2g}"/>'
         for at, (kind, strength) in enumerate(paint)
-        if strength >= 0.02
     )
     label = f'<text x="{x - 6:g}" y="{tall / 2 + grid.font * 0.35:g}">{escape(name)}</text>' if x else ""
     title = escape(f"{name}: {'  '.join(f'{value:.3f}' for value in values)}")
-    ground = f'<rect class="z" width="{x + wide * len(values):g}" height="{tall:g}"/>'
-    return f'<g transform="translate(0 {top:g})"><title>{title}</title>{ground}{label}{cells}</g>'
+    return f'<g transform="translate(0 {top:g})"><title>{title}</title>{label}{cells}</g>'

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,31 @@ _DIAGNOSIS = {  # since it was added within schema 1, older files have none
 }
 _PAIRED = {"gaps": [float], "mean": float, "std": float, "low": float, "high": float, "wins": int}  # likewise
 _LR = {"chosen": float, "at_edge": bool, "grid": [{"lr": float, "held_out_top1": (float, None)}]}  # likewise
+_SINCE = {  # likewise
+    "paired": _PAIRED,
+    "lr": _LR,
+    "diagnosis": _DIAGNOSIS,
+    "plan": [
+        {
+            "layer": str,
+            "before": str,
+            "after": (str, None),
+            "reason": (str, None),
+            "params_before": int,
+            "params_after": int,
+            "macs_before": (int, None),
+            "macs_after": (int, None),
+        }
+    ],
+    "bytes": int,
+    "confusion": [[int]],
+    "experts": [{"layer": str, "images": [[int]], "shares": [[float]]}],
+    "paths": {"images": [int], "at": [{"temperature": (float, None), "layers": [{"layer": str, "shares": [[float]]}]}]},
+    "differs": {
+        "with": str,
+        **{kind: {"count": int, "images": [[int]]} for kind in ("name_right", "other_right", "both_wrong")},
+    },
+}
 _RESULTS = {
     "schema": int,
     "run": {
@@ -124,6 +150,11 @@ def check(results: Any, where: str = "results") -> dict[str, Any]:
     _match(results, _RESULTS, where)
     for index, method in enumerate(results["methods"]):
         _match_method(method, len(results["data"]["classes"]), f"{where}: methods[{index}]")
+    pictures = results.get("pictures") or {}
+    for index, picture in pictures.items():
+        _match(picture, {"label": int, "png": str}, f"{where}: pictures[{index}]")
+        _want(re.fullmatch("[A-Za-z0-9+/=]+", picture["png"]) is not None, picture["png"], "a PNG in base64", where)
+        _want(index.isdecimal(), index, "the index of a test image", where)
     if not results["methods"]:
         raise DataError(f"{where}: methods is empty; want at least one method that was run")
     return results
@@ -165,9 +196,8 @@ def _match_method(method: dict[str, Any], classes: int, where: str) -> None:
                 f"{where}.routing[{index}].by_class has rows of {sorted({len(row) for row in rows})} for {len(rows)} "
                 f"classes; want one row of equal length for each of the {classes} classes"
             )
-    _match(method.get("diagnosis"), (_DIAGNOSIS, None), f"{where}.diagnosis")
-    _match(method.get("paired"), (_PAIRED, None), f"{where}.paired")
-    _match(method.get("lr"), (_LR, None), f"{where}.lr")
+    for name, shape in _SINCE.items():
+        _match(method.get(name), (shape, None), f"{where}.{name}")
     correlation = method["correlation"]
     for name, bands in [("bands", correlation["bands"])] + [(e["layer"], e["bands"]) for e in correlation["layers"]]:
         whole = math.isclose(sum(bands), 1.0, abs_tol=1e-3) or not any(bands)  # all 0: no layer has two filters

@@ -8,8 +8,6 @@ tell apart; markers differ as well.
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import cycle
@@ -123,24 +121,3 @@ def rc(*, text_as_paths: bool = False) -> Any:
             "axes.unicode_minus": True,
         }
     )
-
-
-def inline_svg(drawn: Figure, label: str, prefix: str) -> str:
-    """The figure as an ``<svg>`` element: no prolog, ids made unique by ``prefix``, colours as CSS variables."""
-    buffer = io.StringIO()
-    drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", svg)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', _width, svg, count=1)
-    for role, (light, _) in COLORS.items():
-        svg = svg.replace(light, f"var(--{role})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def _width(match: re.Match[str]) -> str:
-    """Natural size on a wide screen (points to CSS pixels), shrinking with the page."""
-    return f'{match[1]} style="width:100%;max-width:{float(match[2]) * 4 / 3:.0f}px"'

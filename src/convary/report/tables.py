@@ -7,6 +7,9 @@ import math
 from datetime import datetime
 from typing import Any
 
+from convary.report.health import badges, trouble
+from convary.text import spell
+
 Method = dict[str, Any]
 _SEEDS = 3  # below, a spread is not known well enough for words, whatever the interval says
 MACS = ("convolution", "routing", "assembly")
@@ -24,6 +27,7 @@ def headline(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[str, Any]:
     macs, is_static = method["macs"], method["name"] == "static"
+    seconds = _seconds(method)
     row = {part: f"{macs[part] / 1e6:.{digits[part]}f}" if macs[part] else "–" for part in MACS}
     row |= {
         "name": method["name"],
@@ -32,6 +36,7 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
         "top1": f"{method['top1']['mean']:.2f}",
         "std": None if method["top1"]["std"] is None else f"± {method['top1']['std']:.2f}",
         "gain": None,
+        "sort_gain": "",
         "interval": None,
         "wins": None,
         "params": f"{method['params'] / 1e6:.{digits['params']}f}",
@@ -39,9 +44,14 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
         "total": f"{sum(macs.values()) / 1e6:.{digits['total']}f}",
         "latency": [_ratio(entry, is_static) for entry in method["latency"]],
         "step": _ratio(method["step"], is_static),
+        "seconds": seconds,
+        "took": None if seconds is None else spell(seconds),
+        "file": _file(method),
+        "health": badges(method),
+        "trouble": trouble(method),
     }
     if static is not None and not is_static:
-        row["gain"] = signed(_gap(method, static))
+        row["gain"], row["sort_gain"] = signed(_gap(method, static)), _gap(method, static)
         row["interval"], row["wins"] = _interval(method), _wins(method)
         row["params_ratio"] = f"{method['params'] / static['params']:.2f}×"
     return row
@@ -52,7 +62,22 @@ def _ratio(entry: dict[str, Any], is_static: bool) -> dict[str, Any]:
         "ratio": "1" if is_static else f"{entry['ratio']:.2f}×",
         "range": f"{entry['low']:.2f}–{entry['high']:.2f}",
         "ms": f"{entry['ms']:.1f} ms" if entry["ms"] < 100 else f"{entry['ms']:.0f} ms",
+        "images": f"{1000 * entry['batch'] / entry['ms']:,.0f} images/s",
     }
+
+
+def _seconds(method: Method) -> float | None:
+    """Of one training, the mean over the seeds; None where an older results.json does not know it."""
+    found = [seed["curve"][-1].get("seconds") for seed in method["seeds"]]
+    return None if None in found else sum(found) / len(found)
+
+
+def _file(method: Method) -> str | None:
+    """The size of the weights' file."""
+    size = method.get("bytes")
+    if size is None:
+        return None
+    return f"{size / 1e6:.1f} MB file" if size >= 1e6 else f"{size / 1e3:.0f} kB file"
 
 
 def decimals(largest: float) -> int:
@@ -229,9 +254,7 @@ def _took(run: dict[str, Any]) -> str:
         seconds = (datetime.fromisoformat(run["finished"]) - datetime.fromisoformat(run["started"])).total_seconds()
     except (ValueError, TypeError):
         return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return spell(seconds)
 
 
 def _number(count: int) -> str:

@@ -11,11 +11,12 @@ from convary.train.checkpoint import load_model, read_checkpoint  # noqa: E402  
 from convary.train.comparison import compare  # noqa: E402
 from convary.train.config import CompareConfig  # noqa: E402
 from convary.train.evaluation import Evaluation, evaluate  # noqa: E402
-from convary.train.progress import Progress, RunInfo, StepInfo  # noqa: E402
+from convary.train.progress import Listeners, Progress, RunInfo, StepInfo  # noqa: E402
 
 __all__ = [
     "CompareConfig",
     "Evaluation",
+    "Listeners",
     "Progress",
     "RunInfo",
     "StepInfo",

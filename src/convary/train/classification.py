@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from convary._decay import param_groups
 from convary._recipe import recipe
 from convary._schedule import TemperatureAnnealing, anneal
-from convary.data import DataSet, augment, epoch_order, generator
+from convary.data import DataSet, augment, balanced, epoch_order, generator
 from convary.train.arms import Arm, architecture, checkpoint_path, start_weights
 from convary.train.checkpoint import FORMAT
 from convary.train.config import CompareConfig
 from convary.train.evaluation import score
+from convary.train.portraits import EXPERTS, layer_shares
 from convary.train.system import System
 
+OBSERVED = 64  # test images over which the experts' shares are taken at each evaluation
 _AUGMENT = 1  # sets the random numbers of different uses apart
 
 
@@ -194,6 +196,15 @@ class Classification(System):
         found = score(model, self.dataset, self.comparison.batch_size, device, rank, world)
         return {"top1": found.top1, "loss": found.loss}
 
+    def observe(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
+        """Mean share of each expert over some test images, of the first seed's network."""
+        if self.trial or self.seed or not self.run.arm.is_dynamic:
+            return {}
+        labels = self.dataset.test.labels
+        images = self.dataset.test.batch(balanced(labels, min(OBSERVED, len(labels)))).to(device)
+        found = layer_shares(model, self.dataset.normalise(images))
+        return {"experts": {layer: share.mean(0)[:EXPERTS].tolist() for layer, share in found.items()}}
+
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
         """Nothing: a comparison draws its report."""
         return []
@@ -223,5 +234,6 @@ class Classification(System):
             "epoch": point["step"] / self.evaluate_every,
             **{f"train_{name}": value for name, value in point["losses"].items()},
             **{f"test_{name}": value for name, value in point["scores"].items()},
+            **point.get("observed", {}),
             **{name: point[name] for name in ("lr", "temperature", "seconds", "cpu_seconds")},
         }

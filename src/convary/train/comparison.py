@@ -18,6 +18,7 @@ from convary.train.checkpoint import load_model
 from convary.train.classification import Run
 from convary.train.config import CompareConfig
 from convary.train.files import claim_folder, now
+from convary.train.forecast import work
 from convary.train.jobs import check_jobs, train, train_at_once
 from convary.train.progress import Progress
 from convary.train.results import Bench, Curve, describe
@@ -63,14 +64,17 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         accelerator.wait_for_everyone()
         if path.exists():
             return read_json(path)
+        if accelerator.is_main_process:
+            progress.on_work(work(config, dataset, accelerator.device))
         curves, choices = _train(config, dataset, accelerator, progress)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            methods = _measure(config, dataset, accelerator.device, progress, curves)
+            methods, pictures = _measure(config, dataset, accelerator.device, progress, curves)
             methods = [{**entry, "lr": choices[entry["name"]].to_dict()} for entry in methods]
             run = {"command": command or config.command(), "started": started, "finished": now()}
             run |= {**config.to_dict(), "seeds": list(range(config.seeds))}
             content = {"run": run, "machine": machine(), "data": describe(dataset), "methods": methods}
+            content["pictures"] = pictures
             write_json(path, {"schema": SCHEMA, **content})
         accelerator.wait_for_everyone()
     return read_json(path)
@@ -104,12 +108,12 @@ def _train(
 
 def _measure(
     config: CompareConfig, dataset: DataSet, device: torch.device, progress: Progress, curves: dict[str, list[Curve]]
-) -> list[dict[str, Any]]:
-    """The entry ``methods`` of results.json, from the networks of seed 0."""
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The entries ``methods`` and ``pictures`` of results.json, from the networks of seed 0."""
     bench = Bench(config, dataset, device)
     entries = []
     for index, arm in enumerate(config.arms().values()):
         model = load_model(checkpoint_path(config.out, arm, 0))
         heard = partial(progress.on_measure, arm.name, index=index, count=len(curves))
         entries.append(bench.entry(arm, model, curves, heard))
-    return entries
+    return entries, bench.finish(entries)

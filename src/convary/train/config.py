@@ -117,6 +117,9 @@ class CompareConfig(RunConfig):
     save_every: float = 20.0
     """Seconds between checkpoints inside an epoch."""
 
+    watch: bool = False
+    """Write report.html while it trains too, after each epoch; an open page reloads itself."""
+
     measure_seconds: float = 1.0
     """Seconds for each timing of a dynamic network against the static one."""
 

@@ -168,6 +168,9 @@ class _Teller(Progress):
     def on_start(self, run: RunInfo) -> None:
         self.events.put(("on_start", (run,)))
 
+    def on_resume(self, run: RunInfo, curve: list[dict[str, Any]]) -> None:
+        self.events.put(("on_resume", (run, curve)))
+
     def on_step(self, run: RunInfo, step: StepInfo) -> None:
         now = time.monotonic()
         if now - self.told >= TOLD:

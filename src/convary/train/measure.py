@@ -27,10 +27,11 @@ def training_step(
     model: nn.Module, static: nn.Module, x: Tensor, y: Tensor, config: CompareConfig, seconds: float
 ) -> Timing:
     """Forward, backward and optimizer step on x (B, C, H, W) and y (B,), with copies of both networks."""
-    return interleave(_stepper(model, x, y, config), _stepper(static, x, y, config), seconds)
+    return interleave(stepper(model, x, y, config), stepper(static, x, y, config), seconds)
 
 
-def _stepper(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> Callable[[], object]:
+def stepper(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> Callable[[], object]:
+    """A training step on x (B, C, H, W) and y (B,) as a function; it trains a copy of the network."""
     model = copy.deepcopy(model).train()
     optimizer = make_optimizer(model, config, config.lr[0], config.init)
 

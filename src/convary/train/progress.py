@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convary.train.forecast import Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,14 @@ class StepInfo:
 class Progress:
     """Hears what happens; does nothing."""
 
+    def on_work(self, work: Work) -> None:
+        """A comparison has looked at what it has to do; its trainings start."""
+
     def on_start(self, run: RunInfo) -> None:
         """A training starts, is resumed, or turns out to be finished."""
+
+    def on_resume(self, run: RunInfo, curve: list[dict[str, Any]]) -> None:
+        """The training that starts has these points of its curve already."""
 
     def on_step(self, run: RunInfo, step: StepInfo) -> None:
         """A step was taken."""
@@ -72,3 +83,16 @@ class Progress:
 
     def on_measure(self, method: str, what: str, index: int, count: int) -> None:
         """Measurement ``index`` of ``count`` starts: ``what`` of ``method``."""
+
+
+class Listeners(Progress):
+    """Tells several listeners what happens, one after the other."""
+
+    def __init__(self, *listeners: Progress) -> None:
+        for name in vars(Progress):
+            if name.startswith("on_"):
+                setattr(self, name, partial(self._tell, [getattr(listener, name) for listener in listeners]))
+
+    def _tell(self, heard: list[Callable[..., None]], *args: Any, **named: Any) -> None:
+        for hear in heard:
+            hear(*args, **named)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import statistics
 from collections.abc import Callable
@@ -13,16 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convary._plan import plan
 from convary._summary import summary
 from convary.data import DataSet, balanced
 from convary.models import fold_excitation
+from convary.selector import selector
 from convary.train import measure
 from convary.train.arms import STATIC, Arm, architecture, checkpoint_path
 from convary.train.config import CompareConfig
 from convary.train.diagnose import correlations, diagnosis, routing_statistics
 from convary.train.paired import paired
+from convary.train.portraits import Portraits
 
 LATENCY_BATCHES = (1, 16)
+PLANNED = ("before", "after", "reason", "params_before", "params_after", "macs_before", "macs_after")
 Curve = list[dict[str, Any]]
 
 
@@ -37,6 +42,7 @@ class Bench:
 
     def __init__(self, config: CompareConfig, dataset: DataSet, device: torch.device):
         self.config, self.dataset, self.device = config, dataset, device
+        self.portraits = Portraits(dataset, config.batch_size, device)
         self.static = architecture(Arm(name=STATIC), config, dataset, 0).build().to(device)
 
     def entry(
@@ -67,7 +73,26 @@ class Bench:
         entry["routing"] = [] if not arm.is_dynamic else routing_statistics(model, self.dataset, batch, self.device)
         entry["diagnosis"] = None if not arm.is_dynamic else diagnosis(model, self.dataset, batch, self.device)
         entry["correlation"] = correlations(model, self.dataset, self.device)
+        entry |= self.portraits.entry(name, model, arm.method if arm.is_dynamic else None)
         return entry
+
+    def finish(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        """Add to every entry on which images it and static differ; returns the pictures that entries name."""
+        for entry in entries:
+            if STATIC in self.portraits.said and entry["name"] != STATIC:
+                entry["differs"] = self.portraits.differences(entry["name"], STATIC)
+        return self.portraits.pictures()
+
+    def _plan(self, arm: Arm) -> list[dict[str, Any]]:
+        """The layers from input to output: what each one is, becomes and costs."""
+        method = arm.method
+        if method is None:
+            return []
+        static = architecture(Arm(name=STATIC), self.config, self.dataset, 0).build()
+        rows = plan(
+            static, method, selector(self.config.where, method), example=torch.zeros(1, *self.dataset.shape)
+        ).rows
+        return [{"layer": row.name, **{name: getattr(row, name) for name in PLANNED}} for row in rows]
 
     def _costs(self, arm: Arm, model: nn.Module) -> dict[str, Any]:
         costs, method = summary(model, self._images(1)[0]), arm.method
@@ -76,6 +101,8 @@ class Bench:
             "citation": None if method is None else method.citation,
             "config": None if method is None else json.loads(method.to_json()),
             "layers": costs.dynamic_layers,
+            "plan": self._plan(arm) if arm.is_dynamic else [],
+            "bytes": _size(model),
             "params": costs.params,
             "macs": {part: getattr(costs, part) for part in ("convolution", "routing", "assembly", "other")},
         }
@@ -96,6 +123,13 @@ class Bench:
         index = index.repeat(-(-count // len(index)))[:count]
         x = self.dataset.normalise(self.dataset.test.batch(index).to(self.device))
         return x, labels[index].to(self.device)
+
+
+def _size(model: nn.Module) -> int:
+    """Bytes of the file that ``torch.save`` makes of the weights."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return buffer.tell()
 
 
 def _timing(name: str, timing: measure.Timing) -> dict[str, float]:

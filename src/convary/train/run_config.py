@@ -20,7 +20,7 @@ class RunConfig:
 
     command_name: ClassVar[tuple[str, ...]]
     shown: ClassVar[tuple[str, ...]] = ("out",)
-    places: ClassVar[tuple[str, ...]] = ("out", "root", "save_every", "jobs")
+    places: ClassVar[tuple[str, ...]] = ("out", "root", "save_every", "jobs", "watch")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON can hold them."""

@@ -206,6 +206,13 @@ class System(abc.ABC):
         unless ``scored_together``.
         """
 
+    def observe(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
+        """What a point of the curve has beside the scores, as JSON can hold it.
+
+        Called in the first process alone; nothing in it may change the training.
+        """
+        return {}
+
     @abc.abstractmethod
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
         """Write pictures of what the network does, in eval mode, without gradient; returns their paths."""

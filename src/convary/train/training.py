@@ -79,6 +79,8 @@ class Training:
         """
         info = self.info(*place)
         progress.on_start(info)
+        if self.curve:
+            progress.on_resume(info, self.curve)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         with Interrupt() as interrupt:
             saved = started = time.monotonic()
@@ -160,6 +162,8 @@ class Training:
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
         }
+        if due and self.accelerator.is_main_process:
+            point |= {"observed": seen} if (seen := self.system.observe(self.bare, self.accelerator.device)) else {}
         self.curve.append(point)
         self.sums, self.steps_summed = {}, 0
         progress.on_point(info, point)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long all trainings of a comparison take: a guess from a few steps at the start, then from what was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from convary.data import DataSet
+from convary.train.arms import architecture
+from convary.train.config import CompareConfig
+from convary.train.measure import stepper
+from convary.train.progress import RunInfo
+
+_BATCHES = 2  # timed after one that warms up
+_LONG = 0.5  # seconds
+_SURE = 0.02  # part of all work after which what was done says more than the guess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """All trainings of a comparison.
+
+    Attributes:
+        trainings: How many, trials of learning rates among them.
+        jobs: How many at a time.
+        steps: By arm: of all of its trainings.
+        seconds: By arm: of a step with its share of the evaluations, when it is alone; a guess.
+    """
+
+    trainings: int
+    jobs: int
+    steps: dict[str, int]
+    seconds: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Seconds of everything, by the guess."""
+        return sum(self.steps[name] * self.seconds[name] for name in self.steps) / self.jobs
+
+
+def work(config: CompareConfig, dataset: DataSet, device: torch.device) -> Work:
+    """Time a few batches of every arm; the networks are thrown away."""
+    tried = len(config.lr) * config.lr_seeds if len(config.lr) > 1 else 0
+    kept = round(len(dataset.train.labels) * (1 - config.held_out))
+    steps, seconds = {}, {}
+    for name, arm in config.arms().items():
+        size = min(config.batch_size, len(dataset.train.labels))
+        every = len(dataset.train.labels) // size
+        steps[name] = config.epochs * (config.seeds * every + tried * max(1, kept // size))
+        step, forward = _timed(architecture(arm, config, dataset, 0).build().to(device), config, dataset, size, device)
+        seconds[name] = step + forward * len(dataset.test.labels) / size / every
+    return Work(trainings=len(steps) * (config.seeds + tried), jobs=config.jobs, steps=steps, seconds=seconds)
+
+
+def _timed(
+    model: nn.Module, config: CompareConfig, dataset: DataSet, size: int, device: torch.device
+) -> tuple[float, float]:
+    """Seconds of a training step, and of a batch that is only looked at."""
+    index = torch.arange(size)
+    x = dataset.normalise(dataset.train.batch(index).to(device))
+    step = _mean(stepper(model, x, dataset.train.labels[index].to(device), config))
+    model.eval()
+    with torch.inference_mode():
+        return step, _mean(lambda: model(x).sum().item())
+
+
+def _mean(work: Callable[[], object]) -> float:
+    """Of a few calls after one that warms up; of a long one, that one says enough."""
+    times = []
+    while len(times) <= _BATCHES and not (times and times[0] > _LONG):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    rest = times[1:] or times
+    return sum(rest) / len(rest)
+
+
+class Forecast:
+    """The time left, from where every training is.
+
+    Args:
+        work: What there is to do.
+        clock: Seconds that pass.
+    """
+
+    def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
+        self.work, self.clock, self.started = work, clock, clock()
+        self.skipped, self.done = 0.0, 0.0  # in seconds of the guess: resumed trainings had it, and this run did it
+        self.places: dict[tuple[str, int], int] = {}
+
+    def start(self, run: RunInfo) -> None:
+        """A training starts, perhaps where it was left."""
+        self.places[run.title, run.seed] = run.start_step
+        self.skipped += run.start_step * self.work.seconds[run.name]
+
+    def at(self, run: RunInfo, step: int) -> None:
+        """A training is at this step now."""
+        key = run.title, run.seed
+        self.done += (step - self.places[key]) * self.work.seconds[run.name]
+        self.places[key] = step
+
+    @property
+    def left(self) -> float:
+        """Seconds that the trainings still take."""
+        whole = self.work.total * self.work.jobs
+        rest = max(whole - self.skipped - self.done, 0.0)
+        sure = self.done > _SURE * whole
+        return rest * ((self.clock() - self.started) / self.done if sure else 1 / self.work.jobs)
+
+    @property
+    def part(self) -> float:
+        """What is done, of 1."""
+        return min((self.skipped + self.done) / max(self.work.total * self.work.jobs, 1e-9), 1.0)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The time that all trainings take: guessed, then measured."""
+
+import dataclasses
+
+import pytest
+
+from convary._cli.watch import LivePage
+from convary.data import load
+from convary.train import Listeners, Progress, RunInfo, compare
+from convary.train.forecast import Forecast, Work, work
+
+RUN = RunInfo(
+    name="static", title="static", seed=0, trial=False, index=0, count=2, epochs=2, total_steps=100, start_step=0,
+    params=1, layers=0,
+)  # fmt: skip
+WORK = Work(trainings=2, jobs=1, steps={"static": 100, "odconv": 100}, seconds={"static": 1.0, "odconv": 3.0})
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def forecast():
+    """Of two trainings, by a clock that stands."""
+    clock = Clock()
+    return Forecast(WORK, clock), clock
+
+
+def test_at_first_the_guess_counts(forecast):
+    forecast, _ = forecast
+    assert (WORK.total, forecast.left, forecast.part) == (400.0, 400.0, 0.0)
+    assert dataclasses.replace(WORK, jobs=2).total == 200.0
+    assert Forecast(dataclasses.replace(WORK, jobs=2), Clock()).left == 200.0
+
+
+def test_then_what_was_done_counts(forecast):
+    forecast, clock = forecast
+    forecast.start(RUN)
+    forecast.at(RUN, 100)
+    clock.now += 50  # half of the guess
+    assert forecast.left == pytest.approx(150.0) and forecast.part == 0.25
+    odconv = dataclasses.replace(RUN, name="odconv", title="ODConv")
+    forecast.start(odconv)
+    forecast.at(odconv, 50)
+    clock.now += 75
+    assert forecast.left == pytest.approx(75.0)
+    forecast.at(odconv, 100)
+    assert (forecast.left, forecast.part) == (0.0, 1.0)
+
+
+def test_what_was_resumed_is_not_counted_as_fast(forecast):
+    forecast, clock = forecast
+    forecast.start(dataclasses.replace(RUN, start_step=100))
+    odconv = dataclasses.replace(RUN, name="odconv", title="ODConv")
+    forecast.start(odconv)
+    forecast.at(odconv, 50)
+    clock.now += 150
+    assert forecast.left == pytest.approx(150.0)
+    assert forecast.part == (100 + 150) / 400
+
+
+def test_work_counts_every_step_of_a_comparison_and_a_page_follows(make):
+    class Ear(Progress):
+        work, steps = None, {}
+
+        def on_work(self, work):
+            self.work = work
+
+        def on_start(self, run):
+            self.steps[run.name] = self.steps.get(run.name, 0) + run.total_steps
+            self.count = getattr(self, "count", 0) + 1
+
+    ear, where = Ear(), "all & ~first"
+    config = make(methods=("static", "dyconv"), model="convnet_nano", where=where, seeds=2, lr=(0.1, 0.05))
+    page = config.out.with_name("live.html")
+    compare(config, Listeners(ear, LivePage(config, page)))
+    assert "<h2>Trainings</h2>" in page.read_text()
+    assert ear.work.steps == ear.steps
+    assert ear.work.trainings == ear.count == 2 * 2 + 2 * 2
+    assert all(seconds > 0 for seconds in ear.work.seconds.values())
+
+
+def test_a_batch_may_be_larger_than_the_data(make):
+    config = make(batch_size=1000, model="convnet_nano")
+    found = work(config, load(config.data, image_size=16), "cpu")
+    assert found.steps == {"static": 2}
