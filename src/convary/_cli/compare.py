@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from convary._cli.console import is_first, link, resumable, run_console
+from convary._cli.options import flag_value
 from convary._cli.parse import parse
 from convary.extras import require
 
@@ -24,7 +25,9 @@ def run(argv: Sequence[str]) -> int:
     from convary._cli.progress import LiveProgress
     from convary.train import CompareConfig, compare
 
-    config = parse(CompareConfig, argv, "convary compare")
+    recipe = flag_value("--recipe", argv)
+    default = None if recipe is None else CompareConfig.from_recipe(recipe)
+    config = parse(CompareConfig, argv, "convary compare", default=default)
     console = run_console()
     with resumable(config, config.out):
         with LiveProgress(console) as progress:
