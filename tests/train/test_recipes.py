@@ -53,6 +53,13 @@ def test_a_command_line_overrides_the_recipe_and_says_so():
     assert again == config
 
 
+def test_a_run_from_before_there_were_recipes_is_still_the_same_run():
+    usual = CompareConfig()
+    assert not set(CompareConfig.later) & set(usual.identity()) and set(CompareConfig.later) < set(usual.to_dict())
+    changed = dataclasses.replace(usual, dropout=0.1, nesterov=False)
+    assert set(changed.identity()) - set(usual.identity()) == {"dropout", "nesterov"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

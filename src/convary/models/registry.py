@@ -103,7 +103,9 @@ def create(name: str, *, pretrained: bool = False) -> nn.Module:
             if inner == "googlenet" and not pretrained:
                 options["aux_logits"] = False  # as it is with weights
             return torchvision.models.get_model(inner, **options)
-        if source == "timm" and inner and width == 1:
+        if source == "timm" and inner:
+            if width != 1:
+                raise ConfigError(f"{plain} has no width to choose; leave out the @ of {name!r}")
             return _check_timm(inner).create_model(inner, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
         if not pretrained:

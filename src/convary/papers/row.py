@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from convary.errors import ConfigError, nearest
@@ -142,4 +142,4 @@ class Table:
             if name not in known:
                 raise ConfigError(f"{self.name} has no row {name!r}{nearest(name, known)}; it has {', '.join(known)}")
         kept = tuple(row for row in self.rows if not names or row.name in names)
-        return Table(name=self.name, title=self.title, source=self.source, rows=kept, note=self.note)
+        return replace(self, rows=kept)

@@ -25,6 +25,7 @@ class CompareConfig(RunConfig):
 
     command_name: ClassVar[tuple[str, ...]] = ("compare",)
     shown: ClassVar[tuple[str, ...]] = ("data", "model", "methods", "epochs", "seeds", "out")
+    later: ClassVar[tuple[str, ...]] = ("recipe", "without", "milestones", "nesterov", "decay", "dropout")
 
     data: str = "fashion-mnist-mini"
     """fashion-mnist-mini (embedded), control (a made-up task that needs a dynamic kernel), fashion-mnist, cifar10,
@@ -206,6 +207,11 @@ class CompareConfig(RunConfig):
         """The default of a flag, which is the recipe's where there is one."""
         options = {} if self.recipe is None else training_recipe(self.recipe).options()
         return options.get(field.name, field.default)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result; those of ``later``, which older runs had not, only where they are set."""
+        unset = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) == field.default}
+        return {name: value for name, value in super().identity().items() if name not in unset.intersection(self.later)}
 
     def training(self) -> str | None:
         """The recipe, what was changed of it and what was left out, in one line; None without a recipe."""
