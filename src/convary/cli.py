@@ -21,6 +21,7 @@ COMMANDS = {
     "convert": ("convary._cli.convert", "Make a trained network of timm or torchvision dynamic; write it to a file."),
     "export": ("convary._cli.export", "Write a dynamic network as ONNX or a torch program, and check the file."),
     "explain": ("convary._cli.explain", "Show which strategy would run a dynamic convolution, and why."),
+    "reproduce": ("convary._cli.reproduce", "Print published tables beside ours; train their rows."),
     "bench": ("convary._cli.bench", "Time dynamic convolutions and networks against static ones; peak memory."),
     "train": ("convary._cli.train", "Train a published system with generated kernels: DFN, DMNet, HDFNet, CondInst."),
     "eval": ("convary._cli.evaluate", "Evaluate a checkpoint of compare: top-1, and per class."),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Golden vectors of the official implementations: values, attentions, gradients and running statistics."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,10 @@ from torch import nn
 
 import convary as cv
 from convary.nn import layout
+from convary.papers import COUNTS as COUNTS
 from tests.golden import fill
 
 GOLDEN = Path(__file__).parent
-COUNTS = {name: row["params"] for name, row in json.loads((GOLDEN / "param_counts.json").read_text())["counts"].items()}
 
 
 def cases(pattern: str) -> list[str]:

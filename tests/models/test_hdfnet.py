@@ -1,6 +1,5 @@
 """HDFNet against the authors' numbers; sizes, export, compilation, precision, bad input."""
 
-import json
 from urllib.error import URLError
 
 import pytest
@@ -12,7 +11,7 @@ from convary.errors import CheckpointError, ConfigError, ShapeError
 from convary.methods.hdfnet import DDPM, DepthDC
 from convary.models.backbone import RandomWeightsWarning
 from convary.models.hdfnet import hdfnet
-from tests.golden.case import GOLDEN, Case, cases
+from tests.golden.case import COUNTS, Case, cases
 from tests.models.nets import tiny_hdfnet
 from tests.nets import onnx_session
 
@@ -39,8 +38,7 @@ def test_whole_network_agrees_with_the_authors(name):
 def test_parameter_counts(backbone, theirs):
     with torch.device("meta"):
         model = hdfnet(backbone, pretrained=False)
-    counts = json.loads((GOLDEN / "param_counts.json").read_text())
-    assert sum(p.numel() for p in model.parameters()) == counts["counts"][theirs]["params"]
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[theirs]
 
 
 def one_dilation():

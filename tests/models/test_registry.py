@@ -7,7 +7,8 @@ from torch import nn
 
 import convary as cv
 from convary.errors import ConfigError
-from convary.models import build
+from convary.models import build, create
+from convary.papers import COUNTS
 
 
 def params(model):
@@ -68,3 +69,12 @@ def test_every_paper_finds_its_layers(name, method):
 def test_unknown_and_unfit_names(name, message):
     with pytest.raises(ConfigError, match=message):
         build(name, 10)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18@0.5", "timm:resnet18@0.5", "resnet20@0.5"])
+def test_networks_of_the_authors_have_a_width_only_where_their_builder_has(name):
+    with torch.device("meta"):
+        narrow = create("torchvision:mobilenet_v2@0.5")
+    assert sum(p.numel() for p in narrow.parameters()) == COUNTS["static_mobilenetv2_050"]
+    with pytest.raises(ConfigError, match=r"no width to choose|want torchvision:NAME"):
+        create(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convary._cli.console import is_first, link, resumable, run_console
+from convary._cli.options import flag_value
 from convary._cli.parse import parse, wants_help
 from convary.extras import require
 from convary.train.config import CompareConfig
@@ -24,7 +25,9 @@ def run(argv: Sequence[str]) -> int:
     """Parse, train and measure, write the report, print the table."""
     if not wants_help(argv):
         require("convary compare", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib", "jinja2")
-    config = parse(CompareConfig, argv, "convary compare")
+    recipe = flag_value("--recipe", argv)
+    default = None if recipe is None else CompareConfig.from_recipe(recipe)
+    config = parse(CompareConfig, argv, "convary compare", default=default)
     from convary._cli.progress import LiveProgress
     from convary._cli.watch import LivePage
     from convary.train import Listeners, compare

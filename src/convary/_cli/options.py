@@ -36,10 +36,15 @@ def parse_with_method(flags: type[Flags], argv: Sequence[str], prog: str) -> tup
 
 def method_name(argv: Sequence[str]) -> str | None:
     """What ``--method`` names among the arguments, or None."""
+    return flag_value("--method", argv)
+
+
+def flag_value(flag: str, argv: Sequence[str]) -> str | None:
+    """What follows a flag among the arguments, or None."""
     for word, following in zip(argv, [*argv, None][1:], strict=True):
-        if word == "--method":
+        if word == flag:
             return following
-        if word.startswith("--method="):
+        if word.startswith(f"{flag}="):
             return word.partition("=")[2]
     return None
 

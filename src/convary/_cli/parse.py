@@ -18,7 +18,9 @@ from convary.errors import ConfigError, nearest
 Flags = TypeVar("Flags")
 
 
-def parse(flags: type[Flags], argv: Sequence[str], prog: str, *, description: str | None = None) -> Flags:
+def parse(
+    flags: type[Flags], argv: Sequence[str], prog: str, *, description: str | None = None, default: Flags | None = None
+) -> Flags:
     """An instance of the dataclass ``flags`` from a command line.
 
     Args:
@@ -26,6 +28,7 @@ def parse(flags: type[Flags], argv: Sequence[str], prog: str, *, description: st
         argv: the arguments after the command.
         prog: what the user typed before them, as in ``"convary compare"``.
         description: shown by --help above the flags; by default the dataclass's own docstring.
+        default: gives the flags that are not there; without one the dataclass's defaults do.
 
     Raises:
         ConfigError: an unknown flag (with the nearest name), a missing or an impossible value.
@@ -35,7 +38,8 @@ def parse(flags: type[Flags], argv: Sequence[str], prog: str, *, description: st
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(flags, args=list(argv), prog=prog, description=description, registry=REGISTRY)
+            more: dict[str, Any] = {} if default is None else {"default": default}
+            return tyro.cli(flags, args=list(argv), prog=prog, description=description, registry=REGISTRY, **more)
     except SystemExit as stop:
         if not stop.code:
             print(examples(prog))

@@ -84,24 +84,29 @@ def create(name: str, *, pretrained: bool = False) -> nn.Module:
     """A network with the number of classes that its authors gave it.
 
     Args:
-        name: ``torchvision:NAME`` or ``timm:NAME``.
+        name: ``torchvision:NAME`` or ``timm:NAME``; torchvision's MobileNets also as ``torchvision:mobilenet_v2@0.5``,
+            half as wide.
         pretrained: Whether to download the weights that the library names as its default.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or a width where there is none.
         CheckpointError: the weights can't be downloaded, or there are none.
     """
-    source, _, inner = name.partition(":")
+    plain, width = split_width(name)
+    source, _, inner = plain.partition(":")
     try:
         if source == "torchvision" and inner:
             _check_torchvision(inner)
             options: dict[str, object] = {"weights": "DEFAULT"} if pretrained else {"weights": None}
+            options |= _width(inner, width)
             if inner in ("googlenet", "inception_v3") and not pretrained:
                 options["init_weights"] = True
             if inner == "googlenet" and not pretrained:
                 options["aux_logits"] = False  # as it is with weights
             return torchvision.models.get_model(inner, **options)
         if source == "timm" and inner:
+            if width != 1:
+                raise ConfigError(f"{plain} has no width to choose; leave out the @ of {name!r}")
             return _check_timm(inner).create_model(inner, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
         if not pretrained:
@@ -139,11 +144,7 @@ def _check_timm(name: str) -> Any:
 
 def _torchvision(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int], width: float) -> nn.Module:
     _check_torchvision(name)
-    options: dict[str, object] = {"weights": None, "num_classes": num_classes}
-    if width != 1:
-        if not name.startswith(("mobilenet_v2", "mobilenet_v3")):  # their builders hand width_mult on
-            raise ConfigError(f"torchvision:{name} has no width to choose; leave out the @")
-        options["width_mult"] = width
+    options: dict[str, object] = {"weights": None, "num_classes": num_classes, **_width(name, width)}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
@@ -152,6 +153,15 @@ def _torchvision(name: str, num_classes: int, in_channels: int, image_size: tupl
     if in_channels != 3:
         _replace_first(model, in_channels)
     return model
+
+
+def _width(name: str, width: float) -> dict[str, object]:
+    """The option of torchvision's builder that makes a network wider."""
+    if width == 1:
+        return {}
+    if not name.startswith(("mobilenet_v2", "mobilenet_v3")):  # their builders hand width_mult on
+        raise ConfigError(f"torchvision:{name} has no width to choose; leave out the @")
+    return {"width_mult": width}
 
 
 def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:

@@ -21,6 +21,7 @@ from convary.data import DataSet, augment, balanced, epoch_order, generator
 from convary.train.arms import Arm, architecture, checkpoint_path, start_weights
 from convary.train.checkpoint import FORMAT
 from convary.train.config import CompareConfig
+from convary.train.dropout import drop_features
 from convary.train.evaluation import score
 from convary.train.portraits import EXPERTS, layer_shares
 from convary.train.system import System
@@ -29,13 +30,24 @@ OBSERVED = 64  # test images over which the experts' shares are taken at each ev
 _AUGMENT = 1  # sets the random numbers of different uses apart
 
 
-def learning_rate(step: int, total: int, highest: float, warmup: float) -> float:
-    """Linear from 0 over the first ``warmup`` of all steps, times half a cosine from 1 to 0.
+def learning_rate(step: int, total: int, highest: float, warmup: float, milestones: tuple[int, ...] = ()) -> float:
+    """Linear from 0 over the first ``warmup`` of all steps, times half a cosine from 1 to 0, or a tenth per milestone.
+
+    Args:
+        step: In [0, total).
+        total: Steps of the training.
+        highest: Learning rate before it falls.
+        warmup: Part of all steps.
+        milestones: Steps from which on it is a tenth of what it was; without any it falls along the cosine.
 
     >>> learning_rate(0, 100, 1.0, 0.1), round(learning_rate(50, 100, 1.0, 0.1), 3)
     (0.1, 0.5)
+    >>> [round(learning_rate(step, 90, 1.0, 0, (30, 60)), 6) for step in (29, 30, 60)]
+    [1.0, 0.1, 0.01]
     """
     rising = min(1.0, (step + 1) / max(1.0, warmup * total))
+    if milestones:
+        return highest * rising * 0.1 ** sum(step >= milestone for milestone in milestones)
     return highest * rising * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
@@ -43,9 +55,21 @@ def make_optimizer(model: nn.Module, config: CompareConfig, lr: float, init: str
     """The optimizer that the config names; banks that start as static kernels get a learning rate to match."""
     own = lr if init == "upcycle" else None
     groups = param_groups(model, config.weight_decay, lr=own, optimizer=config.optimizer)
+    if config.decay != "kernels":
+        groups = _decayed(model, config)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=config.nesterov)
+
+
+def _decayed(model: nn.Module, config: CompareConfig) -> list[dict[str, Any]]:
+    """Groups in which all parameters decay, or all but biases and those of one axis."""
+    spared: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, p in model.named_parameters():
+        bare = name.rpartition(".")[2] == "bias" or p.ndim < 2
+        spared[bare and config.decay == "weights"].append(p)
+    groups = [{"params": found, "weight_decay": 0.0 if free else config.weight_decay} for free, found in spared.items()]
+    return [group for group in groups if group["params"]]
 
 
 class Run(NamedTuple):
@@ -168,11 +192,14 @@ class Classification(System):
         return make_optimizer(model, self.comparison, self.lr, self.architecture.init)
 
     def learning_rate(self, step: int) -> float:
-        """Warm-up, then a cosine."""
-        return learning_rate(step, self.steps, self.lr, self.comparison.warmup)
+        """Warm-up, then a cosine or steps."""
+        milestones = tuple(epoch * self.evaluate_every for epoch in self.comparison.milestones)
+        return learning_rate(step, self.steps, self.lr, self.comparison.warmup, milestones)
 
     def begin(self, model: nn.Module) -> None:
-        """Start the annealing."""
+        """Start the annealing; set the dropout."""
+        if self.comparison.dropout is not None:
+            drop_features(model, self.comparison.dropout)
         epochs, method = self.comparison.annealing_epochs(self.run.arm), self.run.arm.method
         if method is not None and method.annealing is not None and epochs is not None:
             steps = round(epochs * self.evaluate_every)

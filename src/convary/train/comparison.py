@@ -21,6 +21,7 @@ from convary.train.files import claim_folder, now
 from convary.train.forecast import work
 from convary.train.jobs import check_jobs, train, train_at_once
 from convary.train.progress import Progress
+from convary.train.recipes import training_recipe
 from convary.train.results import Bench, Curve, describe
 from convary.train.trials import Choice, choose
 
@@ -42,13 +43,16 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         What ``results.json`` holds.
 
     Raises:
-        ConfigError: a value that cannot work, or an output folder of something else.
+        ConfigError: a value that cannot work, a recipe with a part that the trainer can't do and that ``without`` does
+            not name, or an output folder of something else.
         DataError: the data set is missing or broken.
         CheckpointError: a checkpoint in the output folder is truncated or foreign.
         ConvaryError: the output folder cannot be written.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     progress = progress or Progress()
+    if config.recipe is not None:
+        training_recipe(config.recipe).check(config.without)
     accelerator = processes.start(cpu=config.cpu)
     check_jobs(config, accelerator)
     if config.threads is not None:
@@ -73,6 +77,8 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
             methods = [{**entry, "lr": choices[entry["name"]].to_dict()} for entry in methods]
             run = {"command": command or config.command(), "started": started, "finished": now()}
             run |= {**config.to_dict(), "seeds": list(range(config.seeds))}
+            if config.recipe is not None:
+                run["training"] = config.training()
             content = {"run": run, "machine": machine(), "data": describe(dataset), "methods": methods}
             content["pictures"] = pictures
             write_json(path, {"schema": SCHEMA, **content})

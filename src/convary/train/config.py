@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from convary.catalogue import METHOD_NAMES
 from convary.errors import ConfigError
+from convary.train.recipes import training_recipe
 from convary.train.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ class CompareConfig(RunConfig):
 
     command_name: ClassVar[tuple[str, ...]] = ("compare",)
     shown: ClassVar[tuple[str, ...]] = ("data", "model", "methods", "epochs", "seeds", "out")
+    later: ClassVar[tuple[str, ...]] = ("recipe", "without", "milestones", "nesterov", "decay", "dropout")
 
     data: str = "fashion-mnist-mini"
     """fashion-mnist-mini (embedded), control (a made-up task that needs a dynamic kernel), fashion-mnist, cifar10,
@@ -123,6 +126,27 @@ class CompareConfig(RunConfig):
     measure_seconds: float = 1.0
     """Seconds for each timing of a dynamic network against the static one."""
 
+    recipe: str | None = None
+    """A published training, as in odconv-resnet: it sets epochs, batch size, optimizer, learning rate, decay, dropout
+    and more, each of which its own flag overrides. The results name the recipe and what was changed."""
+
+    without: tuple[str, ...] = ()
+    """Parts of the recipe that this trainer can't do and that may be left out, as in crops. Without their names a
+    recipe that has them is refused."""
+
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rate falls to a tenth; without any it falls along a cosine."""
+
+    nesterov: bool = True
+    """Whether the momentum of sgd is Nesterov's."""
+
+    decay: Literal["kernels", "weights", "all"] = "kernels"
+    """What weight_decay shrinks: kernels and linear layers; weights, which are all but biases and those of one axis; or
+    all parameters, routers among them, as most papers did."""
+
+    dropout: float | None = None
+    """Probability of dropping a feature before the classifier; by default the network's own."""
+
     def __post_init__(self) -> None:
         """Check every field that can be checked without data.
 
@@ -132,6 +156,8 @@ class CompareConfig(RunConfig):
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "methods", tuple(self.methods))
         object.__setattr__(self, "lr", (self.lr,) if isinstance(self.lr, (int, float)) else tuple(sorted(self.lr)))
+        for name in ("without", "milestones"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("root", "start"):
             object.__setattr__(self, name, None if getattr(self, name) is None else Path(getattr(self, name)))
         if not self.methods or len(set(self.methods)) != len(self.methods):
@@ -152,11 +178,64 @@ class CompareConfig(RunConfig):
                 raise ConfigError(f"{name} must be at least 0 and below {top}; got {getattr(self, name)}")
         if self.anneal_epochs is not None and not 0 <= self.anneal_epochs <= self.epochs:
             raise ConfigError(f"anneal_epochs must be between 0 and epochs={self.epochs}; got {self.anneal_epochs}")
+        self._check_recipe()
         for arm in self.arms().values():
             self._check_arm(arm)
 
+    def _check_recipe(self) -> None:
+        if self.recipe is not None:
+            training_recipe(self.recipe)  # compare checks what the trainer can't do of it
+        elif self.without:
+            raise ConfigError(
+                f"without={self.without} names parts of a recipe, and there is none; give one, or neither"
+            )
+        if list(self.milestones) != sorted({epoch for epoch in self.milestones if epoch > 0}):
+            raise ConfigError(f"milestones must be epochs in rising order, from 1; got {self.milestones}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be at least 0 and below 1; got {self.dropout}")
+
+    @classmethod
+    def from_recipe(cls, name: str, **given: Any) -> CompareConfig:
+        """A comparison under a published training.
+
+        Args:
+            name: Of the recipe, see ``convary.train.recipes``.
+            given: Any other field; it takes precedence over the recipe's.
+
+        Raises:
+            ConfigError: no such recipe, or a value that cannot work.
+        """
+        return cls(**{**training_recipe(name).options(), "recipe": name, **given})
+
+    def usual(self, field: dataclasses.Field) -> Any:
+        """The default of a flag, which is the recipe's where there is one."""
+        options = {} if self.recipe is None else training_recipe(self.recipe).options()
+        return options.get(field.name, field.default)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result; those of ``later``, which older runs had not, only where they are set."""
+        unset = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) == field.default}
+        return {name: value for name, value in super().identity().items() if name not in unset.intersection(self.later)}
+
+    def training(self) -> str | None:
+        """The recipe, what was changed of it and what was left out, in one line; None without a recipe."""
+        if self.recipe is None:
+            return None
+        wanted = training_recipe(self.recipe).options()
+        changed = [
+            f"{name} {_told(getattr(self, name))} instead of {_told(value)}"
+            for name, value in wanted.items()
+            if getattr(self, name) != value
+        ]
+        left_out = [f"without {name}" for name in self.without]
+        return "; ".join([self.recipe, *changed, *left_out])
+
     def _check_arm(self, arm: Arm) -> None:
         init = arm.init or self.init
+        if self.decay != "kernels" and init == "upcycle":
+            raise ConfigError(
+                f"decay={self.decay} is for networks that start anew; with init=upcycle leave it out (kernels)"
+            )
         if self.anneal_epochs is not None and init == "neutral":
             raise ConfigError(
                 "init=neutral starts at the last temperature and anneals nothing; leave anneal_epochs out"
@@ -200,3 +279,7 @@ class CompareConfig(RunConfig):
         if self.anneal_epochs is not None:
             return self.anneal_epochs
         return min(annealing.epochs, self.epochs / 3)
+
+
+def _told(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -16,11 +16,13 @@ class RunConfig:
         command_name: The words after ``convary``.
         shown: Fields that ``command`` always spells out; the others only where they are not the default.
         places: Fields that say where and how often, not what: a resumed run may change them.
+        positional: Fields that the command line gives without a flag.
     """
 
     command_name: ClassVar[tuple[str, ...]]
     shown: ClassVar[tuple[str, ...]] = ("out",)
     places: ClassVar[tuple[str, ...]] = ("out", "root", "save_every", "jobs", "watch")
+    positional: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON can hold them."""
@@ -34,15 +36,19 @@ class RunConfig:
         """The command line that gives this config."""
         words = ["convary", *self.command_name]
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if value == field.default and field.name not in self.shown:
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if value == self.usual(field) and field.name not in self.shown:
                 continue
-            flag = field.name.replace("_", "-")
             if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
+                words.append(flag if value else f"--no-{flag[2:]}")
             else:
-                words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+                flags = [] if field.name in self.positional else [flag]
+                words += [*flags, *map(str, value if isinstance(value, tuple) else (value,))]
         return shlex.join(words)
+
+    def usual(self, field: dataclasses.Field) -> Any:
+        """What the command line gives a field that is not spelled out."""
+        return field.default
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``convary reproduce``: published tables beside ours, and the training of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tyro.conf import Positional
+
+from convary._cli.console import is_first, link, resumable, run_console
+from convary._cli.parse import parse, wants_help
+from convary.errors import ConfigError
+from convary.extras import require
+from convary.text import columns
+from convary.train.run_config import RunConfig
+
+IMAGENET_SIZE = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce(RunConfig):
+    """Print published tables beside what this package makes of the same networks; with --data, train their rows.
+
+    Without a table it lists them.
+    """
+
+    command_name: ClassVar[tuple[str, ...]] = ("reproduce",)
+    shown: ClassVar[tuple[str, ...]] = ("tables", "out")
+    positional: ClassVar[tuple[str, ...]] = ("tables",)
+
+    tables: Positional[tuple[str, ...]] = ()
+    """Which tables, as in odconv-resnet."""
+
+    all: bool = False
+    """All tables."""
+
+    rows: tuple[str, ...] = ()
+    """Only these rows."""
+
+    format: Literal["text", "markdown", "json", "csv"] = "text"
+    """How to print."""
+
+    data: str | None = None
+    """Train the rows on these images, as in folder:/imagenet with train/ and val/; see convary compare --data."""
+
+    seeds: int = 1
+    """How many times to train each row."""
+
+    out: Path = Path("runs/reproduce")
+    """Folder for the trainings; an interrupted one in it is resumed."""
+
+    without: tuple[str, ...] = ()
+    """Parts of the recipes that the trainer can't do and that may be left out; it names them before it trains."""
+
+    epochs: int | None = None
+    """Epochs instead of the recipe's."""
+
+    anneal_epochs: float | None = None
+    """Epochs over which temperatures fall, instead of the recipe's."""
+
+    batch_size: int | None = None
+    """Images per step instead of the recipe's."""
+
+    image_size: int | None = None
+    """Height and width for the images of folder:PATH, 224 by default."""
+
+    limit_train: int | None = None
+    """Train on this many images only, balanced over the classes."""
+
+    root: Path | None = None
+    """Where data sets lie."""
+
+    threads: int | None = None
+    """CPU threads."""
+
+    cpu: bool = False
+    """Stay on the CPU even where there is an accelerator."""
+
+    jobs: int = 1
+    """Trainings at a time; for CPUs."""
+
+    def overrides(self) -> dict[str, Any]:
+        """Fields of a comparison that are given here."""
+        names = ("epochs", "anneal_epochs", "batch_size", "image_size", "limit_train", "root", "threads")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.data and self.data.startswith("folder:"):
+            given.setdefault("image_size", IMAGENET_SIZE)
+        return {**given, "data": self.data, "seeds": self.seeds, "cpu": self.cpu, "jobs": self.jobs}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse; list, print, or train."""
+    if not wants_help(argv):
+        require("convary reproduce", "all", "torchvision", "timm", "accelerate", "torchmetrics")
+    flags = parse(Reproduce, argv, "convary reproduce")
+    from convary.papers import TABLES
+    from convary.papers.page import FORMATS, records
+
+    tables = _selected(flags)
+    if not tables:
+        print(_listing(TABLES))
+        return 0
+    if flags.data is not None:
+        return _train(flags, tables)
+    if flags.all and flags.format == "markdown":
+        from convary.train.reproduce import whole_page
+
+        print(whole_page(), end="")
+        return 0
+    print(FORMATS[flags.format]([(table, records(table)) for table in tables]))
+    return 0
+
+
+def _selected(flags: Reproduce) -> list[Any]:
+    """The tables that are asked for, with only the rows that are."""
+    from convary.papers import TABLES, table
+
+    tables = [table(name) for name in flags.tables] or (list(TABLES) if flags.all else [])
+    if flags.rows and len(tables) != 1:
+        raise ConfigError(f"--rows wants the one table that they are of; got {len(tables)} tables")
+    if flags.data is not None and not tables:
+        raise ConfigError("--data wants a table whose rows to train, as in convary reproduce odconv-resnet")
+    return [found.select(flags.rows) for found in tables]
+
+
+def _listing(tables: Sequence[Any]) -> str:
+    lines = [(table.name, f"{len(table.rows)} rows", table.title) for table in tables]
+    told = "\n".join(f"  {line}" for line in columns([("table", "", ""), *lines]))
+    return f"published tables:\n{told}\n\nconvary reproduce TABLE prints one beside ours; --data trains its rows."
+
+
+def _train(flags: Reproduce, tables: Sequence[Any]) -> int:
+    require("convary reproduce --data", "all", "matplotlib", "jinja2")
+    from convary import report
+    from convary._cli.progress import LiveProgress
+    from convary.files import write_whole
+    from convary.papers.page import FORMATS, records
+    from convary.train.reproduce import plan, train
+
+    planned = plan(tables, flags.out, flags.without, **flags.overrides())
+    console = run_console()
+    for (_, name), reason in planned.left_out.items():
+        console.print(f"not trained: {name}, {reason}")
+    for group in planned.groups:
+        console.print(f"{group.config.model}: {', '.join(group.config.methods)}; {group.config.training()}")
+    with resumable(flags, flags.out), LiveProgress(console) as progress:
+        reached = train(planned.groups, progress)
+    if is_first():
+        found = [(table, records(table, reached)) for table in tables]
+        for name, format in (("tables.md", "markdown"), ("tables.json", "json")):
+            write_whole(flags.out / name, (FORMATS[format](found) + "\n").encode())
+        for group in planned.groups:
+            report.write(report.load(group.config.out / "results.json"), group.config.out / "report.html")
+        print(FORMATS[flags.format](found))
+        console.print(f"\ntables   {link(flags.out / 'tables.md')}", soft_wrap=True)
+    return 0

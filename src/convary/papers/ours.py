@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our count of a row: its network is converted without memory, on torch's meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from convary._convert import convert
+from convary._summary import summary
+from convary.methods import MethodConfig
+from convary.models import Comparator, attend, create
+from convary.papers.row import Row
+from convary.selector import selector
+
+IMAGE = (1, 3, 224, 224)
+Conversion = tuple[MethodConfig | Comparator, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours:
+    """What a row's network costs here.
+
+    Attributes:
+        params: All parameters.
+        added: Parameters on top of the static network's.
+        convolution: Multiply-adds of convolutions and linear layers, for an image of 224x224.
+        routing: Of the routers.
+        assembly: Of making kernels.
+    """
+
+    params: int
+    added: int
+    convolution: int
+    routing: int
+    assembly: int
+
+
+def count(row: Row) -> Ours | None:
+    """What a row's network costs; None where there is no such network.
+
+    Static layers count as ``convary.summary`` counts them. Nothing is allocated but shapes.
+
+    Raises:
+        ConfigError: a network that can't be built.
+    """
+    if row.network is None:
+        return None
+    conversions = row.conversions or (((row.method, row.where),) if row.method else ())
+    static = _count(row.network, (), True, row.strides_first)
+    own = _count(row.network, conversions, row.classifier_bias, row.strides_first)
+    params, *macs = own
+    return Ours(params=params, added=params - static[0], convolution=macs[0], routing=macs[1], assembly=macs[2])
+
+
+@lru_cache(maxsize=256)
+def _count(network: str, conversions: tuple[Conversion, ...], bias: bool, strides_first: bool) -> tuple[int, ...]:
+    with torch.device("meta"), _Unfilled():
+        model = create(network)
+        if not bias:
+            _classifier(model).register_parameter("bias", None)
+        if strides_first:
+            stride_first(model)
+        for config, where in conversions:
+            model = _converted(model, config, where)
+    costs = summary(model, torch.empty(IMAGE, device="meta"))
+    return costs.params, costs.convolution + costs.other, costs.routing, costs.assembly
+
+
+class _Unfilled(TorchFunctionMode):
+    """Draws no random numbers: on the meta device nobody sees them, and drawing them takes most of the time."""
+
+    drawing = (Tensor.normal_, Tensor.uniform_)
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in self.drawing:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _converted(model: nn.Module, config: MethodConfig | Comparator, where: str) -> nn.Module:
+    if isinstance(config, Comparator):
+        return attend(model, config)
+    return convert(model, config, selector(where, config), upcycle=False)
+
+
+def _classifier(model: nn.Module) -> nn.Linear:
+    """The last linear layer."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def stride_first(model: nn.Module) -> None:
+    """Make a ResNet v1 of torchvision's v1.5: bottlenecks stride in their first layer instead of their second."""
+    for block in model.modules():
+        first, second = getattr(block, "conv1", None), getattr(block, "conv2", None)
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d) and first.kernel_size == (1, 1):
+            first.stride, second.stride = second.stride, first.stride

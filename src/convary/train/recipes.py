@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The papers' trainings by name, for ``convary compare --recipe`` and ``convary reproduce``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from convary.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """A published training.
+
+    Attributes:
+        name: What the command line calls it.
+        title: For people.
+        source: Where its settings were read.
+        epochs: Passes over the training images.
+        batch_size: Images per step, over all processes.
+        optimizer: ``"sgd"`` with momentum 0.9, or ``"adamw"``.
+        lr: Highest learning rate.
+        nesterov: Whether sgd's momentum is Nesterov's.
+        milestones: Epochs after which the learning rate falls to a tenth; without any it falls along a cosine.
+        warmup_epochs: Epochs over which the learning rate rises.
+        weight_decay: Of what ``decay`` names.
+        decay: ``"all"`` parameters; ``"weights"``, which are all but biases and those of one axis; or ``"kernels"``.
+        dropout: Probability before the classifier.
+        label_smoothing: Of the training loss.
+        anneal_epochs: Epochs over which temperatures fall; None where no method of the paper has any.
+        beyond: Parts that this trainer cannot do, by name, with what the paper does.
+        recalled: Fields that nobody has read again.
+    """
+
+    name: str
+    title: str
+    source: str
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "adamw"]
+    lr: float
+    nesterov: bool = False
+    milestones: tuple[int, ...] = ()
+    warmup_epochs: float = 0.0
+    weight_decay: float
+    decay: Literal["kernels", "weights", "all"] = "all"
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    anneal_epochs: float | None = None
+    beyond: tuple[tuple[str, str], ...] = ()
+    recalled: tuple[str, ...] = ()
+
+    def options(self) -> dict[str, Any]:
+        """The fields of ``CompareConfig`` that it sets."""
+        shared = ("epochs", "batch_size", "optimizer", "nesterov", "milestones", "weight_decay", "decay", "dropout",
+                  "label_smoothing", "anneal_epochs")  # fmt: skip
+        return {
+            **{name: getattr(self, name) for name in shared},
+            "lr": (self.lr,),
+            "warmup": self.warmup_epochs / self.epochs,
+            "clip": None,
+            "augment": True,
+            "init": "paper",
+        }
+
+    def check(self, without: Iterable[str]) -> None:
+        """Refuse a training that would leave out a part which nobody said may be left out.
+
+        Args:
+            without: Names of parts that may be.
+
+        Raises:
+            ConfigError: a part that the trainer cannot do and that ``without`` lacks, or one that the recipe has not.
+        """
+        parts, without = dict(self.beyond), tuple(without)
+        for name in without:
+            if name not in parts:
+                raise ConfigError(
+                    f"the recipe {self.name} has no part {name!r} that could be left out"
+                    f"{nearest(name, parts)}; it has {', '.join(parts) or 'none'}"
+                )
+        missing = {name: what for name, what in parts.items() if name not in without}
+        if missing:
+            told = "; ".join(f"{name} ({what})" for name, what in missing.items())
+            raise ConfigError(
+                f"the trainer can't do these parts of the recipe {self.name}: {told}. Train without them by "
+                f"--without {' '.join(parts)}; the results then say so"
+            )
+
+
+CROPS = ("crops", "random resized crops for training, centre crops of larger images for testing; here whole images are "
+         "resized, shifted and mirrored")  # fmt: skip
+_OD = "README and main.py of https://github.com/OSVAI/ODConv"
+_KW = "main.py and configs of https://github.com/OSVAI/KernelWarehouse"
+
+_MOBILE = TrainingRecipe(
+    name="odconv-mobilenetv2",
+    title="ODConv's MobileNetV2",
+    source=_OD,
+    epochs=150,
+    batch_size=256,
+    optimizer="sgd",
+    lr=0.05,
+    weight_decay=4e-5,
+    dropout=0.2,
+    anneal_epochs=10,
+    beyond=(CROPS,),
+)
+_RESNET = TrainingRecipe(
+    name="odconv-resnet",
+    title="ODConv's ResNets",
+    source=_OD,
+    epochs=100,
+    batch_size=256,
+    optimizer="sgd",
+    lr=0.1,
+    milestones=(30, 60, 90),
+    weight_decay=1e-4,
+    dropout=0.2,
+    anneal_epochs=10,
+    beyond=(CROPS,),
+)
+_DY = "https://arxiv.org/abs/1912.03458, the section on training"
+_RANDOM = (("rand-augment", "rand-m9-mstd0.5-inc1"), ("random-erasing", "with probability 0.25"))
+_MIXED = ("mixup", "mixup 0.8 and CutMix 1.0")
+_DEPTH = "stochastic-depth"
+_KW_RESNET = TrainingRecipe(
+    name="kernelwarehouse-resnet",
+    title="KernelWarehouse's ResNets",
+    source=_KW,
+    epochs=300,
+    batch_size=4096,
+    optimizer="adamw",
+    lr=4e-3,
+    warmup_epochs=20,
+    weight_decay=0.05,
+    decay="weights",
+    label_smoothing=0.1,
+    anneal_epochs=20,
+    beyond=(CROPS, *_RANDOM, _MIXED, (_DEPTH, "0.1")),
+)
+_KW_MOBILE = TrainingRecipe(
+    name="kernelwarehouse-mobilenetv2",
+    title="KernelWarehouse's MobileNetV2",
+    source=_KW,
+    epochs=150,
+    batch_size=256,
+    optimizer="sgd",
+    lr=0.05,
+    nesterov=True,
+    weight_decay=4e-5,
+    decay="weights",
+    label_smoothing=0.1,
+    anneal_epochs=15,
+    beyond=(CROPS,),
+)
+_DCD = TrainingRecipe(
+    name="dcd-mobilenetv2",
+    title="DCD's MobileNetV2",
+    source="https://arxiv.org/abs/2103.08756 and main.py of https://github.com/liyunsheng13/dcd",
+    epochs=300,
+    batch_size=512,
+    optimizer="sgd",
+    lr=0.1,
+    weight_decay=2e-5,
+    dropout=0.2,
+    label_smoothing=0.1,
+    beyond=(CROPS, ("mixup", "mixup that grows to 0.2 over 100 epochs")),
+    recalled=("epochs", "weight_decay", "dropout", "label_smoothing"),
+)
+
+
+def _variant(recipe: TrainingRecipe, suffix: str, told: str, **changes: Any) -> TrainingRecipe:
+    return dataclasses.replace(recipe, name=f"{recipe.name}-{suffix}", title=f"{recipe.title}, {told}", **changes)
+
+
+def _narrow(recipe: TrainingRecipe) -> Iterable[TrainingRecipe]:
+    recalled = tuple(dict.fromkeys((*recipe.recalled, "dropout")))
+    for width, dropout in (("0.75", 0.1), ("0.5", 0.0)):
+        yield _variant(recipe, width, f"{width} times as wide", dropout=dropout, recalled=recalled)
+
+
+def _recipes() -> Iterable[TrainingRecipe]:
+    ours = {"source": _DY, "recalled": ("batch_size", "dropout")}
+    dy_mobile = dataclasses.replace(
+        _MOBILE, name="dyconv-mobilenetv2", title="DyConv's MobileNetV2", epochs=300, **ours
+    )
+    yield from (_MOBILE, *_narrow(_MOBILE), _RESNET, dy_mobile, *_narrow(dy_mobile))
+    yield dataclasses.replace(_RESNET, name="dyconv-resnet", title="DyConv's ResNets", dropout=0.1, **ours)
+    yield _DCD
+    yield _KW_RESNET
+    yield _variant(_KW_RESNET, "full-depth", "without stochastic depth", beyond=(CROPS, *_RANDOM, _MIXED))
+    yield _variant(_KW_RESNET, "quarter", "1/4x", beyond=(CROPS, *_RANDOM))
+    averaged = dataclasses.replace(_KW_RESNET, name="kernelwarehouse-convnext", title="KernelWarehouse's ConvNeXt-Tiny")
+    ema, usual = ("ema", "weights averaged at 0.9999"), (CROPS, *_RANDOM, _MIXED)
+    yield dataclasses.replace(averaged, beyond=(*usual, (_DEPTH, "0.3"), ema))
+    yield _variant(averaged, "static", "static", beyond=(*usual, (_DEPTH, "0.1"), ema))
+    yield _KW_MOBILE
+    yield _variant(_KW_MOBILE, "hard", "without label smoothing", label_smoothing=0.0)
+
+
+RECIPES: dict[str, TrainingRecipe] = {recipe.name: recipe for recipe in _recipes()}
+
+
+def training_recipe(name: str) -> TrainingRecipe:
+    """A published training by its name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}{nearest(name, RECIPES)}; known: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def as_markdown() -> str:
+    """All recipes as a section of a page."""
+    head = "| recipe | epochs | batch | optimizer | lr | decay | dropout | T falls over | the trainer can't do |"
+    lines = [head, "|---|---:|---:|---|---|---|---|---|---|", *map(_line, RECIPES.values())]
+    sources: dict[str, list[str]] = {}
+    for recipe in RECIPES.values():
+        sources.setdefault(recipe.source, []).append(recipe.name)
+    below = [f"- {', '.join(names)}: {source}." for source, names in sources.items()]
+    unread = [recipe for recipe in RECIPES.values() if recipe.recalled]
+    recalled = [f"- {recipe.name}: recalled, not read again: {', '.join(recipe.recalled)}." for recipe in unread]
+    return "\n".join(["## Recipes", "", _SAID, *lines, "", *below, *recalled, ""])
+
+
+_SAID = """\
+`convary compare --recipe NAME` trains any network by one of these; each field has a flag that overrides it, and the
+results name both. sgd has momentum 0.9. A learning rate falls along a cosine to 0, or to a tenth after the epochs
+given; where it rises first, the cosine begins with the first step all the same. "all" decays every parameter,
+"weights" all but biases and those of one axis. What the trainer can't do is refused, until `--without` names it.
+"""
+
+
+def _line(recipe: TrainingRecipe) -> str:
+    falls = f", a tenth after {', '.join(map(str, recipe.milestones))}" if recipe.milestones else ", cosine"
+    rises = f", rises over {recipe.warmup_epochs:g}" if recipe.warmup_epochs else ""
+    smooth = f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else ""
+    anneal = "–" if recipe.anneal_epochs is None else f"{recipe.anneal_epochs:g} epochs"
+    beyond = "; ".join(name if name == CROPS[0] else f"{name} ({what})" for name, what in recipe.beyond)
+    optimizer = recipe.optimizer + (", Nesterov" if recipe.nesterov else "")
+    rate = f"{recipe.lr:g}{falls}{rises}"
+    cells = [recipe.name, str(recipe.epochs), str(recipe.batch_size), optimizer + smooth, rate,
+             f"{recipe.weight_decay:g}, {recipe.decay}", f"{recipe.dropout:g}", anneal, beyond or "–"]  # fmt: skip
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train rows of published tables: the rows of one network and one recipe are one comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from convary.errors import ConfigError, nearest
+from convary.methods import MethodConfig
+from convary.models import Comparator
+from convary.papers import TABLES, Row, Table
+from convary.papers.page import page
+from convary.train.arms import STATIC
+from convary.train.comparison import compare
+from convary.train.config import CompareConfig
+from convary.train.progress import Progress
+from convary.train.recipes import as_markdown, training_recipe
+
+Key = tuple[str, str]  # the names of a table and of a row
+
+
+class Group(NamedTuple):
+    """Rows that one comparison trains.
+
+    Attributes:
+        config: Of the comparison.
+        arms: The arm of each row.
+    """
+
+    config: CompareConfig
+    arms: dict[Key, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is trained, and which rows are not, and why."""
+
+    groups: list[Group]
+    left_out: dict[Key, str]
+
+
+def plan(tables: Iterable[Table], out: Path, without: tuple[str, ...] = (), **given: Any) -> Plan:
+    """What training the rows of some tables means; nothing is trained yet.
+
+    Args:
+        tables: With the rows.
+        out: Folder; every comparison gets one in it.
+        without: Parts of the recipes that the trainer can't do, and that may be left out.
+        given: Fields of ``CompareConfig`` that override the recipes'.
+
+    Raises:
+        ConfigError: no row can be trained; a part of a recipe that the trainer can't do is not among ``without``, or no
+            recipe has a part that is; or a value that cannot work.
+    """
+    left_out: dict[Key, str] = {}
+    rows: dict[tuple[str, str, str], dict[Key, Row]] = {}
+    for table in tables:
+        for row in table.rows:
+            reason = obstacle(row)
+            if reason or row.network is None or row.recipe is None:
+                left_out[table.name, row.name] = reason
+            else:
+                rows.setdefault((row.network, row.recipe, row.where), {})[table.name, row.name] = row
+    if not rows:
+        told = "; ".join(dict.fromkeys(f"{name}: {reason}" for (_, name), reason in left_out.items()))
+        raise ConfigError(f"none of these rows can be trained: {told}")
+    _check_parts({recipe for _, recipe, _ in rows}, without)
+    groups = [_group(*key, found, out, without, given) for key, found in rows.items()]
+    return Plan(groups=groups, left_out=left_out)
+
+
+def obstacle(row: Row) -> str:
+    """Why a row can't be trained, or nothing."""
+    if row.obstacle:
+        return row.obstacle
+    return "" if row.recipe else "its training is not among the recipes"
+
+
+def _check_parts(recipes: set[str], without: tuple[str, ...]) -> None:
+    parts = {name: dict(training_recipe(name).beyond) for name in sorted(recipes)}
+    known = dict.fromkeys(part for found in parts.values() for part in found)
+    for part in without:
+        if part not in known:
+            raise ConfigError(
+                f"no recipe of these rows has a part {part!r} that could be left out{nearest(part, known)}; they have "
+                f"{', '.join(known) or 'none'}"
+            )
+    for name, found in parts.items():
+        training_recipe(name).check(part for part in without if part in found)
+
+
+def _group(
+    network: str,
+    recipe: str,
+    where: str,
+    rows: dict[Key, Row],
+    out: Path,
+    without: tuple[str, ...],
+    given: dict[str, Any],
+) -> Group:
+    arms = {key: STATIC if row.method is None else arm_name(row.method) for key, row in rows.items()}
+    plain = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in f"{network}-{recipe}-{where}")
+    parts = dict(training_recipe(recipe).beyond)
+    config = CompareConfig.from_recipe(
+        recipe,
+        model=network,
+        methods=tuple(dict.fromkeys(sorted(arms.values(), key=lambda name: name != STATIC))),
+        where=where,
+        out=out / plain.replace("--", "-").strip("-"),
+        without=tuple(part for part in without if part in parts),
+        **given,
+    )
+    return Group(config, arms)
+
+
+def arm_name(method: MethodConfig | Comparator) -> str:
+    """How ``convary compare --methods`` writes a method with its options.
+
+    >>> from convary.methods import ODConv
+    >>> arm_name(ODConv(experts=1, attentions=("tap", "filter")))
+    'odconv:experts=1,attentions=tap+filter'
+    """
+    usual = type(method)()
+    options = [
+        f"{field.name}={'+'.join(value) if isinstance(value, tuple) else value}"
+        for field in dataclasses.fields(method)
+        if (value := getattr(method, field.name)) != getattr(usual, field.name)
+    ]
+    return method.name + (f":{','.join(options)}" if options else "")
+
+
+def train(groups: Iterable[Group], progress: Progress | None = None) -> dict[Key, dict[str, Any]]:
+    """Train the rows, or resume their training; what was reached, by table and row.
+
+    Returns:
+        Of each row ``top1`` in percent, its ``std`` over the seeds (None for one seed), ``seeds``, and ``training``:
+        the recipe and what was changed of it.
+
+    Raises:
+        ConfigError: see ``convary.train.compare``.
+        KeyboardInterrupt: Ctrl-C; the state is saved.
+    """
+    reached = {}
+    for group in groups:
+        results = compare(group.config, progress)
+        by_arm = {entry["name"]: entry["top1"] for entry in results["methods"]}
+        for key, arm in group.arms.items():
+            reached[key] = {
+                "top1": by_arm[arm]["mean"],
+                "std": by_arm[arm]["std"],
+                "seeds": group.config.seeds,
+                "data": group.config.data,
+                "training": group.config.training(),
+                "folder": group.config.out.name,
+            }
+    return reached
+
+
+def whole_page() -> str:
+    """All tables and all recipes, as the documentation has them."""
+    return f"{page(TABLES)}\n{as_markdown()}"
