@@ -514,7 +514,7 @@ def test_export_tells_of_a_hot_router(run, tmp_path):
         ("{tmp}/text.pt", "text.pt is truncated or no checkpoint"),
         ("--model timm:test_byobnt", "did you mean"),
         ("--model timm:test_byobnet --weights random --method odconf", "did you mean 'odconv'?"),
-        ("--model timm:test_byobnet --weights random --strategy grouped", "invalid choice 'grouped'"),
+        ("--model timm:test_byobnet --weights random --strategy loop", "invalid choice 'loop'"),
         ("--model timm:test_byobnet --weights random --out {tmp}/model.pb", "must end in .onnx (ONNX) or .pt2"),
         (
             "--model timm:test_byobnet --weights random --out {tmp}/no/model.pt2 --shape 3 64 64 --dynamic 0",
