@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
 import convary as cv
+from convary._blocked import block
 from convary.bench.machine import load
 from convary.bench.models import networks
 from convary.bench.timing import interleave
@@ -53,11 +55,19 @@ def in_openvino(path: Path, x: Tensor) -> Callable[[], np.ndarray]:
 RUNTIMES = {"onnxruntime": in_onnxruntime, "onnxruntime alone": in_onnxruntime, "openvino": in_openvino}
 
 
-def export(model: nn.Module, x: Tensor, path: Path, arguments: argparse.Namespace, alone: bool = False) -> float:
-    """Seconds of this process that it took; ``alone``: for onnxruntime and no other."""
-    start, runtime = time.process_time(), "onnxruntime" if alone else "any"
-    cv.export(model, x, path, dynamic=FORMS[arguments.form], strategy=arguments.strategy, runtime=runtime)
+def export(model: nn.Module, x: Tensor, path: Path, arguments: argparse.Namespace) -> float:
+    """Seconds of this process that it took."""
+    start = time.process_time()
+    cv.export(model, x, path, dynamic=FORMS[arguments.form], strategy=arguments.strategy)
     return time.process_time() - start
+
+
+def for_onnxruntime(path: Path) -> Path:
+    """The file that ``runtime="onnxruntime"`` writes, without a second export."""
+    model, alone = onnx_ir.load(path), path.with_stem(f"{path.stem}-alone")
+    block(model)
+    onnx_ir.save(model, alone)
+    return alone
 
 
 def nodes(path: Path) -> int:
@@ -74,14 +84,13 @@ def lines(name: str, arguments: argparse.Namespace, folder: Path) -> None:
         if first:
             export(static.eval(), x, folder / "warm.onnx", arguments)  # the first export of a process
             base_seconds, first = export(static, x, static_file, arguments), False
-        files, seconds = [folder / f"{method}-{name}.onnx" for name in ("any", "alone")], [0.0, 0.0]
-        for alone in {"alone" in runtime for runtime in arguments.runtimes}:
-            seconds[alone] = export(dynamic.eval(), x, files[alone], arguments, alone)
+        plain = folder / f"{method}.onnx"
+        seconds = export(dynamic.eval(), x, plain, arguments)
         with torch.no_grad():
             want = dynamic(x).numpy()
         for runtime in arguments.runtimes:
-            alone = "alone" in runtime
-            ours, base = RUNTIMES[runtime](files[alone], x), RUNTIMES[runtime](static_file, x)
+            file = for_onnxruntime(plain) if "alone" in runtime else plain
+            ours, base = RUNTIMES[runtime](file, x), RUNTIMES[runtime](static_file, x)
             error = float(np.abs(ours() - want).max() / np.abs(want).max())
             what = f"| {name} | {method} | {runtime} | {arguments.form} |"
             if not error < TOLERANCE:
@@ -89,7 +98,7 @@ def lines(name: str, arguments: argparse.Namespace, folder: Path) -> None:
                 continue
             t = interleave(ours, base, arguments.seconds)
             cost = f"**{t.ratio:.2f}** ({t.low:.2f} to {t.high:.2f}) | {t.ms:.1f} / {t.base_ms:.1f}"
-            size = f"{nodes(files[alone])} / {nodes(static_file)} | {seconds[alone]:.1f} / {base_seconds:.1f}"
+            size = f"{nodes(file)} / {nodes(static_file)} | {seconds:.1f} / {base_seconds:.1f}"
             print(what, f"{cost} | {size} | {error:.0e} |", flush=True)
 
 
