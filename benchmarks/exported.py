@@ -2,8 +2,8 @@
 """What an exported file costs against the static network's: latency, nodes and time to export, by runtime.
 
 Every file is compared with torch before it is timed. Latency is of one image on one thread, in turns with the static
-network's file in the same process: the median of the pairwise ratios, with its 10th and 90th percentiles. Seconds of
-export are of the process, so that other work on the machine counts little.
+network's file in the same process: the median of the pairwise ratios, with its 10th and 90th percentiles. All times are
+the process's own, so that waiting for other work on the machine does not count.
 
     python benchmarks/exported.py --models torchvision:mobilenet_v2 --methods condconv odconv
 """
@@ -96,7 +96,7 @@ def lines(name: str, arguments: argparse.Namespace, folder: Path) -> None:
             if not error < TOLERANCE:
                 print(what, f"WRONG: off by {error:.1e} from torch; not timed |")
                 continue
-            t = interleave(ours, base, arguments.seconds)
+            t = interleave(ours, base, arguments.seconds, time.process_time)
             cost = f"**{t.ratio:.2f}** ({t.low:.2f} to {t.high:.2f}) | {t.ms:.1f} / {t.base_ms:.1f}"
             size = f"{nodes(file)} / {nodes(static_file)} | {seconds:.1f} / {base_seconds:.1f}"
             print(what, f"{cost} | {size} | {error:.0e} |", flush=True)

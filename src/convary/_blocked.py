@@ -123,6 +123,10 @@ def _stay_in_blocks(graph: Any) -> None:
             _leave(graph, nodes, node, nodes.add(node.op_type, given[0], *node.inputs[1:], domain=""))
         elif node.op_type == "Add" and None not in given and node.inputs[0].shape == node.inputs[1].shape:
             _leave(graph, nodes, node, nodes.add("Add", *given, domain=""))
+        elif node.op_type == "Add" and (at := _per_channel(node, given)) is not None and (conv := _bare(given[at])):
+            bias = nodes.reshape(node.inputs[1 - at], node.outputs[0].shape[1])
+            attributes = {name: attribute.value for name, attribute in conv.attributes.items()}
+            _leave(graph, nodes, node, nodes.add("Conv", *conv.inputs, bias, **attributes))
         elif node.op_type == "Mul" and (factor := _per_channel(node, given)) is not None:
             C = node.outputs[0].shape[1]
             kernel = nodes.reshape(node.inputs[1 - factor], C, 1, 1, 1)
@@ -139,12 +143,21 @@ def _blocked(value: Any) -> Any:
 
 
 def _per_channel(node: Any, given: list[Any]) -> int | None:
-    """Which input of a product is in blocks and scaled by the other, (1, C, 1, 1)."""
+    """Which input of a product or a sum is in blocks while the other is (1, C, 1, 1)."""
     shape = node.outputs[0].shape
     for position, other in ((0, node.inputs[1]), (1, node.inputs[0])):
         if given[position] is not None and other.shape is not None and list(other.shape) == [1, shape[1], 1, 1]:
             return position
     return None
+
+
+def _bare(blocks: Any) -> Any:
+    """The convolution that makes blocks, with neither bias nor activation nor another reader; or None."""
+    conv = blocks.producer()
+    if conv is None or conv.op_type != "Conv" or len(conv.inputs) != 2 or "activation" in conv.attributes:
+        return None
+    readers = [use.node for use in blocks.uses()]
+    return conv if len(readers) == 1 and len(readers[0].outputs[0].uses()) == 1 else None
 
 
 def _over_positions(node: Any) -> bool:
