@@ -106,8 +106,8 @@ def _activation(conv: Any) -> tuple[Any, dict[str, Any]]:
     if node.op_type == "Relu":
         return node, {"activation": "Relu"}
     if node.op_type == "Clip" and len(node.inputs) == 3:
-        bounds = [None if value is None else value.const_value for value in node.inputs[1:]]
-        if all(bound is not None for bound in bounds):
+        bounds = [value.const_value for value in node.inputs[1:] if value is not None and value.const_value is not None]
+        if len(bounds) == 2:
             return node, {"activation": "Clip", "activation_params": [float(bound.numpy()) for bound in bounds]}
     return conv, {}
 
