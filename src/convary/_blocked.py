@@ -19,7 +19,7 @@ from typing import Any
 DOMAIN = "com.microsoft.nchwc"
 BLOCK = 16  # the largest there is; what it divides is divided by the smaller ones
 # A dense kernel is reordered twice for every image, which costs as much as convolving with it at so many positions.
-# One thread, AMD EPYC with AVX2, onnxruntime 1.31, 3x3, C = O: 64 at 56x56 gains 1.5 of 9.4 ms and 256 at 14x14 2 of
+# One thread, AMD EPYC with AVX2, onnxruntime 1.32, 3x3, C = O: 64 at 56x56 gains 1.5 of 9.4 ms and 256 at 14x14 2 of
 # 9 ms; 512 at 7x7 gains nothing. A depthwise layer always gains: 960 at 7x7 0.7 of 0.85 ms, 144 at 56x56 2.6 of 3 ms.
 LEAST_POSITIONS = 14 * 14
 
