@@ -610,8 +610,10 @@ def test_export_of_what_convert_and_compare_wrote(run, finished, tmp_path):
     for name, source in sources.items():
         code, told, error = run("export", *source, "--out", tmp_path / name)
         assert (code, error) == (0, "")
-        assert f"wrote {tmp_path / name} (" in " ".join(told.split())
-        assert told_change(told) < 1e-4
+        told = " ".join(told.split())
+        assert f"wrote {tmp_path / name} (" in told and "of the static network's file" in told
+        form = {"free.pt2": "bmm (mixed_conv): mixed kernels", "fixed.pt2": "outputs (mixed_conv): a convolution per"}
+        assert form[name] in told and told_change(told) < 1e-4
         batch = {"free.pt2": 1, "fixed.pt2": 2}[name]
         assert f"run by torch on {batch} image" in told
     assert torch.export.load(tmp_path / "free.pt2").module()(torch.randn(5, 3, 64, 64)).shape[0] == 5
@@ -623,6 +625,9 @@ def test_export_to_onnx_is_run_by_onnxruntime(run, finished, tmp_path):
     checkpoint = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
     code, told, _ = run("export", checkpoint, "--out", tmp_path / "model.onnx", "--dynamic", 0)
     assert code == 0 and "run by onnxruntime on 1 image" in told and told_change(told) < 1e-3
+    words = ("--image", "--runtime", "onnxruntime", "--no-run", "--out", tmp_path / "one.onnx")
+    code, told, _ = run("export", checkpoint, *words)
+    assert code == 0 and "nodes" in told and "grouped (mixed_conv)" in told and "run by" not in told
 
 
 def test_export_tells_of_a_hot_router(run, tmp_path):
@@ -642,7 +647,9 @@ def test_export_tells_of_a_hot_router(run, tmp_path):
         ("{tmp}/text.pt", "text.pt is truncated or no checkpoint"),
         ("--model timm:test_byobnt", "did you mean"),
         ("--model timm:test_byobnet --weights random --method odconf", "did you mean 'odconv'?"),
-        ("--model timm:test_byobnet --weights random --strategy grouped", "invalid choice 'grouped'"),
+        ("--model timm:test_byobnet --weights random --strategy loop", "invalid choice 'loop'"),
+        ("--model timm:test_byobnet --weights random --image --dynamic 0", "--image is for one image of one shape"),
+        ("--model timm:test_byobnet --weights random --runtime onnxruntime", "is for .onnx files; got"),
         ("--model timm:test_byobnet --weights random --out {tmp}/model.pb", "must end in .onnx (ONNX) or .pt2"),
         (
             "--model timm:test_byobnet --weights random --out {tmp}/no/model.pt2 --shape 3 64 64 --dynamic 0",

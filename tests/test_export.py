@@ -63,6 +63,82 @@ def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, r
     assert mixed - pooling == (0 if strategy == "outputs" and not fusing else 1)
 
 
+@all_but_one_slow()
+@pytest.mark.parametrize("dynamic", [(), (2, 3)], ids=["fixed", "any size"])
+def test_a_file_for_one_image_at_a_time_mixes_a_kernel_and_unfolds_nothing(config, dynamic, tmp_path):
+    layer = excite(config.build(nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2)))
+    path = tmp_path / "layer.onnx"
+    program = cv.export(layer, torch.randn(1, 4, 7, 6), path, dynamic=dynamic)
+    for size in ((7, 6), (9, 8)) if dynamic else ((7, 6),):
+        x = torch.randn(1, 4, *size)
+        torch.testing.assert_close(run_onnx(path, x), layer(x).detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(program.module()(x), layer(x).detach(), rtol=1e-4, atol=1e-5)
+    assert groups(path)[0] == 2
+    assert not any("im2col" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("config", "depthwise", "most"),
+    [(cv.CondConv(), 6, 6), (cv.DyConv(), 8, 8), (cv.ODConv(), 16, 19)],
+    ids=lambda v: str(v)[:7],
+)
+def test_a_layer_of_one_image_takes_few_nodes(config, depthwise, most, tmp_path):
+    for groups, nodes in ((8, depthwise), (1, most)):
+        layer = excite(config.build(nn.Conv2d(8, 8, 3, padding=1, groups=groups, bias=False)))
+        cv.export(layer, torch.randn(1, 8, 7, 6), tmp_path / "layer.onnx", dynamic=())
+        assert len(onnx.load(tmp_path / "layer.onnx").graph.node) <= nodes
+
+
+def blocked(path) -> int:
+    return sum(node.op_type == "Conv" and node.domain != "" for node in onnx.load(path).graph.node)
+
+
+def test_for_onnxruntime_computed_kernels_are_blocked(tmp_path):
+    layers = [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2, groups=32), nn.ReLU6()]
+    pointwise, odd = nn.Conv2d(32, 48, 1), nn.Conv2d(48, 24, 3, padding=1)
+    static = nn.Sequential(*layers, pointwise, odd)
+    for config in (cv.CondConv(), cv.ODConv(), cv.KernelWarehouse()):
+        model = excite(cv.convert(static, config, cv.where.all(), noise=1.0))
+        x = torch.randn(1, 16, 16, 16)
+        cv.export(model, x, tmp_path / "model.onnx", dynamic=(), runtime="onnxruntime")
+        torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", x), model(x).detach(), rtol=1e-4, atol=1e-4)
+        assert blocked(tmp_path / "model.onnx") == 3  # all but the one with 24 channels, no whole blocks
+        static = torch.nn.Sequential(*layers, pointwise, odd)
+    cv.export(model, x, tmp_path / "model.onnx", dynamic=())
+    assert blocked(tmp_path / "model.onnx") == 0
+
+
+def test_only_onnx_files_are_made_for_onnxruntime(tmp_path):
+    layer, x = cv.CondConv2d(16, 16, 3), torch.randn(1, 16, 6, 6)
+    with pytest.raises(cv.ConfigError, match=r"runtime='onnxruntime' is for .onnx files; got .*model.pt2"):
+        cv.export(layer, x, tmp_path / "model.pt2", dynamic=(), runtime="onnxruntime")
+    with pytest.raises(cv.ConfigError, match="one of any, onnxruntime; got 'openvino'"):
+        cv.export(layer, x, tmp_path / "model.onnx", runtime="openvino")
+
+
+def test_routers_norms_and_scales_are_folded_in_a_copy():
+    model = dynamic_net(cv.ODConv())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.randn(3, 3, 16, 16)
+    program = cv.export(model, x, dynamic=(0,))
+    ran = {str(node.target) for node in program.graph.nodes}
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
+    assert not any("div" in name for name in ran)  # no temperature
+    dynamic = sum(isinstance(module, cv.nn.DynamicLayer) for module in model.modules())
+    norms = sum("batch_norm" in str(node.target) for node in program.graph.nodes)
+    assert norms == 1 and dynamic == 6  # that of the static stem
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_modules_share_is_not_folded_twice():
+    layer = excite(cv.DyConv2d(4, 4, 3, padding=1, experts=2, temperature=3.0))
+    model = nn.Sequential(layer, nn.ReLU(), layer, nn.BatchNorm2d(4)).eval()
+    with torch.no_grad():
+        model[3].running_var.fill_(4.0)
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(cv.export(model, x).module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @every_strategy
 def test_three_axes_run_in_onnxruntime(strategy, tmp_path):
@@ -175,8 +251,10 @@ def test_bad_arguments(tmp_path):
     layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6)
     with pytest.raises(cv.ConfigError, match=r"end in .onnx \(ONNX\) or .pt2"):
         cv.export(layer, x, tmp_path / "model.pb")
-    with pytest.raises(cv.ConfigError, match="one of bmm, outputs; got 'grouped'"):
-        cv.export(layer, x, strategy="grouped")
+    with pytest.raises(cv.ConfigError, match="one of auto, grouped, outputs, bmm; got 'loop'"):
+        cv.export(layer, x, strategy="loop")
+    with pytest.raises(cv.ExportError, match="has no form 'grouped'.*bake the batch size.*use one of outputs, bmm"):
+        cv.export(cv.CondConv2d(3, 4, 3), x, strategy="grouped")
     with pytest.raises(cv.ConfigError, match="no folder"):
         cv.export(layer, x, tmp_path / "nowhere" / "model.pt2")
 
@@ -189,3 +267,21 @@ def test_a_hot_router_is_told_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error", cv.TemperatureWarning)
         cv.export(layer, torch.randn(2, 3, 6, 6))
+
+
+def test_a_program_and_a_file_say_how_each_layer_was_written(tmp_path):
+    model = cv.convert(Net(), cv.ODConv(experts=2)).eval()
+    x = torch.randn(1, 3, 16, 16)
+    for name in ("model.onnx", "model.pt2"):
+        program = cv.export(model, x, tmp_path / name, dynamic=())
+        forms = cv.export_forms(tmp_path / name)
+        assert forms == cv.export_forms(program) and len(forms) == 6
+        assert {form.strategy for form in forms} == {"grouped"}
+        assert forms[0].layer == "features.1.conv.0.0"
+    (form,) = cv.export_forms(cv.export(cv.CondConv2d(3, 4, 3), torch.randn(2, 3, 6, 6)))
+    assert (form.strategy, form.op) == ("bmm", "mixed_conv") and "not grouped: it would bake the batch" in form.reason
+    (form,) = cv.export_forms(cv.export(cv.CondConv2d(3, 4, 3), torch.randn(2, 3, 6, 6), strategy="outputs"))
+    assert "asked for" in form.reason
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "none", [], [])), tmp_path / "other.onnx")
+    with pytest.raises(cv.ConfigError, match="says nothing of its dynamic layers"):
+        cv.export_forms(tmp_path / "other.onnx")

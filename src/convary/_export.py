@@ -4,25 +4,46 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from convary import ops
+from convary._blocked import block
+from convary._lean import lean
+from convary._onnx import to_onnx
 from convary._schedule import tempered_routers
 from convary.errors import ConfigError, ExportError, StrategyError, TemperatureWarning
 from convary.extras import require
 from convary.files import staged
-from convary.nn import evaluating, hooked
+from convary.nn import hooked
+from convary.ops.dispatch import listening
 
-Strategy = Literal["bmm", "outputs"]
+Strategy = Literal["auto", "grouped", "outputs", "bmm"]
+Runtime = Literal["any", "onnxruntime"]
 SUFFIXES = (".onnx", ".pt2")
-_NO_LIMIT = 1 << 40
+FORMS = "convary.forms"  # the key of the metadata of a program and of a file
+
+
+class ExportForm(NamedTuple):
+    """How one dynamic layer was written.
+
+    Attributes:
+        layer: Its name in the model.
+        op: What it calls: "mixed_conv", "sample_conv" or "pixel_conv".
+        strategy: Of that op.
+        reason: What the strategy does, and why no other was taken.
+    """
+
+    layer: str
+    op: str
+    strategy: str
+    reason: str
 
 
 def export(
@@ -30,28 +51,38 @@ def export(
     example: Tensor | tuple[Tensor, ...],
     path: str | Path | None = None,
     *,
-    strategy: Strategy = "bmm",
+    strategy: Strategy = "auto",
     dynamic: Sequence[int] | None = None,
+    runtime: Runtime = "any",
 ) -> torch.export.ExportedProgram:
     """Record a model in eval mode as a graph of plain torch operations, and write it as ONNX or as a torch program.
 
-    No size is written into the graph: one file serves every batch, and no convolution has the batch in its groups.
+    By default no size is written into the graph: one file serves every batch, and no convolution has the batch in its
+    groups. A file for one image at a time, ``dynamic=()`` with an example of one, is several times as fast: its dynamic
+    layers are ordinary convolutions, whose kernel is mixed before.
+
+    Normalisations, temperatures and scales are folded into the layers before them where that is exact.
 
     Args:
         model: Any model; its parameters are not changed.
-        example: The model's input (B, C, *S), or a tuple of inputs. A batch of one is repeated: a recorder takes a 1
-            for a constant.
+        example: The model's input (B, C, *S), or a tuple of inputs. A batch of one that is free is repeated: a recorder
+            takes a 1 for a constant.
         path: ``"model.onnx"`` for ONNX, ``"model.pt2"`` for ``torch.export.load``; None writes nothing.
-        strategy: How dynamic layers are written. ``"bmm"``: the kernels are mixed in the graph, and a matrix product
-            applies them; the arithmetic of one convolution. ``"outputs"``: convolutions with constant weights whose
-            outputs are mixed; K times the arithmetic, but what int8 quantisation and compilers for small devices need.
+        strategy: How dynamic layers are written. ``"auto"``: ``"grouped"`` where the batch is fixed, else ``"bmm"``.
+            ``"grouped"``: the kernels are mixed in the graph, and a convolution takes them. ``"bmm"``: a matrix product
+            applies them to the unfolded features, for any batch. ``"outputs"``: convolutions with constant weights
+            whose outputs are mixed; K times the arithmetic, but what int8 quantisation and compilers for small devices
+            need.
         dynamic: Axes of the inputs whose size may change; by default all but the channels: 0, 2, 3, ...
+        runtime: ``"onnxruntime"`` writes an ONNX file that only onnxruntime on a CPU reads: depthwise and large dense
+            layers with a mixed kernel use its own operators for blocked channels. With a fixed batch that is faster
+            than ``"any"``, which every runtime reads.
 
     Returns:
         The recorded program. ``program.module()`` is callable.
 
     Raises:
-        ConfigError: an unknown strategy or a path of another kind.
+        ConfigError: an unknown strategy or runtime, or a path of another kind.
         ExportError: the target can't hold the model; says which operation of which layer, and what to choose instead.
         MissingExtraError: ONNX is asked for but not installed.
 
@@ -66,8 +97,11 @@ def export(
     path = None if path is None else Path(path)
     if path is not None and path.suffix not in SUFFIXES:
         raise ConfigError(f"path must end in {' (ONNX) or '.join(SUFFIXES)} (torch.export); got {str(path)!r}")
-    if strategy not in get_args(Strategy):
-        raise ConfigError(f"strategy must be one of {', '.join(get_args(Strategy))}; got {strategy!r}")
+    for name, value, known in (("strategy", strategy, Strategy), ("runtime", runtime, Runtime)):
+        if value not in get_args(known):
+            raise ConfigError(f"{name} must be one of {', '.join(get_args(known))}; got {value!r}")
+    if runtime != "any" and (path is None or path.suffix != ".onnx"):
+        raise ConfigError(f"runtime={runtime!r} is for .onnx files; got {str(path)!r}")
     if path is not None and path.suffix == ".onnx":
         require("convary.export to ONNX", "export", "onnx", "onnxscript")
     _warn_if_hot(model)
@@ -76,7 +110,7 @@ def export(
     program = _record(model, inputs, axes, strategy)
     if path is not None:
         names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, axes, strict=True)))
-        _write(program, path, model, names)
+        _write(program, path, model, names, runtime)
     return program
 
 
@@ -88,20 +122,58 @@ def _record(
     inputs = tuple(
         torch.cat([x, x]) if 0 in free and x.shape[0] == 1 else x for x, free in zip(inputs, axes, strict=True)
     )
-    forced = None if strategy == "bmm" else strategy  # each op's portable one, which for mixed kernels is bmm
-    with _running(model) as layers, evaluating(model), torch.no_grad(), ops.strategy(forced):
+    forced = None if strategy == "auto" else strategy
+    model = lean(model, inputs)
+    taken: dict[ExportForm, None] = {}  # a recorder may run a layer twice
+
+    def note(op: str, strategy: str, reason: str) -> None:
+        taken[ExportForm(_path(model, layers), op, strategy, reason)] = None
+
+    with _running(model) as layers, torch.no_grad(), ops.strategy(forced), listening(note):
         try:
-            return torch.export.export(model, inputs, dynamic_shapes=shapes)
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes)
         except StrategyError as error:
-            raise ExportError(
-                f"{_name(model, layers)} has no constant weights to export: {error}; export with strategy='bmm'"
-            ) from error
+            lacks = "has no constant weights to export" if strategy == "outputs" else f"has no form {strategy!r}"
+            raise ExportError(f"{_name(model, layers)} {lacks}: {error}; or export with strategy='auto'") from error
         except RuntimeError as error:  # torch.export raises several kinds, all of them RuntimeErrors
             reason = str(error).strip().partition("\n\n")[0]
             raise ExportError(
                 f"torch.export can't record {_name(model, layers)}: {reason}\n"
                 "Let sizes that the model fixes stay fixed, as in dynamic=(0,) or dynamic=(), or exchange that layer."
             ) from error
+    program.graph_module.meta[FORMS] = list(taken)
+    return program
+
+
+def export_forms(source: torch.export.ExportedProgram | str | Path) -> list[ExportForm]:
+    """How each dynamic layer was written into a program or a file, in the order in which they run.
+
+    Args:
+        source: What ``export`` returned, or a file that it wrote.
+
+    Raises:
+        ConfigError: a file that ``export`` did not write.
+
+    >>> from convary import CondConv2d
+    >>> layer = nn.Sequential(CondConv2d(3, 4, 3, experts=2))
+    >>> for form in export_forms(export(layer, torch.randn(1, 3, 8, 8), dynamic=())):
+    ...     print(form.layer, form.strategy)
+    0 grouped
+    """
+    if isinstance(source, torch.export.ExportedProgram):
+        return source.graph_module.meta[FORMS]
+    if Path(source).suffix == ".onnx":
+        require("convary.export_forms of ONNX", "export", "onnx")
+        import onnx
+
+        held = {p.key: p.value for p in onnx.load(source, load_external_data=False).metadata_props}.get(FORMS)
+    else:
+        extra = {FORMS: ""}
+        torch.export.load(source, extra_files=extra)
+        held = extra[FORMS]
+    if not held:
+        raise ConfigError(f"{str(source)!r} says nothing of its dynamic layers; convary.export writes that into a file")
+    return [ExportForm(*row) for row in json.loads(held)]
 
 
 def _axis_names(ndim: int, axes: tuple[int, ...], position: int) -> dict[int, str]:
@@ -121,54 +193,36 @@ def _running(model: nn.Module) -> Iterator[list[nn.Module]]:
         yield stack
 
 
-def _name(model: nn.Module, layers: list[nn.Module]) -> str:
+def _path(model: nn.Module, layers: list[nn.Module]) -> str:
     layer = layers[-1] if layers else model
-    name = next((name for name, module in model.named_modules() if module is layer), "")
+    return next((name for name, module in model.named_modules() if module is layer), "")
+
+
+def _name(model: nn.Module, layers: list[nn.Module]) -> str:
+    layer, name = layers[-1] if layers else model, _path(model, layers)
     return f"layer {name!r} ({type(layer).__name__})" if name else f"the model ({type(layer).__name__})"
 
 
 def _write(
-    program: torch.export.ExportedProgram, path: Path, model: nn.Module, names: tuple[dict[int, str], ...]
+    program: torch.export.ExportedProgram,
+    path: Path,
+    model: nn.Module,
+    names: tuple[dict[int, str], ...],
+    runtime: Runtime,
 ) -> None:
     """Large ONNX models are several files."""
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to; create it first")
+    forms = json.dumps(program.graph_module.meta[FORMS])
     with staged(path) as target:
         if path.suffix == ".pt2":
-            torch.export.save(program, target)
+            torch.export.save(program, target, extra_files={FORMS: forms})
         else:
-            _to_onnx(program, model, names).save(str(target))
-
-
-def _to_onnx(program: torch.export.ExportedProgram, model: nn.Module, names: tuple[dict[int, str], ...]) -> Any:
-    try:
-        converted = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=names)
-    except torch.onnx.OnnxExporterError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        op = re.search(r"op='([\w.]+)'", str(cause))
-        if op is None:
-            raise ExportError(f"ONNX can't hold {type(model).__name__}: {cause}; export to a .pt2 file") from error
-        raise ExportError(
-            f"ONNX has no operator for {op[1]}, which {_user(program, op[1])} runs; export to a .pt2 file, "
-            "or exchange that layer"
-        ) from error
-    assert converted is not None  # with dynamo=True
-    # torch folds small constants only, but a quantiser sees a constant weight only where nothing reshapes it.
-    from onnxscript import optimizer
-
-    optimizer.optimize(converted.model, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
-    return converted
-
-
-def _user(program: torch.export.ExportedProgram, op: str) -> str:
-    """The innermost module that runs an operation, from the stack that the recorder noted."""
-    for node in program.graph.nodes:
-        if str(node.target).startswith(op) and node.meta.get("nn_module_stack"):
-            name, kind = list(node.meta["nn_module_stack"].values())[-1]
-            return f"layer {name!r} ({str(kind).rpartition('.')[2]})"
-    return "a layer"
+            converted = to_onnx(program, type(model).__name__, names)
+            if runtime == "onnxruntime":
+                block(converted.model)
+            converted.model.metadata_props[FORMS] = forms
+            converted.save(str(target))
 
 
 def _warn_if_hot(model: nn.Module) -> None:

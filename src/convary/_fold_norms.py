@@ -45,15 +45,25 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
         Identity()
     """
     folded = copy.deepcopy(model).eval()
-    pairs = _pairs(folded, example)
+    pairs = _pairs(folded, (example,))
     if not pairs:
         raise ConfigError(
             f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone, whose filters "
             "can be scaled one by one (KernelWarehouse's share cells, FDConv's frequencies); nothing to fold"
         )
-    first = sum(isinstance(module, DynamicLayer) and module.folded is not None for module in folded.modules())
+    return _folded(folded, pairs)
+
+
+@torch.no_grad()
+def fold_norms_(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """As ``fold_norms``, in place, of a model in eval mode; where there is nothing to fold the model as it was."""
+    return _folded(model, _pairs(model, inputs))
+
+
+def _folded(model: nn.Module, pairs: dict[DynamicConv, nn.Module]) -> nn.Module:
+    first = sum(isinstance(module, DynamicLayer) and module.folded is not None for module in model.modules())
     numbered = enumerate(pairs.items(), first)
-    return replace(folded, {norm: fold_norm(layer, norm, number) for number, (layer, norm) in numbered})
+    return replace(model, {norm: fold_norm(layer, norm, number) for number, (layer, norm) in numbered})
 
 
 class ChannelShift(nn.Module):
@@ -91,7 +101,7 @@ class _Uses(TorchFunctionMode):
         self.count.update(id(leaf) for leaf in tree_leaves(values) if id(leaf) in self.watched)
 
 
-def _pairs(model: nn.Module, example: Tensor) -> dict[DynamicConv, nn.Module]:
+def _pairs(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[DynamicConv, nn.Module]:
     """Dynamic convolutions and the normalisations that alone use their outputs, each run once."""
     uses, runs = _Uses(), Counter[nn.Module]()
     made: dict[int, DynamicConv] = {}
@@ -114,7 +124,7 @@ def _pairs(model: nn.Module, example: Tensor) -> dict[DynamicConv, nn.Module]:
         hooked(norm.register_forward_pre_hook(follow) for norm in norms),
         uses,
     ):
-        uses.note(model(example))
+        uses.note(model(*inputs))
     return {
         layer: norm
         for layer, (norm, y) in pairs.items()

@@ -37,32 +37,44 @@ class Timing:
     pairs: int
 
 
-def interleave(ours: Callable[[], object], base: Callable[[], object], seconds: float) -> Timing:
-    """Call both in turns for about ``seconds``, at least nine pairs after the warm-up."""
+def interleave(
+    ours: Callable[[], object],
+    base: Callable[[], object],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Call both in turns for about ``seconds``, at least nine pairs after the warm-up.
+
+    Args:
+        ours: What is timed.
+        base: What it is compared with.
+        seconds: How long this takes.
+        clock: ``time.process_time`` for calls of one thread: it leaves out the time that other programs have the core.
+    """
     for _ in range(WARM_UP):
-        _timed(ours)
-        _timed(base)
+        _timed(ours, clock)
+        _timed(base, clock)
     pairs: list[tuple[float, float]] = []
     until = time.perf_counter() + seconds
     while len(pairs) < LEAST or (time.perf_counter() < until and len(pairs) < MOST):
         if len(pairs) % 2:
-            time_base = _timed(base)
-            pairs.append((_timed(ours), time_base))
+            time_base = _timed(base, clock)
+            pairs.append((_timed(ours, clock), time_base))
         else:
-            time_ours = _timed(ours)
-            pairs.append((time_ours, _timed(base)))
+            time_ours = _timed(ours, clock)
+            pairs.append((time_ours, _timed(base, clock)))
     times = torch.tensor(pairs, dtype=torch.float64)
     low, middle, high = (times[:, 0] / times[:, 1]).quantile(times.new_tensor([0.1, 0.5, 0.9])).tolist()
     ms, base_ms = (1e3 * times.median(0).values).tolist()
     return Timing(ms=ms, base_ms=base_ms, ratio=middle, low=low, high=high, pairs=len(pairs))
 
 
-def _timed(call: Callable[[], object]) -> float:
+def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
     """Seconds of one call; waits for an accelerator to finish."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _modules
 
-from convary.nn.norm import VectorBatchNorm, normalised
-from convary.nn.router import Router, zero_
+from convary.nn.norm import VectorBatchNorm, normalised, scale_and_shift
+from convary.nn.router import Router, map_outputs_, zero_
 from convary.ops import Coefficients
 from convary.ops.native import router as native_route
 
@@ -82,6 +83,20 @@ class PerceptronRouter(Router):
     def neutral_(self) -> None:
         """Zero logits: every sigmoid is 1/2, every softmax 1/K."""
         zero_(self.head)
+
+    @torch.no_grad()
+    def fold_(self) -> None:
+        """The normalisation goes into ``squeeze`` and the temperature into ``head``, where both are plain."""
+        layers = self.native_layers()
+        if layers is None:
+            return
+        if self.squeeze is not None and layers.mean is not None:
+            map_outputs_(self.squeeze, *scale_and_shift(self.norm))
+            self.norm = None
+        if self.temperature is not None:
+            map_outputs_(self.head, 1 / self.temperature)
+            self.temperature = None
+            self.kin.part(self)  # no moving average is to lead it
 
     def native_layers(self) -> native_route.Layers | None:
         """The weights, where nothing but the plain layers would see them: no hook, no other class, no statistics."""

@@ -102,6 +102,12 @@ class Router(Opaque):
         """Make the coefficients the same for every input and every kernel, at every temperature, in place."""
         raise TypeError(f"{type(self).__name__} must define neutral_()")
 
+    def fold_(self) -> None:
+        """Put what inference only multiplies and adds into the linear layers, in place; nothing where it can't be.
+
+        For a copy that is recorded: it is exact in eval mode, and no router to train.
+        """
+
     def macs(self) -> int:
         """Multiply-adds per sample after pooling."""
         return sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
@@ -201,3 +207,12 @@ def zero_(linear: nn.Linear) -> None:
     """Zero weight and bias, so that the output does not depend on the input until trained."""
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
+
+
+def map_outputs_(linear: nn.Linear, scale: Tensor, shift: Tensor | None = None) -> None:
+    """Multiply a linear layer's outputs by ``scale`` and add ``shift``, in place."""
+    linear.weight.mul_(scale.to(linear.weight.dtype).reshape(-1, 1))
+    if linear.bias is not None:
+        linear.bias.mul_(scale.to(linear.bias.dtype))
+    if shift is not None:
+        linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias + shift)

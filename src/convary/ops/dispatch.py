@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,17 +55,20 @@ class Strategy:
     Attributes:
         why_not: The reason it can't run a problem, or None. The dispatcher and ``explain`` both ask it.
         run: The implementation; takes the op's arguments one by one.
-        portable: It is what a portable graph records, for it uses torch's operations alone and depends on no size.
+        how: What it does, in a line.
+        portable: It uses torch's operations alone. A graph that may run elsewhere records the first such strategy that
+            can run; one of them depends on no size.
     """
 
     why_not: Callable[[Problem], str | None]
     run: Callable[..., Tensor]
+    how: str
     portable: bool = False
 
 
 @dataclass(frozen=True)
 class Op:
-    """An op and its table of strategies, one of them portable.
+    """An op and its table of strategies; one that can run any problem is portable.
 
     Attributes:
         name: Of the function.
@@ -83,6 +88,7 @@ class Op:
 
 
 OPS: dict[str, Op] = {}
+_listener: ContextVar[Callable[[str, str, str], None] | None] = ContextVar("convary_listener", default=None)
 _choices: dict[tuple, str] = {}
 _CHOICES_KEPT = 4096
 
@@ -106,6 +112,16 @@ def strategy(name: str | None) -> Iterator[None]:
         forced.reset(token)
 
 
+@contextlib.contextmanager
+def listening(listener: Callable[[str, str, str], None]) -> Iterator[None]:
+    """Tell ``listener`` of every call that a recorder sees inside the block: the op, its strategy, and why that one."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def strategies() -> tuple[str, ...]:
     """The names that ``strategy`` takes: those of all ops."""
     return tuple(dict.fromkeys(name for op in OPS.values() for name in op.strategies))
@@ -121,7 +137,10 @@ def run(op: Op, arguments: Arguments) -> Tensor:
     tensors, x = arguments.tensors(), arguments[0]
     if is_traced(x, arguments[1]):
         arguments = arguments.check()
-        name = recorded(op, pose(arguments), portable=is_portable())
+        problem = pose(arguments)
+        name = recorded(op, problem, portable=is_portable())
+        if (listener := _listener.get()) is not None:
+            listener(op.name, name, _reason(op, problem, name))
         return op.strategies[name].run(*arguments)
     obstacle = eligible.obstacle(tensors, arguments.images)
     shapes, indexed = tuple([None if t is None else t.shape for t in tensors]), arguments.images is not None
@@ -170,7 +189,7 @@ def decide(op: Op, problem: Problem) -> str:
 
 
 def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
-    """What a graph records: the forced strategy, or ``native`` for this machine, or the op's portable one.
+    """What a graph records: the forced strategy, or ``native`` for this machine, or the first portable one that can.
 
     Raises:
         StrategyError: the forced strategy can't run, or its graph would hold the batch size.
@@ -180,7 +199,18 @@ def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
     native = None if portable else op.strategies.get("native")
     if native is not None and native.why_not(problem) is None:
         return "native"
-    return next(name for name, entry in op.strategies.items() if entry.portable)
+    return next(name for name in _able(op, problem) if op.strategies[name].portable)
+
+
+def _reason(op: Op, problem: Problem, name: str) -> str:
+    """What a recorded strategy does, and why no earlier portable one was taken."""
+    if forced.get() is not None:
+        return f"{op.strategies[name].how}; asked for"
+    portable = (other for other, entry in op.strategies.items() if entry.portable)
+    refused = itertools.takewhile(lambda other: other != name, portable)
+    return "; ".join(
+        [op.strategies[name].how, *(f"not {other}: {op.strategies[other].why_not(problem)}" for other in refused)]
+    )
 
 
 def _able(op: Op, problem: Problem) -> list[str]:

@@ -34,14 +34,13 @@ def mix_kernels(bank: Tensor, coeffs: Coefficients) -> Tensor:
     """
     coeffs.check(bank)
     shape = plain_shape(bank)[1:]
-    weight = _mix_per_kernel(bank, coeffs)  # (B, O, C/G, T); B is 1 where only shared factors exist
+    # (B, O, C/G, *k), the shape of a kernel before anything scales it; B is 1 where only shared factors exist
+    weight = unflatten(_mix_per_kernel(bank, coeffs), 3, shape[2:])
     if (shared := coeffs.shared("filter")) is not None:
-        weight = weight * shared.reshape(-1, shape[0], 1, 1)
-    if (shared := coeffs.shared("channel")) is not None:
-        weight = weight * _channel_per_output(shared.squeeze(1), shape)
-    if (shared := coeffs.shared("tap")) is not None:
-        weight = weight * shared.reshape(-1, 1, 1, plain_shape(shared)[2])
-    return unflatten(weight, 3, shape[2:])
+        weight = weight * shared.reshape(-1, shape[0], *[1] * (len(shape) - 1))
+    if (inner := _channel_and_tap(coeffs, shape)) is not None:
+        weight = weight * inner
+    return weight
 
 
 def mix_bias(bias: Tensor, coeffs: Coefficients) -> Tensor:
@@ -111,14 +110,24 @@ def _sum_one_by_one(flat: Tensor, kernel: Tensor | None, own: dict[str, Tensor])
     return total
 
 
-def _channel_per_output(channel: Tensor, shape: torch.Size) -> Tensor:
-    """(B, C) as seen by each output channel of a grouped bank: (B, O or 1, C/G, 1)."""
+def _channel_and_tap(coeffs: Coefficients, shape: torch.Size) -> Tensor | None:
+    """The product of the shared channel and tap factors, (B, O or 1, C/G or 1, *k or 1): one pass over the kernels."""
+    channel, tap = coeffs.shared("channel"), coeffs.shared("tap")
+    if channel is not None:
+        channel = _channel_per_output(channel.squeeze(1), shape, len(shape) - 2)
+    if tap is not None:
+        tap = tap.reshape(-1, 1, 1, *shape[2:])
+    return channel if tap is None else tap if channel is None else channel * tap
+
+
+def _channel_per_output(channel: Tensor, shape: torch.Size, rank: int = 1) -> Tensor:
+    """(B, C) as seen by each output channel of a grouped bank: (B, O or 1, C/G) and ``rank`` axes of one position."""
     O, C_group = shape[0], shape[1]
     groups = plain_shape(channel)[1] // C_group
-    per_group = channel.reshape(-1, groups, C_group, 1)
-    if groups == 1:
+    per_group = channel.reshape(-1, groups, C_group, *[1] * rank)
+    if groups in (1, O):
         return per_group
-    return per_group.unsqueeze(2).expand(-1, -1, O // groups, -1, -1).flatten(1, 2)
+    return per_group.unsqueeze(2).expand(-1, -1, O // groups, *[-1] * (rank + 1)).flatten(1, 2)
 
 
 def _weighted_sum(kernel: Tensor, flat: Tensor) -> Tensor:

@@ -11,14 +11,15 @@ from torch import Tensor
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
 from convary.ops.shapes import plain_shape
-from convary.ops.tracing import is_traced
+from convary.ops.tracing import holds_sizes, is_traced
 
 
 @dataclass(frozen=True)
 class Problem:
     """What a strategy needs to know about one call, in plain numbers. B counts kernels (instances with ``index``).
 
-    ``reach`` is the padded size of each axis, ``obstacle`` why the native kernels can't take the tensors.
+    ``reach`` is the padded size of each axis, ``obstacle`` why the native kernels can't take the tensors, and
+    ``batch_fixed`` says that a graph is being exported for this batch alone.
     """
 
     op: str
@@ -39,6 +40,7 @@ class Problem:
     itemsize: int
     reach: tuple[int, ...] = ()
     obstacle: str | None = None
+    batch_fixed: bool = False
 
     @property
     def T(self) -> int:
@@ -89,4 +91,5 @@ def conv_problem(
         itemsize=x.element_size(),
         reach=tuple(s + 2 * p for s, p in zip(size, geometry.padding, strict=True)),
         obstacle=obstacle,
+        batch_fixed=holds_sizes(batch),
     )

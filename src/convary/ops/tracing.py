@@ -46,6 +46,11 @@ def is_portable() -> bool:
     return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()  # torch 2.7
 
 
+def holds_sizes(*sizes: object) -> bool:
+    """Whether the graph being exported keeps these sizes as numbers: it then serves no others."""
+    return torch.compiler.is_compiling() and is_portable() and all(type(size) is int for size in sizes)
+
+
 def is_onnx_trace() -> bool:
     """Whether torch's TorchScript exporter is tracing for ONNX (``torch.onnx.export(dynamo=False)``)."""
     return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()

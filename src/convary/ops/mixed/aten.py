@@ -14,7 +14,7 @@ from convary.ops.mix import mix_bias, mix_kernels
 from convary.ops.problem import Problem
 from convary.ops.sample.aten import add_bias, unfold
 from convary.ops.shapes import plain_shape, unflatten
-from convary.ops.tracing import is_traced
+from convary.ops.tracing import holds_sizes, is_traced
 
 
 def _bias(bias: Tensor | None, coeffs: Coefficients) -> Tensor | None:
@@ -32,7 +32,9 @@ def _feature_factors(
 ) -> tuple[Tensor | None, Tensor | None, Coefficients]:
     """Shared channel and filter factors that are cheaper on features than on kernels, and the factors that are left."""
     channel, filter = coeffs.shared("channel"), coeffs.shared("filter")
-    if not is_traced(x):  # a recorded graph decides nothing by size
+    if coeffs.shared("tap") is not None:  # which scales the kernels anyway, and takes the channel factor along
+        channel = None
+    if not is_traced(x) or holds_sizes(*x.shape):  # a graph that serves any size decides nothing by it
         if channel is not None and prod(x.shape[1:]) >= kernel.numel():
             channel = None
         positions = prod(geometry.out_size(x.shape[2:], kernel.shape[2:]))

@@ -58,7 +58,7 @@ def pixel_conv(
 
 
 STRATEGIES = {
-    "taps": Strategy(lambda problem: None, aten.run, portable=True),
-    "native": Strategy(eligible.why_not, native.NATIVE.run),
+    "taps": Strategy(lambda problem: None, aten.run, "a pass over x per tap", portable=True),
+    "native": Strategy(eligible.why_not, native.NATIVE.run, "fused CPU kernels"),
 }
 OP = Op("pixel_conv", pixel_conv, spell, STRATEGIES)

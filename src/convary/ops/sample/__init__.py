@@ -53,9 +53,9 @@ def sample_conv(
 
 
 STRATEGIES = {
-    "grouped": Strategy(aten.needs_fixed_batch, aten.grouped),
-    "loop": Strategy(aten.needs_fixed_batch, aten.loop),
-    "bmm": Strategy(lambda problem: None, aten.bmm, portable=True),
-    "native": Strategy(eligible.why_not, native.run),
+    "grouped": Strategy(aten.needs_fixed_batch, aten.grouped, "one convolution with every kernel", portable=True),
+    "loop": Strategy(aten.needs_fixed_batch, aten.loop, "a convolution per kernel"),
+    "bmm": Strategy(lambda problem: None, aten.bmm, "a product with the windows of x", portable=True),
+    "native": Strategy(eligible.why_not, native.run, "fused CPU kernels"),
 }
 OP = Op("sample_conv", sample_conv, spell, STRATEGIES)

@@ -23,17 +23,18 @@ def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None, geometry: Geometry) -> Tensor:
-    """One convolution with B*G groups: what most released code does."""
+    """One convolution with B*G groups: what most released code does. For one sample it is a plain convolution."""
     if index is not None:
         x = x.index_select(0, index)
     N, O = weight.shape[:2]
-    y = CONV[x.ndim - 2](
+    conv, settings = CONV[x.ndim - 2], (geometry.stride, geometry.padding, geometry.dilation)
+    if type(N) is int and N == 1:
+        return conv(x, weight.squeeze(0), None if bias is None else bias.reshape(-1), *settings, geometry.groups)
+    y = conv(
         x.reshape(1, -1, *x.shape[2:]),
         weight.reshape(N * O, *weight.shape[2:]),
         None if bias is None else bias.expand(N, O).reshape(-1),
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
+        *settings,
         N * geometry.groups,
     )
     return y.reshape(N, O, *y.shape[2:])
@@ -96,4 +97,6 @@ def _unfold_by_slices(x: Tensor, kernel_size: Sequence[int], geometry: Geometry,
 
 def needs_fixed_batch(problem: Problem) -> str | None:
     """Why a strategy whose graph holds the batch size can't run."""
-    return "it would bake the batch size into the recorded graph" if problem.traced else None
+    return (
+        "it would bake the batch size into the recorded graph" if problem.traced and not problem.batch_fixed else None
+    )
