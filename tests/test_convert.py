@@ -124,7 +124,7 @@ def test_paper_init_differs_from_the_static_net():
 
 def test_what_is_dynamic_already_is_said():
     dynamic = cv.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), cv.ODConv(), where.all())
-    with pytest.raises(cv.ConfigError, match="2 layers are ODConv2d already; convert the static network"):
+    with pytest.raises(cv.ConfigError, match="nothing to convert: 2 layers are ODConv2d already; "):
         cv.convert(dynamic, cv.ODConv())
 
 

@@ -238,10 +238,7 @@ def _nothing(model: nn.Module, selector: Selector, rows: list[PlanRow], left: bo
         left: Whether a convolution that could be converted was not selected.
     """
     dynamic = Counter(type(module).__name__ for module in model.modules() if isinstance(module, DynamicLayer))
-    if dynamic:
-        kinds = ", ".join(f"{count} layers are {name} already" for name, count in dynamic.items())
-        hint = ", or give where=convary.where.all() for the layers that are static" if left else ""
-        return f"nothing to convert by where={selector}: {kinds}; convert the static network{hint}"
+    already = "".join(f"{count} layers are {name} already; " for name, count in dynamic.items())
     reasons = sorted({row.reason for row in rows if row.reason and row.reason != "not selected"})
     found = f"{type(model).__name__} has {len(rows)} convolutions and linear layers"
     why = f"; those asked for stay: {'; '.join(reasons)}" if reasons else ", none of them selected"
@@ -249,4 +246,4 @@ def _nothing(model: nn.Module, selector: Selector, rows: list[PlanRow], left: bo
     hint = "; try where=convary.where.all()" if left else f"; besides: {'; '.join(others)}" if others else ""
     if any(isinstance(module, Router) for module in model.modules()):
         hint += "; what routers are made of is left out"
-    return f"nothing to convert: {found}{why} by where={selector}{hint}"
+    return f"nothing to convert: {already}{found}{why} by where={selector}{hint}"
