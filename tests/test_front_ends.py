@@ -30,6 +30,7 @@ UNKNOWN = {
 # Complex numbers, and kernels that are made as six axes: Core ML, ncnn and OpenCV can't hold FDConv.
 COMPLEX = ("fdconv",)
 MOST_AXES = 5  # Core ML's limit
+PIXEL = ("carafe", "involution")  # have one form
 every_layer = pytest.mark.parametrize("name", LAYERS)
 X = torch.randn(2, 4, 12, 10)
 OUTPUTS = [n for n in LAYERS if getattr(LAYERS[n](), "constant_weights", n.endswith("linear"))]
@@ -62,7 +63,9 @@ def test_a_trace_holds_known_operations_and_warns_of_nothing(name, strategy):
 @every_graph
 def test_an_exported_program_holds_known_operations(name, strategy):
     torch.manual_seed(0)
-    program = cv.export(excite(LAYERS[name]()), X, strategy=strategy or "bmm", dynamic=())
+    if strategy is None:
+        strategy = "auto" if name in PIXEL else "bmm"
+    program = cv.export(excite(LAYERS[name]()), X, strategy=strategy, dynamic=())
     nodes = [node for node in program.run_decompositions({}).graph.nodes if node.op == "call_function"]
     most = max(node.meta["val"].ndim for node in nodes if isinstance(node.meta.get("val"), torch.Tensor))
     kinds = {str(node.target).removeprefix("aten.").partition(".")[0] for node in nodes}

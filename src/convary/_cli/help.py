@@ -38,6 +38,11 @@ EXAMPLES = {
         ("--in-channels 128 --out-channels 128 --size 14 14 --batch 1", ""),
         ("--op pixel_conv --kernel-size 5 --groups 4 --training", ""),
     ),
+    "reproduce": (
+        ("", "which tables there are"),
+        ("odconv-resnet", "published numbers beside ours"),
+        ("odconv-resnet --rows resnet18 resnet18-4x --data folder:IMAGENET --without crops", "train two rows"),
+    ),
     "bench layers": (("--threads 1 --modes inference", ""), ("--against grouped --out results", "")),
     "bench models": (("--models torchvision:resnet18 --methods odconv --batches 1 8", ""),),
     "bench page": (("--results results --out benchmarks.md", ""),),

@@ -75,6 +75,10 @@ def _cifar_here(name: str, root: Path) -> bool:
     return all((root / folder / file).is_file() for file in names)
 
 
+def _cifar10_here(root: Path) -> bool:
+    return find_npm(root) is not None or _cifar_here("cifar10", root)
+
+
 CARDS = {
     "fashion-mnist-mini": Card(
         "Fashion-MNIST mini (8,000 + 2,000 images)", 8_000, 2_000, (1, 28, 28), 10, FASHION_LICENSE
@@ -86,7 +90,11 @@ CARDS = {
     "fashion-mnist": Card("Fashion-MNIST", 60_000, 10_000, (1, 28, 28), 10, FASHION_LICENSE, _fashion_here),
     "cifar10": Card(
         "CIFAR-10", 50_000, 10_000, (3, 32, 32), 10, CIFAR_LICENSE,
-        lambda root: find_npm(root) is not None or _cifar_here("cifar10", root),
+        _cifar10_here,
+    ),
+    "cifar10-conditions": Card(
+        "CIFAR-10 under four conditions: as it is, negative, on its side, at night",
+        50_000, 10_000, (3, 32, 32), 10, CIFAR_LICENSE, _cifar10_here,
     ),
     "cifar100": Card(
         "CIFAR-100", 50_000, 10_000, (3, 32, 32), 100, CIFAR_LICENSE, lambda root: _cifar_here("cifar100", root)

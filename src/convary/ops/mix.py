@@ -124,10 +124,10 @@ def _channel_per_output(channel: Tensor, shape: torch.Size, rank: int = 1) -> Te
     """(B, C) as seen by each output channel of a grouped bank: (B, O or 1, C/G) and ``rank`` axes of one position."""
     O, C_group = shape[0], shape[1]
     groups = plain_shape(channel)[1] // C_group
-    per_group = channel.reshape(-1, groups, C_group, *[1] * rank)
-    if groups in (1, O):
-        return per_group
-    return per_group.unsqueeze(2).expand(-1, -1, O // groups, *[-1] * (rank + 1)).flatten(1, 2)
+    per_group = channel.reshape(-1, groups, C_group)
+    if groups not in (1, O):  # before the axes of one: compilers for small devices take five
+        per_group = per_group.unsqueeze(2).expand(-1, -1, O // groups, -1).flatten(1, 2)
+    return per_group[(...,) + (None,) * rank]
 
 
 def _weighted_sum(kernel: Tensor, flat: Tensor) -> Tensor:

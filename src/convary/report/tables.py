@@ -68,8 +68,8 @@ def _ratio(entry: dict[str, Any], is_static: bool) -> dict[str, Any]:
 
 def _seconds(method: Method) -> float | None:
     """Of one training, the mean over the seeds; None where an older results.json does not know it."""
-    found = [seed["curve"][-1].get("seconds") for seed in method["seeds"]]
-    return None if None in found else sum(found) / len(found)
+    found = [seed["curve"][-1].get("seconds") for seed in method.get("seeds", ())]
+    return None if not found or None in found else sum(found) / len(found)
 
 
 def _file(method: Method) -> str | None:
