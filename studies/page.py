@@ -91,9 +91,13 @@ class Page:
         rows = [[arm.entry["title"], *(self._equal(arm, axis) for axis in AXES)] for arm in dynamic]
         return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
 
+    def gap_at(self, name: str, axis: str) -> str:
+        """Gap of one network to a static one of the same cost."""
+        return self._equal(self.arm("s2-papers", name), axis)
+
     def _equal(self, arm: Arm, axis: str) -> str:
         found = arm.gap_at_equal(axis, (other for arms in self.blocks.values() for other in arms))
-        return _said(found) or ("not measured" if arm.ratio(axis) is None else "wider than was trained")
+        return _said(found) or ("not measured" if arm.ratio(axis) is None else "beyond what was trained")
 
     def rates(self, block: str) -> str:
         """Markdown: top-1 on held-out training images for each learning rate that was tried."""

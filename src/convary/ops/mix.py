@@ -127,7 +127,7 @@ def _channel_per_output(channel: Tensor, shape: torch.Size, rank: int = 1) -> Te
     per_group = channel.reshape(-1, groups, C_group)
     if groups not in (1, O):  # before the axes of one: compilers for small devices take five
         per_group = per_group.unsqueeze(2).expand(-1, -1, O // groups, -1).flatten(1, 2)
-    return per_group[(...,) + (None,) * rank]
+    return per_group.reshape(-1, *per_group.shape[1:], *[1] * rank)
 
 
 def _weighted_sum(kernel: Tensor, flat: Tensor) -> Tensor:
