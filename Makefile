@@ -63,6 +63,7 @@ test: $(STAMP)
 
 slow: $(CLIENTS_STAMP)
 	$(PYTEST) -m "slow and not sweep" $(ARGS)
+	$(PYTEST) tests/clients -m "not slow"  # those that make test skips for want of the programs
 
 # What is left out of the slow tests: the rest of timm's families.
 sweep: $(STAMP)
