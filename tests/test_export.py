@@ -77,6 +77,27 @@ def test_a_file_for_one_image_at_a_time_mixes_a_kernel_and_unfolds_nothing(confi
     assert not any("im2col" in str(node.target) for node in program.graph.nodes)
 
 
+@all_but_one_slow()
+@pytest.mark.parametrize(
+    ("batch", "dtype", "rank", "atol"),
+    [
+        (0, torch.float32, 2, 0.0),
+        (3, torch.float32, 2, 1e-5),
+        (1, torch.float64, 2, 1e-12),
+        (1, torch.bfloat16, 2, 0.2),
+        (1, torch.float32, 1, 1e-5),
+        (1, torch.float32, 3, 1e-5),
+    ],
+)
+def test_a_fixed_batch_of_any_size_dtype_and_rank(config, batch, dtype, rank, atol):
+    layer = excite(config.build(CONVS[rank](4, 6, 3, padding=1, groups=2))).to(dtype)
+    if layer.router.temperature is not None:
+        cv.set_temperature(layer, 3 * layer.router.final_temperature)  # a third is no float
+    x = torch.randn(batch, 4, *SIZE[rank]).to(dtype)
+    got = cv.export(layer, x, dynamic=()).module()(x)
+    torch.testing.assert_close(got, layer(x).detach(), rtol=atol, atol=atol)
+
+
 @pytest.mark.parametrize(
     ("config", "depthwise", "most"),
     [(cv.CondConv(), 6, 6), (cv.DyConv(), 8, 8), (cv.ODConv(), 16, 19)],

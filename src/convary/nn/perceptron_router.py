@@ -94,7 +94,7 @@ class PerceptronRouter(Router):
             map_outputs_(self.squeeze, *scale_and_shift(self.norm))
             self.norm = None
         if self.temperature is not None:
-            map_outputs_(self.head, 1 / self.temperature)
+            map_outputs_(self.head, self.head.weight.new_tensor(1 / float(self.temperature)))  # in their dtype
             self.temperature = None
             self.kin.part(self)  # no moving average is to lead it
 

@@ -91,5 +91,5 @@ def conv_problem(
         itemsize=x.element_size(),
         reach=tuple(s + 2 * p for s, p in zip(size, geometry.padding, strict=True)),
         obstacle=obstacle,
-        batch_fixed=holds_sizes(batch),
+        batch_fixed=holds_sizes(batch) and batch > 0,  # no convolution has zero groups
     )
