@@ -95,6 +95,19 @@ def export(
     torch.Size([5, 4, 10, 8])
     """
     path = None if path is None else Path(path)
+    _check_target(path, strategy, runtime)
+    _warn_if_hot(model)
+    inputs = example if isinstance(example, tuple) else (example,)
+    axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
+    program = _record(model, inputs, axes, strategy)
+    if path is not None:
+        names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, axes, strict=True)))
+        _write(program, path, model, names, runtime)
+    return program
+
+
+def _check_target(path: Path | None, strategy: str, runtime: str) -> None:
+    """Raise unless there is such a form of such a file."""
     if path is not None and path.suffix not in SUFFIXES:
         raise ConfigError(f"path must end in {' (ONNX) or '.join(SUFFIXES)} (torch.export); got {str(path)!r}")
     for name, value, known in (("strategy", strategy, Strategy), ("runtime", runtime, Runtime)):
@@ -104,14 +117,6 @@ def export(
         raise ConfigError(f"runtime={runtime!r} is for .onnx files; got {str(path)!r}")
     if path is not None and path.suffix == ".onnx":
         require("convary.export to ONNX", "export", "onnx", "onnxscript")
-    _warn_if_hot(model)
-    inputs = example if isinstance(example, tuple) else (example,)
-    axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
-    program = _record(model, inputs, axes, strategy)
-    if path is not None:
-        names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, axes, strict=True)))
-        _write(program, path, model, names, runtime)
-    return program
 
 
 def _record(
