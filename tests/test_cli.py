@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import convary
-from convary import METHODS, cli, models
+from convary import METHODS, cli, models, ops
 from convary._cli import compare as compare_command
 from convary._cli import options
 from convary._cli.bench import KINDS
@@ -30,6 +30,7 @@ from convary._cli.export import Export
 from convary._cli.help import EXAMPLES
 from convary._cli.parse import parse
 from convary.errors import ConfigError, ConvaryError
+from convary.ops.cost import measured
 from convary.selector import SELECTORS, selector
 from convary.systems import SYSTEMS, config_of
 from convary.train import CompareConfig
@@ -152,6 +153,18 @@ def test_explain_takes_every_op(run, op, rest):
     )
     assert code == 0
     assert out.startswith(f"{op}: B=2 C=8 O=8") and "> " in out
+
+
+def test_explain_measures_when_asked(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVARY_CACHE", str(tmp_path))
+    measured._times.cache_clear()
+    try:
+        code, out, _ = run("explain", "--measure", "--batch", "1", "--in-channels", "8", "--size", "9", "9")
+    finally:
+        ops.autotune(False)
+        measured._times.cache_clear()
+    assert code == 0
+    assert f"measured here, {tmp_path}" in out
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

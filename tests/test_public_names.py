@@ -27,7 +27,8 @@ load load_released mask_logits method ops param_groups plan recipe reconvert rel
 share_warehouse split_params summary where
 """.split()
 OPS = """
-Coefficients Explanation explain mix_bias mix_kernels mixed_conv pixel_conv sample_conv strategies strategy
+Coefficients Explanation Tuned autotune explain mix_bias mix_kernels mixed_conv pixel_conv sample_conv strategies
+    strategy tuned
 """.split()
 
 

@@ -41,6 +41,8 @@ class Explain:
     """Dilation."""
     training: bool = False
     """Estimate forward and backward instead of forward alone."""
+    measure: bool = False
+    """Time the strategies here instead of estimating; convary.ops.autotune keeps the times for later."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -50,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     kernel = flags.kernel_size * rank if len(flags.kernel_size) == 1 else flags.kernel_size
     _check(flags, kernel, rank)
 
-    from convary.ops import explain
+    from convary import ops
 
     padding = tuple(flags.dilation * (side - 1) // 2 for side in kernel) if flags.padding is None else flags.padding
     geometry = {"stride": flags.stride, "padding": padding, "dilation": flags.dilation}
@@ -58,28 +60,33 @@ def run(argv: Sequence[str]) -> int:
         geometry |= {"kernel_size": kernel}
     else:
         geometry |= {"groups": flags.groups}
-    print(explain(flags.op, *_tensors(flags, kernel, padding), **geometry))
+    tensors = _tensors(flags, kernel, padding)
+    if flags.measure:
+        ops.autotune()
+        getattr(ops, flags.op)(*tensors, **geometry)
+    print(ops.explain(flags.op, *tensors, **geometry))
     return 0
 
 
 def _tensors(flags: Explain, kernel: tuple[int, ...], padding: int | tuple[int, ...]) -> Sequence:
-    """The tensors of the call; only their sizes count."""
+    """The tensors of the call, whose numbers count only where it is timed."""
     import torch
 
     from convary.ops import Coefficients
 
-    x = torch.empty(flags.batch, flags.in_channels, *flags.size)
+    make = torch.randn if flags.measure else torch.empty
+    x = make(flags.batch, flags.in_channels, *flags.size)
     if flags.op == "pixel_conv":
         pads = (padding,) * len(kernel) if isinstance(padding, int) else padding
         axes = zip(flags.size, kernel, pads, strict=True)
         out = [(s + 2 * p - flags.dilation * (k - 1) - 1) // flags.stride + 1 for s, k, p in axes]
         sizes = (flags.batch, flags.groups, prod(kernel), *(max(side, 0) for side in out))
-        return x, torch.empty(sizes, requires_grad=flags.training)
+        return x, make(sizes, requires_grad=flags.training)
     one = (flags.out_channels, flags.in_channels // flags.groups, *kernel)
     if flags.op == "sample_conv":
-        return x, torch.empty(flags.batch, *one, requires_grad=flags.training)
-    coeffs = Coefficients(kernel=torch.empty(flags.batch, flags.experts))
-    return x, torch.empty(flags.experts, *one, requires_grad=flags.training), coeffs
+        return x, make(flags.batch, *one, requires_grad=flags.training)
+    coeffs = Coefficients(kernel=make(flags.batch, flags.experts))
+    return x, make(flags.experts, *one, requires_grad=flags.training), coeffs
 
 
 def _check(flags: Explain, kernel: tuple[int, ...], rank: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from convary.ops import native
+from convary.ops.cost.times import processor
 
 
 def machine() -> dict[str, object]:
@@ -23,7 +24,7 @@ def machine() -> dict[str, object]:
         own = "not installed"
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(pages / 2**30, 1),
@@ -66,11 +67,3 @@ def _commit() -> str | None:
     if git("ls-files", "--error-unmatch", here.name) is None:
         return None
     return git("describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
-
-
-def _cpu() -> str:
-    """The processor's name, from where Linux keeps it or what Python knows."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

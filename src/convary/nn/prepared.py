@@ -26,6 +26,7 @@ from convary.nn.layer import DynamicLayer
 from convary.nn.perceptron_router import PerceptronRouter, is_hooked
 from convary.nn.router import Router
 from convary.ops import mixed
+from convary.ops.cost import measured
 from convary.ops.dispatch import decide, problem_of
 from convary.ops.geometry import resolve
 from convary.ops.mixed.native import structure
@@ -43,7 +44,7 @@ class _Plan:
     def __init__(
         self, layer: DynamicConv, router: PerceptronRouter, layers: native_route.Layers, x: Tensor, pieces: list[Tensor]
     ) -> None:
-        self.shape, self.threads = x.shape, torch.get_num_threads()
+        self.shape, self.circumstances = x.shape, _circumstances()
         self.options = _options(layer, router)
         coeffs = router.to_coefficients(pieces)
         _, geometry = resolve(x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -68,7 +69,7 @@ class _Plan:
 
     def holds(self, layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> bool:
         """Whether everything is where it was and nobody watches the layers that are passed over."""
-        if x.shape != self.shape or torch.get_num_threads() != self.threads:
+        if x.shape != self.shape or _circumstances() != self.circumstances:
             return False
         if _options(layer, router) != self.options or is_hooked(router):
             return False
@@ -116,10 +117,14 @@ def _options(layer: DynamicConv, router: PerceptronRouter) -> tuple:
 
 
 class _Seen(NamedTuple):
-    """A layer without a plan: the last shape of x, and the threads for which another strategy is faster there."""
+    """A layer without a plan: the last shape of x, and the circumstances in which another strategy is faster there."""
 
     shape: torch.Size
-    slower_with: int | None = None
+    slower_with: tuple | None = None
+
+
+def _circumstances() -> tuple:
+    return torch.get_num_threads(), measured.is_on()
 
 
 _plans: weakref.WeakKeyDictionary[nn.Module, _Plan | _Seen] = weakref.WeakKeyDictionary()
@@ -142,7 +147,7 @@ def infer(layer: DynamicConv, x: Tensor) -> Tensor | None:
     if plan is None or plan.shape != x.shape:
         _plans[layer] = _Seen(x.shape)
         return None
-    if isinstance(plan, _Seen) and plan.slower_with == torch.get_num_threads():
+    if isinstance(plan, _Seen) and plan.slower_with == _circumstances():
         return None
     made = _plans[layer] = _prepare(layer, router, x)
     return made.run(x) if isinstance(made, _Plan) else None
@@ -159,7 +164,7 @@ def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan |
     coeffs = router.to_coefficients(pieces)
     geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
     if decide(mixed.OP, problem_of(mixed.OP, x, layer.weight, coeffs, layer.bias, **geometry)) != "native":
-        return _Seen(x.shape, torch.get_num_threads())
+        return _Seen(x.shape, _circumstances())
     # The coefficients must be what the router made, where it made them: the pieces, unchanged.
     memory = pieces[0].untyped_storage().data_ptr()
     for factor in coeffs.factors().values():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost
+from convary.ops.cost import measured
 from convary.ops.native import eligible
 from convary.ops.problem import Problem
 from convary.ops.tracing import forced, is_portable, is_traced, needs_gradient
@@ -145,10 +146,12 @@ def run(op: Op, arguments: Arguments) -> Tensor:
     obstacle = eligible.obstacle(tensors, arguments.images)
     shapes, indexed = tuple([None if t is None else t.shape for t in tensors]), arguments.images is not None
     key = (op.name, shapes, indexed, arguments[-1], needs_gradient(*tensors), x.device, x.dtype, obstacle)
+    if measured.is_on():
+        key = (*key, *measured.state(x))
     name = _choices.get(key) if forced.get() is None else None
     if name is None or obstacle is not None:  # else a call like it was checked: float32 on the CPU, shapes that fit
         arguments = arguments.check()
-        name = name or decide(op, pose(arguments))
+        name = name or choose(op, arguments)
         if (nothing := arguments.nothing()) is not None:
             return nothing
         _remember(key, name)
@@ -177,15 +180,27 @@ def problem_of(op: Op, *arguments, **named) -> Problem:
     return pose(op.spell(*given.args, **given.kwargs).check())
 
 
+def choose(op: Op, arguments: Arguments) -> str:
+    """As :func:`decide` for checked arguments, which are measured first where that is wanted."""
+    problem = pose(arguments)
+    if measured.is_on() and forced.get() is None and arguments.nothing() is None:
+        measured.measure(problem, arguments, {name: op.strategies[name].run for name in _able(op, problem)})
+    return decide(op, problem)
+
+
 def decide(op: Op, problem: Problem) -> str:
-    """The forced strategy, or the one with the lowest estimated time among those that can run.
+    """The forced strategy, or the fastest of those that can run: as measured, else as estimated.
 
     Raises:
         StrategyError: the forced strategy can't run.
     """
     if (name := forced.get()) is not None:
         return _check_forced(op, name, problem)
-    return cost.preferred({name: cost.estimate(problem, name) for name in _able(op, problem)})
+    able = _able(op, problem)
+    times = measured.known(problem) or {}
+    if timed := {name: times[name] for name in able if name in times}:
+        return measured.preferred(timed)
+    return cost.preferred({name: cost.estimate(problem, name) for name in able})
 
 
 def recorded(op: Op, problem: Problem, *, portable: bool) -> str:

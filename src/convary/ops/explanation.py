@@ -8,13 +8,18 @@ from dataclasses import dataclass, replace
 
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost, native
+from convary.ops.cost import measured
 from convary.ops.dispatch import OPS, Op, decide, problem_of, recorded
 from convary.ops.problem import Problem
 
 
 @dataclass(frozen=True)
 class StrategyRow:
-    """One strategy of an explanation. ``reason`` says why it can't run, or is None."""
+    """One strategy of an explanation.
+
+    ``reason`` says why it can't run, or is None. ``milliseconds`` are measured where the explanation's ``source`` says
+    so and the strategy was timed, else estimated.
+    """
 
     strategy: str
     chosen: bool
@@ -34,7 +39,7 @@ class Explanation:
         rows: One per strategy.
         compiled: The strategy that ``torch.compile`` would record.
         exported: The strategy that ``torch.export`` and ``torch.jit.trace`` would record.
-        source: Where the estimates come from.
+        source: Where the milliseconds come from.
     """
 
     op: str
@@ -52,7 +57,7 @@ class Explanation:
     def __str__(self) -> str:
         lines = [
             f"{self.op}: {self.problem}",
-            f"{'':2}{'strategy':<10}{'est. ms':>10}{'MMACs':>12}{'MB moved':>11}  note",
+            f"{'':2}{'strategy':<10}{'ms':>10}{'MMACs':>12}{'MB moved':>11}  note",
         ]
         for row in sorted(self.rows, key=lambda row: not row.chosen):
             mark = "> " if row.chosen else "  "
@@ -61,7 +66,7 @@ class Explanation:
             lines.append(f"{mark}{row.strategy:<10}{time:>10}{row.macs / 1e6:>12.2f}{row.bytes / 1e6:>11.2f}  {note}")
         lines.append(f"  recorded by torch.compile: {self.compiled}")
         lines.append(f"  recorded by torch.export and torch.jit.trace: {self.exported}")
-        return "\n".join([*lines, f"  estimates: {self.source}"])
+        return "\n".join([*lines, f"  times: {self.source}"])
 
 
 def explain(op: Callable | str, *arguments, **named) -> Explanation:
@@ -84,13 +89,13 @@ def explain(op: Callable | str, *arguments, **named) -> Explanation:
         raise ConfigError(f"explain knows {', '.join(OPS)}; got {name!r}{nearest(name, OPS)}")
     known = OPS[name]
     problem = problem_of(known, *arguments, **named)
-    chosen = decide(known, problem)
+    chosen, times = decide(known, problem), measured.known(problem) or {}
     rows = [
         StrategyRow(
             strategy=strategy,
             chosen=strategy == chosen,
             reason=entry.why_not(problem),
-            milliseconds=cost.estimate(problem, strategy) * 1e3,
+            milliseconds=times.get(strategy, cost.estimate(problem, strategy)) * 1e3,
             macs=cost.macs(problem, strategy),
             bytes=cost.bytes_moved(problem, strategy),
         )
@@ -103,7 +108,7 @@ def explain(op: Callable | str, *arguments, **named) -> Explanation:
     )
     what = "forward and backward" if problem.training else "forward"
     described = f"{sizes}, {what}, {problem.device}"
-    return Explanation(name, described, tuple(rows), compiled, exported, _source(problem.device))
+    return Explanation(name, described, tuple(rows), compiled, exported, _source(problem))
 
 
 def _recorded(op: Op, problem: Problem, portable: bool) -> str:
@@ -113,7 +118,13 @@ def _recorded(op: Op, problem: Problem, portable: bool) -> str:
         return f"an error, {error}"
 
 
-def _source(device: str) -> str:
+def _source(problem: Problem) -> str:
+    if measured.known(problem):
+        return f"measured here, {measured.tuned().path}"
+    return f"{'not measured yet, the first call will; ' if measured.is_on() else ''}estimated, {_fit(problem.device)}"
+
+
+def _fit(device: str) -> str:
     if device != "cpu":
         return f"nominal figures, not measured on a {device} device"
     fit = cost.fitted()

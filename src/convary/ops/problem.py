@@ -6,11 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
 
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry
-from convary.ops.shapes import plain_shape
+from convary.ops.shapes import is_channels_last, plain_shape
 from convary.ops.tracing import holds_sizes, is_traced
 
 
@@ -37,10 +38,11 @@ class Problem:
     training: bool
     traced: bool
     device: str
-    itemsize: int
+    dtype: torch.dtype
     reach: tuple[int, ...] = ()
     obstacle: str | None = None
     batch_fixed: bool = False
+    channels_last: bool = False
 
     @property
     def T(self) -> int:
@@ -71,6 +73,7 @@ def conv_problem(
 ) -> Problem:
     """The problem that a convolution by a bank, or by a kernel per sample, poses."""
     axes = () if coeffs is None else tuple(coeffs.factors())
+    traced = is_traced(x, kernels)
     (_, C, *size), (K, O, _, *kernel_size) = plain_shape(x), plain_shape(kernels)
     return Problem(
         op=op,
@@ -86,10 +89,11 @@ def conv_problem(
         axes=axes,
         shared=() if coeffs is None else tuple(axis for axis in axes if coeffs.shared(axis) is not None),
         training=training,
-        traced=is_traced(x, kernels),
-        device=x.device.type,
-        itemsize=x.element_size(),
+        traced=traced,
+        device=str(x.device),
+        dtype=x.dtype,
         reach=tuple(s + 2 * p for s, p in zip(size, geometry.padding, strict=True)),
         obstacle=obstacle,
         batch_fixed=holds_sizes(batch) and batch > 0,  # no convolution has zero groups
+        channels_last=not traced and is_channels_last(x),
     )

@@ -61,7 +61,7 @@ def amounts(problem: Problem, strategy: str) -> dict[str, float]:
         "bank": float(K * numel) if problem.axes else 0.0,
         "features": float(B * problem.C * prod(problem.size)),
         **buffers,
-        "fresh": sum(size for size in buffers.values() if size * problem.itemsize > FRESH_BYTES),
+        "fresh": sum(size for size in buffers.values() if size * problem.dtype.itemsize > FRESH_BYTES),
         "mixing": float(B * K * numel) if in_cache else 0.0,
     }
 
@@ -90,10 +90,10 @@ def bytes_moved(problem: Problem, strategy: str) -> int:
     """Bytes read and written once each, caches ignored; mixed kernels, columns and K-fold results count twice."""
     done = amounts(problem, strategy)
     if problem.op == "pixel_conv":
-        return int(done["mixed"] + done["features"] + done["result"]) * problem.itemsize
+        return int(done["mixed"] + done["features"] + done["result"]) * problem.dtype.itemsize
     again = 2 if strategy == "outputs" else 1
     elements = 2 * done["mixed"] + done["bank"] + done["features"] + again * done["result"] + 2 * done["columns"]
-    return int(elements) * problem.itemsize
+    return int(elements) * problem.dtype.itemsize
 
 
 def estimate(problem: Problem, strategy: str) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convary.ops.pixel.window import Window, check, resolve
 from convary.ops.problem import Problem
-from convary.ops.shapes import plain_shape
+from convary.ops.shapes import is_channels_last, plain_shape
 from convary.ops.tracing import is_traced
 
 
@@ -35,6 +35,7 @@ class PixelArguments(NamedTuple):
     def problem(self, *, training: bool, obstacle: str | None) -> Problem:
         """A depthwise convolution of C channels, with kernels that G groups share."""
         x, weight, window = self
+        traced = is_traced(x, weight)
         (B, C, *size), (_, G, _, *out_size) = plain_shape(x), plain_shape(weight)
         return Problem(
             op="pixel_conv",
@@ -50,11 +51,12 @@ class PixelArguments(NamedTuple):
             axes=(),
             shared=(),
             training=training,
-            traced=is_traced(x, weight),
-            device=x.device.type,
-            itemsize=x.element_size(),
+            traced=traced,
+            device=str(x.device),
+            dtype=x.dtype,
             reach=tuple(s + 2 * p for s, p in zip(size, window.padding, strict=True)),
             obstacle=obstacle,
+            channels_last=not traced and is_channels_last(x),
         )
 
     def nothing(self) -> Tensor | None:
