@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One torch thread per test process, of which pytest-xdist runs several; compiled code of this run only."""
+"""One torch thread per test process, of which pytest-xdist runs several; compiled code and costs of this run only."""
 
 import os
 import shutil
@@ -9,16 +9,21 @@ import hypothesis
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # fake tensors ask time and again, and each time the driver was looked for
 hypothesis.settings.register_profile("convary", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("convary")
 
 
 def pytest_configure(config) -> None:
-    """Give Inductor a cache of its own: it finds code by the names of operators and not by their schemas.
+    """Give Inductor and convary caches of their own.
 
-    Code that an earlier version of convary left in the usual cache would call today's operators in yesterday's way.
+    Inductor finds code by the names of operators and not by their schemas: code that an earlier version of convary left
+    in the usual cache would call today's operators in yesterday's way. Costs measured on this machine would decide what
+    tests of choices see.
     """
     if not hasattr(config, "workerinput"):  # workers of pytest-xdist inherit the folder of the process that starts them
-        folder = tempfile.mkdtemp(prefix="convary-inductor-")
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        folder = tempfile.mkdtemp(prefix="convary-tests-")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(folder, "inductor")
+        os.environ["CONVARY_CACHE"] = os.path.join(folder, "convary")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -8,7 +8,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,22 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, wanted: Iterable[str] = ()) -> dict[str, Any]:
     """What :func:`write_json` wrote.
 
+    Args:
+        path: The file.
+        wanted: Keys that it has.
+
     Raises:
-        ConvaryError: it can't be read.
+        ConvaryError: it can't be read, or is something else.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text())
+        if missing := [key for key in wanted if key not in content]:
+            raise ValueError(f"it has no {missing[0]!r}")
+        return content
+    except (OSError, ValueError, TypeError) as error:
         raise ConvaryError(f"{path} is not readable: {error}; delete it to measure again") from error
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from convary import ops
-from convary.bench import layers, models, tables
+from convary.bench import fit, layers, models, tables
 from convary.bench.layers import Case, LayersConfig, Shape
 from convary.bench.models import ModelsConfig
 from convary.bench.page import page
 from convary.cli import main
 from convary.errors import ConfigError
+from convary.ops import cost
 
 TINY = (Shape(2, 6, 4, 5, 3), Shape(3, 8, 8, 4, 3, 8), Shape(1, 4, 6, 3, 1))
 QUICK = {"threads": (1,), "seconds": 0.0}
@@ -47,6 +48,32 @@ def test_the_check_looks_at_values_and_every_gradient(monkeypatch):
 
         monkeypatch.setattr(case, "dynamic", wrong)
         assert case.error() > 1e-3
+
+
+SHAPES = [(1, 8, 8, 9, 3, 1, False), (2, 8, 8, 5, 3, 8, False), (2, 8, 4, 6, 1, 1, True), (3, 8, 8, 7, 3, 1, True)]
+
+
+def test_costs_are_fitted_to_this_machine_and_read_from_then_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CONVARY_CACHE", str(tmp_path))
+    monkeypatch.setattr(fit, "TABLE", [])
+    monkeypatch.setattr(fit, "grid", lambda: SHAPES)
+    monkeypatch.setattr(fit, "given", lambda: [(*SHAPES[0], "sample_conv")])
+    cost.fitted.cache_clear()
+    try:
+        assert main(["bench", "fit", "--threads", "1", "--seconds", "0.001"]) == 0
+        cost.fitted.cache_clear()
+        (file,) = tmp_path.glob("cost-*.json")
+        assert cost.fitted() == json.loads(file.read_text())
+        assert cost.fitted()["threads"] == 1 and "grouped/dense/training" in cost.fitted()["rates"]
+        assert f"wrote {file}; convary reads it from now on" in capsys.readouterr().out
+        assert all(rate > 0 for rates in cost.fitted()["rates"].values() for rate in rates.values())
+        assert main(["bench", "fit", "--check", "--threads", "1"]) == 0  # the table is empty here
+        file.write_text("{}")
+        cost.fitted.cache_clear()
+        with pytest.warns(UserWarning, match="the shipped costs are used.*has no 'machine'"):
+            assert cost.fitted()["threads"] == 2
+    finally:
+        cost.fitted.cache_clear()
 
 
 def test_needs_nothing_of_what_training_needs(monkeypatch, tmp_path):

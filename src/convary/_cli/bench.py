@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,6 +67,20 @@ class Models:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Fit the cost model, by which strategies are chosen, to this machine: about five minutes, on an idle one."""
+
+    threads: int = 2
+    """Threads of torch, as they will be used."""
+    seconds: float = 0.3
+    """Time for each shape."""
+    check: bool = False
+    """Fit nothing: say how often the costs in use choose well here."""
+    out: Path | None = None
+    """The file; None is this machine's own, which convary reads from then on ($CONVARY_CACHE, ~/.cache/convary)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """Write docs/benchmarks.md from saved tables."""
 
@@ -76,13 +90,14 @@ class Page:
     """The page."""
 
 
-KINDS = {"layers": Layers, "models": Models, "page": Page}
-HELP = """usage: convary bench {layers,models,page} [FLAGS]
+KINDS = {"layers": Layers, "models": Models, "fit": Fit, "page": Page}
+HELP = """usage: convary bench {layers,models,fit,page} [FLAGS]
 
 What dynamic convolutions cost, in ratios of interleaved calls with their spread.
 
   layers  single convolutions against the static one, or against what released code does
   models  whole networks: time of inference and training, peak memory
+  fit     the cost model for this machine, which then chooses by it
   page    the tables as docs/benchmarks.md
 
 convary bench layers --help shows the flags and their defaults."""
@@ -99,8 +114,17 @@ def run(argv: Sequence[str]) -> int:
     flags = parse(KINDS[kind], rest, f"convary bench {kind}")
     if isinstance(flags, Page):
         return _page(flags)
+    if isinstance(flags, Fit):
+        return _fit(flags)
     _check(flags)
     return _measure(kind, flags)
+
+
+def _check_numbers(numbers: Mapping[str, Iterable[float]]) -> None:
+    for name, values in numbers.items():
+        for value in values:
+            if not value > 0:
+                raise ConfigError(f"--{name} must be above 0; got {value:g}")
 
 
 def _check(flags: Layers | Models) -> None:
@@ -109,10 +133,7 @@ def _check(flags: Layers | Models) -> None:
     numbers: dict[str, Iterable[float]] = {"threads": flags.threads, "seconds": (flags.seconds,)}
     if isinstance(flags, Models):
         numbers |= {"batches": flags.batches, "image-size": (flags.image_size,)}
-    for name, values in numbers.items():
-        for value in values:
-            if not value > 0:
-                raise ConfigError(f"--{name} must be above 0; got {value:g}")
+    _check_numbers(numbers)
     if isinstance(flags, Layers) and flags.strategy is not None and flags.strategy not in strategies():
         hint = nearest(flags.strategy, strategies())
         raise ConfigError(f"no strategy {flags.strategy!r}; choose from {', '.join(strategies())}{hint}")
@@ -126,6 +147,30 @@ def _page(flags: Page) -> int:
 
     write_whole(flags.out, page(flags.results).encode())
     print(f"wrote {flags.out}")
+    return 0
+
+
+def _fit(flags: Fit) -> int:
+    from convary.bench import fit
+    from convary.files import write_json
+    from convary.ops import cost
+    from convary.ops.cost.times import own
+
+    _check_numbers({"threads": (flags.threads,), "seconds": (flags.seconds,)})
+
+    def told(line: str) -> None:
+        print(line, flush=True)
+
+    if flags.check:
+        good, rows = fit.checked(cost.fitted()["rates"], flags.threads, flags.seconds, told)
+        print(f"costs fitted on {cost.fitted()['machine']}: {good} of {rows} choices within 15 % of the fastest")
+        return 0
+    path = flags.out or own("cost")
+    content = fit.fitted(flags.threads, flags.seconds, told)
+    write_json(path, content)
+    for words, (good, rows) in (("of the fit", content["good"]), ("of others", content["good_elsewhere"])):
+        print(f"{words}, {good} of {rows} shapes: the choice is within 15 % of the fastest")
+    print(f"wrote {path}; convary reads it from now on" if flags.out is None else f"wrote {path}")
     return 0
 
 

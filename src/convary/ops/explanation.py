@@ -130,4 +130,5 @@ def _fit(device: str) -> str:
     fit = cost.fitted()
     reason = native.available()
     kernels = "native kernels for float32" if reason is None else f"no native kernels: {reason}"
-    return f"fitted on {fit['machine']}, torch {fit['torch']}, {fit['threads']} threads; {kernels}"
+    where = f"{fit['machine']} ({fit['native']})"
+    return f"fitted on {where}, torch {fit['torch']}, {fit['threads']} threads; {kernels}"

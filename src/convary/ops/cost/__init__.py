@@ -2,18 +2,24 @@
 """What a strategy costs: arithmetic, memory traffic and an estimate of time.
 
 The time is a sum of amounts (multiply-adds, elements moved, calls) times seconds per amount. On a CPU the seconds were
-fitted by ``benchmarks/fit_cost.py`` and stand in ``cpu.json`` with the machine they come from. Other devices use
-nominal figures (``NOMINAL``): not measured, good enough to prefer fewer bytes and fewer calls.
+fitted by ``convary bench fit``: on this machine where it was run here, else on one with the same instruction set
+(``avx512.json``, ``avx2.json``). Other devices use nominal figures (``NOMINAL``): not measured, good enough to prefer
+fewer bytes and fewer calls.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Mapping
 from importlib import resources
 from math import prod
 
+from convary.errors import ConvaryError
+from convary.files import read_json
+from convary.ops import native
+from convary.ops.cost.times import own
 from convary.ops.problem import Problem
 
 # Seconds per amount on an accelerator of about 10 TFLOP/s, 1 TB/s and 10 us per call; nobody measured these.
@@ -131,5 +137,12 @@ def _rates(problem: Problem, strategy: str) -> dict[str, float]:
 
 @functools.cache
 def fitted() -> dict:
-    """The fit that ``benchmarks/fit_cost.py`` wrote: machine, torch version, threads and rates."""
-    return json.loads(resources.files(__name__).joinpath("cpu.json").read_text(encoding="utf-8"))
+    """What ``convary bench fit`` wrote, here or where shipped files come from: machine, torch, threads and rates."""
+    if (path := own("cost")).is_file():
+        try:
+            return read_json(path, wanted=("machine", "torch", "native", "threads", "rates"))
+        except ConvaryError as error:
+            warnings.warn(f"the shipped costs are used: {error}", stacklevel=2)
+    wide = native.available() is None and native.isa() == "avx512"
+    shipped = resources.files(__name__).joinpath("avx512.json" if wide else "avx2.json")
+    return json.loads(shipped.read_text(encoding="utf-8"))

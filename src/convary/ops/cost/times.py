@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measured times in a file of this machine, which processes share."""
+"""Files of this machine that processes share: measured times, and which file is its own."""
 
 from __future__ import annotations
 
@@ -48,17 +48,22 @@ def circumstances() -> dict[str, str]:
     return {"processor": processor(), "isa": isa, "torch": torch.__version__, "convary": own}
 
 
+def own(stem: str) -> Path:
+    """The file of that kind that holds for these circumstances: machines that share a home have one each."""
+    digest = hashlib.sha256(json.dumps(circumstances()).encode()).hexdigest()[:8]
+    return folder() / f"{stem}-{digest}.json"
+
+
 class Times:
     """Seconds of a call by strategy, by problem; read once, written after each measurement.
 
     Attributes:
-        path: The file, named by its circumstances: machines that share a home don't overwrite each other's.
+        path: The file.
         known: The times.
     """
 
     def __init__(self) -> None:
-        digest = hashlib.sha256(json.dumps(circumstances()).encode()).hexdigest()[:8]
-        self.path = folder() / f"autotune-{digest}.json"
+        self.path = own("autotune")
         self.known: dict[str, dict[str, float]] = self._read()
         self._writes = True
 

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit the cost model of the CPU strategies on this machine, and check it on PERFORMANCE's table.
-
-    python benchmarks/fit_cost.py --out src/convary/ops/cost/cpu.json
+"""``convary bench fit``: the cost model's rates, fitted to times measured on this machine.
 
 Every shape of a grid is timed under every strategy, interleaved (A B C A B C ...), fastest of the rounds; rates are the
-non-negative coefficients that minimise the relative error. The table's shapes are not in the grid. The check prints,
-per row, the chosen strategy and its time over the best one's, and how many rows are within 15 %.
+non-negative coefficients that minimise the relative error. The table's shapes are not in the grid: there, the chosen
+strategy is compared with the fastest one.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -23,6 +20,8 @@ from convary.bench.machine import machine
 from convary.ops import cost, mixed, sample
 from convary.ops.geometry import Geometry
 from convary.ops.problem import Problem, conv_problem
+
+Shape = tuple[Any, ...]
 
 K = 4
 # B, C, O, size, kernel, groups, training: the rows of convary bench layers that have a target.
@@ -34,7 +33,7 @@ TABLE = [
 ]  # fmt: skip
 
 
-def grid() -> list[tuple]:
+def grid() -> list[Shape]:
     """Shapes around those of MobileNetV2 and ResNet, without the table's own."""
     shapes = []
     for training in (False, True):
@@ -64,7 +63,7 @@ def grid() -> list[tuple]:
     return [shape for shape in shapes if shape not in TABLE]
 
 
-def given() -> list[tuple]:
+def given() -> list[Shape]:
     """Shapes of sample_conv, (..., op), for the rates of strategy native; torch's keep those of mixed_conv."""
     dense = [(32, 32, 48, 3, 1), (112, 112, 24, 3, 1), (320, 256, 12, 3, 1), (448, 448, 7, 3, 1)]
     point = [(8, 8, 128, 1, 1), (8, 1, 128, 1, 1), (16, 96, 48, 1, 1), (192, 48, 28, 1, 1), (320, 96, 14, 1, 1)]
@@ -77,14 +76,18 @@ def given() -> list[tuple]:
     ]
 
 
-def case(shape: tuple) -> tuple[dict, Problem, Geometry]:
+def case(shape: Shape) -> tuple[dict, Problem, Geometry]:
     """Tensors of a shape, its problem and geometry."""
     B, C, O, S, k, G, training, *op = shape
     x = torch.randn(B, C, S, S, requires_grad=training)
     geometry = Geometry((1, 1), (k // 2,) * 2, (1, 1), G)
     if op:
         weight = torch.randn(B, O, C // G, k, k, requires_grad=training)
-        return {"x": x, "weight": weight}, conv_problem(*op, x, weight, geometry, batch=B, training=training), geometry
+        return (
+            {"x": x, "weight": weight},
+            conv_problem(op[0], x, weight, geometry, batch=B, training=training),
+            geometry,
+        )
     bank = torch.randn(K, O, C // G, k, k, requires_grad=training)
     coeffs = ops.Coefficients(kernel=torch.rand(B, K).softmax(1).requires_grad_(training))
     problem = conv_problem("mixed_conv", x, bank, geometry, batch=B, training=training, coeffs=coeffs)
@@ -105,7 +108,7 @@ def once(tensors: dict, geometry: Geometry, strategy: str, training: bool) -> fl
     return time.perf_counter() - start
 
 
-def measure(shape: tuple, budget: float) -> dict[str, float]:
+def measure(shape: Shape, budget: float) -> dict[str, float]:
     """The fastest round of every strategy, interleaved: other work on the machine only adds."""
     tensors, problem, geometry = case(shape)
     table = sample.STRATEGIES if "weight" in tensors else mixed.STRATEGIES
@@ -139,7 +142,7 @@ def _place(key: str) -> tuple[int, ...]:
     return given, list(mixed.STRATEGIES).index(strategy.split()[0]), kinds.index(kind), modes.index(mode)
 
 
-def fit(measured: dict[tuple, dict[str, float]]) -> dict[str, dict[str, float]]:
+def fit(measured: dict[Shape, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Rates per strategy, kind and mode."""
     rows, seconds = defaultdict(list), defaultdict(list)
     for shape, times in measured.items():
@@ -157,15 +160,8 @@ def fit(measured: dict[tuple, dict[str, float]]) -> dict[str, dict[str, float]]:
     return rates
 
 
-def load(path: Path | None) -> dict[tuple, dict[str, float]]:
-    """Measurements that an earlier run kept, if any."""
-    if path is None or not path.exists():
-        return {}
-    return {tuple(row[:-1]): row[-1] for row in json.loads(path.read_text(encoding="utf-8"))}
-
-
-def check(measured: dict[tuple, dict[str, float]], rates: dict) -> int:
-    """Print the choice per shape; returns how many are within 15 % of the best."""
+def check(measured: dict[Shape, dict[str, float]], rates: dict, told: Callable[[str], None]) -> int:
+    """How many choices are within 15 % of the fastest; ``told`` hears each."""
     good = 0
     for shape, times in measured.items():
         problem = case(shape)[1]
@@ -173,47 +169,50 @@ def check(measured: dict[tuple, dict[str, float]], rates: dict) -> int:
         for name in times:
             own = rates[cost.key(problem, name)]
             estimates[name] = sum(own.get(a, 0.0) * v for a, v in cost.amounts(problem, name).items())
-        chosen, best = cost.preferred(estimates), min(times, key=times.get)
+        chosen, best = cost.preferred(estimates), min(times, key=times.__getitem__)
         ratio = times[chosen] / times[best]
         good += ratio <= 1.15
         listed = " ".join(f"{n}={t * 1e3:.2f}({estimates[n] * 1e3:.2f})" for n, t in times.items())
-        print(f"{shape!s:45} chosen {chosen:8} best {best:8} {ratio:5.2f}  {listed}", flush=True)
+        told(f"{shape!s:45} chosen {chosen:8} best {best:8} {ratio:5.2f}  {listed}")
     return good
 
 
-def main() -> None:
-    """Fit, check, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the fit here (default: only print)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
-    parser.add_argument("--budget", type=float, default=0.3, help="seconds per shape (default 0.3)")
-    parser.add_argument("--measured", type=Path, help="keep the measurements here; fit from them where the file exists")
-    parser.add_argument("--check-only", action="store_true", help="check the shipped fit on the table; fit nothing")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    shapes = TABLE if args.check_only else [*grid(), *given(), *TABLE]
-    measured = load(args.measured) or {shape: measure(shape, args.budget) for shape in shapes}
-    if args.measured:
-        rows = [[*shape, times] for shape, times in measured.items()]
-        args.measured.write_text(json.dumps(rows), encoding="utf-8")
+def fitted(threads: int, seconds: float, told: Callable[[str], None]) -> dict[str, Any]:
+    """Measure and fit.
+
+    Args:
+        threads: Of torch.
+        seconds: For one shape.
+        told: Takes lines: how far it is, and the choice for every shape.
+
+    Returns:
+        What :func:`convary.ops.cost.fitted` reads: the machine, the rates, and how many choices were within 15 %.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        measured = {}
+        shapes = [*grid(), *given(), *TABLE]
+        for i, shape in enumerate(shapes):
+            measured[shape] = measure(shape, seconds)
+            told(f"{i + 1} of {len(shapes)} shapes measured")
+    finally:
+        torch.set_num_threads(before)
     table = {shape: measured.pop(shape) for shape in TABLE}
-    rates = cost.fitted()["rates"] if args.check_only else fit(measured)
-    if measured:
-        print(f"grid: {check(measured, rates)} of {len(measured)} within 15 %")
-    good = check(table, rates)
-    print(f"table: {good} of {len(TABLE)} within 15 % ({good / len(TABLE):.0%})")
-    if args.out:
-        facts = machine()
-        fitted = {
-            "machine": facts["cpu"],
-            "cores": facts["cores"],
-            "torch": facts["torch"],
-            "threads": args.threads,
-            "rates": rates,
-        }
-        args.out.write_text(json.dumps(fitted, indent=1) + "\n", encoding="utf-8")
+    rates = fit(measured)
+    facts = machine()
+    return {
+        "machine": facts["cpu"], "cores": facts["cores"], "torch": facts["torch"], "native": facts["native"],
+        "threads": threads, "good": [check(measured, rates, told), len(measured)],
+        "good_elsewhere": [check(table, rates, told), len(table)], "rates": rates,
+    }  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+def checked(rates: dict, threads: int, seconds: float, told: Callable[[str], None]) -> list[int]:
+    """How many choices of given rates are within 15 % of the fastest, and of how many: the table's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return [check({shape: measure(shape, seconds) for shape in TABLE}, rates, told), len(TABLE)]
+    finally:
+        torch.set_num_threads(before)
