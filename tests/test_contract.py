@@ -135,7 +135,7 @@ def no_constant_weights(config, coeffs) -> str | None:
 
 
 @every_variant
-@pytest.mark.parametrize("strategy", [None, *mixed.STRATEGIES])
+@pytest.mark.parametrize("strategy", [None, *(name for name in mixed.STRATEGIES if name != "triton")])
 def test_samples_are_independent_bit_for_bit(config, strategy):
     layer, _ = build(config, 2, C=16, O=24, padding=1)
     excite(layer).eval()

@@ -59,12 +59,14 @@ class Strategy:
         how: What it does, in a line.
         portable: It uses torch's operations alone. A graph that may run elsewhere records the first such strategy that
             can run; one of them depends on no size.
+        on_trial: Its speed is not known well enough for an estimate to choose it: a measurement may, or who forces it.
     """
 
     why_not: Callable[[Problem], str | None]
     run: Callable[..., Tensor]
     how: str
     portable: bool = False
+    on_trial: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def decide(op: Op, problem: Problem) -> str:
     times = measured.known(problem) or {}
     if timed := {name: times[name] for name in able if name in times}:
         return measured.preferred(timed)
-    return cost.preferred({name: cost.estimate(problem, name) for name in able})
+    return cost.preferred({name: cost.estimate(problem, name) for name in able if not op.strategies[name].on_trial})
 
 
 def recorded(op: Op, problem: Problem, *, portable: bool) -> str:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost, native
 from convary.ops.cost import measured
-from convary.ops.dispatch import OPS, Op, decide, problem_of, recorded
+from convary.ops.dispatch import OPS, Op, Strategy, decide, problem_of, recorded
 from convary.ops.problem import Problem
 
 
@@ -94,7 +94,7 @@ def explain(op: Callable | str, *arguments, **named) -> Explanation:
         StrategyRow(
             strategy=strategy,
             chosen=strategy == chosen,
-            reason=entry.why_not(problem),
+            reason=entry.why_not(problem) or _not_ranked(entry, strategy, times, chosen),
             milliseconds=times.get(strategy, cost.estimate(problem, strategy)) * 1e3,
             macs=cost.macs(problem, strategy),
             bytes=cost.bytes_moved(problem, strategy),
@@ -116,6 +116,13 @@ def _recorded(op: Op, problem: Problem, portable: bool) -> str:
         return recorded(op, problem, portable=portable)
     except StrategyError as error:
         return f"an error, {error}"
+
+
+def _not_ranked(entry: Strategy, name: str, times: Mapping[str, float], chosen: str) -> str | None:
+    """Why a strategy that can run was not considered, or None."""
+    if not entry.on_trial or name in times or name == chosen:
+        return None
+    return "its speed here is not known; ops.autotune() measures it"
 
 
 def _source(problem: Problem) -> str:
