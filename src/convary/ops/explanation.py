@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost, native
-from convary.ops.dispatch import OPS, Op, decide, problem_of, recorded
+from convary.ops.dispatch import OPS, Op, decide, estimate, problem_of, recorded
 from convary.ops.problem import Problem
 
 
@@ -90,7 +90,7 @@ def explain(op: Callable | str, *arguments, **named) -> Explanation:
             strategy=strategy,
             chosen=strategy == chosen,
             reason=entry.why_not(problem),
-            milliseconds=cost.estimate(problem, strategy) * 1e3,
+            milliseconds=estimate(problem, strategy) * 1e3,
             macs=cost.macs(problem, strategy),
             bytes=cost.bytes_moved(problem, strategy),
         )
@@ -119,4 +119,6 @@ def _source(device: str) -> str:
     fit = cost.fitted()
     reason = native.available()
     kernels = "native kernels for float32" if reason is None else f"no native kernels: {reason}"
+    if (alone := native.alone()) is not None:
+        kernels += f" on one thread: {alone}"
     return f"fitted on {fit['machine']}, torch {fit['torch']}, {fit['threads']} threads; {kernels}"
