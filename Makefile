@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 NANO := --cpu --model convnet_nano --where "all & ~first" --batch-size 128 --lr 0.045 --jobs $(JOBS)
 
-.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet study test slow sweep browser sanitize lint format types arch check docs \
+.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet study test slow sweep browser sanitize wheel lint format types arch check docs \
   benchmarks clean
 
 # First a task made for kernels that depend on the image (of whose single channel DyConv would make one hidden unit), then
@@ -76,6 +76,13 @@ browser: $(STAMP)
 
 sanitize: $(STAMP)
 	scripts/sanitize.sh $(BIN)/python
+
+# The sdist and this platform's wheel, in dist/; on Linux also one for every system with glibc 2.28 or newer.
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build
+	test "$$(uname)" != Linux || PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --plat manylinux_2_28_$$(uname -m) \
+	  --wheel-dir dist dist/*-linux_*.whl
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

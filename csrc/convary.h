@@ -12,7 +12,11 @@
 // Raised with every change of a signature or of a meaning below; convary.ops.native refuses any other number.
 #define CONVARY_ABI_VERSION 6
 
+#if defined(_WIN32)
+#define CONVARY_API __declspec(dllexport)
+#else
 #define CONVARY_API __attribute__((visibility("default")))
+#endif
 
 #ifdef __cplusplus
 extern "C" {

@@ -2,15 +2,13 @@
 // The library itself: version, instruction set, threads, error texts.
 #include <stdlib.h>
 #include <string.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <atomic>
 
 #include "../check.h"
 #include "../convary.h"
 #include "../kernels.h"
+#include "system.h"
 #include "variants.h"
 
 namespace convary {
@@ -24,19 +22,6 @@ CONVARY_VARIANTS(CONVARY_ROW)
 #undef CONVARY_ROW
 
 namespace {
-
-bool cpu_runs(const char* isa) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (strcmp(isa, "avx512") == 0) {
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    }
-    if (strcmp(isa, "avx2") == 0) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-    return strcmp(isa, "baseline") == 0 || strcmp(isa, "neon") == 0;
-}
 
 // What this CPU can run of what was compiled, and the choice among it.
 struct Choice {
@@ -67,7 +52,7 @@ std::atomic<convary_parallel_for_fn> threads{nullptr};
 struct Memory {
     float* data = nullptr;
     int64_t floats = 0;
-    ~Memory() { free(data); }
+    ~Memory() { free_lines(data); }
 };
 thread_local Memory scratch;
 
@@ -75,22 +60,10 @@ thread_local Memory scratch;
 
 const Kernels* kernels() { return choice.picked; }
 
-void expect_fresh(const Extent& out) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr uintptr_t huge = uintptr_t{2} << 20;
-    const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.data) + huge - 1) / huge * huge;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(out.data) + static_cast<uintptr_t>(out.count) * 4) / huge * huge;
-    if (out.count >= fresh_floats) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)out;
-#endif
-}
-
 float* thread_scratch(int64_t floats) {
     if (floats > scratch.floats) {
-        free(scratch.data);
-        const size_t bytes = (static_cast<size_t>(floats) * 4 + 63) / 64 * 64;
-        scratch.data = static_cast<float*>(aligned_alloc(64, bytes));
+        free_lines(scratch.data);
+        scratch.data = static_cast<float*>(allocate_lines(static_cast<size_t>(floats) * 4));
         scratch.floats = scratch.data == nullptr ? 0 : floats;
     }
     return scratch.data;

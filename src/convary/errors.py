@@ -59,6 +59,10 @@ class GrowthWarning(UserWarning):
     """A conversion makes a network larger by far than its method promises."""
 
 
+class NativeWarning(UserWarning):
+    """The native kernels are absent, or run on one thread; told once, at their first use."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """A suggestion to append to an error message, empty where nothing is close.
 

@@ -18,7 +18,7 @@ def require(part: str, extra: str, *modules: str) -> None:
 
     Args:
         part: What needs them, for the message: ``"convary.data"``.
-        extra: The extra of the package that brings them.
+        extra: The extra of convary that brings them.
         modules: Names of top-level modules.
 
     Raises:
@@ -36,12 +36,46 @@ def require(part: str, extra: str, *modules: str) -> None:
 
 
 def command(extra: str) -> str:
-    """What installs an extra, in words; convary is on no package index yet.
+    """What installs what is missing of an extra and of the core: packages by their names.
 
-    >>> command("all")
-    "pip install '.[all]' in a checkout of convary"
+    convary's own name would not do: it is on no package index, and where it is installed from a file its extras are
+    known but can't be asked for.
+
+    >>> command("vision")
+    'pip install ...timm...'
     """
-    return f"pip install '.[{extra}]' in a checkout of convary"
+    import importlib.metadata  # takes a tenth of a second
+
+    try:
+        requirements = importlib.metadata.requires("convary") or []
+    except importlib.metadata.PackageNotFoundError:
+        return f'pip install ".[{extra}]" in a checkout of convary'
+    here = {_plain(found.metadata["Name"]) for found in importlib.metadata.distributions()}
+    core, wanted = _packages(requirements, None), _packages(requirements, extra)
+    missing = [name for name in wanted if _plain(name) not in here]
+    return f"pip install {' '.join(missing or [name for name in wanted if name not in core])}"
+
+
+def _packages(requirements: list[str], extra: str | None) -> list[str]:
+    """Names in ``requirements`` (as in a wheel's metadata) without an extra and of ``extra``, each once, in order.
+
+    >>> _packages(["torch>=2.6", 'a; extra == "one"', 'convary[one]; extra == "all"'], "all")
+    ['torch', 'a']
+    """
+    names: list[str] = []
+    for line in requirements:
+        requirement, _, marker = line.partition(";")
+        of = re.search(r"extra == .(\w+)", marker)
+        if of is not None and of[1] != extra:
+            continue
+        name, *inner = re.findall(r"[\w.-]+", requirement.partition(">")[0].partition("<")[0])
+        names += [n for part in inner for n in _packages(requirements, part)] if name == "convary" else [name]
+    return list(dict.fromkeys(names))
+
+
+def _plain(name: str) -> str:
+    """The name of a package as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def require_version(part: str, package: str, lowest: str, below: str) -> None:
@@ -67,9 +101,9 @@ def require_version(part: str, package: str, lowest: str, below: str) -> None:
     try:
         found = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        raise MissingExtraError(f"{part} needs {package}, which is not installed; run pip install '{wanted}'") from None
+        raise MissingExtraError(f'{part} needs {package}, which is not installed; run pip install "{wanted}"') from None
     if not _numbers(lowest) <= _numbers(found) < _numbers(below):
-        raise MissingExtraError(f"{part} supports {wanted}; found {package} {found}; run pip install '{wanted}'")
+        raise MissingExtraError(f'{part} supports {wanted}; found {package} {found}; run pip install "{wanted}"')
 
 
 def _numbers(version: str) -> tuple[int, ...]:

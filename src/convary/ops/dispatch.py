@@ -16,7 +16,7 @@ from torch import Tensor
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost
 from convary.ops.cost import measured
-from convary.ops.native import eligible
+from convary.ops.native import eligible, library
 from convary.ops.problem import Problem
 from convary.ops.tracing import forced, is_portable, is_traced, needs_gradient
 
@@ -147,12 +147,14 @@ def run(op: Op, arguments: Arguments) -> Tensor:
         return op.strategies[name].run(*arguments)
     obstacle = eligible.obstacle(tensors, arguments.images)
     shapes, indexed = tuple([None if t is None else t.shape for t in tensors]), arguments.images is not None
-    key = (op.name, shapes, indexed, arguments[-1], needs_gradient(*tensors), x.device, x.dtype, obstacle)
+    gradient, slowdown = needs_gradient(*tensors), library.slowdown()
+    key = (op.name, shapes, indexed, arguments[-1], gradient, x.device, x.dtype, obstacle, slowdown)
     if measured.is_on():
         key = (*key, *measured.state(x))
     name = _choices.get(key) if forced.get() is None else None
     if name is None or obstacle is not None:  # else a call like it was checked: float32 on the CPU, shapes that fit
         arguments = arguments.check()
+        eligible.tell_shortcoming(x)
         name = name or choose(op, arguments)
         if (nothing := arguments.nothing()) is not None:
             return nothing
@@ -202,11 +204,18 @@ def decide(op: Op, problem: Problem) -> str:
     times = measured.known(problem) or {}
     if timed := {name: times[name] for name in able if name in times}:
         return measured.preferred(timed)
-    return cost.preferred({name: cost.estimate(problem, name) for name in able if not op.strategies[name].on_trial})
+    return cost.preferred({name: estimate(problem, name) for name in able if not op.strategies[name].on_trial})
+
+
+def estimate(problem: Problem, strategy: str) -> float:
+    """Estimated seconds of a call on the threads that a strategy has; the fit gave all of them the same."""
+    return cost.estimate(problem, strategy) * (library.slowdown() if strategy == "native" else 1)
 
 
 def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
     """What a graph records: the forced strategy, or ``native`` for this machine, or the first portable one that can.
+
+    Native kernels that have one thread must be asked for.
 
     Raises:
         StrategyError: the forced strategy can't run, or its graph would hold the batch size.
@@ -214,7 +223,7 @@ def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
     if (name := forced.get()) is not None:
         return _check_forced(op, name, problem)
     native = None if portable else op.strategies.get("native")
-    if native is not None and native.why_not(problem) is None:
+    if native is not None and native.why_not(problem) is None and library.slowdown() == 1:
         return "native"
     return next(name for name in _able(op, problem) if op.strategies[name].portable)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost, native
 from convary.ops.cost import measured
-from convary.ops.dispatch import OPS, Op, Strategy, decide, problem_of, recorded
+from convary.ops.dispatch import OPS, Op, Strategy, decide, estimate, problem_of, recorded
 from convary.ops.problem import Problem
 
 
@@ -95,7 +95,7 @@ def explain(op: Callable | str, *arguments, **named) -> Explanation:
             strategy=strategy,
             chosen=strategy == chosen,
             reason=entry.why_not(problem) or _not_ranked(entry, strategy, times, chosen),
-            milliseconds=times.get(strategy, cost.estimate(problem, strategy)) * 1e3,
+            milliseconds=times.get(strategy, estimate(problem, strategy)) * 1e3,
             macs=cost.macs(problem, strategy),
             bytes=cost.bytes_moved(problem, strategy),
         )
@@ -137,5 +137,7 @@ def _fit(device: str) -> str:
     fit = cost.fitted()
     reason = native.available()
     kernels = "native kernels for float32" if reason is None else f"no native kernels: {reason}"
+    if (alone := native.alone()) is not None:
+        kernels += f" on one thread: {alone}"
     where = f"{fit['machine']} ({fit['native']})"
     return f"fitted on {where}, torch {fit['torch']}, {fit['threads']} threads; {kernels}"

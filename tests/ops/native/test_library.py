@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convary
-from convary.errors import ConvaryError
-from convary.ops import native
+from convary import ops
+from convary.errors import ConvaryError, NativeWarning
+from convary.ops import Coefficients, native
+from convary.ops.native import eligible
 from convary.ops.native import library as native_library
 from convary.ops.native.library import loaded
 
@@ -334,7 +337,7 @@ class TestAbsent:
     def test_not_built(self, fresh, tmp_path):
         fresh.delenv("CONVARY_LIBRARY", raising=False)
         fresh.setattr(convary, "__path__", [str(tmp_path)])
-        assert self.reason() == "convary runs from a source tree where they were not built; install it with pip"
+        assert self.reason() == "convary runs from a source tree where they were not built; run pip install . there"
 
     def test_built_without_a_compiler(self, fresh, tmp_path):
         (tmp_path / "lib").mkdir()
@@ -347,8 +350,17 @@ class TestAbsent:
 
     def test_other_platform(self, fresh):
         fresh.delenv("CONVARY_LIBRARY", raising=False)
+        fresh.setattr(native_library.sys, "platform", "sunos5")
+        assert self.reason() == "there are no native kernels for sunos5"
+
+    def test_windows_file_is_looked_for(self, fresh, tmp_path):
+        (tmp_path / "lib").mkdir()
+        path = tmp_path / "lib" / "libconvary.dll"
+        path.write_bytes(b"not a library")
+        fresh.delenv("CONVARY_LIBRARY", raising=False)
+        fresh.setattr(convary, "__path__", [str(tmp_path)])
         fresh.setattr(native_library.sys, "platform", "win32")
-        assert self.reason() == "there are no native kernels for win32"
+        assert self.reason().startswith(f"{path} could not be loaded: ")
 
     @needs_library
     def test_other_abi(self, fresh):
@@ -356,12 +368,103 @@ class TestAbsent:
         fresh.setattr(native_library, "ABI_VERSION", 99)
         assert f"has ABI version {version} but 99 is wanted; reinstall convary" in self.reason()
 
-    @needs_library
-    def test_old_torch(self, fresh):
-        """A libtorch_cpu without the symbol, as before torch 2.10."""
-        old = next((Path(torch.__file__).parent / "lib").glob("libc10.*")).name
-        fresh.setitem(native_library._TORCH_FILES, sys.platform, old)
-        assert "has no torch_parallel_for; torch 2.10 or later is needed" in self.reason()
+
+def call(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A mixed convolution, whose strategy is chosen."""
+    coeffs = Coefficients(kernel=torch.ones(2, 3, dtype=dtype))
+    return ops.mixed_conv(torch.ones(2, 4, 9, dtype=dtype), torch.ones(3, 5, 4, 3, dtype=dtype), coeffs)
+
+
+class TestTold:
+    """A user hears of missing kernels once, when they are first wanted."""
+
+    @pytest.fixture(autouse=True)
+    def untold(self, fresh):
+        fresh.setattr(eligible, "_told", False)
+        fresh.setenv("CONVARY_LIBRARY", "none.so")
+
+    def test_absent(self):
+        with pytest.warns(NativeWarning, match="kernels are absent, .*: CONVARY_LIBRARY=none.so is not a file"):
+            call()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call()
+
+    def test_not_where_they_would_not_run(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call(torch.float64)
+            with ops.strategy("grouped"):
+                call()
+            native.available()
+            ops.explain(
+                "mixed_conv", torch.ones(2, 4, 9), torch.ones(1, 5, 4, 3), Coefficients(kernel=torch.ones(2, 1))
+            )
+        with pytest.warns(NativeWarning):
+            call()
+
+    def test_a_compiled_call_holds_no_warning(self):
+        native.available()  # or the loading would be traced
+        compiled = torch.compile(call, fullgraph=True, backend="eager")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", NativeWarning)
+            assert compiled().shape == (2, 5, 7)
+
+
+OLD_TORCH = """
+import sys, warnings
+from pathlib import Path
+import torch
+from convary import ops
+from convary.ops import Coefficients, native
+from convary.ops.native import library
+# As before torch 2.10: a libtorch_cpu that does not share its threads.
+library._TORCH_FILES[sys.platform] = next((Path(torch.__file__).parent / "lib").glob("*c10.*")).name
+library._library = None
+torch.set_num_threads(THREADS)
+torch.manual_seed(0)
+x, bank, coeffs = torch.randn(4, 8, 40), torch.randn(4, 16, 8, 3), Coefficients(kernel=torch.rand(4, 4))
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    ys = [ops.mixed_conv(x, bank, coeffs) for _ in range(2)]
+with ops.strategy("native"):
+    ys.append(ops.mixed_conv(x, bank, coeffs))
+with ops.strategy("grouped"):
+    torch.testing.assert_close(ys, 3 * [ops.mixed_conv(x, bank, coeffs)])
+print(native.available(), library.threads(), *[f"{w.category.__name__}: {w.message}" for w in told], sep="|")
+found = ops.explain(ops.mixed_conv, x, bank, coeffs)
+estimate = next(row.milliseconds for row in found.rows if row.strategy == "native")
+print(found.compiled, round(estimate / EXPECTED, 3), found.source.partition("float32")[2], sep="|")
+"""
+
+
+@needs_library
+class TestOldTorch:
+    """Without torch's threads the kernels run all the same, on one, and are chosen for what they are worth there."""
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_runs_on_one_thread(self, threads):
+        torch.manual_seed(0)
+        arguments = torch.randn(4, 8, 40), torch.randn(4, 16, 8, 3), Coefficients(kernel=torch.rand(4, 4))
+        rows = {row.strategy: row.milliseconds for row in ops.explain(ops.mixed_conv, *arguments).rows}
+        code = OLD_TORCH.replace("THREADS", str(threads)).replace("EXPECTED", repr(rows["native"]))
+        first, second = python(code).splitlines()
+        why = f"torch {torch.__version__} does not share its threads; torch 2.10 or later does"
+        told = f"|NativeWarning: convary's native kernels run on one thread: {why}" if threads > 1 else ""
+        assert first == f"None|1{told}"
+        assert second == f"{'native' if threads == 1 else 'bmm'}|{float(threads)}| on one thread: {why}"
+
+    def test_prepared_layers_run(self):
+        code = """
+import torch, convary
+layer, x = convary.ODConv2d(8, 8, 3).eval(), torch.randn(4, 8, 12, 12)
+with torch.no_grad():
+    ys = [layer(x) for _ in range(4)]
+assert all(torch.equal(ys[1], y) for y in ys[2:])
+torch.testing.assert_close(ys[0], ys[3])
+"""
+        setup = OLD_TORCH.partition("torch.manual_seed")[0].replace("THREADS", "2")
+        assert python(setup + code + "print('done')") == "done"
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")

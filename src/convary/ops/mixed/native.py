@@ -14,9 +14,8 @@ from convary.ops import reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias
-from convary.ops.native import call
+from convary.ops.native import call, library
 from convary.ops.native.bridge import GEOMETRY, NativeOp
-from convary.ops.native.library import loaded
 from convary.ops.shapes import is_channels_last
 
 Factor = Tensor | None  # kernel, filter, channel and tap, in this order
@@ -46,7 +45,7 @@ def structure(
     _, filter, channel, tap = factors
     bias_rows = bias.shape[0] if bias is not None and bias.ndim == 2 else 1
     rows = (_rows(filter), _rows(channel), _rows(tap), bias_rows)
-    return call.conv_sizes(x, bank.shape, geometry, rows, channels_last, torch.get_num_threads())
+    return call.conv_sizes(x, bank.shape, geometry, rows, channels_last, library.threads())
 
 
 def _forward(
@@ -94,7 +93,7 @@ def _gradient_of_bank(grad: Tensor, x: Tensor, bank: Tensor, *rest) -> list[Tens
     tensors = call.all_dense(bank, *factors)
     x, grad = (call.features(t, channels_last=channels_last) for t in (x, grad))
     blocks = (ctypes.c_int64 * 3)()
-    code = loaded().entries["mixed_conv_grad_blocks"](ctypes.addressof(sizes), ctypes.addressof(blocks))
+    code = library.loaded().entries["mixed_conv_grad_blocks"](ctypes.addressof(sizes), ctypes.addressof(blocks))
     call.check(code, "mixed_conv_grad_blocks", sizes)
     (B, C), (K, O) = x.shape[:2], bank.shape[:2]
     depthwise = geometry.groups == C == O

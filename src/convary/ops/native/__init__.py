@@ -5,7 +5,7 @@
 instruction set than the CPU's best (``baseline``, ``avx2``, ``avx512``, ``neon``). Both are read once, at first use.
 """
 
-from convary.ops.native.library import available, isa, isas
+from convary.ops.native.library import alone, available, isa, isas
 from convary.ops.native.mix import mix_kernels, weighted_sum, why_not
 
-__all__ = ["available", "isa", "isas", "mix_kernels", "weighted_sum", "why_not"]
+__all__ = ["alone", "available", "isa", "isas", "mix_kernels", "weighted_sum", "why_not"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from convary.ops.native.library import available
+from convary.errors import NativeWarning
+from convary.ops.native.library import available, shortcoming
 from convary.ops.problem import Problem
 from convary.ops.tracing import PLAIN, forced, in_forward_mode, inside_functorch, is_intercepted
 
 _RECORDED = (FakeTensor, FunctionalTensor)  # what torch traces with
+_told = False
 
 
 def obstacle(tensors: Sequence[Tensor | None], index: Tensor | None = None, *, dispatched: bool = True) -> str | None:
@@ -52,6 +55,18 @@ def refusal(tensor: Tensor) -> str | None:
     if type(tensor) not in PLAIN and not _is_plain(tensor):  # the first spares a call
         return f"a tensor is a {type(tensor).__name__}, whose memory may not be its own"
     return None
+
+
+def tell_shortcoming(x: Tensor) -> None:
+    """Warn, once in a process, if x is the native kernels' business but they are absent or have one thread.
+
+    Not for graphs being recorded, which can't hold a warning.
+    """
+    global _told
+    if _told or forced.get() is not None or refusal(x) is not None or (text := shortcoming()) is None:
+        return
+    _told = True
+    warnings.warn(text, NativeWarning, stacklevel=2)
 
 
 def why_not(problem: Problem) -> str | None:

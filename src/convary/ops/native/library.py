@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native library (csrc/): found next to the package, checked by its ABI version, threaded by torch's own pool.
 
+A torch older than 2.10 does not give its pool away: the kernels then run on the thread that calls them.
+
 ``CONVARY_LIBRARY`` names another build of the library (for example one with sanitizers); ``CONVARY_ISA`` forces a lower
 instruction set than the CPU's best (``baseline``, ``avx2``, ``avx512``, ``neon``). Both are read once, at first use.
 """
@@ -19,9 +21,8 @@ import torch
 from convary.errors import ConvaryError
 
 ABI_VERSION = 6
-_FILES = {"linux": "libconvary.so", "darwin": "libconvary.so"}
-_TORCH_FILES = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib"}
-
+_FILES = {"linux": "libconvary.so", "darwin": "libconvary.so", "win32": "libconvary.dll"}
+_TORCH_FILES = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}
 
 # Entries and how many pointers each takes (csrc/convary.h); ``mix_kernels`` takes three numbers besides.
 _POINTERS = {
@@ -42,18 +43,43 @@ class Library:
         isas: Those that it could have picked.
         entries: Its functions by their names in C, without ``convary_`` and ``_f32``; each answers an error code.
         error_text: What a code means.
+        alone: Why it runs on the calling thread alone, or None where it has torch's threads.
     """
 
     isa: str
     isas: tuple[str, ...]
     entries: Mapping[str, Callable[..., int]]
     error_text: Callable[[int], bytes]
+    alone: str | None
 
 
 def available() -> str | None:
     """None where the native kernels can run, else the reason why they cannot."""
     library = _load()
     return library if isinstance(library, str) else None
+
+
+def alone() -> str | None:
+    """Why the kernels run on the calling thread alone; None where they have torch's threads, or are absent."""
+    library = _load()
+    return None if isinstance(library, str) else library.alone
+
+
+def threads() -> int:
+    """How many threads the kernels run on."""
+    return torch.get_num_threads() if alone() is None else 1
+
+
+def slowdown() -> int:
+    """How many times as many threads torch's operations run on."""
+    return 1 if alone() is None else torch.get_num_threads()
+
+
+def shortcoming() -> str | None:
+    """That the kernels are absent or have fewer threads than torch, and why; None where all is well."""
+    if (reason := available()) is not None:
+        return f"convary's native kernels are absent, and torch's slower operations take their place: {reason}"
+    return f"convary's native kernels run on one thread: {alone()}" if slowdown() > 1 else None
 
 
 def isa() -> str:
@@ -108,14 +134,11 @@ def _open() -> Library | str:
         return f"{path} could not be loaded: {error}"
     if version != ABI_VERSION:
         return f"{path} has ABI version {version} but {ABI_VERSION} is wanted; reinstall convary"
-    parallel_for = _torch_parallel_for()
-    if isinstance(parallel_for, str):
-        return parallel_for
-    return _bind(handle, parallel_for)
+    return _bind(handle, _torch_parallel_for())
 
 
-def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
-    """Declare the C signatures (csrc/convary.h) and hand over torch's threads."""
+def _bind(handle: ctypes.CDLL, parallel_for: int | str) -> Library | str:
+    """Declare the C signatures (csrc/convary.h) and hand over torch's threads, if there is a way to them."""
     for name in ("convary_cpu_isa", "convary_isas", "convary_error_text"):
         getattr(handle, name).restype = ctypes.c_char_p
     handle.convary_set_parallel_for.argtypes = [ctypes.c_void_p]
@@ -129,9 +152,14 @@ def _bind(handle: ctypes.CDLL, parallel_for: int) -> Library | str:
     picked = handle.convary_cpu_isa()
     if picked is None:
         return f"CONVARY_ISA={os.environ.get('CONVARY_ISA')} cannot run here; unset it or use one of {names}"
-    handle.convary_set_parallel_for(parallel_for)
+    alone = parallel_for if isinstance(parallel_for, str) else None
+    handle.convary_set_parallel_for(None if alone else parallel_for)
     return Library(
-        isa=picked.decode(), isas=tuple(names.split(",")), entries=entries, error_text=handle.convary_error_text
+        isa=picked.decode(),
+        isas=tuple(names.split(",")),
+        entries=entries,
+        error_text=handle.convary_error_text,
+        alone=alone,
     )
 
 
@@ -149,7 +177,7 @@ def _find() -> Path | str:
     for folder in folders:
         if (note := folder / "absent.txt").is_file():
             return f"convary was built without them: {note.read_text().strip()}; install a C++ compiler and reinstall"
-    return "convary runs from a source tree where they were not built; install it with pip"
+    return "convary runs from a source tree where they were not built; run pip install . there"
 
 
 def _torch_parallel_for() -> int | str:
@@ -161,6 +189,6 @@ def _torch_parallel_for() -> int | str:
     except OSError as error:
         return f"torch's {name} could not be opened: {error}"
     except AttributeError:
-        return f"torch {torch.__version__} has no torch_parallel_for; torch 2.10 or later is needed"
+        return f"torch {torch.__version__} does not share its threads; torch 2.10 or later does"
     address = ctypes.cast(function, ctypes.c_void_p).value
     return address if address is not None else "torch_parallel_for has no address"

@@ -33,7 +33,7 @@ def why_not(bank: Tensor, coeff: Tensor) -> str | None:
 def mix_kernels(bank: Tensor, coeff: Tensor) -> Tensor:
     """``coeff @ bank`` in one pass over the bank, whatever the batch; not differentiable by itself.
 
-    Runs on as many threads as ``torch.get_num_threads()`` says.
+    Runs on as many threads as ``torch.get_num_threads()`` says, before torch 2.10 on one.
 
     Args:
         bank: (K, N) float32, contiguous, on the CPU: K flattened kernels.

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from convary.ops.native import call
+from convary.ops.native import call, library
 from convary.ops.native.bridge import NativeOp
 from convary.ops.pixel.arguments import spell
 from convary.ops.pixel.aten import sum_of_taps
@@ -40,7 +40,7 @@ def _sizes(x: torch.Size, G: int, window: Window, threads: int) -> ctypes.Struct
 def _call(entry: str, x: Sequence[int], G: int, window: Window, *tensors: Tensor) -> None:
     """The last tensor is written."""
     dense = call.all_dense(*tensors)
-    call.call(entry, _sizes(torch.Size(x), G, window, torch.get_num_threads()), *dense)
+    call.call(entry, _sizes(torch.Size(x), G, window, library.threads()), *dense)
 
 
 def _forward(x: Tensor, weight: Tensor, window: Window) -> Tensor:

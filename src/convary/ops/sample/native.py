@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convary.ops import reference
 from convary.ops.geometry import Geometry
-from convary.ops.native import call
+from convary.ops.native import call, library
 from convary.ops.native.bridge import GEOMETRY, NativeOp
 from convary.ops.sample.arguments import spell
 from convary.ops.shapes import in_format_of
@@ -22,7 +22,7 @@ def _structure(
 ) -> tuple[ctypes.Structure, tuple[int, ...]]:
     """The C structure and the shape of a map of y, for shapes of one call."""
     rows = (1, 1, 1, bias.shape[0] if bias is not None and bias.ndim == 2 else 1)
-    threads = torch.get_num_threads()
+    threads = library.threads()
     sizes, shape = call.conv_sizes(torch.Size(x), torch.Size(weight), geometry, rows, False, threads)
     return sizes, shape[1:]
 
