@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import method_lists
+from scripts import method_lists, notebook
 
 from convary import METHODS, cli
 from convary.papers import TABLES
@@ -91,6 +91,10 @@ def test_the_readme_prints_what_it_says(capsys):
 
 
 ANSWERS = (("convertible", 0.755), ("convertible", 0.755), ("jeep", 0.997))
+
+
+def test_the_notebook_is_the_tutorial():
+    assert notebook.NOTEBOOK.read_text() == notebook.written(), "run python scripts/notebook.py"
 
 
 def parts(path):
