@@ -215,8 +215,7 @@ def facts(results: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     run = {key: value for key, value in results["run"].items() if key not in {"command", "started", "finished"}}
     data, machine = results["data"], results["machine"]
     return {
-        "run": [(key.replace("_", " "), _value(value)) for key, value in run.items()]
-        + [("started", _moment(results["run"]["started"])), ("took", _took(results["run"]))],
+        "run": [*listed(run), ("started", _moment(results["run"]["started"])), ("took", _took(results["run"]))],
         "data": [
             ("name", f"{data['title']} ({data['name']})"),
             ("images", f"{data['train']:,} training, {data['test']:,} test"),
@@ -225,8 +224,13 @@ def facts(results: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
             ("licence", data["license"]),
             ("source", data["source"]),
         ],
-        "machine": [(key.replace("memory_gb", "memory (GB)"), _value(value)) for key, value in machine.items()],
+        "machine": listed(machine),
     }
+
+
+def listed(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values as words."""
+    return [(key.replace("memory_gb", "memory (GB)").replace("_", " "), _value(value)) for key, value in values.items()]
 
 
 def _classes(names: list[str]) -> str:

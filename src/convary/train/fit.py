@@ -32,7 +32,8 @@ def fit(config: SystemConfig, progress: Progress | None = None) -> dict[str, Any
         progress: Hears what happens.
 
     Returns:
-        What ``results.json`` holds: ``scores``, ``curve``, ``pictures``, ``run``, ``machine``.
+        What ``results.json`` holds: ``scores``, ``measures``, ``scored_on``, ``curve``, ``pictures``, ``run``,
+        ``machine``.
 
     Raises:
         ConfigError: a value that cannot work, a training that diverged, or an output folder of something else.
@@ -90,6 +91,10 @@ def _results(training: Training, config: SystemConfig, started: str) -> dict[str
     return {
         "schema": 1,
         "system": config.name,
+        "title": config.title,
+        "citation": config.citation,
+        "scored_on": training.system.scored_on,
+        "measures": training.system.measures,
         "scores": training.curve[-1]["scores"],
         "curve": training.curve,
         "params": sum(p.numel() for p in model.parameters()),

@@ -6,7 +6,11 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Any, ClassVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class RunConfig:
@@ -27,6 +31,12 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON can hold them."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The config of what ``to_dict`` gave; fields that are not there have their defaults."""
+        hints = get_type_hints(cls)
+        return cls(**{name: _typed(value, hints[name]) for name, value in values.items()})
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result: two runs with the same identity are the same run."""
@@ -49,6 +59,18 @@ class RunConfig:
     def usual(self, field: dataclasses.Field) -> Any:
         """What the command line gives a field that is not spelled out."""
         return field.default
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """What ``_plain`` made of a value of this type."""
+    args = [arg for arg in get_args(hint) if arg is not type(None)]
+    if value is None or get_origin(hint) is Literal:
+        return value
+    if get_origin(hint) in (Union, UnionType):
+        return _typed(value, args[0])
+    if get_origin(hint) is tuple:
+        return tuple(_typed(part, args[0]) for part in value)  # of parts that are alike
+    return Path(value) if hint is Path else value
 
 
 def _plain(value: Any) -> Any:
