@@ -50,7 +50,10 @@ def draw_found(image: Tensor, found: Instances, classes: Sequence[str], path: Pa
 
     with rc():
         figure = Figure(figsize=(9.5, 9.5 * image.shape[1] / image.shape[2]), layout="constrained")
-        _found(figure.subplots(), image, found, classes, torch.arange(len(found.masks)))
+        panel = figure.subplots()
+        _found(panel, image, found, classes, torch.arange(len(found.masks)))
+        if not len(found.masks):
+            panel.set_title("nothing found that is sure enough", loc="left", fontsize=9.5, color=COLORS["ink"][0])
         _write(figure, path)
 
 

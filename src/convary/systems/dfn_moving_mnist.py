@@ -87,12 +87,16 @@ class MovingMNIST(System):
         "mse": "squared error per pixel; lower is better",
         "mse_copy": "the same of repeating the last frame, to compare with",
     }
-    scored_on = "Scored on sequences of digits that were never trained on."
 
     def __init__(self, config: DFNMovingMNISTConfig) -> None:
         source, *parts = load_digits(config.digits, config.root)
         self.config = dataclasses.replace(config, digits=source)
         self.train, self.test = (scaled(digits, 28 * config.size // 64) for digits in parts)
+
+    @property
+    def scored_on(self) -> str:
+        """Nothing that was trained on."""
+        return "Scored on sequences of digits that were never trained on."
 
     @property
     def size(self) -> int:

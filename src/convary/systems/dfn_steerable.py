@@ -72,7 +72,6 @@ class Steerable(System):
         "mse_zero": "the same error of answering zero everywhere, to compare with",
         "cosine": "likeness of learned and true filters; higher is better, at most 1",
     }
-    scored_on = "Scored on the right quarters of the images, which were never trained on."
 
     def __init__(self, config: DFNSteerableConfig) -> None:
         self.config = config
@@ -88,6 +87,11 @@ class Steerable(System):
             image = image - image[:, :edge].mean()
             self.train.append(image[:, :edge])
             self.test.append(image[:, edge:])
+
+    @property
+    def scored_on(self) -> str:
+        """Nothing that was trained on."""
+        return "Scored on the right quarters of the images, which were never trained on."
 
     @property
     def size(self) -> int:

@@ -100,7 +100,6 @@ class Video(System):
         "psnr_copy": "the same of repeating the last frame, to compare with",
         "better": "share of the windows in which it is better than repeating; higher is better, at most 1",
     }
-    scored_on = "Scored on stretches of the video that were never trained on."
 
     def __init__(self, config: DFNVideoConfig) -> None:
         self.config = config
@@ -119,6 +118,11 @@ class Video(System):
             raise DataError(
                 f"{path} has no shot of {config.seen + 1} frames to train on or to score; give a greater --cut"
             )
+
+    @property
+    def scored_on(self) -> str:
+        """Nothing that was trained on."""
+        return "Scored on stretches of the video that were never trained on."
 
     @property
     def size(self) -> int:

@@ -14,6 +14,7 @@ from convary.files import read_json, write_json
 from convary.train import processes
 from convary.train.checkpoint import load_weights
 from convary.train.files import claim_folder, now
+from convary.train.log import heard
 from convary.train.progress import Progress
 from convary.train.system import SystemConfig
 from convary.train.training import Training, read_own
@@ -41,8 +42,8 @@ def fit(config: SystemConfig, progress: Progress | None = None) -> dict[str, Any
         CheckpointError: the checkpoint in the output folder is truncated or foreign.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
-    progress = progress or Progress()
     accelerator = processes.start(cpu=config.cpu, precision=config.precision)
+    progress = heard(config, progress or Progress(), is_first=accelerator.is_main_process)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.batch_size % accelerator.num_processes:

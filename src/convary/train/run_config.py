@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+Kind = Literal["csv", "tensorboard", "wandb"]  # of logs, see train.log
+
+
 class RunConfig:
     """Base of the dataclasses that the command line makes its flags of.
 
@@ -21,11 +24,16 @@ class RunConfig:
         shown: Fields that ``command`` always spells out; the others only where they are not the default.
         places: Fields that say where and how often, not what: a resumed run may change them.
         positional: Fields that the command line gives without a flag.
+        out: Folder of what is written.
+        log: Where the points of the curves go as they come; see ``train.log``.
     """
+
+    out: Path
+    log: tuple[Kind, ...]
 
     command_name: ClassVar[tuple[str, ...]]
     shown: ClassVar[tuple[str, ...]] = ("out",)
-    places: ClassVar[tuple[str, ...]] = ("out", "root", "save_every", "jobs", "watch")
+    places: ClassVar[tuple[str, ...]] = ("out", "root", "save_every", "jobs", "watch", "log")
     positional: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:

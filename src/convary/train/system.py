@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 
 from convary.errors import ConfigError
 from convary.train.checkpoint import SYSTEM
-from convary.train.run_config import RunConfig
+from convary.train.run_config import Kind, RunConfig
 from convary.train.stream import stream
 
 LEARNED = "Scored on {what} that it was trained on: this shows that it can learn, not how it does on others."
@@ -59,6 +59,9 @@ class SystemConfig(RunConfig, abc.ABC):
     """torch's threads; by default torch's own choice."""
     cpu: bool = False
     """Stay on the CPU where there is an accelerator."""
+    log: tuple[Kind, ...] = ()
+    """Write losses and scores as they come: csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb. The last two must
+    be installed."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
