@@ -122,6 +122,21 @@ def test_the_report_has_scores_meanings_pictures_and_curves(tmp_path):
     assert not re.search(r'(src|href)="http', html)
 
 
+def test_the_page_can_be_watched(tmp_path, monkeypatch):
+    pages, write = [], page.write
+
+    def kept(results, folder, path, **how):
+        write(results, folder, path, **how)
+        pages.append(path.read_text())
+
+    monkeypatch.setattr(page, "write", kept)
+    argv = ["train", "hdfnet", "--out", str(tmp_path), "--steps", "4", "--evaluate-every", "2", "--size", "32", "--cpu"]
+    assert cli.main([*argv, "--watch"]) == 0
+    first, *_, last = pages
+    assert 'http-equiv="refresh"' in first and "step 2 of 4" in first and "data:image/png" in first
+    assert 'http-equiv="refresh"' not in last and "4 steps" in last and last.count("<svg") > first.count("<svg")
+
+
 def test_the_terminal_says_what_was_scored_and_how_to_go_on(tmp_path, capsys):
     argv = ["train", "hdfnet", "--out", str(tmp_path), "--steps", "1", "--size", "32", "--cpu"]
     assert cli.main(argv) == 0

@@ -35,10 +35,16 @@ def run(argv: Sequence[str]) -> int:
     config = parse(config_of(name), rest, f"convary train {name}")
 
     from convary._cli.progress import LiveProgress
+    from convary._cli.watch import SystemPage
+    from convary.train import Listeners, Progress
     from convary.train.fit import fit
 
     console = run_console()
-    with resumable(config, config.out), LiveProgress(console) as progress:
+    with resumable(config, config.out), LiveProgress(console) as bars:
+        progress: Progress = bars
+        if config.watch and is_first():
+            console.print(f"watch    {link(config.out / REPORT)}", soft_wrap=True)
+            progress = Listeners(bars, SystemPage(config, config.out / REPORT))
         results = fit(config, progress)
     if is_first():
         _finish(results, config, console)

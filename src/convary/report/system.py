@@ -11,6 +11,7 @@ from convary.errors import DataError
 from convary.files import write_whole
 from convary.report import tables
 from convary.report.inline import belongs, inline_svg, mark
+from convary.report.live import RELOAD
 from convary.report.render import render
 from convary.report.style import Look, figure, looks, rc, titled
 from convary.text import spell
@@ -19,33 +20,35 @@ STEEP = 30.0  # largest over smallest loss from which on the axis is logarithmic
 _NEEDED = ("system", "scores", "curve", "params", "seconds", "pictures", "run", "machine")
 
 
-def write(results: dict[str, Any], folder: Path, path: str | Path) -> None:
+def write(results: dict[str, Any], folder: Path, path: str | Path, *, running: bool = False) -> None:
     """Write the page, self-contained: pictures, figures, styles and script inside.
 
     Args:
         results: The content of the results.json of a system.
         folder: Where its pictures lie.
         path: Where the page goes; replaced in one step.
+        running: Whether more is to come: an open page then reloads itself.
 
     Raises:
         DataError: ``results`` are of something else.
         OSError: a picture is gone, or the page can't be written.
     """
-    write_whole(Path(path), page(results, folder).encode())
+    write_whole(Path(path), page(results, folder, running=running).encode())
 
 
-def page(results: dict[str, Any], folder: Path) -> str:
+def page(results: dict[str, Any], folder: Path, *, running: bool = False) -> str:
     """The page as a string of HTML."""
     if missing := [name for name in _NEEDED if name not in results]:
         raise DataError(f"these are no results of a system; {', '.join(missing)} is missing: give what train wrote")
     last = results["curve"][-1]
-    look = looks([*last["losses"], *last["scores"]])
+    look = looks([*last["losses"], *results["scores"]])
     means = results.get("measures", {})
     run = {name: value for name, value in results["run"].items() if name not in {"command", "started", "finished"}}
     return render(
         "system.html",
         look,
         results=results,
+        reload=RELOAD if running else None,
         title=results.get("title", results["system"]),
         version=results["machine"]["convary"],
         took=spell(results["seconds"]),
@@ -69,10 +72,10 @@ def _curves(curve: list[dict[str, Any]], look: dict[str, Look]) -> list[str]:
     """The losses in one figure; each score that was taken more than once in one of its own."""
     losses = {name: [(point["step"], point["losses"][name]) for point in curve] for name in curve[-1]["losses"]}
     scored = [point for point in curve if point["scores"]]
-    scores = [{name: [(point["step"], point["scores"][name]) for point in scored]} for name in scored[-1]["scores"]]
     drawn = [_drawn("Loss in training", losses, look, 0)] if len(curve) > 1 else []
     if len(scored) > 1:
-        drawn += [_drawn(next(iter(lines)), lines, look, place) for place, lines in enumerate(scores, 1)]
+        for place, name in enumerate(scored[-1]["scores"], 1):
+            drawn.append(_drawn(name, {name: [(p["step"], p["scores"][name]) for p in scored]}, look, place))
     return drawn
 
 

@@ -48,7 +48,7 @@ class SystemConfig(RunConfig, abc.ABC):
     seed: int = 0
     """Of the weights, the order and the augmentation."""
     evaluate_every: int = 0
-    """Steps between two evaluations; 0: only at the end."""
+    """Steps between two evaluations, each of which draws the pictures; 0: only at the end."""
     save_every: float = 60.0
     """Seconds between two checkpoints."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -59,6 +59,8 @@ class SystemConfig(RunConfig, abc.ABC):
     """torch's threads; by default torch's own choice."""
     cpu: bool = False
     """Stay on the CPU where there is an accelerator."""
+    watch: bool = False
+    """Write report.html while it trains too, with the pictures of each evaluation; an open page reloads itself."""
     log: tuple[Kind, ...] = ()
     """Write losses and scores as they come: csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb. The last two must
     be installed."""
@@ -227,7 +229,10 @@ class System(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
-        """Write pictures of what the network does, in eval mode, without gradient; returns their paths."""
+        """Write pictures of what the network does, in eval mode, without gradient; returns their paths.
+
+        Called after each evaluation in the first process alone; nothing in it may change the training.
+        """
 
     def predict(self, model: nn.Module, device: torch.device, source: Path, target: Path) -> None:
         """Write a picture (PNG) of what the network makes of a file of one's own, in eval mode, without gradient.
