@@ -124,8 +124,7 @@ class CompareConfig(RunConfig):
     """Write report.html while it trains too, after each epoch; an open page reloads itself."""
 
     log: tuple[Kind, ...] = ()
-    """Write losses and scores as they come: csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb. The last two must
-    be installed."""
+    """Write losses and scores as they come: to csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb."""
 
     measure_seconds: float = 1.0
     """Seconds for each timing of a dynamic network against the static one."""

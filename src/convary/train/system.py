@@ -62,8 +62,7 @@ class SystemConfig(RunConfig, abc.ABC):
     watch: bool = False
     """Write report.html while it trains too, with the pictures of each evaluation; an open page reloads itself."""
     log: tuple[Kind, ...] = ()
-    """Write losses and scores as they come: csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb. The last two must
-    be installed."""
+    """Write losses and scores as they come: to csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
