@@ -22,6 +22,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data import ImageNetInfo
 from torch import Tensor, nn, optim
 from torchvision.transforms import v2
 
@@ -65,6 +66,14 @@ def photos() -> tuple[Tensor, Tensor]:
     crop = v2.Compose([v2.Resize(256, v2.InterpolationMode.BICUBIC), v2.CenterCrop(224), v2.PILToTensor()])
     images = torch.stack([crop(Image.open(file).convert("RGB")) for file in files])
     return (images - 127.0) / 128.0, torch.tensor([int(re.findall(r"\d+", file.stem)[-1]) for file in files])
+
+
+@torch.no_grad()
+def answer(model: nn.Module, image: Tensor) -> str:
+    """What a network takes a photo (3, H, W) for, with the probability: ``"strawberry, 0.926"``."""
+    probability, best = model(image[None]).softmax(1).max(1)
+    name = ImageNetInfo().index_to_description(int(best)).partition(",")[0]  # the first of its synonyms
+    return f"{name}, {probability.item():.3f}"
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ from studies.results import AXES, FOLDER, Arm, read
 
 TEMPLATE = Path(__file__).parent / "evidence.md"
 DOCS = Path(__file__).parents[1] / "docs"
-README = DOCS.parent / "README.md"
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 EQUAL = "static@macs:odconv"
 GAPS_TITLE = "CIFAR-10, 3,440 parameters: five seeds (dots), mean and 95 % interval"
@@ -167,29 +166,32 @@ def _rate(arm: Arm) -> str:
     return f"{arm.entry['lr']['chosen']:g}{', an edge' if arm.entry['lr']['at_edge'] else ''}"
 
 
-def summary(page: Page) -> str:
-    """For the README: the methods on one network, against static and against a static network of equal cost."""
-    equal = page.arm("s2-papers", EQUAL)
-    arms = [arm for block in ("s2-papers", "s2-kin") for arm in page.blocks.get(block, [])]
-    head = ["", "top-1 %", "gap to static", f"gap to {equal.entry['title']}", "multiply-adds", "parameters"]
-    rows = [[arm.entry["title"], _mean(arm.tops), _said(arm.gap())] for arm in arms]
-    for row, arm in zip(rows, arms, strict=True):
-        row.append("" if arm.is_static or arm.tops is equal.tops else _said(arm.gap(equal)))
-        row += [f"{arm.ratio('macs'):.2f}", f"{arm.ratio('params'):.1f}"]
-    first = (
-        f"CIFAR-10, a network of {equal.base['params']:,} parameters, 20 epochs, {len(equal.tops)} paired seeds, a "
-        "learning rate chosen for each: gaps in points with their 95 % interval and seeds won; bold where it leaves "
-        "out zero."
-    )
-    table = [_line(row) for row in [head, ["---"] * len(head), *rows]]
-    if "s6-trained" not in page.blocks:
-        return "\n".join([first, "", *table])
-    odconv, condconv = (page.gap("s6-trained", name) for name in ("odconv", "condconv"))
-    last = (
-        "From a *trained* static network, converted and trained on for 10 epochs, against the static network that "
-        f"trains on as long: ODConv {odconv}; CondConv {condconv}."
-    )
-    return "\n".join([first, "", *table, "", last])
+SUMMARY = {
+    "README.md": (
+        "CIFAR-10, a network of {params:,} parameters; gaps in points, with their 95 % interval and seeds won. "
+        "From scratch for 20 epochs, CondConv: {condconv}; against a static network of ODConv's multiply-adds "
+        "{condconv_equal}. ODConv: {odconv}; {odconv_equal}. A *trained* static network, converted and trained on for "
+        "10 epochs, against the same network that trains on as long, ODConv: {odconv_on}; CondConv: {condconv_on}."
+    ),
+    "README.zh.md": (
+        "CIFAR-10，{params:,} 个参数的网络；差值以百分点计，附 95 % 置信区间和胜出的种子数。"
+        "从头训练 20 轮，CondConv：{condconv}；相对于乘加次数与 ODConv 相同的静态网络 {condconv_equal}。"
+        "ODConv：{odconv}；{odconv_equal}。将*训练好的*静态网络转换后再训练 10 轮，"
+        "相对于同样继续训练的同一网络，ODConv：{odconv_on}；CondConv：{condconv_on}。"
+    ),
+}
+
+
+def summary(page: Page, name: str) -> str:
+    """For a README: against static, against a static network of equal cost, and from a trained network."""
+    gaps = {
+        f"{method}{suffix}": page.gap(block, method, other)
+        for method in ("odconv", "condconv")
+        for suffix, block, other in (("", "s2-papers", ""), ("_equal", "s2-papers", EQUAL), ("_on", "s6-trained", ""))
+    }
+    if name == "README.zh.md":
+        gaps = {key: gap.replace(" to ", " 至 ").replace(" of ", "/") for key, gap in gaps.items()}
+    return SUMMARY[name].format(params=page.arm("s2-papers", EQUAL).base["params"], **gaps)
 
 
 def put(text: str, inner: str) -> str:
@@ -199,12 +201,12 @@ def put(text: str, inner: str) -> str:
     return f"{before}{begin}\n{inner}\n{end}{after}"
 
 
-def write(docs: Path = DOCS, readme: Path = README, results: Path = FOLDER) -> None:
-    """The page, its picture and the summary in the README.
+def write(docs: Path = DOCS, readmes: Path = DOCS.parent, results: Path = FOLDER) -> None:
+    """The page, its picture and the summary in the READMEs.
 
     Args:
         docs: Where ``evidence.md`` and ``images/`` go.
-        readme: Has the marks between which the summary goes.
+        readmes: Folder of ``README.md`` and its translation, which have the marks between which the summary goes.
         results: What studies.run wrote.
 
     Raises:
@@ -222,7 +224,9 @@ def write(docs: Path = DOCS, readme: Path = README, results: Path = FOLDER) -> N
     page = Page(blocks)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=page, blocks=blocks)
     (docs / "evidence.md").write_text(text, encoding="utf-8")
-    readme.write_text(put(readme.read_text(encoding="utf-8"), summary(page)), encoding="utf-8")
+    for name in SUMMARY:
+        readme = readmes / name
+        readme.write_text(put(readme.read_text(encoding="utf-8"), summary(page, name)), encoding="utf-8")
     title = (
         "CIFAR-10, a network of 3,440 parameters, 20 epochs, 5 paired seeds; bars: 95 % interval of the gap to static"
     )

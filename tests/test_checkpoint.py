@@ -10,6 +10,7 @@ from torch import nn
 
 import convary as cv
 from convary._checkpoint import read
+from convary.train.checkpoint import SYSTEM, write_checkpoint
 from tests.nets import Net, excite
 
 SUFFIXES = ("pt", "safetensors")
@@ -54,6 +55,8 @@ def test_what_load_refuses(model, tmp_path):
         whole = (tmp_path / f"good.{suffix}").read_bytes()
         (tmp_path / f"half.{suffix}").write_bytes(whole[: len(whole) // 2])
     torch.save(model.state_dict(), tmp_path / "bare.pt")
+    write_checkpoint(tmp_path / "compared.pt", {"model": model.state_dict()})
+    write_checkpoint(tmp_path / "trained.pt", {"model": model.state_dict()}, format=SYSTEM)
     torch.save(model, tmp_path / "pickle.pt")
     content = torch.load(tmp_path / "good.pt", weights_only=True)
     torch.save({**content, "state_dict": dict(list(content["state_dict"].items())[1:])}, tmp_path / "unfit.pt")
@@ -62,6 +65,8 @@ def test_what_load_refuses(model, tmp_path):
         "half.pt": "truncated",
         "half.safetensors": "truncated",
         "bare.pt": r"holds no recipe.*convary.save\(model, path\)",
+        "compared.pt": r"is a convary checkpoint; .*convary.train.load_model\(path\)",
+        "trained.pt": r"is a convary system checkpoint; .*convary predict",
         "pickle.pt": "nothing in it was executed",
         "unfit.pt": "does not fit Net: .* is missing",
     }

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import method_lists
+from scripts import method_lists, notebook
 
 from convary import METHODS, cli
+from convary.papers import TABLES
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
-    "README.md",
     "docs/index.md",
     "docs/which-method.md",
     "docs/citing.md",
@@ -75,6 +75,62 @@ def _here(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_runs(page):
     run(page)
+
+
+@pytest.mark.slow
+def test_the_readme_prints_what_it_says(capsys):
+    run("README.md")
+    said = re.findall(r"print\(.*  # (.*)", (ROOT / "README.md").read_text())
+    printed = capsys.readouterr().out.splitlines()
+    for line, (words, probability) in zip((0, 3, 4), ANSWERS, strict=True):
+        got, value = printed[line].split(", ")
+        assert got == words and float(value) == pytest.approx(probability, abs=0.02)
+    assert [said[0], said[2].partition(":")[0], said[3]] == [f"{words}, {value}" for words, value in ANSWERS]
+    start, _, end = said[1].partition(" ...; ")
+    assert printed[1].startswith(start) and printed[1].endswith(end)
+
+
+ANSWERS = (("convertible", 0.755), ("convertible", 0.755), ("jeep", 0.997))
+
+
+def test_the_notebook_is_the_tutorial():
+    assert notebook.NOTEBOOK.read_text() == notebook.written(), "run python scripts/notebook.py"
+
+
+def parts(path):
+    """What a README and its translation share: levels of headings, code, targets of links, numbers."""
+    text = path.read_text()
+    fenced = re.compile(r"^```.*?^```\n", re.DOTALL | re.MULTILINE)
+    code = [*fenced.findall(text), *re.findall(r"^    .*\n", text, re.MULTILINE)]
+    prose = re.sub(r"^    .*\n", "", fenced.sub("", text), flags=re.MULTILINE)
+    return {
+        "headings": re.findall(r"^(#+) ", prose, re.MULTILINE),
+        "code": code,
+        "links": sorted(link for link in re.findall(r"\]\(([^)]*)\)", prose) if not link.startswith("README")),
+        "numbers": sorted(re.findall(r"[+−]?\d[\d.,]*(?<![.,])", re.sub(r"\]\([^)]*\)", "", prose))),
+        "names": sorted(re.findall(r"`[^`]*`", prose)),
+    }
+
+
+def test_the_readmes_are_in_step():
+    english, chinese = (ROOT / name for name in ("README.md", "README.zh.md"))
+    assert parts(english) == parts(chinese)
+    assert len(parts(english)["headings"]) > 5 and "](README.zh.md)" in english.read_text()
+    assert len(english.read_text().splitlines()) <= 100
+
+
+def test_published_numbers_of_the_readme_are_those_of_the_tables():
+    rows = {(table.name, row.name): row.published for table in TABLES for row in table.rows}
+    pairs = {
+        "CondConv": ("condconv-imagenet", "mobilenetv2", "mobilenetv2-8x"),
+        "DyConv": ("dyconv-imagenet", "mobilenetv2-1.0", "mobilenetv2-1.0-4x"),
+        "ODConv": ("odconv-mobilenetv2", "mobilenetv2-1.0", "mobilenetv2-1.0-4x"),
+    }
+    text = (ROOT / "README.md").read_text()
+    for title, (name, static, dynamic) in pairs.items():
+        before, after = rows[name, static], rows[name, dynamic]
+        assert f"{title} {before.top1} → {after.top1}" in text
+    assert f"{before.madds} → {after.madds}" in text
 
 
 def test_trained_weights_become_dynamic_as_the_guide_says():

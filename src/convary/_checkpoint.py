@@ -90,6 +90,14 @@ class Checkpoint:
         return model
 
 
+# What opens the checkpoints of trainings, by their format; see train.checkpoint.
+_OPENERS = {
+    "convary checkpoint": "convary compare wrote it: read it with convary.train.load_model(path), or convary export it",
+    "convary system checkpoint": "convary train wrote it: draw with convary predict, or read it with "
+    "convary.systems.restored.restored(folder)",
+}
+
+
 def read(path: str | Path) -> Checkpoint:
     """What a checkpoint holds.
 
@@ -100,6 +108,8 @@ def read(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; convary.save(model, path) writes one")
     tensors, rest = _read_safetensors(path) if path.suffix == ".safetensors" else ({}, _read_pickle(path))
+    if (opener := _OPENERS.get(str(rest.get("format")))) is not None:
+        raise CheckpointError(f"{path} is a {rest['format']}; {opener}")
     made = rest.pop("recipe", None)
     if not isinstance(made, Mapping):
         raise CheckpointError(

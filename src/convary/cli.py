@@ -24,6 +24,7 @@ COMMANDS = {
     "reproduce": ("convary._cli.reproduce", "Print published tables beside ours; train their rows."),
     "bench": ("convary._cli.bench", "Time dynamic convolutions and networks against static ones; peak memory."),
     "train": ("convary._cli.train", "Train a published system with generated kernels: DFN, DMNet, HDFNet, CondInst."),
+    "predict": ("convary._cli.predict", "Write pictures of what a trained system makes of your own photographs."),
     "eval": ("convary._cli.evaluate", "Evaluate a checkpoint of compare: top-1, and per class."),
     "data": ("convary._cli.data", "List the data sets and whether they are here, or fetch one."),
 }

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is particular to each method, beside the contract and the golden vectors."""
 
+import dataclasses
+import inspect
 import math
 
 import pytest
@@ -51,6 +53,22 @@ def test_every_expert_has_the_scale_of_a_static_kernel():
 def test_bad_arguments(config, arguments, options, message):
     with pytest.raises(cv.ConfigError, match=message):
         config.layers[2](*arguments, **options)
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda c: c.name)
+def test_a_layer_shows_its_options_to_help_and_completion(config):
+    for layer in config.layers.values():
+        shown = inspect.signature(layer).parameters
+        assert list(shown)[:3] == ["in_channels", "out_channels", "kernel_size"] and "options" not in shown
+        assert {field.name: shown[field.name].default for field in dataclasses.fields(config)} == {
+            field.name: field.default for field in dataclasses.fields(config)
+        }
+
+    class Own(layer):
+        def __init__(self, width, **options):
+            super().__init__(width, width, 3, **options)
+
+    assert list(inspect.signature(Own).parameters)[:2] == ["width", dataclasses.fields(config)[0].name]
 
 
 @pytest.mark.parametrize("config", [c for c in METHODS if issubclass(c, BankConfig)], ids=lambda c: c.name)

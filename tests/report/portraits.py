@@ -25,7 +25,7 @@ def pictures(classes: int, draw: random.Random) -> dict[str, Any]:
 
 def portraits(layers: list[str], static: bool, classes: int, hot: float | None, draw: random.Random) -> dict[str, Any]:
     """What a method has of them."""
-    entry: dict[str, Any] = {"bytes": 41_234, "plan": [], "confusion": _confusion(classes, draw)}
+    entry: dict[str, Any] = {"bytes": 41_234, "memory": 2_345_678, "plan": [], "confusion": _confusion(classes, draw)}
     if static:
         return entry
     kinds = {"name_right": 12, "other_right": 9, "both_wrong": 3}

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from convary import report
+from convary.report import system as system_page
 from tests.report.chromium import Chromium, found
 
 AXE = Path(sys.prefix) / "node" / "node_modules" / "axe-core" / "axe.min.js"
@@ -32,6 +34,29 @@ def path(results, tmp_path_factory):
     path = tmp_path_factory.mktemp("browser") / "report.html"
     report.write(results, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+    """The page of a trained system; its numbers are invented."""
+    folder = tmp_path_factory.mktemp("system")
+    Image.new("RGB", (700, 200)).save(folder / "found.png")
+    curve = [{"step": n, "losses": {"bce": 1 / n, "edge": 2 / n}, "scores": {"mae": 0.5 / n}} for n in (1, 2, 3)]
+    results = {
+        "system": "made-up",
+        "title": "Made up",
+        "scored_on": "Scored on nothing.",
+        "scores": {"mae": 0.17},
+        "measures": {"mae": "mean absolute error; lower is better"},
+        "curve": curve,
+        "params": 1000,
+        "seconds": 61.0,
+        "pictures": ["found.png"],
+        "run": {"command": "convary train made-up", "steps": 3},
+        "machine": {"cpu": "none", "convary": "0"},
+    }
+    system_page.write(results, folder, folder / "report.html")
+    return folder / "report.html"
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +164,24 @@ def test_a_figure_grows_and_comes_back(page):
 @pytest.mark.skipif(not AXE.exists(), reason="no axe-core; make browser brings it")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_nothing(chromium, path, dark, width):
-    chromium.open(path, width, dark=dark)
+@pytest.mark.parametrize("which", ["path", "system"])
+def test_axe_finds_nothing(chromium, which, dark, width, request):
+    chromium.open(request.getfixturevalue(which), width, dark=dark)
     chromium.run("document.querySelectorAll('details').forEach(part => { part.open = true; })")
     chromium.run(AXE.read_text() + "; 0")
     found = chromium.run(
         "axe.run().then(done => done.violations.map(v => [v.id, v.nodes.map(n => n.html).slice(0, 3)]))"
     )
     assert found == []
+
+
+def test_the_page_of_a_system_answers_and_fits_a_phone(chromium, system):
+    chromium.open(system, 390)
+    assert chromium.run("document.documentElement.scrollWidth <= innerWidth")
+    chromium.hover("circle.mark[data-m=edge]", 1)
+    assert chromium.run(TIP) == "edge 1 at step 2"
+    chromium.click("#scores thead button")
+    assert chromium.run("document.querySelector('#scores th[aria-sort]') !== null")
 
 
 def test_everything_is_there_without_script(chromium, path, results):

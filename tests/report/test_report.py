@@ -180,7 +180,7 @@ def test_results_of_an_earlier_version_make_a_page(html, synthetic):
     older = copy.deepcopy(synthetic(methods=("static", "odconv")))
     del older["pictures"]
     for method in older["methods"]:
-        for name in ("plan", "bytes", "confusion", "experts", "paths", "differs", "diagnosis"):
+        for name in ("plan", "bytes", "memory", "confusion", "experts", "paths", "differs", "diagnosis"):
             method.pop(name, None)
         for point in method["seeds"][0]["curve"]:
             point.pop("experts", None)

@@ -3,8 +3,12 @@
 
 import pytest
 import torch
+from torch import nn
 
+from convary.bench.peak import peak
+from convary.train import CompareConfig
 from convary.train.diagnose import ClassStatistics, filter_bands
+from convary.train.measure import memory
 
 
 def test_bands_of_correlation():
@@ -32,3 +36,27 @@ def test_statistics_between_and_within_classes():
     assert summary["by_class"] == [[1.0], [5.0]]
     assert summary["between_class_std"] == 2.0
     assert summary["within_class_std"] == pytest.approx(0.5**0.5)
+
+
+def test_peak_is_what_is_alive_at_once():
+    def both():
+        return torch.empty(1_000_000), torch.empty(1_000_000)
+
+    def one_after_the_other():
+        torch.empty(1_000_000).add_(1)
+        torch.empty(1_000_000).add_(1)
+
+    cpu = torch.device("cpu")
+    assert peak(both, cpu) == 8_000_000
+    assert peak(one_after_the_other, cpu) == pytest.approx(4_000_000, abs=100)
+
+
+def test_memory_of_a_training_step_is_weights_optimizer_gradients_and_activations(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(100, 4000), nn.ReLU(), nn.Linear(4000, 10))
+    x, y = torch.randn(50, 1, 10, 10), torch.zeros(50, dtype=torch.long)
+    config = CompareConfig(optimizer="sgd", out=tmp_path)
+    weights = sum(p.numel() for p in model.parameters()) * 4
+    activations = 50 * 4000 * 4  # of the linear layer; those of its ReLU come on top
+    found = memory(model, x, y, config)
+    assert 3 * weights < found < 5 * weights + 2 * activations  # Nesterov's step wants room too
+    assert memory(model, x.repeat(20, 1, 1, 1), y.repeat(20), config) > 3 * weights + 40 * activations

@@ -24,6 +24,10 @@ EXAMPLES = {
         ("--model timm:efficientnet_b0 --method dyconv --experts 2 --where 'all & ~first'", ""),
         ("--method odconv --help", "the options of ODConv"),
     ),
+    "predict": (
+        ("hdfnet photo.jpg", "the run in runs/hdfnet; the depth is photo_depth.png"),
+        ("runs/mine street.jpg square.jpg", "another run"),
+    ),
     "convert": (
         ("--model torchvision:resnet18 --method odconv --out model.pt", "with torchvision's weights"),
         ("--model timm:resnet18 --method dyconv --weights trained.pt --out model.pt", "with your own"),

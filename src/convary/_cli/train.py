@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convary._cli.console import link, resumable, run_console
+from convary._cli.console import is_first, link, resumable, run_console
 from convary._cli.parse import parse
 from convary.errors import ConfigError, nearest
 from convary.extras import require
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from convary.train.system import SystemConfig
 
 
+REPORT = "report.html"
+
+
 def run(argv: Sequence[str]) -> int:
     """Find the system, parse its flags, train, print the scores."""
     if not argv or argv[0] in ("-h", "--help"):
@@ -26,16 +31,23 @@ def run(argv: Sequence[str]) -> int:
     name, *rest = argv
     if name not in SYSTEMS:
         raise ConfigError(f"there is no system {name!r}; choose from {', '.join(SYSTEMS)}{nearest(name, SYSTEMS)}")
-    require("convary train", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib")
+    require("convary train", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib", "jinja2")
     config = parse(config_of(name), rest, f"convary train {name}")
 
     from convary._cli.progress import LiveProgress
+    from convary._cli.watch import SystemPage
+    from convary.train import Listeners, Progress
     from convary.train.fit import fit
 
     console = run_console()
-    with resumable(config, config.out), LiveProgress(console) as progress:
+    with resumable(config, config.out), LiveProgress(console) as bars:
+        progress: Progress = bars
+        if config.watch and is_first():
+            console.print(f"watch    {link(config.out / REPORT)}", soft_wrap=True)
+            progress = Listeners(bars, SystemPage(config, config.out / REPORT))
         results = fit(config, progress)
-    _print(results, config, console)
+    if is_first():
+        _finish(results, config, console)
     return 0
 
 
@@ -50,12 +62,22 @@ def _help() -> str:
     )
 
 
-def _print(results: dict[str, Any], config: SystemConfig, console: Console) -> None:
+def _finish(results: dict[str, Any], config: SystemConfig, console: Console) -> None:
+    from rich.markup import escape
+
+    from convary.report import system as page
+
+    page.write(results, config.out, config.out / REPORT)
     console.print()
-    width = max(map(len, results["scores"]))
+    width, means = max(map(len, results["scores"])), results.get("measures", {})
     for name, value in results["scores"].items():
-        console.print(f"{name:<{width}}  [bold]{value:.4f}[/bold]")
+        console.print(f"{name:<{width}}  [bold]{value:.4f}[/bold]  {escape(means.get(name.split()[-1], ''))}".rstrip())
+    if results.get("scored_on"):
+        console.print(f"\n{escape(results['scored_on'])}", soft_wrap=True)
     console.print()
+    console.print(f"report   {link(config.out / REPORT)}", soft_wrap=True)
     for picture in results["pictures"]:
         console.print(f"picture  {link(config.out / picture)}", soft_wrap=True)
     console.print(f"results  {link(config.out / 'results.json')}", soft_wrap=True)
+    run = config.name if config.out == Path("runs") / config.name else config.out
+    console.print(f"predict  convary predict {shlex.quote(str(run))} FILE ...", soft_wrap=True, markup=False)

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from convary.report import live
+from convary.bench.machine import machine
+from convary.report import live, system
 from convary.train import CompareConfig, Progress, RunInfo, StepInfo
 from convary.train.forecast import Forecast, Work
+from convary.train.system import SystemConfig
 
 SECONDS = 3.0  # at least, between two pages
 SHARE = 20  # times as long as writing a page took is trained before the next one
@@ -87,6 +89,42 @@ class LivePage(Progress):
             "runs": list(self.runs.values()),
         }
         live.write(content, self.path)
+
+
+class SystemPage(Progress):
+    """The page of a system while it trains, written after points of its curve."""
+
+    def __init__(self, config: SystemConfig, path: Path) -> None:
+        self.config, self.path = config, path
+        self.curve: list[dict[str, Any]] = []
+        self.next = 0.0
+
+    def on_resume(self, run: RunInfo, curve: list[dict[str, Any]]) -> None:
+        """The part of the curve that was there before."""
+        self.curve = list(curve)
+
+    def on_point(self, run: RunInfo, point: dict[str, Any]) -> None:
+        """One more point, with pictures where it has scores."""
+        self.curve.append(point)
+        if point["scores"] or time.monotonic() >= self.next:
+            self._write(run)
+            self.next = time.monotonic() + SECONDS
+
+    def _write(self, run: RunInfo) -> None:
+        scored = [point["scores"] for point in self.curve if point["scores"]]
+        content = {
+            "system": run.name,
+            "title": run.title,
+            "citation": self.config.citation,
+            "scores": scored[-1] if scored else {},
+            "curve": self.curve,
+            "params": run.params,
+            "seconds": self.curve[-1]["seconds"],
+            "pictures": sorted(path.name for path in self.path.parent.glob("*.png")) if scored else [],
+            "run": {"command": self.config.command(), **self.config.to_dict()},
+            "machine": machine(),
+        }
+        system.write(content, self.path.parent, self.path, running=True)
 
 
 def _entry(run: RunInfo, point: dict[str, Any]) -> dict[str, Any]:

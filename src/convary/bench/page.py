@@ -26,8 +26,9 @@ Every ratio is the median of pairwise ratios of calls that follow each other in 
 10th and 90th percentile beside it, in float32 and eager mode. A line is timed only after its result agreed with the
 reference, computed in float64, in the same run, at its batch and number of threads, for the first two samples of the
 batch: layers within 1e-4 of the largest value, gradients included; networks within 1e-4 in the outputs and 1e-2 in the
-norm of all gradients (a ReLU near zero falls either way in float32). K is 4 everywhere. *must* and *aim* are the
-targets at two threads; a line that misses its *must* says so.
+norm of all gradients (a ReLU near zero falls either way in float32). K is 4 everywhere. *must* and *aim* are
+targets that we set ourselves at two threads; a line that misses its *must* says so. "layer 32, 512->512, 7, 3" is a
+convolution of 512 to 512 channels on a batch of 32 maps of 7x7 with a kernel of 3x3.
 """
 
 
@@ -45,11 +46,11 @@ def page(results: Path) -> str:
         if name not in found:
             raise ConfigError(f"{results / FILES[name]} is missing; run convary bench {name} --out {results}")
     _check_machines(found, results)
-    parts = [INTRODUCTION, _machine(found["models"]["machine"]), _losses(found)]
+    parts = [INTRODUCTION, _machine(found["models"]["machine"])]
+    parts += ["## Networks\n", _models(found["models"], "static"), _memory(found["models"]), _losses(found)]
     notes = results / NOTES
     if notes.exists():
         parts.append(notes.read_text(encoding="utf-8"))
-    parts += ["## Networks\n", _models(found["models"], "static"), _memory(found["models"])]
     parts += ["## Layers\n", _layers(found["layers"], "static")]
     if "models-grouped" in found:
         parts += ["## Against released code\n", GROUPED, _models(found["models-grouped"], "grouped")]

@@ -107,6 +107,25 @@ def salient_scene() -> RGBD:
     return RGBD(name=found.name, image=found.image, depth=depth, mask=found.masks.any(0, keepdim=True))
 
 
+def depth_beside(image: Path) -> Path:
+    """The depth of an image: NAME_depth beside NAME, or NAME in a folder of depths beside the image's folder.
+
+    Raises:
+        DataError: there is neither.
+    """
+    endings = EXTENSIONS | {".npy"}
+    beside = [path for path in sorted(image.parent.glob("*")) if path.stem == f"{image.stem}_depth"]
+    folders = [folder for folder in sorted(image.resolve().parent.parent.glob("*")) if folder.name.lower() in DEPTHS]
+    beside += [path for folder in folders for path in sorted(folder.glob("*")) if path.stem == image.stem]
+    found = next((path for path in beside if path.suffix.lower() in endings), None)
+    if found is None:
+        raise DataError(
+            f"there is no depth for {image}; give {image.stem}_depth.png (or .npy) beside it, or a folder called "
+            f"depth beside its folder, with a {image.stem}.png"
+        )
+    return found
+
+
 def read_depth(path: Path) -> Tensor:
     """(1, H, W) float32 in [0, 1].
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -19,6 +20,15 @@ from convary.ops.shapes import plain_shape
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def _signature(init: Callable[..., None], config_type: type | None) -> inspect.Signature:
+    """That of a layer, as help and completion show it: the method's options by name in place of ``**options``."""
+    _, *known = inspect.signature(init).parameters.values()  # without self
+    if config_type is not None and known and known[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        _, *options = inspect.signature(config_type.__init__).parameters.values()
+        known[-1:] = options
+    return inspect.Signature(known)
 
 
 class DynamicConv(DynamicLayer):
@@ -54,6 +64,10 @@ class DynamicConv(DynamicLayer):
     mixed_bias: ClassVar[bool] = True
     # Asked first where no gradient is needed, for the output or None; ``convary.nn`` hangs ``prepared.infer`` here.
     fast_path: ClassVar[Callable[[Any, Tensor], Tensor | None] | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = _signature(cls.__init__, getattr(cls, "config_type", None))  # type: ignore[attr-defined]
 
     def __init__(
         self,

@@ -86,6 +86,7 @@ _SINCE = {  # likewise
         }
     ],
     "bytes": int,
+    "memory": int,
     "confusion": [[int]],
     "experts": [{"layer": str, "images": [[int]], "shares": [[float]]}],
     "paths": {"images": [int], "at": [{"temperature": (float, None), "layers": [{"layer": str, "shares": [[float]]}]}]},

@@ -46,7 +46,8 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
         "step": _ratio(method["step"], is_static),
         "seconds": seconds,
         "took": None if seconds is None else spell(seconds),
-        "file": _file(method),
+        "file": _size(method, "bytes", "file"),
+        "memory": _size(method, "memory", "of memory"),
         "health": badges(method),
         "trouble": trouble(method),
     }
@@ -72,12 +73,12 @@ def _seconds(method: Method) -> float | None:
     return None if not found or None in found else sum(found) / len(found)
 
 
-def _file(method: Method) -> str | None:
-    """The size of the weights' file."""
-    size = method.get("bytes")
+def _size(method: Method, name: str, what: str) -> str | None:
+    """A number of bytes in words; None where an older results.json does not know it."""
+    size = method.get(name)
     if size is None:
         return None
-    return f"{size / 1e6:.1f} MB file" if size >= 1e6 else f"{size / 1e3:.0f} kB file"
+    return f"{size / 1e6:.1f} MB {what}" if size >= 1e6 else f"{size / 1e3:.0f} kB {what}"
 
 
 def decimals(largest: float) -> int:
@@ -215,8 +216,7 @@ def facts(results: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     run = {key: value for key, value in results["run"].items() if key not in {"command", "started", "finished"}}
     data, machine = results["data"], results["machine"]
     return {
-        "run": [(key.replace("_", " "), _value(value)) for key, value in run.items()]
-        + [("started", _moment(results["run"]["started"])), ("took", _took(results["run"]))],
+        "run": [*listed(run), ("started", _moment(results["run"]["started"])), ("took", _took(results["run"]))],
         "data": [
             ("name", f"{data['title']} ({data['name']})"),
             ("images", f"{data['train']:,} training, {data['test']:,} test"),
@@ -225,8 +225,13 @@ def facts(results: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
             ("licence", data["license"]),
             ("source", data["source"]),
         ],
-        "machine": [(key.replace("memory_gb", "memory (GB)"), _value(value)) for key, value in machine.items()],
+        "machine": listed(machine),
     }
+
+
+def listed(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values as words."""
+    return [(key.replace("memory_gb", "memory (GB)").replace("_", " "), _value(value)) for key, value in values.items()]
 
 
 def _classes(names: list[str]) -> str:

@@ -15,6 +15,12 @@ from convary.data.coco import CocoSet, encode
 from convary.models.instances import Instances
 
 _STATS = {"ap": 0, "ap50": 1, "ap75": 2}  # where COCOeval keeps them
+_OVERLAPS = {"ap": "the mean over overlaps from 0.5 to 0.95", "ap50": "at an overlap of 0.5", "ap75": "at 0.75"}
+MEASURES = {
+    f"{kind}_{stat}": f"average precision of {what}, {words}; higher is better, at most 1"
+    for kind, what in (("mask", "masks"), ("box", "boxes"))
+    for stat, words in _OVERLAPS.items()
+}
 
 
 def average_precision(dataset: CocoSet, found: Iterable[Instances]) -> dict[str, float]:

@@ -13,16 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.data.coco import CocoSet, Photo, coco_folder, sample_set
+from convary.data.image import read_image
 from convary.errors import ConfigError
 from convary.methods.condinst import MaskHead
 from convary.models.condinst import STRIDE, CondInst
 from convary.models.instances import Instances, predict, prepare, scaled
-from convary.systems.coco_ap import average_precision
+from convary.systems.coco_ap import MEASURES, average_precision
 from convary.systems.condinst_loss import Targets, condinst_losses
-from convary.systems.condinst_picture import draw_photos
-from convary.train.system import System, SystemConfig
+from convary.systems.condinst_picture import draw_found, draw_photos
+from convary.train.system import LEARNED, System, SystemConfig
 
 _PICTURED = 4  # photographs in the picture
+SURE = 0.4  # least score of an object in a picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,8 @@ class CondInstPublishedConfig(CondInstConfig):
 class CondInstSystem(System):
     """Trains on ``training``, scores on ``scored``."""
 
+    measures = MEASURES
+
     def __init__(self, config: CondInstConfig, training: CocoSet, scored: CocoSet) -> None:
         if training.classes != scored.classes:
             raise ConfigError(f"{training.source} and {scored.source} have different categories; make them the same")
@@ -141,6 +145,11 @@ class CondInstSystem(System):
     def size(self) -> int:
         """Photographs."""
         return len(self.training)
+
+    @property
+    def scored_on(self) -> str:
+        """The photographs that were trained on, unless others are given."""
+        return "" if self.training is not self.scored else LEARNED.format(what=f"the {self.size} photographs")
 
     def item(self, index: int, rng: torch.Generator) -> dict[str, Tensor]:
         """A photograph at a size drawn from the config's, maybe mirrored, with its objects."""
@@ -200,18 +209,23 @@ class CondInstSystem(System):
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """COCO's mask and box AP."""
-        found = (self._predict(model, self.scored[place], 0.05) for place in range(len(self.scored)))
+        found = (self._predict(model, self.scored[place].image, 0.05) for place in range(len(self.scored)))
         return average_precision(self.scored, found)
 
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
         """The first photographs with what is annotated and what was found."""
         photos = [self.scored[place] for place in range(min(_PICTURED, len(self.scored)))]
-        found = [self._predict(model, photo, 0.4) for photo in photos]
+        found = [self._predict(model, photo.image, SURE) for photo in photos]
         return [draw_photos(photos, found, self.scored.classes, folder / "instances.png")]
 
-    def _predict(self, model: nn.Module, photo: Photo, threshold: float) -> Instances:
+    def predict(self, model: nn.Module, device: torch.device, source: Path, target: Path) -> None:
+        """A photograph and the objects that were found in it."""
+        image = read_image(source)
+        draw_found(image, self._predict(model, image, SURE), self.scored.classes, target)
+
+    def _predict(self, model: nn.Module, image: Tensor, threshold: float) -> Instances:
         short, long = self.config.short[-1], self.config.long
-        return predict(cast(CondInst, model), photo.image, short=short, long=long, threshold=threshold)
+        return predict(cast(CondInst, model), image, short=short, long=long, threshold=threshold)
 
 
 def example(photo: Photo, size: tuple[int, int], stride: int) -> dict[str, Tensor]:

@@ -29,25 +29,44 @@ def draw_photos(photos: list[Photo], found: list[Instances], classes: Sequence[s
     """
     from matplotlib.figure import Figure
 
-    ink = COLORS["ink"][0]
     with rc():
         height = sum(9.5 / 2 * photo.image.shape[1] / photo.image.shape[2] for photo in photos)
         figure = Figure(figsize=(9.5, height + 0.3), layout="constrained")
         panels = figure.subplots(len(photos), 2, squeeze=False)
         for row, photo, instances in zip(panels, photos, found, strict=True):
-            names = [classes[int(label)] for label in instances.labels.tolist()]
-            words = [f"{n} {s:.2f}" for n, s in zip(names, instances.scores.tolist(), strict=True)]
-            masks = instances.masks.cpu()
             own = torch.arange(len(photo.masks))
             said = [classes[int(label)] for label in photo.labels.tolist()]
             _panel(row[0], photo.image, photo.masks, photo.boxes, said, own)
-            _panel(row[1], photo.image, masks, instances.boxes.cpu(), words, _nearest(masks, photo.masks))
+            _found(row[1], photo.image, instances, classes, _nearest(instances.masks.cpu(), photo.masks))
         for panel, title in zip(panels[0], ("annotated", "found"), strict=True):
-            panel.set_title(title, loc="left", fontsize=9.5, color=ink, fontweight="bold")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100)
-    write_whole(path, buffer.getvalue())
+            panel.set_title(title, loc="left", fontsize=9.5, color=COLORS["ink"][0], fontweight="bold")
+        _write(figure, path)
     return path
+
+
+def draw_found(image: Tensor, found: Instances, classes: Sequence[str], path: Path) -> None:
+    """Write a PNG of a photograph (3, H, W) uint8 with the objects that were found, a colour for each."""
+    from matplotlib.figure import Figure
+
+    with rc():
+        figure = Figure(figsize=(9.5, 9.5 * image.shape[1] / image.shape[2]), layout="constrained")
+        panel = figure.subplots()
+        _found(panel, image, found, classes, torch.arange(len(found.masks)))
+        if not len(found.masks):
+            panel.set_title("nothing found that is sure enough", loc="left", fontsize=9.5, color=COLORS["ink"][0])
+        _write(figure, path)
+
+
+def _found(panel, image: Tensor, found: Instances, classes: Sequence[str], numbers: Tensor) -> None:
+    names = [classes[int(label)] for label in found.labels.tolist()]
+    words = [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
+    _panel(panel, image, found.masks.cpu(), found.boxes.cpu(), words, numbers)
+
+
+def _write(figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    write_whole(path, buffer.getvalue())
 
 
 def _nearest(masks: Tensor, others: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.data import derive_seed, generator
 from convary.data.digits import Source, load_digits
 from convary.data.moving import moving_digits, scaled
-from convary.errors import ConfigError
+from convary.data.video import read_video
+from convary.errors import ConfigError, DataError
 from convary.methods.dfn_local import filter_flow
 from convary.models.dfn import DFN
 from convary.report.frames import draw_rows, flow_colors
@@ -79,11 +81,22 @@ class MovingMNIST(System):
     """Sequences out of single digits; the loss is binary cross-entropy, for a pixel is nearly black or white."""
 
     config: DFNMovingMNISTConfig
+    measures = {  # noqa: RUF012  (as the base class declares it)
+        "bce": "binary cross-entropy per image; lower is better",
+        "bce_copy": "the same of repeating the last frame, to compare with",
+        "mse": "squared error per pixel; lower is better",
+        "mse_copy": "the same of repeating the last frame, to compare with",
+    }
 
     def __init__(self, config: DFNMovingMNISTConfig) -> None:
         source, *parts = load_digits(config.digits, config.root)
         self.config = dataclasses.replace(config, digits=source)
         self.train, self.test = (scaled(digits, 28 * config.size // 64) for digits in parts)
+
+    @property
+    def scored_on(self) -> str:
+        """Nothing that was trained on."""
+        return "Scored on sequences of digits that were never trained on."
 
     @property
     def size(self) -> int:
@@ -148,6 +161,17 @@ class MovingMNIST(System):
             ]
         names = [f"seen {n + 1}" for n in range(len(seen[0]))] + [f"next {n + 1}" for n in range(len(predictions))]
         return [draw_rows(rows, folder / "next-frames.png", columns=names)]
+
+    def predict(self, model: nn.Module, device: torch.device, source: Path, target: Path) -> None:
+        """The last frames of a video in grey, and those that the network expects after them."""
+        c = self.config
+        frames = read_video(source, gray=True, height=c.size)[-c.seen :]
+        if len(frames) < c.seen:
+            raise DataError(f"{source} has {len(frames)} frames; at least {c.seen} are needed")
+        seen = F.interpolate(frames.float() / 255, (c.size, c.size), mode="area").to(device)
+        row = [*seen, *model(seen[None], c.predicted)[0]]
+        names = [f"seen {n + 1}" for n in range(c.seen)] + [f"next {n + 1}" for n in range(c.predicted)]
+        draw_rows([("", row)], target, columns=names)
 
 
 def cross_entropy(guess: Tensor, truth: Tensor) -> Tensor:

@@ -67,6 +67,11 @@ class Steerable(System):
     """Crops, angles and their responses."""
 
     config: DFNSteerableConfig
+    measures = {  # noqa: RUF012  (as the base class declares it)
+        "mse": "squared error of the response; lower is better",
+        "mse_zero": "the same error of answering zero everywhere, to compare with",
+        "cosine": "likeness of learned and true filters; higher is better, at most 1",
+    }
 
     def __init__(self, config: DFNSteerableConfig) -> None:
         self.config = config
@@ -82,6 +87,11 @@ class Steerable(System):
             image = image - image[:, :edge].mean()
             self.train.append(image[:, :edge])
             self.test.append(image[:, edge:])
+
+    @property
+    def scored_on(self) -> str:
+        """Nothing that was trained on."""
+        return "Scored on the right quarters of the images, which were never trained on."
 
     @property
     def size(self) -> int:
@@ -131,10 +141,22 @@ class Steerable(System):
             "cosine": cosine.mean().item(),
         }
 
+    def predict(self, model: nn.Module, device: torch.device, source: Path, target: Path) -> None:
+        """An image and its derivatives in all directions, by the learned and by the true filters."""
+        assert isinstance(model, DFNConv2d)
+        image = read_image(source, "L")[0] / 255
+        maps, angles = (image - image.mean()).to(device).expand(ANGLES, 1, *image.shape), _directions(device)
+        truth = response(maps, angles)
+        reach = truth.abs().max().item() / 2
+        learned, true = ([diverging(y[0], reach) for y in found] for found in (model(maps, angles), truth))
+        rows = [("learned", [image[None], *learned]), ("true", [None, *true])]
+        names = ["image", *(f"{360 * i // ANGLES}°" for i in range(ANGLES))]
+        draw_rows(rows, target, columns=names, note="blue is below zero, red above", side=1.6)
+
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
         """Learned and true filters over the angles, and what they respond with."""
         assert isinstance(model, DFNConv2d)
-        angles = torch.arange(ANGLES, device=device).reshape(-1, 1, 1, 1) * 2 * math.pi / ANGLES
+        angles = _directions(device)
         n = min(SIDE, *self.test[0].shape)
         image = self.test[0][:n, :n].to(device).expand(ANGLES, 1, n, n)
         truth, (learned, _) = response(image, angles), model.filters(angles)
@@ -149,6 +171,11 @@ class Steerable(System):
         ]
         names = [f"{360 * i // ANGLES}°" for i in range(ANGLES)]
         return [draw_rows(rows, folder / "steerable.png", columns=names, note="blue is below zero, red above")]
+
+
+def _directions(device: torch.device) -> Tensor:
+    """(ANGLES, 1, 1, 1), all round."""
+    return torch.arange(ANGLES, device=device).reshape(-1, 1, 1, 1) * 2 * math.pi / ANGLES
 
 
 def photographs(folder: Path | None) -> list[tuple[str, Tensor]]:

@@ -93,6 +93,13 @@ class Video(System):
     """Windows of ``seen`` frames and the one after them."""
 
     config: DFNVideoConfig
+    measures = {  # noqa: RUF012  (as the base class declares it)
+        "mse": "squared error of the next frame; lower is better",
+        "mse_copy": "the same of repeating the last frame, to compare with",
+        "psnr": "peak signal to noise in dB; higher is better",
+        "psnr_copy": "the same of repeating the last frame, to compare with",
+        "better": "share of the windows in which it is better than repeating; higher is better, at most 1",
+    }
 
     def __init__(self, config: DFNVideoConfig) -> None:
         self.config = config
@@ -111,6 +118,11 @@ class Video(System):
             raise DataError(
                 f"{path} has no shot of {config.seen + 1} frames to train on or to score; give a greater --cut"
             )
+
+    @property
+    def scored_on(self) -> str:
+        """Nothing that was trained on."""
+        return "Scored on stretches of the video that were never trained on."
 
     @property
     def size(self) -> int:
@@ -190,6 +202,20 @@ class Video(System):
         names = ["last seen", "true next", "predicted", "error of copying", "error of predicting", "filter flow"]
         note = f"errors are four times as bright; the flow's colour is its direction, full at {reach:.2g} px"
         return [draw_rows(rows, folder / "next-frame.png", columns=names, note=note)]
+
+    def predict(self, model: nn.Module, device: torch.device, source: Path, target: Path) -> None:
+        """The last frames of a video, the one that the network expects after them, and its filters' flow."""
+        assert isinstance(model, DFN)
+        c = self.config
+        frames = read_video(source, gray=c.gray, height=c.height)[:: c.every][-c.seen :]
+        if len(frames) < c.seen:
+            raise DataError(f"{source} has {len(frames)} frames; at least {c.seen} are needed")
+        seen = frames.to(device).float() / 255
+        (prediction,) = model.predict(seen[None])
+        flow = -filter_flow(prediction.filters, model.kernel_size)[0]
+        pictures = [*seen, prediction.frame[0], flow_colors(flow, max(flow.norm(dim=0).max().item(), 1e-3))]
+        names = [*(f"seen {n + 1}" for n in range(c.seen)), "predicted", "filter flow"]
+        draw_rows([("", pictures)], target, columns=names, side=1.6)
 
 
 def shot_starts(frames: Tensor, cut: float) -> set[int]:

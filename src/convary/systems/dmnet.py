@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from convary.data.image import read_image
 from convary.data.segmentation import IGNORE, load_pairs, load_sample
 from convary.data.views import normalized, random_view
 from convary.errors import ConfigError
 from convary.models.dmnet import DMNet
 from convary.systems.segments import draw_segments
-from convary.train.system import System, SystemConfig
+from convary.train.system import LEARNED, System, SystemConfig
 
 AUXILIARY = 0.4
 SHOWN = 3
@@ -105,6 +106,11 @@ class DMNetPublishedConfig(DMNetConfig):
 class DMNetSystem(System):
     """Cross entropy on both heads; SGD with a polynomial schedule."""
 
+    measures = {  # noqa: RUF012  (as the base class declares it)
+        "IoU": "intersection over union, the mean over the classes; higher is better, at most 1",
+        "accuracy": "share of the pixels whose class is right; higher is better, at most 1",
+    }
+
     def __init__(self, config: DMNetConfig) -> None:
         self.config: DMNetConfig = config
         self.data = load_sample() if config.data is None else load_pairs(config.data)
@@ -113,6 +119,11 @@ class DMNetSystem(System):
     def size(self) -> int:
         """Training photographs."""
         return len(self.data.train)
+
+    @property
+    def scored_on(self) -> str:
+        """The photograph that was trained on, unless others are given."""
+        return "" if self.config.data else LEARNED.format(what="the photograph")
 
     def item(self, index: int, rng: torch.Generator) -> dict[str, Tensor]:
         """A random view of a photograph: image (3, crop, crop) and mask (crop, crop)."""
@@ -170,6 +181,11 @@ class DMNetSystem(System):
             image, mask = self.data.val[index]
             rows.append((image, mask, predict(model, image, device).cpu()))
         return [draw_segments(rows, self.data.classes, folder / "dmnet.png", name="DMNet")]
+
+    def predict(self, model: nn.Module, device: torch.device, source: Path, target: Path) -> None:
+        """A photograph and its classes."""
+        image = read_image(source)
+        draw_segments([(image, None, predict(model, image, device).cpu())], self.data.classes, target, name="DMNet")
 
 
 def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:

@@ -15,15 +15,16 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from convary._decay import param_groups
-from convary.data.rgbd import RGBD, load_rgbd, salient_scene
+from convary.data.image import read_image
+from convary.data.rgbd import RGBD, depth_beside, load_rgbd, read_depth, salient_scene
 from convary.errors import ConfigError
 from convary.files import write_whole
 from convary.methods.hdfnet import CITATION
 from convary.models.hdfnet import Backbone, HDFNet, hdfnet
 from convary.report.style import COLORS, rc
 from convary.systems.hdfnet_loss import hybrid_enhanced_losses
-from convary.systems.saliency import SaliencyScores
-from convary.train.system import System, SystemConfig
+from convary.systems.saliency import MEASURES, SaliencyScores
+from convary.train.system import LEARNED, System, SystemConfig
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
 POWER = 0.9  # of the schedule
@@ -104,6 +105,8 @@ class HDFNetPublishedConfig(HDFNetConfig):
 class HDFNetSystem(System):
     """Binary cross entropy and the hybrid enhanced loss; SGD with a polynomial schedule by epochs."""
 
+    measures = MEASURES
+
     def __init__(self, config: HDFNetConfig) -> None:
         self.config: HDFNetConfig = config
         SaliencyScores()  # what is not installed is said now, not after the training
@@ -116,6 +119,13 @@ class HDFNetSystem(System):
     def size(self) -> int:
         """Training photographs."""
         return len(self.train)
+
+    @property
+    def scored_on(self) -> str:
+        """The photographs that were trained on, unless others are given."""
+        if self.config.test:
+            return ""
+        return LEARNED.format(what="the photograph" if self.size == 1 else f"the {self.size} photographs")
 
     def item(self, index: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Image (3, s, s), normalised, depth (1, s, s) and mask (1, s, s), 0 or 1."""
@@ -165,6 +175,13 @@ class HDFNetSystem(System):
         shown = [photos[index] for index in range(min(_PICTURED, len(photos)))]
         return [_picture(shown, [self._saliency(model, photo, device) for photo in shown], folder / "saliency.png")]
 
+    def predict(self, model: nn.Module, device: torch.device, source: Path, target: Path) -> None:
+        """A photograph, its depth (see ``depth_beside``) and its saliency."""
+        image, depth = read_image(source), read_depth(depth_beside(source))
+        depth = F.interpolate(depth[None], image.shape[1:], mode="bilinear", antialias=True)[0]
+        photo = RGBD(name=source.stem, image=image, depth=depth, mask=torch.zeros_like(depth, dtype=torch.bool))
+        _picture([photo], [self._saliency(model, photo, device)], target, annotated=False)
+
     def _saliency(self, model: nn.Module, photo: RGBD, device: torch.device) -> Tensor:
         """(s, s) in [0, 1]."""
         image, depth, _ = resized(photo, self.config.size)
@@ -195,18 +212,18 @@ def augmented(image: Tensor, depth: Tensor, mask: Tensor, rng: torch.Generator) 
     return image, depth, mask
 
 
-def _picture(photos: list[RGBD], found: list[Tensor], path: Path) -> Path:
+def _picture(photos: list[RGBD], found: list[Tensor], path: Path, *, annotated: bool = True) -> Path:
     from matplotlib.figure import Figure
 
-    titles = ("image", "depth", "saliency, as found", "salient region, as annotated")
+    titles = ("image", "depth", "saliency, as found", "salient region, as annotated")[: 4 if annotated else 3]
     with rc():
-        height = sum(11 / 4 * photo.image.shape[1] / photo.image.shape[2] for photo in photos)
+        height = sum(11 / len(titles) * photo.image.shape[1] / photo.image.shape[2] for photo in photos)
         figure = Figure(figsize=(11, height + 0.3), layout="constrained")
         rows = figure.subplots(len(photos), len(titles), squeeze=False)
         for row, photo, saliency in zip(rows, photos, found, strict=True):
             H, W = photo.image.shape[1:]
             planes = (photo.image.permute(1, 2, 0), photo.depth[0], saliency, photo.mask[0])
-            for panel, plane, cmap in zip(row, planes, (None, "viridis", "gray", "gray"), strict=True):
+            for panel, plane, cmap in zip(row, planes, (None, "viridis", "gray", "gray"), strict=False):
                 panel.imshow(plane.numpy(), cmap=cmap, extent=(0, W, H, 0), interpolation="nearest")
                 panel.set_axis_off()
         for panel, title in zip(rows[0], titles, strict=True):

@@ -11,6 +11,14 @@ from torch import Tensor
 from convary.extras import require
 
 BETA_SQUARED = 0.3  # of the F-measure, since Achanta et al. 2009
+MEASURES = {
+    "max_f": "largest F-measure over all thresholds; higher is better, at most 1",
+    "mean_f": "F-measure at an adaptive threshold; higher is better, at most 1",
+    "weighted_f": "F-measure weighted by place; higher is better, at most 1",
+    "mae": "mean absolute error; lower is better",
+    "s_measure": "likeness of structure; higher is better, at most 1",
+    "e_measure": "alignment, pixel by pixel and whole; higher is better, at most 1",
+}
 
 
 class SaliencyScores:

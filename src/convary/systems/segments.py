@@ -17,12 +17,12 @@ OPACITY = 0.75
 
 
 def draw_segments(
-    rows: Sequence[tuple[Tensor, Tensor, Tensor]], classes: Sequence[str], path: Path, *, name: str
+    rows: Sequence[tuple[Tensor, Tensor | None, Tensor]], classes: Sequence[str], path: Path, *, name: str
 ) -> Path:
     """Write a PNG.
 
     Args:
-        rows: Photographs (3, H, W) uint8, with true and predicted class ids (H, W).
+        rows: Photographs (3, H, W) uint8, with true and predicted class ids (H, W); the truth of all, or of none.
         classes: Names by id.
         path: Where to.
         name: Who predicts.
@@ -35,19 +35,20 @@ def draw_segments(
 
     palette = colors(len(classes))
     ink = COLORS["ink"][0]
-    height = sum(WIDTH / 3 * image.shape[1] / image.shape[2] for image, _, _ in rows) + 0.7
+    titles = ("photograph", name) if rows[0][1] is None else ("photograph", "truth", name)
+    height = sum(WIDTH / len(titles) * image.shape[1] / image.shape[2] for image, _, _ in rows) + 0.7
     with rc():
         drawn = Figure(figsize=(WIDTH, height), layout="constrained")
-        panels = drawn.subplots(len(rows), 3, squeeze=False)
-        for line, (image, truth, predicted) in zip(panels, rows, strict=True):
+        panels = drawn.subplots(len(rows), len(titles), squeeze=False)
+        for line, (image, *maps) in zip(panels, rows, strict=True):
             photo = image.permute(1, 2, 0)
-            pictures = (photo, over(photo, truth, palette), over(photo, predicted, palette))
+            pictures = (photo, *(over(photo, ids, palette) for ids in maps if ids is not None))
             for panel, picture in zip(line, pictures, strict=True):
                 panel.imshow(picture.numpy(), interpolation="antialiased")
                 panel.set_axis_off()
-        for panel, title in zip(panels[0], ("photograph", "truth", name), strict=True):
+        for panel, title in zip(panels[0], titles, strict=True):
             panel.set_title(title, loc="left", fontsize=9.5, color=ink, fontweight="bold")
-        seen = {int(i) for _, *maps in rows for ids in maps for i in ids.unique()} - {IGNORE}
+        seen = {int(i) for _, *maps in rows for ids in maps if ids is not None for i in ids.unique()} - {IGNORE}
         key = [Patch(facecolor=tuple((palette[i] / 255).tolist()), label=classes[i]) for i in sorted(seen)]
         drawn.legend(handles=key, loc="outside lower left", ncols=7, frameon=False, fontsize=8.5, labelcolor=ink)
         drawn.savefig(path, dpi=110)

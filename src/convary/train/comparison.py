@@ -20,6 +20,7 @@ from convary.train.config import CompareConfig
 from convary.train.files import claim_folder, now
 from convary.train.forecast import work
 from convary.train.jobs import check_jobs, train, train_at_once
+from convary.train.log import heard
 from convary.train.progress import Progress
 from convary.train.recipes import training_recipe
 from convary.train.results import Bench, Curve, describe
@@ -50,10 +51,10 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         ConvaryError: the output folder cannot be written.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
-    progress = progress or Progress()
     if config.recipe is not None:
         training_recipe(config.recipe).check(config.without)
     accelerator = processes.start(cpu=config.cpu)
+    progress = heard(config, progress or Progress(), is_first=accelerator.is_main_process)
     check_jobs(config, accelerator)
     if config.threads is not None:
         torch.set_num_threads(config.threads)

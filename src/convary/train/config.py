@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from convary.catalogue import METHOD_NAMES
 from convary.errors import ConfigError
 from convary.train.recipes import training_recipe
-from convary.train.run_config import RunConfig
+from convary.train.run_config import Kind, RunConfig
 
 if TYPE_CHECKING:
     from convary.train.arms import Arm
@@ -123,6 +123,9 @@ class CompareConfig(RunConfig):
     watch: bool = False
     """Write report.html while it trains too, after each epoch; an open page reloads itself."""
 
+    log: tuple[Kind, ...] = ()
+    """Write losses and scores as they come: to csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb."""
+
     measure_seconds: float = 1.0
     """Seconds for each timing of a dynamic network against the static one."""
 
@@ -156,7 +159,7 @@ class CompareConfig(RunConfig):
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "methods", tuple(self.methods))
         object.__setattr__(self, "lr", (self.lr,) if isinstance(self.lr, (int, float)) else tuple(sorted(self.lr)))
-        for name in ("without", "milestones"):
+        for name in ("without", "milestones", "log"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("root", "start"):
             object.__setattr__(self, name, None if getattr(self, name) is None else Path(getattr(self, name)))

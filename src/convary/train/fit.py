@@ -14,6 +14,7 @@ from convary.files import read_json, write_json
 from convary.train import processes
 from convary.train.checkpoint import load_weights
 from convary.train.files import claim_folder, now
+from convary.train.log import heard
 from convary.train.progress import Progress
 from convary.train.system import SystemConfig
 from convary.train.training import Training, read_own
@@ -32,7 +33,8 @@ def fit(config: SystemConfig, progress: Progress | None = None) -> dict[str, Any
         progress: Hears what happens.
 
     Returns:
-        What ``results.json`` holds: ``scores``, ``curve``, ``pictures``, ``run``, ``machine``.
+        What ``results.json`` holds: ``scores``, ``measures``, ``scored_on``, ``curve``, ``pictures``, ``run``,
+        ``machine``.
 
     Raises:
         ConfigError: a value that cannot work, a training that diverged, or an output folder of something else.
@@ -40,8 +42,8 @@ def fit(config: SystemConfig, progress: Progress | None = None) -> dict[str, Any
         CheckpointError: the checkpoint in the output folder is truncated or foreign.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
-    progress = progress or Progress()
     accelerator = processes.start(cpu=config.cpu, precision=config.precision)
+    progress = heard(config, progress or Progress(), is_first=accelerator.is_main_process)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.batch_size % accelerator.num_processes:
@@ -90,6 +92,10 @@ def _results(training: Training, config: SystemConfig, started: str) -> dict[str
     return {
         "schema": 1,
         "system": config.name,
+        "title": config.title,
+        "citation": config.citation,
+        "scored_on": training.system.scored_on,
+        "measures": training.system.measures,
         "scores": training.curve[-1]["scores"],
         "curve": training.curve,
         "params": sum(p.numel() for p in model.parameters()),

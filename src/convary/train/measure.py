@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times of a network against the static one."""
+"""Times of a network against the static one, and the memory that its training takes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
+from convary.bench.peak import peak
 from convary.bench.timing import Timing, interleave
 from convary.train.classification import make_optimizer
 from convary.train.config import CompareConfig
@@ -30,11 +31,32 @@ def training_step(
     return interleave(stepper(model, x, y, config), stepper(static, x, y, config), seconds)
 
 
+def memory(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> int:
+    """Bytes of tensors at the worst moment of a training step: weights, optimizer, gradients, activations.
+
+    Args:
+        model: The network; a copy of it is trained.
+        x: Images (B, C, H, W), not counted.
+        y: Their classes (B,).
+        config: Says how it is trained.
+    """
+    model = copy.deepcopy(model).train()
+    optimizer = make_optimizer(model, config, config.lr[0], config.init)
+    step = _step(model, optimizer, x, y)
+    step()
+    optimizer.zero_grad()
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers(), *kept))
+    return held + peak(step, x.device)
+
+
 def stepper(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> Callable[[], object]:
     """A training step on x (B, C, H, W) and y (B,) as a function; it trains a copy of the network."""
     model = copy.deepcopy(model).train()
-    optimizer = make_optimizer(model, config, config.lr[0], config.init)
+    return _step(model, make_optimizer(model, config, config.lr[0], config.init), x, y)
 
+
+def _step(model: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: Tensor) -> Callable[[], object]:
     def step() -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()

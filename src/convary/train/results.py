@@ -59,12 +59,13 @@ class Bench:
         model, name = model.to(self.device), arm.name
         heard("training step")
         step = self._step(name, model)
+        memory = measure.memory(model, *self._training_batch(), self.config)
         model = fold_excitation(model)  # as it is shipped
         heard("parameters and MACs")
         entry = {"name": name, **self._costs(arm, model)}
         heard("latency")
         entry["latency"] = [{"batch": batch, **self._latency(name, model, batch)} for batch in LATENCY_BATCHES]
-        entry["step"] = step
+        entry["step"], entry["memory"] = step, memory
         heard("routing and correlations")
         entry |= accuracy(arm, curves[name])
         if STATIC in curves and not arm.is_static:
@@ -112,9 +113,12 @@ class Bench:
         return _timing(name, measure.latency(model, self.static, x, self.config.measure_seconds))
 
     def _step(self, name: str, model: nn.Module) -> dict[str, float]:
-        x, y = self._images(min(self.config.batch_size, len(self.dataset.train.labels)))
+        x, y = self._training_batch()
         timing = measure.training_step(model, self.static, x, y, self.config, self.config.measure_seconds)
         return {"batch": len(x), **_timing(name, timing)}
+
+    def _training_batch(self) -> tuple[Tensor, Tensor]:
+        return self._images(min(self.config.batch_size, len(self.dataset.train.labels)))
 
     def _images(self, count: int) -> tuple[Tensor, Tensor]:
         """Some test images, normalised (B, C, H, W), and their labels (B,); repeated where there are fewer."""

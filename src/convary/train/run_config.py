@@ -6,7 +6,14 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Any, ClassVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+Kind = Literal["csv", "tensorboard", "wandb"]  # of logs, see train.log
 
 
 class RunConfig:
@@ -17,16 +24,27 @@ class RunConfig:
         shown: Fields that ``command`` always spells out; the others only where they are not the default.
         places: Fields that say where and how often, not what: a resumed run may change them.
         positional: Fields that the command line gives without a flag.
+        out: Folder of what is written.
+        log: Where the points of the curves go as they come; see ``train.log``.
     """
+
+    out: Path
+    log: tuple[Kind, ...]
 
     command_name: ClassVar[tuple[str, ...]]
     shown: ClassVar[tuple[str, ...]] = ("out",)
-    places: ClassVar[tuple[str, ...]] = ("out", "root", "save_every", "jobs", "watch")
+    places: ClassVar[tuple[str, ...]] = ("out", "root", "save_every", "jobs", "watch", "log")
     positional: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON can hold them."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The config of what ``to_dict`` gave; fields that are not there have their defaults."""
+        hints = get_type_hints(cls)
+        return cls(**{name: _typed(value, hints[name]) for name, value in values.items()})
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result: two runs with the same identity are the same run."""
@@ -49,6 +67,18 @@ class RunConfig:
     def usual(self, field: dataclasses.Field) -> Any:
         """What the command line gives a field that is not spelled out."""
         return field.default
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """What ``_plain`` made of a value of this type."""
+    args = [arg for arg in get_args(hint) if arg is not type(None)]
+    if value is None or get_origin(hint) is Literal:
+        return value
+    if get_origin(hint) in (Union, UnionType):
+        return _typed(value, args[0])
+    if get_origin(hint) is tuple:
+        return tuple(_typed(part, args[0]) for part in value)  # of parts that are alike
+    return Path(value) if hint is Path else value
 
 
 def _plain(value: Any) -> Any:

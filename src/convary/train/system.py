@@ -16,8 +16,10 @@ from torch.utils.data import default_collate
 
 from convary.errors import ConfigError
 from convary.train.checkpoint import SYSTEM
-from convary.train.run_config import RunConfig
+from convary.train.run_config import Kind, RunConfig
 from convary.train.stream import stream
+
+LEARNED = "Scored on {what} that it was trained on: this shows that it can learn, not how it does on others."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class SystemConfig(RunConfig, abc.ABC):
     seed: int = 0
     """Of the weights, the order and the augmentation."""
     evaluate_every: int = 0
-    """Steps between two evaluations; 0: only at the end."""
+    """Steps between two evaluations, each of which draws the pictures; 0: only at the end."""
     save_every: float = 60.0
     """Seconds between two checkpoints."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -57,6 +59,10 @@ class SystemConfig(RunConfig, abc.ABC):
     """torch's threads; by default torch's own choice."""
     cpu: bool = False
     """Stay on the CPU where there is an accelerator."""
+    watch: bool = False
+    """Write report.html while it trains too, with the pictures of each evaluation; an open page reloads itself."""
+    log: tuple[Kind, ...] = ()
+    """Write losses and scores as they come: to csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -90,12 +96,14 @@ class System(abc.ABC):
     Attributes:
         format: What its checkpoints are called in their files.
         scored_together: Whether all processes take part in ``scores``; else the first one alone is asked.
+        measures: What a score means and which direction is better, by the last word of its name.
         trial: Whether it serves a choice, and is scored on held-out training images.
         epochs: Passes over the data, for people; None where only steps are counted.
     """
 
     format: ClassVar[str] = SYSTEM
     scored_together: ClassVar[bool] = False
+    measures: ClassVar[dict[str, str]] = {}
     trial: bool = False
     epochs: int | None = None
 
@@ -111,6 +119,11 @@ class System(abc.ABC):
     def title(self) -> str:
         """For people."""
         return self.config.title
+
+    @property
+    def scored_on(self) -> str:
+        """A sentence on what the scores are taken from; empty where that needs none."""
+        return ""
 
     @property
     def seed(self) -> int:
@@ -215,7 +228,25 @@ class System(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
-        """Write pictures of what the network does, in eval mode, without gradient; returns their paths."""
+        """Write pictures of what the network does, in eval mode, without gradient; returns their paths.
+
+        Called after each evaluation in the first process alone; nothing in it may change the training.
+        """
+
+    def predict(self, model: nn.Module, device: torch.device, source: Path, target: Path) -> None:
+        """Write a picture (PNG) of what the network makes of a file of one's own, in eval mode, without gradient.
+
+        Args:
+            model: The trained network.
+            device: Where it is.
+            source: The file, or that which the others are found by.
+            target: Where the picture goes.
+
+        Raises:
+            DataError: the file is missing or broken.
+            ConfigError: this system has no picture of a single file.
+        """
+        raise ConfigError(f"{self.title} draws no prediction of a file; its pictures are those of the training")
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be of this run."""

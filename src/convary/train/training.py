@@ -164,10 +164,17 @@ class Training:
         }
         if due and self.accelerator.is_main_process:
             point |= {"observed": seen} if (seen := self.system.observe(self.bare, self.accelerator.device)) else {}
+            if not last:
+                self._draw()
         self.curve.append(point)
         self.sums, self.steps_summed = {}, 0
         progress.on_point(info, point)
         return due
+
+    def _draw(self) -> None:
+        """The system's pictures so far."""
+        with torch.no_grad(), evaluating(self.bare):
+            self.system.draw(self.bare, self.accelerator.device, self.path.parent)
 
     def _scores(self) -> dict[str, float]:
         scores: dict[str, float] = {}

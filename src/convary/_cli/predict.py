@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``convary predict``: pictures of what a trained system makes of one's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from convary._cli.console import link, stages
+from convary._cli.parse import parse, wants_help
+from convary.errors import ConfigError, DataError
+from convary.extras import require
+from convary.systems import SYSTEMS
+
+FOLDER = "predictions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Write pictures of what a system that convary train has trained makes of your files."""
+
+    system: Positional[str]
+    """A system of convary train, taken from the folder runs/SYSTEM; or the folder that it was trained into."""
+    files: Positional[tuple[Path, ...]]
+    """Photographs; for dfn-video and dfn-moving-mnist videos. hdfnet looks for the depth of NAME.jpg in NAME_depth.png
+    beside it, or in a folder called depth beside its folder."""
+    out: Path | None = None
+    """Folder for the pictures, which are named as the files; None is predictions in the folder of the system."""
+    cpu: bool = False
+    """Stay on the CPU where there is an accelerator."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, restore the system, write a picture of each file."""
+    if not wants_help(argv):
+        require("convary predict", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib")
+    flags = parse(Predict, argv, "convary predict")
+    folder = _folder(flags.system)
+    targets = _targets(flags.files, flags.out or folder / FOLDER)
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    with stages(console) as tell:
+        tell("loading torch")
+        import torch
+        from accelerate import Accelerator
+
+        from convary.systems.restored import restored
+
+        tell(f"reading {folder}")
+        system, model, step = restored(folder)
+        device = Accelerator(cpu=flags.cpu).device
+        model = model.to(device)
+        if step < system.steps:
+            console.print(f"trained for {step} of {system.steps} steps so far", markup=False)
+        for source, target in targets.items():
+            tell(f"drawing {source}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with torch.no_grad():
+                system.predict(model, device, source, target)
+            console.print(f"picture  {link(target)}", soft_wrap=True)
+    return 0
+
+
+def _folder(system: str) -> Path:
+    """Where the system was trained into."""
+    folder = Path("runs") / system if system in SYSTEMS else Path(system)
+    if not folder.is_dir():
+        hint = f"run convary train {system}" if system in SYSTEMS else f"or give a system: {', '.join(SYSTEMS)}"
+        raise ConfigError(f"there is no folder {folder} of a trained system; give one that has a checkpoint.pt, {hint}")
+    return folder
+
+
+def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """The picture of each file."""
+    if not files:
+        raise ConfigError("no file to predict; give one or more after the system")
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"there is no file {file}; give photographs, or videos for the dfn systems")
+    targets = {file: out / f"{file.stem}.png" for file in files}
+    if len(set(targets.values())) < len(targets):
+        raise ConfigError(
+            "two files have the same name but for folder and ending; predict each with an --out of its own"
+        )
+    own = {target.resolve() for target in targets.values()} & {file.resolve() for file in files}
+    if own:
+        raise ConfigError(f"the picture would take the place of {own.pop()}; give another --out")
+    return targets
