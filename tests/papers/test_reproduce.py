@@ -48,11 +48,8 @@ def test_it_prints_a_table_in_every_format(run):
         (("reproduce", "odconv-resnet", "--rows", "resnet18-5x"), "did you mean 'resnet18-4x'"),
         (("reproduce", "--rows", "resnet18"), "the one table that they are of"),
         (("reproduce", "--data", "cifar10"), "wants a table"),
-        (("reproduce", "odconv-resnet", "--data", "cifar10"), "--without crops"),
-        (("reproduce", "odconv-resnet", "--data", "cifar10", "--without", "crop"), "did you mean 'crops'"),
         (("reproduce", "weightnet-params", "--data", "cifar10"), "none of these rows can be trained"),
         (("compare", "--recipe", "odconv-resnte"), "did you mean 'odconv-resnet'"),
-        (("compare", "--recipe", "odconv-resnet", "--without", "mixup"), "no part 'mixup'"),
         (("compare", "--recipe", "odconv-resnet", "--epochs", "2"), "anneal_epochs must be between 0 and epochs=2"),
     ],
 )
