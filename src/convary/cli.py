@@ -23,7 +23,10 @@ COMMANDS = {
     "explain": ("convary._cli.explain", "Show which strategy would run a dynamic convolution, and why."),
     "reproduce": ("convary._cli.reproduce", "Print published tables beside ours; train their rows."),
     "bench": ("convary._cli.bench", "Time dynamic convolutions and networks against static ones; peak memory."),
-    "train": ("convary._cli.train", "Train a published system with generated kernels: DFN, DMNet, HDFNet, CondInst."),
+    "train": (
+        "convary._cli.train",
+        "Train a published system: DFN, DMNet, HDFNet, CondInst, or a detector on a dynamic backbone.",
+    ),
     "predict": ("convary._cli.predict", "Write pictures of what a trained system makes of your own photographs."),
     "eval": ("convary._cli.evaluate", "Evaluate a checkpoint of compare: top-1, and per class."),
     "data": ("convary._cli.data", "List the data sets and whether they are here, or fetch one."),

@@ -156,9 +156,9 @@ def test_average_precision_of_the_truth_of_nothing_and_of_half():
             for p, n in zip(photos, keep, strict=True)
         ]
 
-    assert average_precision(found, said((8, 19))) == dict.fromkeys(
-        ("mask_ap", "mask_ap50", "mask_ap75", "box_ap", "box_ap50", "box_ap75"), pytest.approx(1.0)
-    )
+    scores = average_precision(found, said((8, 19)))
+    assert scores == dict.fromkeys(scores, pytest.approx(1.0))
+    assert {"mask_ap", "mask_ap50", "mask_ap75", "box_ap", "box_ap50", "box_ap75"} <= scores.keys()
     assert set(average_precision(found, said((0, 0))).values()) == {0.0}
     assert average_precision(found, said((8, 0)))["mask_ap50"] == pytest.approx(8 / 12)  # of twelve classes
 
@@ -179,7 +179,8 @@ def test_trains_on_a_folder_in_cocos_layout(tmp_path):
     data = folder_of(folder_of(tmp_path), part="val2017")
     options = {"flip": True, "short": (64, 96), "long": 150, "optimizer": "sgd"}
     results = fit(config(tmp_path / "run", data=data, **options))
-    assert list(results["scores"]) == ["mask_ap", "mask_ap50", "mask_ap75", "box_ap", "box_ap50", "box_ap75"]
+    assert {"mask_ap", "mask_ap50", "mask_ap75", "box_ap", "box_ap50", "box_ap75"} <= results["scores"].keys()
+    assert next(iter(results["scores"])) == "mask_ap"
     assert (tmp_path / "run" / results["pictures"][0]).stat().st_size > 1000
     train, val = ((data / f"annotations/instances_{part}.json", data / part) for part in ("train2017", "val2017"))
     other = config(tmp_path / "other", train=train, val=val, **options)

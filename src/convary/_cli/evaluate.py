@@ -32,6 +32,10 @@ class Eval:
     """Where data sets lie; None is $CONVARY_DATA, or a folder in your cache."""
     batch_size: int = 100
     """Images at a time."""
+    test_size: int | None = None
+    """Height and width that the centres of folder:PATH's images are cut to; by default as in the training."""
+    workers: int = 0
+    """Processes that read images."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -44,7 +48,8 @@ def run(argv: Sequence[str]) -> int:
         from convary.train import evaluate
 
         tell(f"evaluating {flags.checkpoint}")
-        found = evaluate(flags.checkpoint, flags.data, root=flags.root, batch_size=flags.batch_size)
+        options = {"batch_size": flags.batch_size, "test_size": flags.test_size, "workers": flags.workers}
+        found = evaluate(flags.checkpoint, flags.data, root=flags.root, **options)
     from rich.console import Console
     from rich.markup import escape
 

@@ -45,7 +45,7 @@ EXAMPLES = {
     "reproduce": (
         ("", "which tables there are"),
         ("odconv-resnet", "published numbers beside ours"),
-        ("odconv-resnet --rows resnet18 resnet18-4x --data folder:IMAGENET --without crops", "train two rows"),
+        ("odconv-resnet --rows resnet18 resnet18-4x --data folder:IMAGENET --workers 8", "train two rows"),
     ),
     "bench layers": (("--threads 1 --modes inference", ""), ("--against grouped --out results", "")),
     "bench models": (("--models torchvision:resnet18 --methods odconv --batches 1 8", ""),),

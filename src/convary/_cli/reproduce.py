@@ -52,9 +52,6 @@ class Reproduce(RunConfig):
     out: Path = Path("runs/reproduce")
     """Folder for the trainings; an interrupted one in it is resumed."""
 
-    without: tuple[str, ...] = ()
-    """Parts of the recipes that the trainer can't do and that may be left out; it names them before it trains."""
-
     epochs: int | None = None
     """Epochs instead of the recipe's."""
 
@@ -82,13 +79,29 @@ class Reproduce(RunConfig):
     jobs: int = 1
     """Trainings at a time; for CPUs."""
 
+    workers: int = 0
+    """Processes that read images, of each training process; several for ImageNet."""
+
+    skip_broken: bool = False
+    """Leave out images that can't be read, and count them."""
+
+    accumulate: int | None = None
+    """Parts that a step's images are trained in, to need less memory."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16, or on GPUs fp16: automatic mixed precision."""
+
+    channels_last: bool = False
+    """Keep images and kernels with their channels last, which GPUs convolve faster."""
+
     def overrides(self) -> dict[str, Any]:
         """Fields of a comparison that are given here."""
-        names = ("epochs", "anneal_epochs", "batch_size", "image_size", "limit_train", "root", "threads")
+        names = ("epochs", "anneal_epochs", "batch_size", "image_size", "limit_train", "root", "threads", "accumulate")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.data and self.data.startswith("folder:"):
             given.setdefault("image_size", IMAGENET_SIZE)
-        return {**given, "data": self.data, "seeds": self.seeds, "cpu": self.cpu, "jobs": self.jobs}
+        same = ("data", "seeds", "cpu", "jobs", "workers", "skip_broken", "precision", "channels_last")
+        return given | {name: getattr(self, name) for name in same}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -140,7 +153,7 @@ def _train(flags: Reproduce, tables: Sequence[Any]) -> int:
     from convary.papers.page import FORMATS, records
     from convary.train.reproduce import plan, train
 
-    planned = plan(tables, flags.out, flags.without, **flags.overrides())
+    planned = plan(tables, flags.out, **flags.overrides())
     console = run_console()
     for (_, name), reason in planned.left_out.items():
         console.print(f"not trained: {name}, {reason}")

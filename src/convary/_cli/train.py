@@ -56,7 +56,7 @@ def _help() -> str:
     systems = "\n".join(f"  {name:<{width}}  {title}" for name, (title, *_) in SYSTEMS.items())
     return (
         "usage: convary train SYSTEM [FLAGS]\n\n"
-        "Train one of the published systems whose kernels are generated; an interrupted training is resumed.\n\n"
+        "Train one of the published systems; an interrupted training is resumed.\n\n"
         f"systems:\n{systems}\n\n"
         "convary train SYSTEM --help shows a system's flags and their defaults."
     )

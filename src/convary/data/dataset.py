@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
+from convary.data.reading import Reading
 from convary.errors import DataError
 
 
@@ -24,6 +27,10 @@ class Split(Protocol):
 
     def batch(self, index: Tensor) -> Tensor:
         """The images of ``index`` (B,) as uint8 (B, C, H, W)."""
+        ...
+
+    def picture(self, index: int) -> Image.Image:
+        """One image, as large as it is; raises DataError where it can't be read."""
         ...
 
     def take(self, index: Tensor) -> Split:
@@ -47,6 +54,10 @@ class TensorSplit:
         """The images of ``index`` (B,) as uint8 (B, C, H, W)."""
         return self.images[index]
 
+    def picture(self, index: int) -> Image.Image:
+        """One image."""
+        return to_pil_image(self.images[index])
+
     def take(self, index: Tensor) -> TensorSplit:
         """The part with only the images of ``index`` (M,), in that order."""
         return TensorSplit(self.images[index], self.labels[index])
@@ -67,7 +78,10 @@ class DataSet:
         std: Per channel, likewise.
         license: Of the images.
         source: Where the images come from.
-        augmentation: Pixels of padding for the random crop, and whether a mirrored image keeps its meaning.
+        padding: Pixels by which a training image may be shifted.
+        flip: Whether a mirrored image keeps its meaning.
+        reading: How images are read from their files; None is ``Reading()``.
+        left_out: What is wrong with images that were left out when the set was loaded.
     """
 
     name: str
@@ -82,9 +96,13 @@ class DataSet:
     source: str
     padding: int = 2
     flip: bool = True
+    reading: Reading | None = None
+    left_out: tuple[str, ...] = ()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Uint8 (B, C, H, W) to float32 of about zero mean and unit variance."""
+        """Uint8 (B, C, H, W) to float32 of about zero mean and unit variance; other images are normalised already."""
+        if images.is_floating_point():
+            return images
         mean = torch.tensor(self.mean, device=images.device).mul(255).reshape(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).mul(255).reshape(-1, 1, 1)
         return (images.float() - mean) / std

@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from convary.data.crops import CENTRE, Middle
 from convary.data.dataset import DataSet, TensorSplit
-from convary.data.image import read_image
+from convary.data.image import open_image
+from convary.data.reading import Broken, Reading, stream
 from convary.errors import DataError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -23,64 +29,103 @@ class FolderSplit:
     """Images that are decoded when they are asked for.
 
     Attributes:
-        paths: N files.
+        root: The folder that the names are in.
+        names: (N,) bytes, paths under ``root``; an array, which worker processes share, and not a million objects.
         labels: (N,) int64.
-        size: Height and width that images are brought to.
+        middle: What is looked at where nothing is drawn.
+        skips: Whether a broken image is black in :meth:`batch`, rather than an error.
     """
 
-    paths: tuple[Path, ...]
+    root: Path
+    names: np.ndarray
     labels: Tensor
-    size: int
+    middle: Middle
+    skips: bool = False
+
+    def path(self, index: int) -> Path:
+        """Of a file."""
+        return self.root / os.fsdecode(self.names[index])
+
+    def picture(self, index: int) -> Image.Image:
+        """One image, as large as it is; raises DataError naming a broken file."""
+        try:
+            return open_image(self.path(index))
+        except DataError as error:
+            if self.skips:
+                raise
+            raise DataError(f"{error}; or go on without it: --skip-broken") from error
 
     def batch(self, index: Tensor) -> Tensor:
         """The images of ``index`` (B,) as uint8 (B, 3, size, size); raises DataError naming a broken file."""
-        if not len(index):
-            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        return torch.stack([read_image(self.paths[i], size=self.size) for i in index.tolist()])
+        images = torch.zeros(len(index), 3, self.middle.size, self.middle.size, dtype=torch.uint8)
+        for place, i in enumerate(index.tolist()):
+            try:
+                images[place] = self.middle(self.picture(i))
+            except DataError:
+                if not self.skips:
+                    raise
+        return images
 
     def take(self, index: Tensor) -> FolderSplit:
         """The part with only the images of ``index`` (M,), in that order."""
-        return FolderSplit(tuple(self.paths[i] for i in index.tolist()), self.labels[index], self.size)
+        return dataclasses.replace(self, names=self.names[index.numpy()], labels=self.labels[index])
 
 
-def load_folder(path: Path, size: int) -> DataSet:
+def load_folder(path: Path, size: int, reading: Reading | None = None) -> DataSet:
     """A set of class folders.
+
+    Images stay in memory where they need less than a gigabyte and are not cropped.
 
     Args:
         path: A folder with ``train/`` and ``val/`` or ``test/``, each with the same class folders; or with the class
             folders themselves, in which case a hash of each file's name decides on which side of 90 to 10 it falls.
         size: Height and width that images are brought to.
+        reading: How. Where broken images are skipped, all test images are read once here, and the broken left out.
 
     Raises:
         DataError: no such folder; no class folders; a class folder without images; classes that differ between the
             parts; a broken image.
     """
+    reading = reading or Reading()
     if not path.is_dir():
         raise DataError(f"no folder {path}; give folder:PATH with one sub-folder of images per class")
-    if (path / "train").is_dir():
-        test = next((path / name for name in ("val", "test") if (path / name).is_dir()), None)
-        if test is None:
-            raise DataError(f"{path} has train/ but neither val/ nor test/; add one, or give folder:{path / 'train'}")
-        classes = _classes(path / "train")
-        train_files, test_files = _files(path / "train", classes), _files(test, classes)
-        if extra := sorted(set(_classes(test)) - set(classes)):
-            raise DataError(f"{test} has the class {extra[0]!r}, which {path / 'train'} has not; make both the same")
-    else:
-        classes = _classes(path)
-        train_files, test_files = zip(*map(_divided, _files(path, classes)), strict=True)
+    classes, train, test = _parts(path)
+    middle = Middle(size=reading.test_size or size, part=CENTRE, interpolation=reading.interpolation)
+    if not reading.crops:
+        middle = Middle(size=size)
+    left_out: list[str] = []
+    parts = [_split(path, files, middle, reading, left_out, tested=files is test) for files in (train, test)]
     return DataSet(
         name=f"folder:{path}",
         title=path.name,
         classes=classes,
         shape=(3, size, size),
-        train=_split(train_files, size),
-        test=_split(test_files, size),
+        train=parts[0],
+        test=parts[1],
         mean=(0.485, 0.456, 0.406),  # ImageNet's, as every torchvision model assumes
         std=(0.229, 0.224, 0.225),
         license="unknown",
         source=str(path),
         padding=size // 8,
+        reading=reading,
+        left_out=tuple(left_out),
     )
+
+
+def _parts(path: Path) -> tuple[tuple[str, ...], list[list[str]], list[list[str]]]:
+    """Names of the classes, and of the files of each class to train and to test on."""
+    if not (path / "train").is_dir():
+        classes = _classes(path)
+        train, test = zip(*(_divided(path, files) for files in _files(path, "", classes)), strict=True)
+        return classes, list(train), list(test)
+    name = next((name for name in ("val", "test") if (path / name).is_dir()), None)
+    if name is None:
+        raise DataError(f"{path} has train/ but neither val/ nor test/; add one, or give folder:{path / 'train'}")
+    classes = _classes(path / "train")
+    train, test = _files(path, "train", classes), _files(path, name, classes)
+    if extra := sorted(set(_classes(path / name)) - set(classes)):
+        raise DataError(f"{path / name} has the class {extra[0]!r}, which {path / 'train'} has not; make both the same")
+    return classes, train, test
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -90,34 +135,60 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return classes
 
 
-def _files(folder: Path, classes: tuple[str, ...]) -> list[list[Path]]:
+def _files(root: Path, part: str, classes: tuple[str, ...]) -> list[list[str]]:
+    """Of each class the images in its folder and in those inside it, as paths under ``root``."""
     found = []
     for name in classes:
-        directory = folder / name
+        directory = root / part / name
         if not directory.is_dir():
             raise DataError(f"no class folder {directory}; train, val and test must have the same class folders")
-        paths = sorted(p for p in directory.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        paths = [
+            os.path.relpath(os.path.join(folder, file), root)
+            for folder, _, files in os.walk(directory)
+            for file in files
+            if os.path.splitext(file)[1].lower() in EXTENSIONS
+        ]
         if not paths:
             raise DataError(
                 f"class folder {directory} has no images ({', '.join(sorted(EXTENSIONS))}); add some or remove it"
             )
-        found.append(paths)
+        found.append(sorted(paths, key=lambda path: path.split(os.sep)))
     return found
 
 
-def _divided(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+def _divided(root: Path, paths: list[str]) -> tuple[list[str], list[str]]:
     """Nine tenths to train on and one tenth to test on, at least one each; a name always falls on the same side."""
     if len(paths) < 2:
-        raise DataError(f"class folder {paths[0].parent} has one image; two are needed to train on one and test on one")
-    ranked = sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).digest())
-    test = [path for path in ranked if hashlib.sha256(path.name.encode()).digest()[0] < 26] or ranked[:1]
-    test = test[: len(paths) - 1]
-    return sorted(set(paths) - set(test)), sorted(test)
+        folder = (root / paths[0]).parent
+        raise DataError(f"class folder {folder} has one image; two are needed to train on one and test on one")
+    digests = {path: hashlib.sha256(os.fsencode(os.path.basename(path))).digest() for path in paths}
+    ranked = sorted(paths, key=digests.__getitem__)
+    test = set(([path for path in ranked if digests[path][0] < 26] or ranked[:1])[: len(paths) - 1])
+    return [path for path in paths if path not in test], [path for path in paths if path in test]
 
 
-def _split(files: list[list[Path]] | tuple[list[Path], ...], size: int) -> TensorSplit | FolderSplit:
+def _split(
+    root: Path, files: list[list[str]], middle: Middle, reading: Reading, left_out: list[str], *, tested: bool
+) -> TensorSplit | FolderSplit:
+    """A part of a set, decoded where it fits; what is left out of it is added to ``left_out``."""
     labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(paths) for paths in files]))
-    split = FolderSplit(tuple(path for paths in files for path in paths), labels, size)
-    if len(labels) * 3 * size * size > IN_MEMORY:
+    names = np.array([os.fsencode(path) for paths in files for path in paths])
+    split = FolderSplit(root, names, labels, middle, skips=reading.skipped is not None)
+    fits = not reading.crops and len(labels) * 3 * middle.size**2 <= IN_MEMORY
+    if not fits and not (tested and split.skips):
         return split
-    return TensorSplit(split.batch(torch.arange(len(labels))), labels)
+    broken: list[Broken] = []
+    plan = ([(i, ())] for i in range(len(labels)))
+    read = stream(split, plan, middle if fits else _nothing, reading, note=broken.append if split.skips else None)
+    images = [image for image, _ in read if len(image)]
+    left_out += [image.reason for image in broken]
+    whole = torch.ones(len(labels), dtype=torch.bool)
+    whole[[image.index for image in broken]] = False
+    index = whole.nonzero().flatten()
+    if not len(index):
+        raise DataError(f"none of the {len(labels)} images of {root} to {'test' if tested else 'train'} on can be read")
+    return TensorSplit(torch.cat(images), labels[index]) if fits else split.take(index)
+
+
+def _nothing(picture: Image.Image) -> Tensor:
+    return torch.empty(0)

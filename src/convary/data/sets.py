@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from urllib.error import URLError
 
@@ -16,6 +17,7 @@ from convary.data.dataset import DataSet
 from convary.data.folder import load_folder
 from convary.data.idx import load_fashion
 from convary.data.mini import load_mini
+from convary.data.reading import Reading
 from convary.errors import DataError, nearest
 
 LOADERS = {
@@ -32,7 +34,12 @@ FOLDER_SIZE = 64
 
 
 def load(
-    name: str, root: str | Path | None = None, limit_train: int | None = None, *, image_size: int | None = None
+    name: str,
+    root: str | Path | None = None,
+    limit_train: int | None = None,
+    *,
+    image_size: int | None = None,
+    reading: Reading | None = None,
 ) -> DataSet:
     """A data set by name; nothing is downloaded.
 
@@ -41,13 +48,14 @@ def load(
         root: Data root; :func:`default_root` where it is ``None``.
         limit_train: Take this many training images, balanced over the classes.
         image_size: Height and width for the images of a folder, 64 where it is ``None``.
+        reading: How images are read from their files.
 
     Raises:
         DataError: an unknown name, a missing or a broken set.
     """
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
-        dataset = load_folder(Path(path).expanduser(), image_size or FOLDER_SIZE)
+        dataset = load_folder(Path(path).expanduser(), image_size or FOLDER_SIZE, reading)
     elif name not in LOADERS:
         raise DataError(f"unknown data set {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}")
     else:
@@ -57,6 +65,7 @@ def load(
                 f"{name} has images of {dataset.shape[1]}x{dataset.shape[2]}; {image_size=} is for folder:PATH, "
                 "leave it out"
             )
+        dataset = dataclasses.replace(dataset, reading=reading)
     return dataset.limited(limit_train)
 
 

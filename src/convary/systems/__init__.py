@@ -23,6 +23,8 @@ SYSTEMS = {
     "hdfnet-published": ("HDFNet, published setting", "hdfnet", "HDFNetPublishedConfig"),
     "condinst": ("CondInst, instance segmentation", "condinst", "CondInstConfig"),
     "condinst-published": ("CondInst, published setting", "condinst", "CondInstPublishedConfig"),
+    "detection": ("Faster and Mask R-CNN, dynamic backbone", "detection", "DetectionConfig"),
+    "detection-published": ("Faster and Mask R-CNN, published setting", "detection", "DetectionPublishedConfig"),
 }
 
 

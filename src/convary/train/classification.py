@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from convary._decay import param_groups
 from convary._recipe import recipe
 from convary._schedule import TemperatureAnnealing, anneal
-from convary.data import DataSet, augment, balanced, epoch_order, generator
+from convary.data import DataSet, balanced
 from convary.train.arms import Arm, architecture, checkpoint_path, start_weights
 from convary.train.checkpoint import FORMAT
 from convary.train.config import CompareConfig
-from convary.train.dropout import drop_features
+from convary.train.dropout import drop_branches, drop_features
 from convary.train.evaluation import score
+from convary.train.images import TrainingImages
 from convary.train.portraits import EXPERTS, layer_shares
 from convary.train.system import System
 
 OBSERVED = 64  # test images over which the experts' shares are taken at each evaluation
-_AUGMENT = 1  # sets the random numbers of different uses apart
 
 
 def learning_rate(step: int, total: int, highest: float, warmup: float, milestones: tuple[int, ...] = ()) -> float:
@@ -112,6 +112,10 @@ class Classification(System):
         self.architecture = architecture(run.arm, comparison, self.dataset, run.seed)
         self.batch_size = min(comparison.batch_size, self.size)
         self.trial, self.epochs = run.trial, comparison.epochs
+        self.images = TrainingImages(
+            config=comparison, dataset=self.dataset, batch_size=self.batch_size, seed=run.seed,
+            device=accelerator.device,
+        )  # fmt: skip
         self.annealing: TemperatureAnnealing | None = None
 
     @property
@@ -140,6 +144,21 @@ class Classification(System):
         return self.comparison.clip
 
     @property
+    def accumulate(self) -> int:
+        """As in the comparison."""
+        return self.comparison.accumulate
+
+    @property
+    def ema(self) -> float | None:
+        """As in the comparison."""
+        return self.comparison.ema
+
+    @property
+    def channels_last(self) -> bool:
+        """As in the comparison."""
+        return self.comparison.channels_last
+
+    @property
     def size(self) -> int:
         """Training images."""
         return len(self.dataset.train.labels)
@@ -147,7 +166,7 @@ class Classification(System):
     @property
     def evaluate_every(self) -> int:
         """Steps of an epoch; images that fill no batch are left out of it."""
-        return self.size // self.batch_size
+        return self.images.every
 
     @property
     def steps(self) -> int:
@@ -169,19 +188,8 @@ class Classification(System):
         return self.dataset.train.batch(torch.tensor([index]))[0], self.dataset.train.labels[index]
 
     def batches(self, first: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, C, H, W), augmented and normalised, and labels (B,)."""
-        train, order, ordered = self.dataset.train, torch.empty(0), -1
-        for step in range(first, self.steps):
-            epoch, position = divmod(step, self.evaluate_every)
-            if epoch != ordered:
-                ordered, order = epoch, epoch_order(self.size, self.seed, epoch)
-            index = order[position * self.batch_size : (position + 1) * self.batch_size][rank::world]
-            images = train.batch(index)
-            if self.comparison.augment:
-                rng = generator(self.seed, epoch, position, _AUGMENT, rank)
-                images = augment(images, rng, padding=self.dataset.padding, flip=self.dataset.flip)
-            device = self.accelerator.device
-            yield self.dataset.normalise(images.to(device)), train.labels[index].to(device)
+        """Images (B, C, H, W), augmented and normalised, and labels (B,), or (B, classes) where images are mixed."""
+        return self.images.batches(range(first, self.steps), rank, world)
 
     def model(self) -> nn.Module:
         """The network with the seed's initial weights, or those that it starts from."""
@@ -197,9 +205,11 @@ class Classification(System):
         return learning_rate(step, self.steps, self.lr, self.comparison.warmup, milestones)
 
     def begin(self, model: nn.Module) -> None:
-        """Start the annealing; set the dropout."""
+        """Start the annealing; set what is dropped."""
         if self.comparison.dropout is not None:
             drop_features(model, self.comparison.dropout)
+        if self.comparison.stochastic_depth is not None:
+            drop_branches(model, self.comparison.stochastic_depth)
         epochs, method = self.comparison.annealing_epochs(self.run.arm), self.run.arm.method
         if method is not None and method.annealing is not None and epochs is not None:
             steps = round(epochs * self.evaluate_every)
@@ -213,9 +223,9 @@ class Classification(System):
     def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy, and the training accuracy in percent, which has no gradient."""
         x, y = batch
-        scores = model(x)
+        scores, right = model(x), y if y.ndim == 1 else y.argmax(1)
         loss = F.cross_entropy(scores, y, label_smoothing=self.comparison.label_smoothing)
-        return {"loss": loss, "top1": 100 * (scores.argmax(1) == y).float().mean()}
+        return {"loss": loss, "top1": 100 * (scores.argmax(1) == right).float().mean()}
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Top-1 in percent and loss on the test images, or in a trial on the held-out ones."""

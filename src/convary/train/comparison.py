@@ -10,19 +10,19 @@ import torch
 from accelerate import Accelerator
 
 from convary.bench.machine import code, machine
-from convary.data import DataSet, load
+from convary.data import DataSet
+from convary.data.reading import Listing
 from convary.files import read_json, write_json
 from convary.train import processes
 from convary.train.arms import architecture, checkpoint_path, start_weights
 from convary.train.checkpoint import load_model
 from convary.train.classification import Run
-from convary.train.config import CompareConfig
+from convary.train.config import SKIPPED, CompareConfig
 from convary.train.files import claim_folder, now
 from convary.train.forecast import work
 from convary.train.jobs import check_jobs, train, train_at_once
 from convary.train.log import heard
 from convary.train.progress import Progress
-from convary.train.recipes import training_recipe
 from convary.train.results import Bench, Curve, describe
 from convary.train.trials import Choice, choose
 
@@ -44,21 +44,18 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         What ``results.json`` holds.
 
     Raises:
-        ConfigError: a value that cannot work, a recipe with a part that the trainer can't do and that ``without`` does
-            not name, or an output folder of something else.
+        ConfigError: a value that cannot work, or an output folder of something else.
         DataError: the data set is missing or broken.
         CheckpointError: a checkpoint in the output folder is truncated or foreign.
         ConvaryError: the output folder cannot be written.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
-    if config.recipe is not None:
-        training_recipe(config.recipe).check(config.without)
-    accelerator = processes.start(cpu=config.cpu)
+    accelerator = processes.start(cpu=config.cpu, precision=config.precision)
     progress = heard(config, progress or Progress(), is_first=accelerator.is_main_process)
     check_jobs(config, accelerator)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    dataset = load(config.data, config.root, config.limit_train, image_size=config.image_size)
+    dataset = config.load_images()
     path = config.out / RESULTS
     origin = None if path.exists() else {"code of convary": code(), "images": dataset.digest()}
     with torch.random.fork_rng():
@@ -80,7 +77,8 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
             run |= {**config.to_dict(), "seeds": list(range(config.seeds))}
             if config.recipe is not None:
                 run["training"] = config.training()
-            content = {"run": run, "machine": machine(), "data": describe(dataset), "methods": methods}
+            left_out = sorted({*dataset.left_out, *Listing.read(config.out / SKIPPED)})
+            content = {"run": run, "machine": machine(), "data": describe(dataset, left_out), "methods": methods}
             content["pictures"] = pictures
             write_json(path, {"schema": SCHEMA, **content})
         accelerator.wait_for_everyone()

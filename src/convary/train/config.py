@@ -11,22 +11,29 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from convary.catalogue import METHOD_NAMES
 from convary.errors import ConfigError
+from convary.train.options import ScaleOptions
 from convary.train.recipes import training_recipe
 from convary.train.run_config import Kind, RunConfig
 
 if TYPE_CHECKING:
+    from convary.data import DataSet
     from convary.train.arms import Arm
 
 Init = Literal["paper", "neutral", "upcycle"]
+SKIPPED = "skipped.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(RunConfig):
+class CompareConfig(ScaleOptions, RunConfig):
     """Train a static network and its dynamic versions on the same data, with the same budget and seeds."""
 
     command_name: ClassVar[tuple[str, ...]] = ("compare",)
     shown: ClassVar[tuple[str, ...]] = ("data", "model", "methods", "epochs", "seeds", "out")
-    later: ClassVar[tuple[str, ...]] = ("recipe", "without", "milestones", "nesterov", "decay", "dropout")
+    places: ClassVar[tuple[str, ...]] = (*RunConfig.places, "workers", "skip_broken")
+    later: ClassVar[tuple[str, ...]] = (
+        *("recipe", "milestones", "nesterov", "decay", "dropout"),
+        *(field.name for field in dataclasses.fields(ScaleOptions) if field.name not in ("workers", "skip_broken")),
+    )
 
     data: str = "fashion-mnist-mini"
     """fashion-mnist-mini (embedded), control (a made-up task that needs a dynamic kernel), fashion-mnist, cifar10,
@@ -133,10 +140,6 @@ class CompareConfig(RunConfig):
     """A published training, as in odconv-resnet: it sets epochs, batch size, optimizer, learning rate, decay, dropout
     and more, each of which its own flag overrides. The results name the recipe and what was changed."""
 
-    without: tuple[str, ...] = ()
-    """Parts of the recipe that this trainer can't do and that may be left out, as in crops. Without their names a
-    recipe that has them is refused."""
-
     milestones: tuple[int, ...] = ()
     """Epochs after which the learning rate falls to a tenth; without any it falls along a cosine."""
 
@@ -159,7 +162,7 @@ class CompareConfig(RunConfig):
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "methods", tuple(self.methods))
         object.__setattr__(self, "lr", (self.lr,) if isinstance(self.lr, (int, float)) else tuple(sorted(self.lr)))
-        for name in ("without", "milestones", "log"):
+        for name in ("milestones", "log"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("root", "start"):
             object.__setattr__(self, name, None if getattr(self, name) is None else Path(getattr(self, name)))
@@ -182,16 +185,13 @@ class CompareConfig(RunConfig):
         if self.anneal_epochs is not None and not 0 <= self.anneal_epochs <= self.epochs:
             raise ConfigError(f"anneal_epochs must be between 0 and epochs={self.epochs}; got {self.anneal_epochs}")
         self._check_recipe()
+        self.check_scale()
         for arm in self.arms().values():
             self._check_arm(arm)
 
     def _check_recipe(self) -> None:
         if self.recipe is not None:
-            training_recipe(self.recipe)  # compare checks what the trainer can't do of it
-        elif self.without:
-            raise ConfigError(
-                f"without={self.without} names parts of a recipe, and there is none; give one, or neither"
-            )
+            training_recipe(self.recipe)
         if list(self.milestones) != sorted({epoch for epoch in self.milestones if epoch > 0}):
             raise ConfigError(f"milestones must be epochs in rising order, from 1; got {self.milestones}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -221,7 +221,7 @@ class CompareConfig(RunConfig):
         return {name: value for name, value in super().identity().items() if name not in unset.intersection(self.later)}
 
     def training(self) -> str | None:
-        """The recipe, what was changed of it and what was left out, in one line; None without a recipe."""
+        """The recipe and what was changed of it, in one line; None without a recipe."""
         if self.recipe is None:
             return None
         wanted = training_recipe(self.recipe).options()
@@ -230,8 +230,7 @@ class CompareConfig(RunConfig):
             for name, value in wanted.items()
             if getattr(self, name) != value
         ]
-        left_out = [f"without {name}" for name in self.without]
-        return "; ".join([self.recipe, *changed, *left_out])
+        return "; ".join([self.recipe, *changed])
 
     def _check_arm(self, arm: Arm) -> None:
         init = arm.init or self.init
@@ -254,6 +253,20 @@ class CompareConfig(RunConfig):
         from convary.selector import selector
 
         selector(self.where, arm.method if arm.is_dynamic and arm.method else METHODS[0]())
+
+    def load_images(self) -> DataSet:
+        """The data set, read as this says; raises DataError where it is missing or broken."""
+        from convary.data import load
+        from convary.data.reading import Reading
+
+        reading = Reading(
+            crops=self.crops,
+            test_size=self.test_size,
+            interpolation=self.interpolation,
+            workers=self.workers,
+            skipped=self.out / SKIPPED if self.skip_broken else None,
+        )
+        return load(self.data, self.root, self.limit_train, image_size=self.image_size, reading=reading)
 
     def arms(self) -> dict[str, Arm]:
         """What to train, in order, by name.

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dropout before the classifier, as trainings that were published ask for it."""
+"""Dropout before the classifier, and of whole residual branches, as trainings that were published ask for it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import StochasticDepth, stochastic_depth
 
 from convary.errors import ConfigError
 from convary.nn import DynamicLayer, Router
@@ -35,6 +38,36 @@ def drop_features(model: nn.Module, p: float) -> None:
         return (F.dropout(args[0], p, module.training), *args[1:])
 
     classifier.register_forward_pre_hook(drop)
+
+
+def drop_branches(model: nn.Module, p: float) -> None:
+    """Leave out residual branches for some images while training: the first never, the last with probability ``p``.
+
+    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, with the probability rising linearly.
+
+    Args:
+        model: A ResNet of torchvision, or any network with its ``StochasticDepth``, such as ConvNeXt.
+        p: Probability of leaving out the last branch.
+
+    Raises:
+        ConfigError: the network has no such branches.
+    """
+    kinds = (StochasticDepth, BasicBlock, Bottleneck)
+    found = [module for module in model.modules() if isinstance(module, kinds)]
+    if not found:
+        raise ConfigError(f"{type(model).__name__} has no residual branch known here; leave stochastic_depth out")
+    for module, rate in zip(found, torch.linspace(0, p, len(found)).tolist(), strict=True):
+        if isinstance(module, StochasticDepth):
+            module.p = rate
+        else:
+            _drop_output(module.bn2 if isinstance(module, BasicBlock) else module.bn3, rate)
+
+
+def _drop_output(norm: nn.Module, p: float) -> None:
+    def drop(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        return stochastic_depth(output, p, "row", module.training)
+
+    norm.register_forward_hook(drop)
 
 
 def _preceding(parent: nn.Module, module: nn.Module) -> nn.Module | None:

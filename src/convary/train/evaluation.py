@@ -15,6 +15,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from convary.data import DataSet, Split, load
+from convary.data.folder import FolderSplit
+from convary.data.reading import Reading, stream
 from convary.errors import DataError, TemperatureWarning
 from convary.nn import evaluating
 from convary.train.checkpoint import load_model, read_checkpoint
@@ -47,8 +49,16 @@ class Evaluation:
 
 def batches(split: Split, dataset: DataSet, size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
     """All images of a part in order, normalised (B, C, H, W), with their labels (B,)."""
-    for index in torch.arange(len(split.labels)).split(size):
-        yield dataset.normalise(split.batch(index).to(device)), split.labels[index].to(device)
+    indices = torch.arange(len(split.labels)).split(size)
+    if isinstance(split, FolderSplit):
+        plan = ([(i, ()) for i in index.tolist()] for index in indices)
+        pin = torch.device(device).type == "cuda"
+        read = stream(split, plan, split.middle, dataset.reading, pin=pin)
+    else:
+        read = ((split.batch(index), split.labels[index]) for index in indices)
+    for images, labels in read:
+        if len(labels):
+            yield dataset.normalise(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,13 @@ def score(
 
 
 def evaluate(
-    checkpoint: str | Path, data: str | None = None, *, root: str | Path | None = None, batch_size: int = 100
+    checkpoint: str | Path,
+    data: str | None = None,
+    *,
+    root: str | Path | None = None,
+    batch_size: int = 100,
+    test_size: int | None = None,
+    workers: int = 0,
 ) -> Evaluation:
     """Test a checkpoint of ``convary compare``.
 
@@ -105,6 +121,8 @@ def evaluate(
         data: A data set with the same classes; by default the one that the network was trained on.
         root: Data root.
         batch_size: Images at a time.
+        test_size: Height and width that the centres of a folder's images are cut to; by default as in the training.
+        workers: Processes that read images.
 
     Raises:
         CheckpointError: the file is missing, truncated or foreign.
@@ -115,7 +133,10 @@ def evaluate(
     architecture, run = content["architecture"], content["run"]
     shape = tuple(architecture["shape"])
     name = data or run["data"]
-    dataset = load(name, root, image_size=shape[1] if name.startswith("folder:") else None)
+    given = {field: run[field] for field in ("crops", "test_size", "interpolation") if field in run}
+    given |= {} if test_size is None else {"crops": True, "test_size": test_size}
+    size = shape[1] if name.startswith("folder:") else None
+    dataset = load(name, root, image_size=size, reading=Reading(workers=workers, **given))
     if len(dataset.classes) != architecture["num_classes"] or dataset.shape != shape:
         raise DataError(
             f"{name} has {len(dataset.classes)} classes and images of {dataset.shape}, but {path} was trained on "

@@ -86,7 +86,7 @@ def restore(config: SystemConfig) -> nn.Module:
 
 def _results(training: Training, config: SystemConfig, started: str) -> dict[str, Any]:
     """What results.json holds; draws the pictures."""
-    model = training.bare.eval()
+    model = training.kept.eval()
     with torch.no_grad():
         pictures = training.system.draw(model, training.accelerator.device, config.out)
     return {

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 
-from convary.data import DataSet, load
+from convary.data import DataSet
 from convary.errors import ConfigError, ConvaryError
 from convary.train import processes
 from convary.train.classification import Classification, Run
@@ -133,8 +133,8 @@ class _Worker:
         threading.Thread(target=cls._outlive_nobody, daemon=True).start()
         torch.set_num_threads(config.threads or 1)
         cls.config, cls.events, cls.stop = config, events, stop
-        cls.dataset = load(config.data, config.root, config.limit_train, image_size=config.image_size)
-        cls.accelerator = processes.start(cpu=True)
+        cls.dataset = config.load_images()
+        cls.accelerator = processes.start(cpu=True, precision=config.precision)
 
     @classmethod
     def work(cls, run: Run, place: tuple[int, int]) -> Curve:

@@ -20,13 +20,13 @@ def start(*, cpu: bool, precision: str = "fp32") -> Accelerator:
 
     Args:
         cpu: Stay on the CPU where there is an accelerator.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16" or "fp16".
 
     Raises:
-        ConfigError: this process trained with another precision or device before.
+        ConfigError: this process trained with another precision or device before; fp16 without an accelerator.
     """
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no" if precision == "fp32" else precision,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
@@ -36,3 +36,6 @@ def start(*, cpu: bool, precision: str = "fp32") -> Accelerator:
             f"this process has trained with another precision or device than {precision=} and {cpu=}; start a new "
             "process"
         ) from error
+    if precision == "fp16" and accelerator.scaler is None:
+        raise ConfigError(f"fp16 wants a GPU, whose gradients are then scaled; got {accelerator.device}; give bf16")
+    return accelerator

@@ -31,7 +31,15 @@ class TrainingRecipe:
         dropout: Probability before the classifier.
         label_smoothing: Of the training loss.
         anneal_epochs: Epochs over which temperatures fall; None where no method of the paper has any.
-        beyond: Parts that this trainer cannot do, by name, with what the paper does.
+        crops: Whether it trains on random parts of the images and tests on the centres of larger ones.
+        interpolation: How these are scaled.
+        rand_augment: RandAugment as timm writes it.
+        erasing: Probability of erasing a rectangle.
+        mixup: Alpha of mixup.
+        mixup_epochs: Epochs over which it rises.
+        cutmix: Alpha of CutMix.
+        stochastic_depth: Probability of leaving out the last residual branch; None is the network's own.
+        ema: Decay of the average of the weights.
         recalled: Fields that nobody has read again.
     """
 
@@ -50,13 +58,22 @@ class TrainingRecipe:
     dropout: float = 0.0
     label_smoothing: float = 0.0
     anneal_epochs: float | None = None
-    beyond: tuple[tuple[str, str], ...] = ()
+    crops: bool = True
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    rand_augment: str | None = None
+    erasing: float = 0.0
+    mixup: float = 0.0
+    mixup_epochs: float = 0.0
+    cutmix: float = 0.0
+    stochastic_depth: float | None = None
+    ema: float | None = None
     recalled: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
         """The fields of ``CompareConfig`` that it sets."""
         shared = ("epochs", "batch_size", "optimizer", "nesterov", "milestones", "weight_decay", "decay", "dropout",
-                  "label_smoothing", "anneal_epochs")  # fmt: skip
+                  "label_smoothing", "anneal_epochs", "crops", "interpolation", "rand_augment", "erasing", "mixup",
+                  "mixup_epochs", "cutmix", "stochastic_depth", "ema")  # fmt: skip
         return {
             **{name: getattr(self, name) for name in shared},
             "lr": (self.lr,),
@@ -66,33 +83,7 @@ class TrainingRecipe:
             "init": "paper",
         }
 
-    def check(self, without: Iterable[str]) -> None:
-        """Refuse a training that would leave out a part which nobody said may be left out.
 
-        Args:
-            without: Names of parts that may be.
-
-        Raises:
-            ConfigError: a part that the trainer cannot do and that ``without`` lacks, or one that the recipe has not.
-        """
-        parts, without = dict(self.beyond), tuple(without)
-        for name in without:
-            if name not in parts:
-                raise ConfigError(
-                    f"the recipe {self.name} has no part {name!r} that could be left out"
-                    f"{nearest(name, parts)}; it has {', '.join(parts) or 'none'}"
-                )
-        missing = {name: what for name, what in parts.items() if name not in without}
-        if missing:
-            told = "; ".join(f"{name} ({what})" for name, what in missing.items())
-            raise ConfigError(
-                f"the trainer can't do these parts of the recipe {self.name}: {told}. Train without them by "
-                f"--without {' '.join(parts)}; the results then say so"
-            )
-
-
-CROPS = ("crops", "random resized crops for training, centre crops of larger images for testing; here whole images are "
-         "resized, shifted and mirrored")  # fmt: skip
 _OD = "README and main.py of https://github.com/OSVAI/ODConv"
 _KW = "main.py and configs of https://github.com/OSVAI/KernelWarehouse"
 
@@ -107,7 +98,6 @@ _MOBILE = TrainingRecipe(
     weight_decay=4e-5,
     dropout=0.2,
     anneal_epochs=10,
-    beyond=(CROPS,),
 )
 _RESNET = TrainingRecipe(
     name="odconv-resnet",
@@ -121,12 +111,8 @@ _RESNET = TrainingRecipe(
     weight_decay=1e-4,
     dropout=0.2,
     anneal_epochs=10,
-    beyond=(CROPS,),
 )
 _DY = "https://arxiv.org/abs/1912.03458, the section on training"
-_RANDOM = (("rand-augment", "rand-m9-mstd0.5-inc1"), ("random-erasing", "with probability 0.25"))
-_MIXED = ("mixup", "mixup 0.8 and CutMix 1.0")
-_DEPTH = "stochastic-depth"
 _KW_RESNET = TrainingRecipe(
     name="kernelwarehouse-resnet",
     title="KernelWarehouse's ResNets",
@@ -140,7 +126,12 @@ _KW_RESNET = TrainingRecipe(
     decay="weights",
     label_smoothing=0.1,
     anneal_epochs=20,
-    beyond=(CROPS, *_RANDOM, _MIXED, (_DEPTH, "0.1")),
+    interpolation="bicubic",
+    rand_augment="rand-m9-mstd0.5-inc1",
+    erasing=0.25,
+    mixup=0.8,
+    cutmix=1.0,
+    stochastic_depth=0.1,
 )
 _KW_MOBILE = TrainingRecipe(
     name="kernelwarehouse-mobilenetv2",
@@ -155,7 +146,6 @@ _KW_MOBILE = TrainingRecipe(
     decay="weights",
     label_smoothing=0.1,
     anneal_epochs=15,
-    beyond=(CROPS,),
 )
 _DCD = TrainingRecipe(
     name="dcd-mobilenetv2",
@@ -168,7 +158,8 @@ _DCD = TrainingRecipe(
     weight_decay=2e-5,
     dropout=0.2,
     label_smoothing=0.1,
-    beyond=(CROPS, ("mixup", "mixup that grows to 0.2 over 100 epochs")),
+    mixup=0.2,
+    mixup_epochs=100,
     recalled=("epochs", "weight_decay", "dropout", "label_smoothing"),
 )
 
@@ -192,12 +183,12 @@ def _recipes() -> Iterable[TrainingRecipe]:
     yield dataclasses.replace(_RESNET, name="dyconv-resnet", title="DyConv's ResNets", dropout=0.1, **ours)
     yield _DCD
     yield _KW_RESNET
-    yield _variant(_KW_RESNET, "full-depth", "without stochastic depth", beyond=(CROPS, *_RANDOM, _MIXED))
-    yield _variant(_KW_RESNET, "quarter", "1/4x", beyond=(CROPS, *_RANDOM))
-    averaged = dataclasses.replace(_KW_RESNET, name="kernelwarehouse-convnext", title="KernelWarehouse's ConvNeXt-Tiny")
-    ema, usual = ("ema", "weights averaged at 0.9999"), (CROPS, *_RANDOM, _MIXED)
-    yield dataclasses.replace(averaged, beyond=(*usual, (_DEPTH, "0.3"), ema))
-    yield _variant(averaged, "static", "static", beyond=(*usual, (_DEPTH, "0.1"), ema))
+    yield _variant(_KW_RESNET, "full-depth", "without stochastic depth", stochastic_depth=None)
+    yield _variant(_KW_RESNET, "quarter", "1/4x", stochastic_depth=None, mixup=0.0, cutmix=0.0)
+    convnext = {"name": "kernelwarehouse-convnext", "title": "KernelWarehouse's ConvNeXt-Tiny", "ema": 0.9999}
+    averaged = dataclasses.replace(_KW_RESNET, **convnext, stochastic_depth=0.3)
+    yield averaged
+    yield _variant(averaged, "static", "static", stochastic_depth=0.1)
     yield _KW_MOBILE
     yield _variant(_KW_MOBILE, "hard", "without label smoothing", label_smoothing=0.0)
 
@@ -218,7 +209,7 @@ def training_recipe(name: str) -> TrainingRecipe:
 
 def as_markdown() -> str:
     """All recipes as a section of a page."""
-    head = "| recipe | epochs | batch | optimizer | lr | decay | dropout | T falls over | the trainer can't do |"
+    head = "| recipe | epochs | batch | optimizer | lr | decay | dropout | T falls over | images |"
     lines = [head, "|---|---:|---:|---|---|---|---|---|---|", *map(_line, RECIPES.values())]
     sources: dict[str, list[str]] = {}
     for recipe in RECIPES.values():
@@ -233,7 +224,8 @@ _SAID = """\
 `convary compare --recipe NAME` trains any network by one of these; each field has a flag that overrides it, and the
 results name both. sgd has momentum 0.9. A learning rate falls along a cosine to 0, or to a tenth after the epochs
 given; where it rises first, the cosine begins with the first step all the same. "all" decays every parameter,
-"weights" all but biases and those of one axis. What the trainer can't do is refused, until `--without` names it.
+"weights" all but biases and those of one axis. Training is on random resized crops, mirrored at random, and testing on
+the centre of an image whose shorter side is 8/7 of what the network sees; RandAugment is timm's.
 """
 
 
@@ -242,9 +234,19 @@ def _line(recipe: TrainingRecipe) -> str:
     rises = f", rises over {recipe.warmup_epochs:g}" if recipe.warmup_epochs else ""
     smooth = f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else ""
     anneal = "–" if recipe.anneal_epochs is None else f"{recipe.anneal_epochs:g} epochs"
-    beyond = "; ".join(name if name == CROPS[0] else f"{name} ({what})" for name, what in recipe.beyond)
+    images = [
+        "bicubic" if recipe.interpolation == "bicubic" else "",
+        f"RandAugment {recipe.rand_augment}" if recipe.rand_augment else "",
+        f"erasing {recipe.erasing:g}" if recipe.erasing else "",
+        f"mixup {recipe.mixup:g}" if recipe.mixup else "",
+        f"(rises over {recipe.mixup_epochs:g} epochs)" if recipe.mixup_epochs else "",
+        f"CutMix {recipe.cutmix:g}" if recipe.cutmix else "",
+        f"stochastic depth {recipe.stochastic_depth:g}" if recipe.stochastic_depth is not None else "",
+        f"weights averaged at {recipe.ema:g}" if recipe.ema else "",
+    ]
+    told = ", ".join(part for part in ("crops", *images) if part).replace(", (", " (")
     optimizer = recipe.optimizer + (", Nesterov" if recipe.nesterov else "")
     rate = f"{recipe.lr:g}{falls}{rises}"
     cells = [recipe.name, str(recipe.epochs), str(recipe.batch_size), optimizer + smooth, rate,
-             f"{recipe.weight_decay:g}, {recipe.decay}", f"{recipe.dropout:g}", anneal, beyond or "–"]  # fmt: skip
+             f"{recipe.weight_decay:g}, {recipe.decay}", f"{recipe.dropout:g}", anneal, told]  # fmt: skip
     return f"| {' | '.join(cells)} |"

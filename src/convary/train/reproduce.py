@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convary.errors import ConfigError, nearest
+from convary.errors import ConfigError
 from convary.methods import MethodConfig
 from convary.models import Comparator
 from convary.papers import TABLES, Row, Table
@@ -18,7 +18,7 @@ from convary.train.arms import STATIC
 from convary.train.comparison import compare
 from convary.train.config import CompareConfig
 from convary.train.progress import Progress
-from convary.train.recipes import as_markdown, training_recipe
+from convary.train.recipes import as_markdown
 
 Key = tuple[str, str]  # the names of a table and of a row
 
@@ -43,18 +43,16 @@ class Plan:
     left_out: dict[Key, str]
 
 
-def plan(tables: Iterable[Table], out: Path, without: tuple[str, ...] = (), **given: Any) -> Plan:
+def plan(tables: Iterable[Table], out: Path, **given: Any) -> Plan:
     """What training the rows of some tables means; nothing is trained yet.
 
     Args:
         tables: With the rows.
         out: Folder; every comparison gets one in it.
-        without: Parts of the recipes that the trainer can't do, and that may be left out.
         given: Fields of ``CompareConfig`` that override the recipes'.
 
     Raises:
-        ConfigError: no row can be trained; a part of a recipe that the trainer can't do is not among ``without``, or no
-            recipe has a part that is; or a value that cannot work.
+        ConfigError: no row can be trained, or a value that cannot work.
     """
     left_out: dict[Key, str] = {}
     rows: dict[tuple[str, str, str], dict[Key, Row]] = {}
@@ -68,8 +66,7 @@ def plan(tables: Iterable[Table], out: Path, without: tuple[str, ...] = (), **gi
     if not rows:
         told = "; ".join(dict.fromkeys(f"{name}: {reason}" for (_, name), reason in left_out.items()))
         raise ConfigError(f"none of these rows can be trained: {told}")
-    _check_parts({recipe for _, recipe, _ in rows}, without)
-    groups = [_group(*key, found, out, without, given) for key, found in rows.items()]
+    groups = [_group(*key, found, out, given) for key, found in rows.items()]
     return Plan(groups=groups, left_out=left_out)
 
 
@@ -80,38 +77,15 @@ def obstacle(row: Row) -> str:
     return "" if row.recipe else "its training is not among the recipes"
 
 
-def _check_parts(recipes: set[str], without: tuple[str, ...]) -> None:
-    parts = {name: dict(training_recipe(name).beyond) for name in sorted(recipes)}
-    known = dict.fromkeys(part for found in parts.values() for part in found)
-    for part in without:
-        if part not in known:
-            raise ConfigError(
-                f"no recipe of these rows has a part {part!r} that could be left out{nearest(part, known)}; they have "
-                f"{', '.join(known) or 'none'}"
-            )
-    for name, found in parts.items():
-        training_recipe(name).check(part for part in without if part in found)
-
-
-def _group(
-    network: str,
-    recipe: str,
-    where: str,
-    rows: dict[Key, Row],
-    out: Path,
-    without: tuple[str, ...],
-    given: dict[str, Any],
-) -> Group:
+def _group(network: str, recipe: str, where: str, rows: dict[Key, Row], out: Path, given: dict[str, Any]) -> Group:
     arms = {key: STATIC if row.method is None else arm_name(row.method) for key, row in rows.items()}
     plain = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in f"{network}-{recipe}-{where}")
-    parts = dict(training_recipe(recipe).beyond)
     config = CompareConfig.from_recipe(
         recipe,
         model=network,
         methods=tuple(dict.fromkeys(sorted(arms.values(), key=lambda name: name != STATIC))),
         where=where,
         out=out / plain.replace("--", "-").strip("-"),
-        without=tuple(part for part in without if part in parts),
         **given,
     )
     return Group(config, arms)

@@ -157,8 +157,9 @@ def accuracy(arm: Arm, curves: list[Curve]) -> dict[str, Any]:
     return {"top1": {"mean": statistics.fmean(tops), "std": spread}, "seeds": seeds}
 
 
-def describe(dataset: DataSet) -> dict[str, Any]:
-    """The entry ``data``."""
+def describe(dataset: DataSet, left_out: list[str]) -> dict[str, Any]:
+    """The entry ``data``; ``left_out`` says what is wrong with each image that was."""
+    skipped = {"left_out": {"images": len(left_out), "first": left_out[0]}} if left_out else {}
     return {
         "name": dataset.name,
         "title": dataset.title,
@@ -168,4 +169,5 @@ def describe(dataset: DataSet) -> dict[str, Any]:
         "shape": list(dataset.shape),
         "license": dataset.license,
         "source": dataset.source,
+        **skipped,
     }

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from convary.data import epoch_order, generator
+from convary.data.reading import leave_interrupts
 
 if TYPE_CHECKING:
     from convary.train.system import System
@@ -28,7 +29,10 @@ def stream(system: System, first: int, rank: int, world: int) -> DataLoader:
     """
     steps = _Steps(system, first, slice(rank, None, world))
     workers = system.config.workers
-    return DataLoader(_Items(system), batch_sampler=steps, collate_fn=system.collate, num_workers=workers)
+    quiet = leave_interrupts if workers else None
+    return DataLoader(
+        _Items(system), batch_sampler=steps, collate_fn=system.collate, num_workers=workers, worker_init_fn=quiet
+    )
 
 
 class _Items(Dataset):

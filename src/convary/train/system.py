@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -146,6 +147,21 @@ class System(abc.ABC):
         return None
 
     @property
+    def accumulate(self) -> int:
+        """Parts that a step's batch is trained in, see ``parts``."""
+        return 1
+
+    @property
+    def ema(self) -> float | None:
+        """Decay of the average of the weights, which is then what is scored and kept; None: the last weights are."""
+        return None
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether kernels of convolutions have their channels last."""
+        return False
+
+    @property
     def evaluate_every(self) -> int:
         """Steps between two evaluations; 0: only at the end."""
         return self.config.evaluate_every
@@ -179,6 +195,16 @@ class System(abc.ABC):
         A system that has its data as tensors may cut its batches itself, and then has no ``item``.
         """
         return stream(self, first, rank, world)
+
+    def parts(self, batch: Any) -> list[tuple[float, Any]]:
+        """``accumulate`` parts of a batch that is a tuple of tensors or lists, each with its share of the items."""
+        count = self.accumulate
+        if count == 1:
+            return [(1.0, batch)]
+        size = len(batch[0])
+        edges = [size * part // count for part in range(count + 1)]
+        slices = [slice(first, last) for first, last in itertools.pairwise(edges) if last > first]
+        return [((part.stop - part.start) / size, tuple(value[part] for value in batch)) for part in slices]
 
     @abc.abstractmethod
     def model(self) -> nn.Module:

@@ -7,21 +7,25 @@ seeded by the run's seed and the step. So a checkpoint needs no random state.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
+from torch import nn
 
 from convary.data import derive_seed
-from convary.errors import CheckpointError, ConfigError, TemperatureWarning
+from convary.data.reading import lost_worker
+from convary.errors import CheckpointError, ConfigError, DataError, TemperatureWarning
 from convary.nn import DynamicLayer
 from convary.nn.modes import evaluating
+from convary.train.average import Average
 from convary.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from convary.train.interrupt import Interrupt
 from convary.train.progress import Progress, RunInfo, StepInfo
@@ -50,16 +54,24 @@ class Training:
         self.system, self.accelerator, self.path = system, accelerator, path
         torch.manual_seed(derive_seed(system.seed, _WEIGHTS))
         self.bare = system.model().train()  # the network without Accelerate's wrapper
+        if system.channels_last:
+            channels_last(self.bare)
         optimizer = system.optimizer(self.bare)
         self.shares = [group["lr"] / system.lr for group in optimizer.param_groups]  # of the learning rate
         self.model, self.optimizer = accelerator.prepare(self.bare, optimizer)
         system.begin(self.bare)
+        self.average = None if system.ema is None else Average(self.bare, system.ema)
         self.step, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
         self.sums: dict[str, float] = {}  # of what the steps since the last point of the curve gave
         self.steps_summed = 0
         self.curve: list[dict[str, Any]] = []
         if path.exists():
             self._load()
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is scored and kept: the average of the weights where there is one."""
+        return self.bare if self.average is None else self.average.model
 
     def run(
         self, progress: Progress, place: tuple[int, int] = (0, 1), stop: Callable[[], bool] | None = None
@@ -75,29 +87,37 @@ class Training:
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
+            DataError: an item can't be read, or a process that reads them was killed; the state is saved.
             Diverged: the loss is no longer finite.
         """
         info = self.info(*place)
         progress.on_start(info)
         if self.curve:
             progress.on_resume(info, self.curve)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        with Interrupt() as interrupt:
-            saved = started = time.monotonic()
-            before, cpu = self.seconds, self.cpu_seconds - time.process_time()
-            for batch in self.system.batches(self.step, rank, world):
-                progress.on_step(info, self._take_step(batch))
-                self.seconds = before + time.monotonic() - started
-                self.cpu_seconds = cpu + time.process_time()  # says more where the machine is shared
-                scored = self._note(info, progress)
-                asked = interrupt.asked_anywhere(self.accelerator) or (stop is not None and stop())
-                if scored or asked or time.monotonic() - saved >= self.system.save_every:
-                    self._save()
-                    saved = time.monotonic()
-                if asked:
-                    raise KeyboardInterrupt
+        try:
+            with Interrupt() as interrupt:
+                self._run(info, progress, lambda: interrupt.asked_anywhere(self.accelerator) or bool(stop and stop()))
+        except RuntimeError as error:  # torch raises it wherever this process is when a worker dies
+            if lost := lost_worker(error):
+                raise lost from error
+            raise
         progress.on_end(info, self.curve[-1])
         return self.curve
+
+    def _run(self, info: RunInfo, progress: Progress, stops: Callable[[], bool]) -> None:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        saved = started = time.monotonic()
+        before, cpu = self.seconds, self.cpu_seconds - time.process_time()
+        for batch in self._batches(rank, world):
+            progress.on_step(info, self._take_step(batch))
+            self.seconds = before + time.monotonic() - started
+            self.cpu_seconds = cpu + time.process_time()  # says more where the machine is shared
+            scored, asked = self._note(info, progress), stops()
+            if scored or asked or time.monotonic() - saved >= self.system.save_every:
+                self._save()
+                saved = time.monotonic()
+            if asked:
+                raise KeyboardInterrupt
 
     def info(self, index: int, count: int) -> RunInfo:
         """What there is to say before it starts."""
@@ -115,28 +135,51 @@ class Training:
             layers=sum(isinstance(module, DynamicLayer) for module in self.bare.modules()),
         )
 
+    def _batches(self, rank: int, world: int) -> Iterator[Any]:
+        """What the system gives; where it fails between two steps, what was trained is saved."""
+        try:
+            yield from self.system.batches(self.step, rank, world)
+        except DataError:
+            self._save()
+            raise
+
     def _take_step(self, batch: Any) -> StepInfo:
         lr = self.system.learning_rate(self.step)
         for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
             group["lr"] = lr * share
         torch.manual_seed(derive_seed(self.system.seed, self.step, _DROPOUT, self.accelerator.process_index))
-        with self.accelerator.autocast():
-            parts = self.system.losses(self.model, send_to_device(batch, self.accelerator.device))
-        total = torch.stack([part.float() for part in parts.values() if part.requires_grad]).sum()
         self.optimizer.zero_grad()
-        self.accelerator.backward(total)
+        parts = self._backward(send_to_device(batch, self.accelerator.device))
         if self.system.clip is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.system.clip)
         self.optimizer.step()
         self.system.after_step()
+        if self.average is not None:
+            self.average.update()
         self.step += 1
         self._sum_up(parts)
         means = {name: value / self.steps_summed for name, value in self.sums.items()}
         return StepInfo(step=self.step, losses=means, lr=lr, temperature=self.system.temperature)
 
+    def _backward(self, batch: Any) -> dict[str, torch.Tensor]:
+        """Add up the gradients of the batch's parts; what they gave, their mean."""
+        found: dict[str, torch.Tensor] = {}
+        pieces = self.system.parts(batch)
+        for place, (share, piece) in enumerate(pieces):
+            last = place == len(pieces) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    parts = self.system.losses(self.model, piece)
+                total = torch.stack([part.float() for part in parts.values() if part.requires_grad]).sum()
+                self.accelerator.backward(total if share == 1 else share * total)
+            for name, part in parts.items():
+                value = part.detach().float() * share
+                found[name] = found[name] + value if name in found else value
+        return found
+
     def _sum_up(self, parts: dict[str, torch.Tensor]) -> None:
         """Add what a step gave, the mean over the processes."""
-        values = torch.stack([part.detach().float() for part in parts.values()])
+        values = torch.stack(list(parts.values()))
         values = torch.as_tensor(self.accelerator.reduce(values, "mean")).tolist()
         self.steps_summed += 1
         for name, value in zip(parts, values, strict=True):
@@ -163,7 +206,7 @@ class Training:
             "cpu_seconds": self.cpu_seconds,
         }
         if due and self.accelerator.is_main_process:
-            point |= {"observed": seen} if (seen := self.system.observe(self.bare, self.accelerator.device)) else {}
+            point |= {"observed": seen} if (seen := self.system.observe(self.kept, self.accelerator.device)) else {}
             if not last:
                 self._draw()
         self.curve.append(point)
@@ -173,16 +216,16 @@ class Training:
 
     def _draw(self) -> None:
         """The system's pictures so far."""
-        with torch.no_grad(), evaluating(self.bare):
-            self.system.draw(self.bare, self.accelerator.device, self.path.parent)
+        with torch.no_grad(), evaluating(self.kept):
+            self.system.draw(self.kept, self.accelerator.device, self.path.parent)
 
     def _scores(self) -> dict[str, float]:
         scores: dict[str, float] = {}
         if self.accelerator.is_main_process or self.system.scored_together:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore", TemperatureWarning)  # the curve looks at networks still annealing
-                with evaluating(self.bare):
-                    scores = self.system.scores(self.bare, self.accelerator.device)
+                with evaluating(self.kept):
+                    scores = self.system.scores(self.kept, self.accelerator.device)
         self.accelerator.wait_for_everyone()
         return scores
 
@@ -192,7 +235,7 @@ class Training:
             content = {
                 **self.system.identity(),
                 **self.system.describe(self.bare),
-                "model": self.bare.state_dict(),
+                "model": self.kept.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "system": self.system.state_dict(),
                 "step": self.step,
@@ -202,11 +245,19 @@ class Training:
                 "seconds": self.seconds,
                 "cpu_seconds": self.cpu_seconds,
             }
+            if self.average is not None:
+                content["trained"] = self.bare.state_dict()
+            if self.accelerator.scaler is not None:
+                content["scaler"] = self.accelerator.scaler.state_dict()
             write_checkpoint(self.path, content, format=self.system.format)
 
     def _load(self) -> None:
         content = read_own(self.path, self.system)
-        load_weights(self.bare, content["model"], self.path)
+        load_weights(self.kept, content["model"], self.path)
+        if self.average is not None:
+            load_weights(self.bare, content["trained"], self.path)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(content["scaler"])
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except ValueError as error:  # other parameters are trained: pretrained weights came then or come now
@@ -217,6 +268,13 @@ class Training:
         self.system.load_state_dict(content["system"])
         self.step, self.seconds, self.cpu_seconds = content["step"], content["seconds"], content["cpu_seconds"]
         self.sums, self.steps_summed, self.curve = content["sums"], content["steps_summed"], content["curve"]
+
+
+def channels_last(model: nn.Module) -> None:
+    """Keep the kernels of static convolutions with their channels last; banks stay as their layers want them."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.ndim == 4:
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 POINTS = 50  # of a curve, where nothing is evaluated on the way

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D103
+"""Images a second that a training with crops reads from JPEG files, against a bare torchvision DataLoader; and memory.
+
+    python benchmarks/reading.py --root DATA --out benchmarks/results/reading.json
+
+CIFAR-10's 50,000 training images are written as JPEG folders, of 32 pixels, and some of 256. Both loaders crop,
+mirror and normalise; theirs is ImageFolder with v2's transforms. They take turns, and the ratio is the median of the
+rounds'. Memory is the proportional set size of all processes, at ten moments of an epoch of all 50,000 files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+from torchvision.transforms.functional import resize, to_pil_image
+
+from convary.bench.machine import machine
+from convary.data import DataSet, load
+from convary.data.reading import Reading
+from convary.files import write_json
+from convary.train.config import CompareConfig
+from convary.train.images import TrainingImages
+
+BATCH, ROUNDS = 100, 5
+
+
+def write_folders(dataset: DataSet, root: Path, side: int, count: int) -> Path:
+    """The first ``count`` training images as JPEG files, and one test image a class."""
+    for part, split, most in (("train", dataset.train, count), ("val", dataset.test, 100)):
+        for i, label in enumerate(split.labels[:most].tolist()):
+            folder = root / part / dataset.classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            resize(to_pil_image(split.images[i]), [side, side]).save(folder / f"{i:05}.jpg", quality=90)
+    return root
+
+
+def ours(root: Path, size: int, workers: int, steps: int) -> Iterator:
+    config = CompareConfig(data=f"folder:{root}", image_size=size, crops=True, workers=workers)
+    dataset = config.load_images()
+    assert dataset.reading == Reading(crops=True, workers=workers)
+    images = TrainingImages(config=config, dataset=dataset, batch_size=BATCH, seed=0, device=torch.device("cpu"))
+    return images.batches(range(steps), 0, 1)
+
+
+def bare(root: Path, size: int, workers: int, steps: int) -> Iterator:
+    transforms = [
+        v2.RandomResizedCrop(size),
+        v2.RandomHorizontalFlip(),
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+    ]
+    transforms.append(v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    dataset = ImageFolder(str(root / "train"), v2.Compose(transforms))
+    options = {"prefetch_factor": 4} if workers else {}
+    return itertools.islice(DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, **options), steps)
+
+
+def rate(loader: Callable[..., Iterator], root: Path, size: int, workers: int, steps: int) -> float:
+    """Images a second, from the second batch on."""
+    batches = loader(root, size, workers, steps)
+    next(batches)
+    start = time.perf_counter()
+    for _ in batches:
+        pass
+    return (steps - 1) * BATCH / (time.perf_counter() - start)
+
+
+def compared(root: Path, size: int, workers: int, steps: int) -> dict[str, float]:
+    pairs = [tuple(rate(loader, root, size, workers, steps) for loader in (ours, bare)) for _ in range(ROUNDS)]
+    ratios = sorted(own / other for own, other in pairs)
+    return {
+        "size": size,
+        "workers": workers,
+        "images_per_second": round(statistics.median(own for own, _ in pairs)),
+        "bare_images_per_second": round(statistics.median(other for _, other in pairs)),
+        "ratio": round(statistics.median(ratios), 3),
+        "lowest": round(ratios[0], 3),
+        "highest": round(ratios[-1], 3),
+    }
+
+
+def memory(root: Path, workers: int, steps: int) -> list[float]:
+    """Megabytes of this process and its workers, at ten moments of the steps."""
+    return [
+        round(_megabytes(), 1) for step, _ in enumerate(ours(root, 32, workers, steps), 1) if step % (steps // 10) == 0
+    ]
+
+
+def _megabytes() -> float:
+    own = os.getpid()
+    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+    total = 0
+    for process in (own, *children):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    cifar = load("cifar10", given.root)
+    with tempfile.TemporaryDirectory() as folder:
+        small = write_folders(cifar, Path(folder) / "small", 32, 50_000)
+        large = write_folders(cifar, Path(folder) / "large", 256, 2_000)
+        rates = [compared(small, 32, workers, 40) for workers in (0, 1, 2)]
+        rates += [compared(large, 224, workers, 8) for workers in (0, 1, 2)]
+        epoch = memory(small, 2, 500)
+    write_json(given.out, {"machine": machine(), "batch": BATCH, "rates": rates, "megabytes_over_an_epoch": epoch})
+    for row in rates:
+        print(row)
+    print(epoch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detectors on dynamic backbones: published sizes, where weights come from, training, resuming, export."""
+
+import pytest
+import torch
+from torchvision.models import get_model
+from torchvision.ops import FrozenBatchNorm2d
+
+import convary as cv
+from convary.data.coco import CocoSet, sample_set
+from convary.errors import CheckpointError, ConfigError
+from convary.models.detector import LEVELS, detector
+from convary.models.instances import Instances
+from convary.nn import DynamicLayer, Router
+from convary.papers import table
+from convary.systems.coco_ap import average_precision
+from convary.systems.detection import DetectionConfig, DetectionPublishedConfig, DetectionSystem
+from convary.systems.detection_backbone import classifier
+from convary.train.fit import fit
+from tests.data.written import CONTENT, pixels
+from tests.train.test_fit import StopAt, weights
+
+TINY = {"short": (64,), "long": 96, "channels": 16, "hidden": 16, "regions": 8, "cpu": True}
+
+
+def config(out, **options):
+    return DetectionConfig(**TINY | {"out": out, "steps": 2, "lr": 1e-3} | options)
+
+
+@pytest.mark.parametrize("backbone", LEVELS)
+@pytest.mark.parametrize("kind", ["faster", "mask"])
+@pytest.mark.parametrize("experts", [0, 4])
+def test_a_published_detector_has_the_published_parameters(backbone, kind, experts):
+    """They count the backbone's classifier, which is in no detector, and torchvision has a box for the background."""
+    row = f"{kind}-{backbone.replace('_', '')}" + (f"-{experts}x" if experts else "")
+    [published] = [found.published for found in table("odconv-coco").rows if found.name == row]
+    with torch.device("meta"):
+        net = get_model(backbone, weights=None)
+        net = cv.convert(net, cv.ODConv(experts=experts), upcycle=False) if experts else net
+        whole = sum(p.numel() for p in net.parameters())
+        inside = net.get_submodule(LEVELS[backbone][0])
+        rest = whole - sum(p.numel() for name, p in inside.named_parameters() if not name.startswith("fc."))
+        model = detector(net, backbone, 80, masks=kind == "mask")
+    norms = sum(p.numel() for m in net.modules() if isinstance(m, FrozenBatchNorm2d) for p in (m.weight, m.bias))
+    rest -= 4 * (1024 + 1) + (256 + 1 if kind == "mask" else 0)
+    own = sum(p.numel() for p in model.parameters()) + norms + rest
+    assert own / 1e6 == pytest.approx(float(published.params.removesuffix("M")), abs=0.0101)  # sums of rounded numbers
+
+
+def test_neck_and_heads_stay_static_and_routers_keep_their_norms(tmp_path):
+    model = config(tmp_path, method="dyconv").load().model()
+    dynamic = [name for name, module in model.named_modules() if isinstance(module, DynamicLayer)]
+    assert dynamic and all(name.startswith("backbone.body.") for name in dynamic)
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    assert all(float(router.temperature) == router.final_temperature for router in routers)
+    model = config(tmp_path).load().model()
+    norms = [m.norm for m in model.modules() if isinstance(m, Router) and m.norm is not None]
+    assert norms and all(isinstance(norm, FrozenBatchNorm2d) for norm in norms)
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("source", ["torchvision", "timm", "compare"])
+def test_a_backbone_starts_from_a_file(tmp_path, source):
+    torch.manual_seed(1)
+    path = tmp_path / "weights.pt"
+    static = get_model("mobilenet_v2", weights=None, num_classes=7).eval()
+    for norm in (module for module in static.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+    if source == "timm":
+        import timm
+
+        theirs = timm.create_model("mobilenetv2_100", num_classes=5)
+        own = [v for name, v in static.state_dict().items() if not name.startswith("classifier.")]
+        names = [name for name in theirs.state_dict() if not name.startswith("classifier.")]
+        torch.save(dict(zip(names, own, strict=True)), path)
+    elif source == "torchvision":
+        torch.save(static.state_dict(), path)
+    else:
+        from convary.train.checkpoint import Architecture, write_checkpoint
+
+        found = Architecture(
+            model="torchvision:mobilenet_v2", num_classes=7, shape=(3, 32, 32), method=None, init="paper", seed=0
+        )
+        write_checkpoint(path, {"architecture": vars(found), "model": static.state_dict()})
+    net = classifier("mobilenet_v2", "odconv:experts=1", path).eval()
+    assert any(isinstance(module, DynamicLayer) for module in net.modules())
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(net.features(x), static.features(x), rtol=1e-3, atol=1e-4)
+    model = config(tmp_path / "run", weights=path).load().model()
+    body = model.backbone.body
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in body.modules())
+    assert not any(p.requires_grad for name in ("0", "1") for p in body.get_submodule(name).parameters())
+    torch.testing.assert_close(body.eval()(x)["3"], static.features(x), rtol=1e-3, atol=1e-4)
+
+
+def test_files_of_other_networks_are_refused(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(get_model("resnet18", weights=None).state_dict(), path)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        classifier("mobilenet_v2", "static", path)
+    with pytest.raises(CheckpointError, match="there is no file"):
+        classifier("mobilenet_v2", "static", tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("kind", ["faster", "mask"])
+def test_interrupted_and_resumed_it_ends_the_same(tmp_path, kind):
+    whole, cut = (config(tmp_path / name, detector=kind, steps=3) for name in ("whole", "cut"))
+    results = fit(whole)
+    with pytest.raises(KeyboardInterrupt):
+        fit(cut, StopAt(2))
+    fit(cut)
+    assert all(torch.equal(value, weights(cut)[name]) for name, value in weights(whole).items())
+    assert ("mask_ap50" in results["scores"]) == (kind == "mask") and "box_ap_large" in results["scores"]
+    assert (whole.out / "instances.png").is_file()
+
+
+def test_a_photograph_without_objects_is_trained_on(tmp_path):
+    system = DetectionSystem(config(tmp_path), *[CocoSet(CONTENT, pixels, "it")] * 2)
+    model = system.model().train()
+    losses = system.losses(model, system.collate([system.item(1, torch.Generator().manual_seed(0))]))
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_ap_of_sizes_is_that_of_the_objects_there_are():
+    found = sample_set()
+    photos = [found[place] for place in range(len(found))]
+    truth = [Instances(boxes=p.boxes, scores=torch.ones(len(p.labels)), labels=p.labels, masks=p.masks) for p in photos]
+    scores = average_precision(found, truth)
+    areas = [float(mask.sum()) for photo in photos for mask in photo.masks]
+    sizes = {
+        "small": min(areas) <= 32**2,
+        "medium": any(32**2 <= a <= 96**2 for a in areas),
+        "large": max(areas) >= 96**2,
+    }
+    for size, there in sizes.items():
+        assert (f"mask_ap_{size}" in scores) == there == (f"box_ap_{size}" in scores)
+    assert all(value == pytest.approx(1.0) for value in scores.values())
+    assert all(name.startswith("box") for name in average_precision(found, truth, masks=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "se"}, "static or dynamic"),
+        ({"method": "static@2"}, "static or dynamic"),
+        ({"method": "odconvv"}, "did you mean 'odconv'"),
+        ({"channels": 24}, "multiple of the norm's"),
+        ({"short": (16,)}, "from 32"),
+        ({"val": ("a", "b")}, "goes with --train"),
+    ],
+)
+def test_bad_values(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, **options)
+
+
+def test_the_published_setting_wants_weights_and_falls_after_epochs_8_and_11(tmp_path):
+    with pytest.raises(ConfigError, match="give --weights FILE and --data"):
+        DetectionPublishedConfig(data=tmp_path)
+    published = DetectionPublishedConfig(data=tmp_path, weights=tmp_path / "w.pt")
+    system = DetectionSystem(published, *[CocoSet(CONTENT, pixels, "it")] * 2)
+    epoch = published.steps // 12
+    rates = [system.learning_rate(step) for step in (0, 500, 8 * epoch - 1, 8 * epoch, 11 * epoch)]
+    assert rates == pytest.approx([0.02 / 501, 0.02, 0.02, 0.002, 0.0002])
