@@ -15,6 +15,7 @@ from convary.nn.norm import VectorBatchNorm, normalised, scale_and_shift
 from convary.nn.router import Router, map_outputs_, zero_
 from convary.ops import Coefficients
 from convary.ops.native import router as native_route
+from convary.ops.tracing import is_traced
 
 
 def activate(logits: Tensor, activation: str) -> Tensor:
@@ -58,9 +59,13 @@ class PerceptronRouter(Router):
 
     def _route(self, x: Tensor) -> Coefficients:
         layers = self.native_layers()
-        if layers is None or not native_route.can_run(x, layers):
+        if layers is None:
             return super()._route(x)
-        return self.to_coefficients(native_route.route(x, layers))
+        if is_traced(x):
+            route = native_route.record if native_route.can_record(x, layers) else None
+        else:
+            route = native_route.route if native_route.can_run(x, layers) else None
+        return super()._route(x) if route is None else self.to_coefficients(route(x, layers))
 
     def pieces(self) -> tuple[int, ...]:
         """Lengths of the pieces of the logits: the sigmoids, then the others if there are any."""

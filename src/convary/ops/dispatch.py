@@ -139,6 +139,8 @@ def run(op: Op, arguments: Arguments) -> Tensor:
     """
     tensors, x = arguments.tensors(), arguments[0]
     if is_traced(x, arguments[1]):
+        if _keeps_native(op, arguments):
+            return op.strategies["native"].run(*arguments)
         arguments = arguments.check()
         problem = pose(arguments)
         name = recorded(op, problem, portable=is_portable())
@@ -160,6 +162,16 @@ def run(op: Op, arguments: Arguments) -> Tensor:
             return nothing
         _remember(key, name)
     return op.strategies[name].run(*arguments)
+
+
+def _keeps_native(op: Op, arguments: Arguments) -> bool:
+    """Whether ``recorded`` is going to say ``native``, asked in few steps: ``torch.compile`` traces each of them.
+
+    The operator checks the other tensors, when the graph is made.
+    """
+    if forced.get() is not None or is_portable() or arguments[0].ndim > 4:
+        return False
+    return eligible.obstacle((arguments[0], arguments[1]), arguments.images) is None
 
 
 def pose(arguments: Arguments) -> Problem:

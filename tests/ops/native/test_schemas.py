@@ -9,16 +9,24 @@ CONV = "int[] stride, int[] padding, int[] dilation, int groups"
 MIX = "Tensor bank, Tensor? kernel, Tensor? filter, Tensor? channel, Tensor? tap"
 SAMPLE = "Tensor weight, Tensor? index"
 PIXEL = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, str border, str group_order, int scale_factor"
+ROUTER = (
+    "Tensor? squeeze, Tensor? squeeze_bias, Tensor? mean, Tensor? variance, Tensor? gain, Tensor? shift, Tensor last, "
+    "Tensor? last_bias, Tensor? temperature, float epsilon, int[] pieces, int gates, str rest"
+)
 SCHEMAS = {  # instead of changing a line, give the changed operator another name
     f"mixed_conv(Tensor x, {MIX}, Tensor? bias, {CONV}) -> Tensor",
+    f"mixed_conv_forward(Tensor x, {MIX}, Tensor? bias, {CONV}) -> Tensor",
     f"mixed_conv_grad_x(Tensor grad, SymInt[] size, {MIX}, {CONV}) -> Tensor",
     f"mixed_conv_grad_bank(Tensor grad, Tensor x, {MIX}, {CONV}) -> Tensor[]",
     f"sample_conv(Tensor x, {SAMPLE}, Tensor? bias, {CONV}) -> Tensor",
+    f"sample_conv_forward(Tensor x, {SAMPLE}, Tensor? bias, {CONV}) -> Tensor",
     f"sample_conv_grad_x(Tensor grad, SymInt[] size, {SAMPLE}, {CONV}) -> Tensor",
     f"sample_conv_grad_weight(Tensor grad, Tensor x, {SAMPLE}, {CONV}) -> Tensor[]",
     f"pixel_conv(Tensor x, Tensor weight, {PIXEL}) -> Tensor",
+    f"pixel_conv_forward(Tensor x, Tensor weight, {PIXEL}) -> Tensor",
     f"pixel_conv_grad_x(Tensor grad, SymInt[] size, Tensor weight, {PIXEL}) -> Tensor",
     f"pixel_conv_grad_weight(Tensor grad, Tensor x, Tensor weight, {PIXEL}) -> Tensor[]",
+    f"route(Tensor x, {ROUTER}) -> Tensor[]",
 }
 
 

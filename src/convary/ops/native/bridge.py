@@ -4,7 +4,8 @@
 An op declares what differs in a :class:`NativeOp`. An eager call goes straight to its functions; the operators, in
 ``torch.ops.convary``, are for those who see each operation: tracers and dispatch modes. Of an op with kernels ``bank``
 they are ``op``, ``op_grad_x`` and ``op_grad_bank`` (the gradients of the bank and of all that it is mixed by), and
-these two have no gradient of their own.
+these two have no gradient of their own. A compiled graph for inference holds ``op_forward`` instead: a gradient that is
+registered with torch costs 28 us on every call, also where none is asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from convary.errors import ConvaryError, DtypeError, ShapeError
 from convary.ops.native import library
 from convary.ops.native.autograd import apply, differentiable
 from convary.ops.shapes import in_format_of
-from convary.ops.tracing import is_intercepted, needs_gradient
+from convary.ops.tracing import is_intercepted, is_portable, needs_gradient
 
 GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
 _operators = torch.library.Library("convary", "DEF")
@@ -71,6 +72,7 @@ class NativeOp:
         weights, bias = ", ".join(self.weights), "Tensor? bias, " if self.bias else ""
         schema = f"(Tensor x, {weights}, {bias}{self.settings}) -> Tensor"
         self._declare("", schema, _forward, _forward_fake, _forward_flops)
+        self._declare("_forward", schema, _forward, _forward_fake, _forward_flops)
         schema = f"(Tensor grad, SymInt[] size, {weights}, {self.settings}) -> Tensor"
         self._declare("_grad_x", schema, _grad_x, _grad_x_fake, _grad_x_flops)
         schema = f"(Tensor grad, Tensor x, {weights}, {self.settings}) -> Tensor[]"
@@ -83,7 +85,8 @@ class NativeOp:
         """The op's strategy ``native``: y of all tensors and the settings, after the op's checks."""
         tensors = arguments[:-1]
         if is_intercepted(arguments[0], arguments[1]):
-            return in_format_of(arguments[0], self.operator("")(*tensors, *arguments[-1]))
+            suffix = "" if is_portable() or needs_gradient(*tensors) else "_forward"
+            return in_format_of(arguments[0], self.operator(suffix)(*tensors, *arguments[-1]))
         if needs_gradient(*tensors):
             return apply(_Eager, *arguments, self)
         return self.forward(*arguments)
@@ -112,7 +115,7 @@ class NativeOp:
         _operators.define(name + schema)
         _operators.impl(name, lambda *arguments: cpu(self, *arguments), "CPU")
         torch.library.register_fake(f"convary::{name}", lambda *arguments: fake(self, *arguments), lib=_operators)
-        if suffix:
+        if "grad" in suffix:
             torch.library.register_autograd(f"convary::{name}", self._no_gradient, lib=_operators)
         shapes = register_flop_formula(getattr(torch.ops.convary, name))
         shapes(lambda *arguments, out_shape=None, **_: flops(self, *arguments[:3], out_shape))
@@ -185,8 +188,27 @@ def _gradient_of_bias(grad: Tensor, ndim: int) -> Tensor:
     return by_sample if ndim == 2 else by_sample.sum(0)
 
 
+_settled: dict[tuple, Any] = {}
+_SETTLED_KEPT = 4096
+
+
+def _settle(op: NativeOp, tensors: Sequence[Tensor | None], settings: Sequence) -> Any:
+    """What ``op.check`` answers; remembered by shapes and dtypes, for a graph calls its operators again and again."""
+    if any(t is not None and not t.is_floating_point() for t in tensors):  # whole numbers are checked one by one
+        return op.check(*tensors, *settings)
+    given = [tuple(value) if isinstance(value, list) else value for value in settings]
+    key = (op.name, *[None if t is None else (t.shape, t.dtype) for t in tensors], *given)
+    if key not in _settled:
+        found = op.check(*tensors, *settings)
+        if len(_settled) >= _SETTLED_KEPT:
+            _settled.clear()
+        _settled[key] = found
+    return _settled[key]
+
+
 def _forward(op: NativeOp, x: Tensor, kernels: Tensor, *rest) -> Tensor:
-    settings = op.check(x, kernels, *rest)
+    count = len(op.weights) - 1 + op.bias
+    settings = _settle(op, (x, kernels, *rest[:count]), rest[count:])
     tensors = rest[: len(op.weights) - 1 + op.bias]
     if x.numel() and kernels.numel():
         return op.forward(x.contiguous(), kernels, *tensors, settings)
@@ -199,10 +221,17 @@ def _forward_fake(op: NativeOp, x: Tensor, kernels: Tensor, *rest) -> Tensor:
     return x.new_empty(op.y_shape(x.shape, kernels.shape, op.check(x, kernels, *rest)))
 
 
-def _checked(op: NativeOp, grad: Tensor, x: Tensor, *rest) -> tuple[tuple[Tensor | None, ...], Any]:
+def _check_all(op: NativeOp, tensors: Sequence[Tensor | None], settings: Sequence) -> Any:
+    """``op.check`` itself, for tensors without numbers, whose sizes may be symbols."""
+    return op.check(*tensors, *settings)
+
+
+def _checked(
+    check: Callable[..., Any], op: NativeOp, grad: Tensor, x: Tensor, *rest
+) -> tuple[tuple[Tensor | None, ...], Any]:
     """The weights and the settings of a gradient, which has no bias."""
     count = len(op.weights)
-    settings = op.check(x, *rest[:count], *[None] * op.bias, *rest[count:])
+    settings = check(op, (x, *rest[:count], *[None] * op.bias), rest[count:])
     shape = tuple(op.y_shape(x.shape, rest[0].shape, settings))
     if tuple(grad.shape) != shape or grad.dtype is not x.dtype:
         raise ShapeError(f"the gradient is {tuple(grad.shape)}, {grad.dtype}; that of y must be {shape}, {x.dtype}")
@@ -211,7 +240,7 @@ def _checked(op: NativeOp, grad: Tensor, x: Tensor, *rest) -> tuple[tuple[Tensor
 
 def _grad_x(op: NativeOp, grad: Tensor, size: Sequence[int], *rest) -> Tensor:
     x = grad.new_empty(()).expand(size)  # only its shape counts
-    weights, settings = _checked(op, grad, x, *rest)
+    weights, settings = _checked(_settle, op, grad, x, *rest)
     if x.numel() and grad.numel() and rest[0].numel():
         return op.gradient_of_x(grad.contiguous(), x.shape, *weights, settings)
     return grad.new_zeros(size)
@@ -219,19 +248,19 @@ def _grad_x(op: NativeOp, grad: Tensor, size: Sequence[int], *rest) -> Tensor:
 
 def _grad_x_fake(op: NativeOp, grad: Tensor, size: Sequence[int], *rest) -> Tensor:
     x = grad.new_empty(size)
-    _checked(op, grad, x, *rest)
+    _checked(_check_all, op, grad, x, *rest)
     return x
 
 
 def _grad_weights(op: NativeOp, grad: Tensor, x: Tensor, *rest) -> list[Tensor]:
-    weights, settings = _checked(op, grad, x, *rest)
+    weights, settings = _checked(_settle, op, grad, x, *rest)
     if x.numel() and grad.numel() and rest[0].numel():
         return op.gradient_of_weights(grad, x.contiguous(), *weights, settings)
     return [w.new_zeros(w.shape) for w in weights if w is not None and _is_of_numbers(w)]
 
 
 def _grad_weights_fake(op: NativeOp, grad: Tensor, x: Tensor, *rest) -> list[Tensor]:
-    weights, _ = _checked(op, grad, x, *rest)
+    weights, _ = _checked(_check_all, op, grad, x, *rest)
     return [w.new_empty(w.shape) for w in weights if w is not None and _is_of_numbers(w)]
 
 

@@ -8,15 +8,18 @@ cost more than the convolution of a small layer.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from convary.errors import DtypeError, ShapeError
 from convary.ops.native import eligible
-from convary.ops.native.call import call, is_dense
-from convary.ops.tracing import needs_gradient
+from convary.ops.native.call import call, dense, is_dense
+from convary.ops.tracing import forced, is_portable, needs_gradient
 
 ACTIVATIONS = {"sigmoid": 1, "softmax": 2}
 PIECES = 4  # at most
@@ -100,6 +103,16 @@ def _fits(x: Tensor, layers: Layers) -> bool:
     return all(t is None or t.numel() == n for t, n in vectors)
 
 
+def can_record(x: Tensor, layers: Layers) -> bool:
+    """Whether a graph that is compiled for this machine may hold :func:`route` as one operator.
+
+    Asked in few steps, for ``torch.compile`` traces each of them; the operator checks the rest.
+    """
+    if is_portable() or forced.get() not in (None, "native"):
+        return False
+    return not needs_gradient(x, *layers[:TENSORS]) and eligible.obstacle((x, layers.last)) is None
+
+
 def can_run_on(x: Tensor) -> bool:
     """Whether :func:`route` takes x, in the modes that are on now."""
     return eligible.obstacle((x,), dispatched=False) is None and is_dense(x) and x.numel() > 0
@@ -130,3 +143,50 @@ def route(x: Tensor, layers: Layers) -> list[Tensor]:
         pieces.append(out.as_strided((B, length), (length, 1), first))
         first += B * length
     return pieces
+
+
+def record(x: Tensor, layers: Layers) -> list[Tensor]:
+    """What :func:`route` answers, by an operator that a compiled graph holds."""
+    *tensors, epsilon, pieces, gates, rest = layers
+    return torch.ops.convary.route(x, *tensors, epsilon, pieces, gates, rest)
+
+
+def _checked(x: Tensor, given: Sequence) -> Layers:
+    """The layers that the operator is given; raises unless they fit together: the kernels trust them."""
+    layers = Layers._make(tuple(value) if isinstance(value, list) else value for value in given)
+    tensors = [x, *layers[:TENSORS]]
+    if not _fits(x, layers):
+        shapes = [None if t is None else tuple(t.shape) for t in tensors]
+        raise ShapeError(f"the layers of a router do not fit x and each other; got {shapes}, pieces {layers.pieces}")
+    for t in tensors:
+        if t is not None and t.dtype is not torch.float32:
+            raise DtypeError(f"native routing takes torch.float32; got {t.dtype}; cast")
+    return layers
+
+
+def _route(x: Tensor, *given) -> list[Tensor]:
+    layers = _checked(x, [dense(value) if isinstance(value, Tensor) else value for value in given])
+    if not x.numel():
+        return [x.new_zeros(x.shape[0], length) for length in layers.pieces]
+    first, *others = route(dense(x), layers)
+    return [first, *(piece.clone() for piece in others)]  # what an operator answers shares no memory
+
+
+def _route_fake(x: Tensor, *given) -> list[Tensor]:
+    return [x.new_empty(x.shape[0], length) for length in _checked(x, given).pieces]
+
+
+_operators = torch.library.Library("convary", "FRAGMENT")
+_operators.define(
+    "route(Tensor x, Tensor? squeeze, Tensor? squeeze_bias, Tensor? mean, Tensor? variance, Tensor? gain, "
+    "Tensor? shift, Tensor last, Tensor? last_bias, Tensor? temperature, float epsilon, int[] pieces, int gates, "
+    "str rest) -> Tensor[]"
+)
+_operators.impl("route", _route, "CPU")
+torch.library.register_fake("convary::route", _route_fake, lib=_operators)
+
+
+@register_flop_formula(torch.ops.convary.route)
+def _flops(x: Sequence[int], squeeze: Sequence[int] | None, *layers, out_shape=None, **_) -> int:
+    """Two operations for every weight and sample."""
+    return 2 * x[0] * sum(torch.Size(w).numel() for w in (squeeze, layers[5]) if w is not None)
