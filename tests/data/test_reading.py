@@ -4,7 +4,6 @@
 import os
 import random
 import signal
-import warnings
 
 import numpy as np
 import pytest
@@ -154,9 +153,8 @@ def test_images_of_any_shape(size):
 
 @pytest.mark.slow
 def test_a_hundred_megapixels_are_read_and_two_hundred_refused(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        Image.new("RGB", (10_000, 10_000), (5, 6, 7)).save(tmp_path / "large.jpg")
+    Image.new("RGB", (10_000, 10_000), (5, 6, 7)).save(tmp_path / "large.jpg")
+    with pytest.warns(Image.DecompressionBombWarning):  # Pillow's, above 89 megapixels
         assert Middle(size=16, part=0.875)(open_image(tmp_path / "large.jpg")).shape == (3, 16, 16)
     Image.new("L", (15_000, 15_000)).save(tmp_path / "larger.png")
     with pytest.raises(DataError, match="larger.png is not a readable image"):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from convary.extras import require
 
 Interpolation = Literal["bilinear", "bicubic"]
 CENTRE = 0.875  # of the shorter side: 224 of 256 pixels
+_functional: Any = v2.functional  # whose types know tensors only
 _LONGEST = 8  # times the shorter side; of longer pictures only the middle is scaled, which keeps them in memory
 
 
@@ -44,19 +45,19 @@ class Middle:
         if self.part == 1:
             return pixels(middle(picture, self.size))
         if max(picture.size) > _LONGEST * min(picture.size):
-            picture = v2.functional.center_crop(
+            picture = _functional.center_crop(
                 picture, [min(side, _LONGEST * min(picture.size)) for side in _hw(picture)]
             )
         mode = InterpolationMode(self.interpolation)
-        scaled = v2.functional.resize(picture, [round(self.size / self.part)], interpolation=mode)
-        return pixels(v2.functional.center_crop(scaled, [self.size, self.size]))
+        scaled = _functional.resize(picture, [round(self.size / self.part)], interpolation=mode)
+        return pixels(_functional.center_crop(scaled, [self.size, self.size]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomViews:
     """Parts of a picture of random size, place and shape, mirrored at random, and more; (C, size, size).
 
-    Everything is drawn from the global generators, see :func:`drawing`.
+    Everything is drawn from torch's global generator, see :func:`drawing`.
 
     Attributes:
         size: Height and width.
@@ -90,7 +91,8 @@ class RandomViews:
         steps.append(pixels)
         if self.erasing:
             steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
-            steps.append(v2.RandomErasing(self.erasing, value="random"))
+            noise: Any = "random"
+            steps.append(v2.RandomErasing(self.erasing, value=noise))
         return v2.Compose(steps)
 
 
@@ -111,7 +113,13 @@ def policy(
     colour = tuple(min(255, round(255 * part)) for part in mean)
     mode = getattr(Image.Resampling, interpolation.upper())
     options = {"translate_const": int(size * 0.45), "img_mean": colour, "interpolation": mode}
-    return rand_augment_transform(text, options)
+    transform = rand_augment_transform(text, options)
+
+    def draw(picture: Image.Image) -> Image.Image:
+        with _drawing_elsewhere(int(torch.randint(2**32, ()))):
+            return transform(picture)
+
+    return draw
 
 
 def mixed(images: Tensor, labels: Tensor, classes: int, *, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
@@ -137,18 +145,26 @@ def mixed(images: Tensor, labels: Tensor, classes: int, *, mixup: float, cutmix:
 
 @contextmanager
 def drawing(*numbers: int) -> Iterator[None]:
-    """Seed the global generators of torch (on the CPU), NumPy and Python; afterwards they are as they were."""
-    seed = derive_seed(*numbers)
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002  (timm draws from it)
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    """Seed torch's global generator of the CPU; afterwards it is as it was."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(derive_seed(*numbers))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+@contextmanager
+def _drawing_elsewhere(seed: int) -> Iterator[None]:
+    """The same for the generators that timm draws from, Python's and NumPy's."""
+    before = np.random.get_state(), random.getstate()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        random.setstate(before[2])
+        np.random.set_state(before[0])  # noqa: NPY002
+        random.setstate(before[1])
 
 
 def _hw(picture: Image.Image) -> tuple[int, int]:

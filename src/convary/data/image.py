@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import struct
-import warnings
 from pathlib import Path
 from typing import IO
 
@@ -51,10 +50,8 @@ def open_image(source: Path | IO[bytes], mode: str = "RGB", name: str | None = N
         DataError: the file cannot be decoded, or holds numbers that are no brightness.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of photographs above 89 megapixels
-            with Image.open(source) as image:
-                return (_to_bytes(image) if image.mode.startswith(_DEEP) else image).convert(mode)
+        with Image.open(source) as image:
+            return (_to_bytes(image) if image.mode.startswith(_DEEP) else image).convert(mode)
     except BROKEN as error:
         raise DataError(f"{name or source} is not a readable image ({error}); repair or remove it") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,7 +97,7 @@ class Listing:
 
 def stream(
     split: Split,
-    plan: Iterable[Sequence[Key]],
+    plan: Iterable[list[Key]],
     view: Callable[[Image.Image], Tensor],
     reading: Reading | None = None,
     *,

@@ -28,7 +28,7 @@ class Average:
     @torch.no_grad()
     def update(self) -> None:
         """Take in the network's weights after a step."""
-        torch._foreach_lerp_(list(self._mine.values()), self._theirs, 1 - self.decay)
+        torch.ops.aten._foreach_lerp_.Scalar(list(self._mine.values()), self._theirs, 1 - self.decay)
         for (name, own), other in zip(self.model.named_buffers(), self.source.buffers(), strict=True):
             if name not in self._mine:
                 own.copy_(other)
