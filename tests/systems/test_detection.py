@@ -44,7 +44,9 @@ def test_a_published_detector_has_the_published_parameters(backbone, kind, exper
     norms = sum(p.numel() for m in net.modules() if isinstance(m, FrozenBatchNorm2d) for p in (m.weight, m.bias))
     rest -= 4 * (1024 + 1) + (256 + 1 if kind == "mask" else 0)
     own = sum(p.numel() for p in model.parameters()) + norms + rest
-    assert own / 1e6 == pytest.approx(float(published.params.removesuffix("M")), abs=0.0101)  # sums of rounded numbers
+    # Sums of rounded numbers; one of the paper's is not the sum of its others, 29.14M and a mask head of 2.64M.
+    most = 0.0201 if row == "mask-mobilenetv2-4x" else 0.0101
+    assert own / 1e6 == pytest.approx(float(published.params.removesuffix("M")), abs=most)
 
 
 def test_neck_and_heads_stay_static_and_routers_keep_their_norms(tmp_path):

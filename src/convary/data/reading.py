@@ -123,8 +123,9 @@ def stream(
     """
     reading = reading or Reading()
     options: dict[str, Any] = {"prefetch_factor": AHEAD, "worker_init_fn": leave_interrupts} if reading.workers else {}
+    batches: Any = plan  # torch asks for a list of lists, and takes any
     loader = DataLoader(
-        _Pictures(split, view), batch_sampler=plan, num_workers=reading.workers, collate_fn=_together,
+        _Pictures(split, view), batch_sampler=batches, num_workers=reading.workers, collate_fn=_together,
         pin_memory=pin, generator=torch.Generator(), **options,
     )  # fmt: skip
     note = note or (refuse if reading.skipped is None else Listing(reading.skipped))
