@@ -104,6 +104,7 @@ def test_files_of_other_networks_are_refused(tmp_path):
         classifier("mobilenet_v2", "static", tmp_path / "nothing.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["faster", "mask"])
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, kind):
     whole, cut = (config(tmp_path / name, detector=kind, steps=3) for name in ("whole", "cut"))
