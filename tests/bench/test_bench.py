@@ -205,7 +205,7 @@ def test_page_wants_one_machine(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["layer"], "convary bench knows layers, models, page; got 'layer'; did you mean 'layers'?"),
+        (["layer"], "convary bench knows layers, models, fit, page; got 'layer'; did you mean 'layers'?"),
         (["layers", "--strategy", "nativ"], "no strategy 'nativ'"),
         (["layers", "--threads", "0"], "--threads must be above 0; got 0"),
         (["models", "--batches", "0"], "--batches must be above 0; got 0"),

@@ -159,12 +159,10 @@ class CompareConfig(ScaleOptions, RunConfig):
         Raises:
             ConfigError: a value that cannot work.
         """
-        object.__setattr__(self, "out", Path(self.out))
-        object.__setattr__(self, "methods", tuple(self.methods))
         object.__setattr__(self, "lr", (self.lr,) if isinstance(self.lr, (int, float)) else tuple(sorted(self.lr)))
-        for name in ("milestones", "log"):
+        for name in ("methods", "milestones", "log"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("root", "start"):
+        for name in ("out", "root", "start"):
             object.__setattr__(self, name, None if getattr(self, name) is None else Path(getattr(self, name)))
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ConfigError(f"methods must name at least one method and none twice; got {' '.join(self.methods)!r}")
