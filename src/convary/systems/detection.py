@@ -11,18 +11,20 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from convary.data.coco import CocoSet, Photo, coco_folder, sample_set
+from convary.data.coco import CocoSet, coco_folder, sample_set
+from convary.data.image import read_image
 from convary.errors import ConfigError
 from convary.models.detector import detector
 from convary.models.instances import Instances
 from convary.nn import Router
-from convary.systems.coco_ap import average_precision
+from convary.systems.coco_ap import MEASURES, average_precision
 from convary.systems.condinst import mirrored
-from convary.systems.condinst_picture import draw_photos
+from convary.systems.condinst_picture import draw_found, draw_photos
 from convary.systems.detection_backbone import classifier, dynamic_method
-from convary.train.system import System, SystemConfig
+from convary.train.system import LEARNED, System, SystemConfig
 
 _PICTURED = 4  # photographs in the picture
+_SURE = 0.4  # the least score of an object that is drawn
 _GROUPS = 16  # of a group norm
 
 
@@ -137,6 +139,8 @@ class DetectionPublishedConfig(DetectionConfig):
 class DetectionSystem(System):
     """Trains on ``training``, scores on ``scored``."""
 
+    measures = MEASURES
+
     def __init__(self, config: DetectionConfig, training: CocoSet, scored: CocoSet) -> None:
         if training.classes != scored.classes:
             raise ConfigError(f"{training.source} and {scored.source} have different categories; make them the same")
@@ -147,6 +151,11 @@ class DetectionSystem(System):
     def size(self) -> int:
         """Photographs."""
         return len(self.training)
+
+    @property
+    def scored_on(self) -> str:
+        """The photographs that were trained on, unless others are given."""
+        return "" if self.training is not self.scored else LEARNED.format(what=f"the {self.size} photographs")
 
     def item(self, index: int, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """A photograph, maybe mirrored, with its objects; the network brings it to its size."""
@@ -214,19 +223,24 @@ class DetectionSystem(System):
 
     def scores(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """COCO's mask and box AP, or of Faster R-CNN box AP."""
-        found = (self._predict(model, self.scored[place], device, 0.05) for place in range(len(self.scored)))
+        found = (self._predict(model, self.scored[place].image, device, 0.05) for place in range(len(self.scored)))
         return average_precision(self.scored, found, masks=self.config.detector == "mask")
 
     def draw(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
         """The first photographs with what is annotated and what was found."""
         photos = [self.scored[place] for place in range(min(_PICTURED, len(self.scored)))]
-        found = [self._predict(model, photo, device, 0.4) for photo in photos]
+        found = [self._predict(model, photo.image, device, _SURE) for photo in photos]
         return [draw_photos(photos, found, self.scored.classes, folder / "instances.png")]
 
-    def _predict(self, model: nn.Module, photo: Photo, device: torch.device, threshold: float) -> Instances:
-        [found] = model([(photo.image / 255).to(device)])
+    def predict(self, model: nn.Module, device: torch.device, source: Path, target: Path) -> None:
+        """A photograph and the objects that were found in it."""
+        image = read_image(source)
+        draw_found(image, self._predict(model, image, device, _SURE), self.scored.classes, target)
+
+    def _predict(self, model: nn.Module, image: Tensor, device: torch.device, threshold: float) -> Instances:
+        [found] = model([(image / 255).to(device)])
         kept = found["scores"] > threshold
-        H, W = photo.image.shape[1:]
+        H, W = image.shape[1:]
         empty = torch.zeros(int(kept.sum()), H, W, dtype=torch.bool)
         return Instances(
             boxes=found["boxes"][kept],
