@@ -96,8 +96,11 @@ def test_broken_test_images_are_counted(make_for, tmp_path):
     usual = {"data": f"folder:{folder}", "model": "convnet_nano", "batch_size": 4, "crops": True, "epochs": 1}
     with pytest.raises(DataError, match=r"val.n0000.0001.jpg is not"):
         compare(make_for(tmp_path / "run", **usual))
-    data = compare(make_for(tmp_path / "run", **usual, skip_broken=True))["data"]
+    with pytest.warns(UserWarning, match="left out.*0001.jpg"):
+        data = compare(make_for(tmp_path / "run", **usual, skip_broken=True))["data"]
     assert data["left_out"]["images"] == 1 and data["test"] == 11
+    [told] = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
+    assert "0001.jpg" in told
 
 
 def test_an_average_follows_weights_and_statistics_and_copies_the_rest():

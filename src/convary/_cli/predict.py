@@ -70,7 +70,10 @@ def _folder(system: str) -> Path:
     folder = Path("runs") / system if system in SYSTEMS else Path(system)
     if not folder.is_dir():
         hint = f"run convary train {system}" if system in SYSTEMS else f"or give a system: {', '.join(SYSTEMS)}"
-        raise ConfigError(f"there is no folder {folder} of a trained system; give one that has a checkpoint.pt, {hint}")
+        raise ConfigError(
+            f"there is no folder {folder} of a trained system; give one that has a checkpoint.pt, {hint}. "
+            "Classifiers of convary compare are no systems: score them by convary eval, or export them"
+        )
     return folder
 
 

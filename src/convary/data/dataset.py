@@ -74,7 +74,7 @@ class DataSet:
         shape: (C, H, W) of every image.
         train: Images to learn from.
         test: Images that are only looked at.
-        mean: Per channel, of pixels in 0..1, over the training images.
+        mean: Per channel, of pixels in 0..1, over the training images; of folders ImageNet's.
         std: Per channel, likewise.
         license: Of the images.
         source: Where the images come from.
@@ -98,6 +98,10 @@ class DataSet:
     flip: bool = True
     reading: Reading | None = None
     left_out: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train.labels):,} training and {len(self.test.labels):,} test images"
+        return f"DataSet({self.name!r}: {sizes} of {'x'.join(map(str, self.shape))}, {len(self.classes)} classes)"
 
     def normalise(self, images: Tensor) -> Tensor:
         """Uint8 (B, C, H, W) to float32 of about zero mean and unit variance; other images are normalised already."""

@@ -53,7 +53,7 @@ class FolderSplit:
         except DataError as error:
             if self.skips:
                 raise
-            raise DataError(f"{error}; or go on without it: --skip-broken") from error
+            raise DataError(f"{error}; or go on without it: convary compare --skip-broken") from error
 
     def batch(self, index: Tensor) -> Tensor:
         """The images of ``index`` (B,) as uint8 (B, 3, size, size); raises DataError naming a broken file."""
@@ -131,7 +131,9 @@ def _parts(path: Path) -> tuple[tuple[str, ...], list[list[str]], list[list[str]
 def _classes(folder: Path) -> tuple[str, ...]:
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
     if len(classes) < 2:
-        raise DataError(f"{folder} has {len(classes)} class folders; give a folder with one of images per class")
+        raise DataError(
+            f"{folder} has {len(classes)} class folders; give a folder with two or more, one for each class"
+        )
     return classes
 
 

@@ -82,12 +82,17 @@ class Listing:
 
     def __call__(self, broken: Broken) -> None:
         """Note an image."""
-        reason = " ".join(broken.reason.split())
+        self.note(broken.reason)
+
+    def note(self, reason: str) -> None:
+        """List and tell what is wrong with an image, once."""
+        reason = " ".join(reason.split())
         if reason not in self.listed:
             self.listed.add(reason)
-            warnings.warn(f"left out: {reason}", BrokenImageWarning, stacklevel=3)
-            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(reason + "\n")
+            warnings.warn(f"left out: {reason}", BrokenImageWarning, stacklevel=4)
+            if reason not in self.read(self.path):  # as it is where a run is resumed
+                with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+                    file.write(reason + "\n")
 
     @staticmethod
     def read(path: Path) -> list[str]:

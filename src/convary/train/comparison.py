@@ -63,6 +63,9 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         started = ""
         if accelerator.is_main_process:
             started = claim_folder(config.out, config.identity(), now(), origin)
+            listing = Listing(config.out / SKIPPED)
+            for reason in dataset.left_out:
+                listing.note(reason)
         accelerator.wait_for_everyone()
         if path.exists():
             return read_json(path)
