@@ -107,6 +107,7 @@ def launched(*argv: object) -> list[subprocess.Popen]:
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_an_imagenet_of_a_hundred_classes_on_two_processes_killed_and_resumed(tmp_path):
     images = write_photos(tmp_path / "images", 100, 16, 4, size=(64, 48))
     argv = (
