@@ -105,6 +105,7 @@ def test_files_of_other_networks_are_refused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", ["faster", "mask"])
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, kind):
     whole, cut = (config(tmp_path / name, detector=kind, steps=3) for name in ("whole", "cut"))
