@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -206,6 +207,20 @@ def test_what_others_watch_or_transform_is_not_measured():
     assert ops.tuned().measured == 0
     ops.sample_conv(x, weight)
     assert ops.tuned().measured == 1
+
+
+def test_tensors_without_numbers_of_their_own_are_not_measured():
+    """Plans and summaries run on the meta device, exporters on fake tensors: both go on, and leave no times."""
+    layer = cv.CondConv2d(4, 6, 3).eval()
+    plan = cv.plan(
+        torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3)), cv.ODConv(), where=cv.where.all(), example=(1, 4, 9, 9)
+    )
+    assert cv.summary(plan.apply().to("meta"), torch.randn(1, 4, 9, 9, device="meta")).macs > 0
+    assert layer.to("meta")(torch.randn(2, 4, 9, 9, device="meta")).shape == (2, 6, 7, 7)
+    with FakeTensorMode():
+        layer, x = cv.CondConv2d(4, 6, 3), torch.randn(2, 4, 9, 9)
+    assert layer(x).shape == (2, 6, 7, 7)  # outside the mode, which would be seen
+    assert ops.tuned().measured == 0
 
 
 def test_nothing_to_compute_is_not_measured():

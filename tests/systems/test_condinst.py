@@ -13,14 +13,8 @@ from convary.methods.condinst import MaskHead
 from convary.models.instances import Instances
 from convary.systems import config_of
 from convary.systems.coco_ap import average_precision
-from convary.systems.condinst import (
-    CondInstConfig,
-    CondInstPublishedConfig,
-    CondInstSystem,
-    centres_of_mass,
-    example,
-    mirrored,
-)
+from convary.systems.coco_system import mirrored
+from convary.systems.condinst import CondInstConfig, CondInstPublishedConfig, CondInstSystem, centres_of_mass, example
 from convary.systems.condinst_loss import Targets, assign, condinst_losses
 from convary.train.fit import fit, restore
 from tests.data.written import CONTENT, folder_of, pixels

@@ -25,7 +25,7 @@ from convary.ops.coefficients import Coefficients
 from convary.ops.cost.times import Times, processor
 from convary.ops.problem import Problem
 from convary.ops.shapes import is_channels_last
-from convary.ops.tracing import in_forward_mode, inside_functorch, is_intercepted
+from convary.ops.tracing import PLAIN, in_forward_mode, inside_functorch, is_intercepted
 
 ROUNDS, LEAST = 9, 2
 SECONDS = 0.2  # of rounds, for one shape
@@ -51,7 +51,9 @@ def autotune(enabled: bool = True) -> None:
     least three calls of every strategy. Results are kept for this process and, by machine, torch and convary, in
     ``autotune-*.json`` of ``$CONVARY_CACHE`` (by default ``~/.cache/convary``), where later processes find them:
     the choice is the same from then on. Remove the file to measure anew. The environment variable
-    ``CONVARY_AUTOTUNE=1`` turns it on without a change of code.
+    ``CONVARY_AUTOTUNE=1`` turns it on without a change of code. A process measures 512 shapes at most.
+
+    Strategies differ by rounding: with another choice a training is not the same to the last bit.
 
     Use it where the estimates do not come from your device, on a GPU for instance, and shapes come again and again.
     Compiled and exported graphs record what they did before: :func:`explain` says which.
@@ -103,8 +105,8 @@ def tuned() -> Tuned:
 
 
 def state(x: Tensor) -> tuple:
-    """What a measured choice depends on beside the shapes; empty while choices are estimated."""
-    return (torch.get_num_threads(), is_channels_last(x), _autocast(x.device.type), _may_measure(x)) if _on else ()
+    """What a measured choice depends on beside the shapes."""
+    return torch.get_num_threads(), is_channels_last(x), _autocast(x.device.type), _may_measure(x)
 
 
 def known(problem: Problem) -> Mapping[str, float] | None:
@@ -126,23 +128,29 @@ def measure(problem: Problem, arguments: Any, runs: Mapping[str, Callable[..., T
         runs: The strategies that can run them, by name.
     """
     global _measured, _seconds
-    if len(runs) < 2 or known(problem) is not None or _measured >= MOST_SHAPES or not _may_measure(arguments[0]):
+    tensors = [t for t in arguments.tensors() if t is not None]
+    if len(runs) < 2 or known(problem) is not None or _measured >= MOST_SHAPES or not _may_measure(*tensors):
         return
     start = time.perf_counter()
-    times = _race({name: _call(run, arguments, problem) for name, run in runs.items()}, problem)
+    times = _race({name: _call(run, arguments) for name, run in runs.items()}, problem)
     _measured, _seconds = _measured + 1, _seconds + time.perf_counter() - start
     if times:
         _times().keep(_key(problem), times)
 
 
-def _may_measure(x: Tensor) -> bool:
-    """Whether a timed call is nobody's business: no recorder, no transform, no CUDA graph being captured."""
-    if is_intercepted(x) or inside_functorch() or in_forward_mode():
+def _may_measure(*tensors: Tensor) -> bool:
+    """Whether a timed call computes numbers, and is nobody's business: no recorder, no transform, no CUDA graph.
+
+    Tensors of other types than torch's own may have no numbers (fake ones), or others elsewhere (distributed ones).
+    """
+    if any(type(t) not in PLAIN or t.is_meta for t in tensors):
         return False
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    if is_intercepted(*tensors) or inside_functorch() or in_forward_mode():
+        return False
+    return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _call(run: Callable[..., Tensor], arguments: Any, problem: Problem) -> Callable[[], None]:
+def _call(run: Callable[..., Tensor], arguments: Any) -> Callable[[], None]:
     """One call on the same numbers that leaves no trace: no graph behind it, no hooks of the caller's."""
 
     def call() -> None:
@@ -235,12 +243,14 @@ def _key(problem: Problem) -> str:
 
 def _autocast(device: str) -> torch.dtype | None:
     """The dtype that autocast wants there, where it is on: features may have it, and weights not."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 @functools.cache
 def _device_name(device: str) -> str:
-    if device == "cpu":
+    if device in ("cpu", "meta"):
         return processor()
     name = getattr(torch.get_device_module(device), "get_device_name", None)
     return str(name(device)) if name is not None else "no name"

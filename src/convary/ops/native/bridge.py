@@ -208,8 +208,8 @@ def _settle(op: NativeOp, tensors: Sequence[Tensor | None], settings: Sequence) 
 
 def _forward(op: NativeOp, x: Tensor, kernels: Tensor, *rest) -> Tensor:
     count = len(op.weights) - 1 + op.bias
-    settings = _settle(op, (x, kernels, *rest[:count]), rest[count:])
-    tensors = rest[: len(op.weights) - 1 + op.bias]
+    tensors = rest[:count]
+    settings = _settle(op, (x, kernels, *tensors), rest[count:])
     if x.numel() and kernels.numel():
         return op.forward(x.contiguous(), kernels, *tensors, settings)
     y = x.new_zeros(op.y_shape(x.shape, kernels.shape, settings))  # of nothing: the bias alone

@@ -23,6 +23,7 @@ from convary.ops.shapes import in_format_of
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK = {"POSITIONS": 64, "OUT": 64, "IN": 32}  # of a program; products want 16 at least
 LEAST = 16
+MOST = 65535  # kernels: programs along a grid's last axis
 
 
 def interpreted() -> bool:
@@ -46,6 +47,8 @@ def why_not(problem: Problem) -> str | None:
         return f"a group has fewer than {LEAST} channels, the least that its products take"
     if min(problem.B, problem.P) == 0:
         return "a tensor is empty"
+    if problem.B > MOST:
+        return f"it takes {MOST} kernels at a time; got {problem.B}"
     return None
 
 
