@@ -85,44 +85,52 @@ def summary(model: nn.Module, x: Tensor | Sequence[int]) -> Summary:
         raise DtypeError(f"summary wants a tensor or its shape; got a {type(x).__name__}; give (1, 3, 224, 224), say")
     if x.ndim == 0 or x.shape[0] == 0:
         raise ShapeError(f"summary wants at least one sample; got x of shape {tuple(x.shape)}")
-    B = x.shape[0]
-    counter = FlopCounterMode(display=False)
-    totals = {"convolution": 0, "routing": 0, "assembly": 0}
-    counted = 0  # FLOPs that the counter saw inside the modules counted here
-    started: list[int] = []
-
-    def enter(module: nn.Module, args: tuple) -> None:
-        started.append(counter.get_total_flops())
-
-    def leave(module: nn.Module, args: tuple, out) -> None:
-        nonlocal counted
-        seen = counter.get_total_flops() - started.pop()
-        counted += seen
-        if isinstance(module, DynamicLayer):
-            channels = out.shape[-1] if hasattr(module, "in_features") else out.shape[1]
-            for part, macs in module.macs(out[0].numel() // channels).items():
-                totals[part] += macs * B
-        elif isinstance(module, Router):
-            totals["routing"] += module.macs() * B
-        else:
-            totals["convolution"] += seen // 2
-
-    modules = _counted_modules(model)
+    count, modules = _Count(x.shape[0]), _counted_modules(model)
     with (
         evaluating(model),
-        hooked(module.register_forward_pre_hook(enter) for module in modules),
-        hooked(module.register_forward_hook(leave) for module in modules),
-        counter,
+        hooked(module.register_forward_pre_hook(count.enter) for module in modules),
+        hooked(module.register_forward_hook(count.leave) for module in modules),
+        count.counter,
         taken(model, x),
     ):
         model(x)
-    other = (counter.get_total_flops() - counted) // 2
     return Summary(
         params=sum(p.numel() for p in model.parameters()),
-        other=other // B,
+        other=count.other() // x.shape[0],
         dynamic_layers=sum(isinstance(m, DynamicLayer) for m in model.modules()),
-        **{part: macs // B for part, macs in totals.items()},
+        **{part: macs // x.shape[0] for part, macs in count.macs.items()},
     )
+
+
+class _Count:
+    """Multiply-adds of a batch by part, and the FLOPs outside of what is counted by part."""
+
+    def __init__(self, B: int) -> None:
+        self.B, self.counter = B, FlopCounterMode(display=False)
+        self.macs = {"convolution": 0, "routing": 0, "assembly": 0}
+        self._seen = 0  # FLOPs that the counter saw inside the modules counted here
+        self._started: list[int] = []
+
+    def enter(self, module: nn.Module, args: tuple) -> None:
+        """Before a module runs."""
+        self._started.append(self.counter.get_total_flops())
+
+    def leave(self, module: nn.Module, args: tuple, out) -> None:
+        """After it ran."""
+        seen = self.counter.get_total_flops() - self._started.pop()
+        self._seen += seen
+        if isinstance(module, DynamicLayer):
+            channels = out.shape[-1] if hasattr(module, "in_features") else out.shape[1]
+            for part, macs in module.macs(out[0].numel() // channels).items():
+                self.macs[part] += macs * self.B
+        elif isinstance(module, Router):
+            self.macs["routing"] += module.macs() * self.B
+        else:
+            self.macs["convolution"] += seen // 2
+
+    def other(self) -> int:
+        """Multiply-adds of everything else."""
+        return (self.counter.get_total_flops() - self._seen) // 2
 
 
 def _counted_modules(model: nn.Module) -> list[nn.Module]:
