@@ -150,11 +150,12 @@ def run(op: Op, arguments: Arguments) -> Tensor:
     obstacle = eligible.obstacle(tensors, arguments.images)
     shapes, indexed = tuple([None if t is None else t.shape for t in tensors]), arguments.images is not None
     gradient, slowdown = needs_gradient(*tensors), library.slowdown()
-    key = (op.name, shapes, indexed, arguments[-1], gradient, x.device, x.dtype, obstacle, slowdown)
+    alike = obstacle is None and eligible.all_exact(tensors)
+    key = (op.name, shapes, indexed, arguments[-1], gradient, x.device, x.dtype, obstacle, slowdown, alike)
     if measured.is_on():
         key = (*key, *measured.state(x))
     name = _choices.get(key) if forced.get() is None else None
-    if name is None or obstacle is not None:  # else a call like it was checked: float32 on the CPU, shapes that fit
+    if name is None or not alike:  # else a call like it was checked: float32 on the CPU, shapes that fit
         arguments = arguments.check()
         eligible.tell_shortcoming(x)
         name = name or choose(op, arguments)
@@ -167,9 +168,11 @@ def run(op: Op, arguments: Arguments) -> Tensor:
 def _keeps_native(op: Op, arguments: Arguments) -> bool:
     """Whether ``recorded`` is going to say ``native``, asked in few steps: ``torch.compile`` traces each of them.
 
-    The operator checks the other tensors, when the graph is made.
+    The operator checks the shapes, when the graph is made.
     """
     if forced.get() is not None or is_portable() or arguments[0].ndim > 4:
+        return False
+    if not eligible.all_exact(arguments.tensors()):
         return False
     return eligible.obstacle((arguments[0], arguments[1]), arguments.images) is None
 

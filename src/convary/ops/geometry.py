@@ -169,6 +169,13 @@ def autocasting(x: Tensor) -> bool:
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype in which torch's convolutions of x compute under autocast, which leaves float64 alone; else None."""
+    if x.dtype is torch.float64 or not autocasting(x):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
 def check_bias(bias: Tensor, weight: Tensor, *, mixed_dtypes: bool) -> None:
     """Raise unless ``bias`` has the kernels' dtype and device.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convary.ops.coefficients import Coefficients
-from convary.ops.geometry import Geometry
+from convary.ops.geometry import Geometry, autocast_dtype
 from convary.ops.shapes import is_channels_last, plain_shape
 from convary.ops.tracing import holds_sizes, is_traced
 
@@ -91,7 +91,7 @@ def conv_problem(
         training=training,
         traced=traced,
         device=str(x.device),
-        dtype=x.dtype,
+        dtype=autocast_dtype(x) or x.dtype,
         reach=tuple(s + 2 * p for s, p in zip(size, geometry.padding, strict=True)),
         obstacle=obstacle,
         batch_fixed=holds_sizes(batch) and batch > 0,  # no convolution has zero groups

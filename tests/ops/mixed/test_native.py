@@ -165,17 +165,13 @@ class TestRefusals:
             return ops.mixed_conv(arguments["x"], arguments["bank"], Coefficients(kernel=arguments["kernel"]))
 
     def test_dtype(self):
-        with pytest.raises(StrategyError, match=r"torch.float64, the native kernels take torch.float32; use one of"):
+        with pytest.raises(StrategyError, match=r"torch.float64, the native kernels take torch.float32, .*; use"):
             self.call(x=torch.randn(2, 4, 6, 6).double(), bank=torch.randn(3, 4, 4, 3, 3).double(),
                       kernel=torch.randn(2, 3).double())  # fmt: skip
 
     def test_rank(self):
         with pytest.raises(StrategyError, match="it takes one or two spatial axes"):
             self.call(x=torch.randn(2, 4, 6, 6, 6), bank=torch.randn(3, 4, 4, 3, 3, 3))
-
-    def test_autocast(self):
-        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(StrategyError, match="autocast"):
-            self.call()
 
     def test_functorch(self):
         with pytest.raises(StrategyError, match=r"torch.func"):

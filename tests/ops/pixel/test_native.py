@@ -164,7 +164,7 @@ class TestRefusals:
 
     def test_dtype(self):
         x, weight = torch.randn(2, 4, 6, 6).double(), torch.randn(2, 2, 9, 6, 6).double()
-        self.refused("native kernels take torch.float32; use one of taps", x, weight)
+        self.refused("native kernels take torch.float32, .*; use one of taps", x, weight)
 
     def test_rank(self):
         self.refused("one or two spatial axes", torch.randn(2, 4, 5, 5, 5), torch.randn(2, 2, 27, 5, 5, 5))
@@ -176,12 +176,10 @@ class TestRefusals:
         x, weight = torch.randn(2, 4, 6, 6), torch.randn(2, 2, 9, 6, 6)
         self.refused("a tensor is a Mine, whose memory", x, weight.as_subclass(Mine))
 
-    def test_functorch_and_autocast(self):
+    def test_functorch(self):
         x, weight = torch.randn(2, 4, 6, 6), torch.randn(2, 2, 9, 6, 6)
         with ops.strategy("native"), pytest.raises(StrategyError, match=r"torch\.func"):
             torch.func.grad(lambda x: ops.pixel_conv(x, weight, kernel_size=3, padding=1).sum())(x)
-        with torch.autocast("cpu"):
-            self.refused("autocast", x, weight)
 
     def test_sizes_beyond_32_bits(self):
         x, weight = torch.randn(1, 1, 1, 1), torch.randn(1, 1, 1, 1, 2)

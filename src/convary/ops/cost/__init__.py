@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from importlib import resources
 from math import prod
 
+import torch
+
 from convary.errors import ConvaryError
 from convary.files import read_json
 from convary.ops import native
@@ -35,6 +37,7 @@ PIXEL = {
 FRESH_BYTES = 32 << 20  # glibc maps a larger buffer anew every time, and the kernel zeroes its pages
 AMOUNTS = tuple(NOMINAL)
 NATIVE_MARGIN = 1.2
+HALF_SLOWDOWN = 20.0  # of torch's convolutions in half precision where the processor has no such products: seen on AVX2
 
 
 def kind(problem: Problem) -> str:
@@ -109,7 +112,18 @@ def estimate(problem: Problem, strategy: str) -> float:
         rates = PIXEL[strategy]
     if strategy == "outputs":  # fitted without tap coefficients: a column then counts as a feature
         rates = {"columns": rates.get("features", 0.0), **rates}
-    return sum(rates.get(name, 0.0) * amount for name, amount in amounts(problem, strategy).items())
+    seconds = sum(rates.get(name, 0.0) * amount for name, amount in amounts(problem, strategy).items())
+    multiplies = problem.op != "pixel_conv" and strategy != "native"
+    return seconds * HALF_SLOWDOWN if multiplies and not has_fast_products(problem) else seconds
+
+
+def has_fast_products(problem: Problem) -> bool:
+    """Whether torch's convolutions and products are no slower in the problem's dtype than in float32."""
+    if problem.device != "cpu":
+        return True
+    ask = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(problem.dtype)
+    known = getattr(torch.ops.mkldnn, ask, None) if ask else None  # a torch without oneDNN has no such function
+    return known is None or bool(known())
 
 
 def key(problem: Problem, strategy: str) -> str:

@@ -14,7 +14,7 @@ from convary.ops import reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias
-from convary.ops.native import call, library
+from convary.ops.native import call, half, library
 from convary.ops.native.bridge import GEOMETRY, NativeOp
 from convary.ops.shapes import is_channels_last
 
@@ -195,4 +195,5 @@ NATIVE = NativeOp(
     gradient_of_weights=_gradient_of_bank,
     again=_again,
     flops=_flops,
+    result=half.of_convolution,
 )

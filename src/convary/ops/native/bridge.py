@@ -21,6 +21,7 @@ from torch.utils.flop_counter import register_flop_formula
 from convary.errors import ConvaryError, DtypeError, ShapeError
 from convary.ops.native import library
 from convary.ops.native.autograd import apply, differentiable
+from convary.ops.native.half import exactly, wide, widened
 from convary.ops.shapes import in_format_of
 from convary.ops.tracing import is_intercepted, is_portable, needs_gradient
 
@@ -51,6 +52,7 @@ class NativeOp:
         gradient_of_weights: Of the gradient of y, x, the weights and the settings: for each weight of numbers.
         again: y without a bias, of x, the weights and the settings, by operations that can be differentiated twice.
         flops: Of the shapes of y and of the kernels, and passes over the kernels: 2 for the gradients of the weights.
+        result: The dtype of y, of all tensors.
     """
 
     name: str
@@ -66,6 +68,7 @@ class NativeOp:
     gradient_of_weights: Callable[..., list[Tensor]]
     again: Callable[..., Tensor]
     flops: Callable[..., int]
+    result: Callable[[Sequence[Tensor | None]], torch.dtype]
 
     def __post_init__(self) -> None:
         """Declare the operators."""
@@ -82,14 +85,19 @@ class NativeOp:
         )
 
     def run(self, *arguments: Any) -> Tensor:
-        """The op's strategy ``native``: y of all tensors and the settings, after the op's checks."""
-        tensors = arguments[:-1]
-        if is_intercepted(arguments[0], arguments[1]):
+        """The op's strategy ``native``: y of all tensors and the settings, after the op's checks.
+
+        Numbers of 16 bits are computed with in float32, by graphs as well: their operators take nothing else.
+        """
+        *tensors, settings = arguments
+        dtype = self.result(tensors)
+        if is_intercepted(tensors[0], tensors[1]):
             suffix = "" if is_portable() or needs_gradient(*tensors) else "_forward"
-            return in_format_of(arguments[0], self.operator(suffix)(*tensors, *arguments[-1]))
+            y = self.operator(suffix)(*widened(tensors), *settings)
+            return in_format_of(tensors[0], y.to(dtype))
         if needs_gradient(*tensors):
-            return apply(_Eager, *arguments, self)
-        return self.forward(*arguments)
+            return apply(_Eager, *arguments, self, dtype)
+        return exactly(self.forward(*widened(tensors), settings), dtype)
 
     def check_dtypes(self, *tensors: Tensor | None) -> None:
         """Raise DtypeError unless the kernels take the tensors."""
@@ -134,17 +142,17 @@ class NativeOp:
 
 
 class _Eager(torch.autograd.Function):
-    """Forward and backward by the native kernels; keeps x and the weights, no mixed kernels."""
+    """Forward and backward by the native kernels; keeps x and the weights as they are given, no mixed kernels."""
 
     @staticmethod
     def forward(ctx, *arguments: Any) -> Tensor:
-        *tensors, settings, op = arguments
+        *tensors, settings, op, dtype = arguments
         _keep(ctx, op, tensors, settings)
-        return op.forward(*tensors, settings)
+        return exactly(op.forward(*widened(tensors), settings), dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grad, operators=is_intercepted(grad)), None, None
+        return *_gradients(ctx, grad, operators=is_intercepted(grad)), None, None, None
 
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -162,13 +170,15 @@ def _keep(ctx, op: NativeOp, tensors: Sequence[Tensor | None], settings: Any) ->
 def _gradients(ctx, grad: Tensor, *, operators: bool) -> Iterable[Tensor | None]:
     """The gradients of all tensors that are asked for."""
     op, settings = ctx.op, ctx.settings
-    x, *weights = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    grad, x, weights = wide(grad), wide(saved[0]), widened(saved[1:])  # autograd narrows each gradient by itself
     needs_x, *needs = ctx.needs_input_grad[: 1 + len(weights)]
     needs_bias = zip(ctx.bias_ndims, ctx.needs_input_grad[1 + len(weights) :], strict=False)
     bias = [_gradient_of_bias(grad, ndim) if needed else None for ndim, needed in needs_bias]
     if torch.is_grad_enabled():
-        found = differentiable(lambda *tensors: op.again(*tensors, settings), (x, *weights), (needs_x, *needs), grad)
-        return *found, *bias
+        with torch.autocast("cpu", enabled=False):
+            again = lambda *tensors: op.again(*widened(tensors), settings)  # noqa: E731
+            return *differentiable(again, saved, (needs_x, *needs), grad), *bias
     if operators:
         grad_x = op.operator("_grad_x")(grad, x.shape, *weights, *settings) if needs_x else None
         found = op.operator(op.suffix)(grad, x, *weights, *settings) if any(needs) else ()

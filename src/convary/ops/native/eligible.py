@@ -12,11 +12,14 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from convary.errors import NativeWarning
+from convary.ops.native.half import HALVES
 from convary.ops.native.library import available, shortcoming
 from convary.ops.problem import Problem
 from convary.ops.tracing import PLAIN, forced, in_forward_mode, inside_functorch, is_intercepted
 
 _RECORDED = (FakeTensor, FunctionalTensor)  # what torch traces with
+_EXACT = (torch.float32,)
+_TAKEN = (torch.float32, *HALVES)
 _told = False
 
 
@@ -26,13 +29,15 @@ def obstacle(tensors: Sequence[Tensor | None], index: Tensor | None = None, *, d
     Args:
         tensors: Those of numbers.
         index: Whole numbers, whose type alone is asked for.
-        dispatched: Whether a dispatcher runs the call, who obeys a forced strategy himself and shows tracers and
-            dispatch modes an operator. Mixing kernels and routing have neither a strategy nor an operator.
+        dispatched: Whether a dispatcher runs the call, who obeys a forced strategy himself, shows tracers and
+            dispatch modes an operator, and widens numbers of 16 bits. Mixing kernels and routing have no strategy, and
+            do neither.
     """
     if (absent := available()) is not None:  # asked on every call, so the order is by price
         return absent
+    dtypes = _TAKEN if dispatched else _EXACT
     for tensor in tensors:
-        if tensor is not None and (reason := refusal(tensor)) is not None:
+        if tensor is not None and (reason := refusal(tensor, dtypes)) is not None:
             return reason
     if index is not None and not _is_plain(index):
         return f"index is a {type(index).__name__}, whose memory may not be its own"
@@ -41,15 +46,27 @@ def obstacle(tensors: Sequence[Tensor | None], index: Tensor | None = None, *, d
             return f"strategy {name!r} is forced"
         if is_intercepted(*[t for t in tensors if t is not None]):
             return "a tracer or a dispatch mode, such as a counter, is watching and would not see it"
+        if torch.is_autocast_enabled("cpu"):
+            return "autocast wants torch's own operations, whose dtype it chooses"
     return _mode_obstacle()
 
 
-def refusal(tensor: Tensor) -> str | None:
+def all_exact(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether all numbers are, and stay, float32: then shapes alone tell whether the tensors of a call fit together."""
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype is not torch.float32:
+            return False
+    return True
+
+
+def refusal(tensor: Tensor, dtypes: Sequence[torch.dtype] = _EXACT) -> str | None:
     """Why the native kernels can't take one tensor, or None."""
     if not tensor.is_cpu:
         return f"a tensor is on {tensor.device}, the native kernels run on the CPU"
-    if tensor.dtype is not torch.float32:
-        return f"a tensor is {tensor.dtype}, the native kernels take torch.float32"
+    if tensor.dtype not in dtypes:
+        return f"a tensor is {tensor.dtype}, the native kernels take {', '.join(map(str, dtypes))}"
     if tensor.layout is not torch.strided:
         return f"a tensor has the layout {tensor.layout}, the native kernels take strided ones"
     if type(tensor) not in PLAIN and not _is_plain(tensor):  # the first spares a call
@@ -63,7 +80,7 @@ def tell_shortcoming(x: Tensor) -> None:
     Not for graphs being recorded, which can't hold a warning.
     """
     global _told
-    if _told or forced.get() is not None or refusal(x) is not None or (text := shortcoming()) is None:
+    if _told or forced.get() is not None or refusal(x, _TAKEN) is not None or (text := shortcoming()) is None:
         return
     _told = True
     warnings.warn(text, NativeWarning, stacklevel=2)
@@ -83,8 +100,6 @@ def why_not(problem: Problem) -> str | None:
 
 
 def _mode_obstacle() -> str | None:
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast wants torch's own operations, whose dtype it chooses"
     if inside_functorch():
         return "torch.func transforms see through torch's own operations only"
     if in_forward_mode():

@@ -110,7 +110,9 @@ def can_record(x: Tensor, layers: Layers) -> bool:
     """
     if is_portable() or forced.get() not in (None, "native"):
         return False
-    return not needs_gradient(x, *layers[:TENSORS]) and eligible.obstacle((x, layers.last)) is None
+    if needs_gradient(x, *layers[:TENSORS]) or not eligible.all_exact((x, layers.last)):
+        return False
+    return eligible.obstacle((x, layers.last)) is None
 
 
 def can_run_on(x: Tensor) -> bool:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from convary.ops.native import call, library
+from convary.ops.native import call, half, library
 from convary.ops.native.bridge import NativeOp
 from convary.ops.pixel.arguments import spell
 from convary.ops.pixel.aten import sum_of_taps
@@ -93,4 +93,5 @@ NATIVE = NativeOp(
     gradient_of_weights=_gradient_of_weight,
     again=sum_of_taps,
     flops=_flops,
+    result=half.of_product,
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convary.ops import reference
 from convary.ops.geometry import Geometry
-from convary.ops.native import call, library
+from convary.ops.native import call, half, library
 from convary.ops.native.bridge import GEOMETRY, NativeOp
 from convary.ops.sample.arguments import spell
 from convary.ops.shapes import in_format_of
@@ -96,6 +96,7 @@ NATIVE = NativeOp(
     gradient_of_weights=_gradient_of_weight,
     again=_again,
     flops=_flops,
+    result=half.of_convolution,
 )
 
 
