@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from convary import METHODS
 from convary.files import read_json
 from convary.report.tables import signed
 from studies.pictures import gaps, picture
@@ -194,6 +195,36 @@ def summary(page: Page, name: str) -> str:
     return SUMMARY[name].format(params=page.arm("s2-papers", EQUAL).base["params"], **gaps)
 
 
+NOT_YET = "The [study](../evidence.md) has no result of {title} yet."
+RESULT = (
+    "In the [study](../evidence.md): a network of {params:,} parameters, five paired seeds; gaps in points of top-1, "
+    "with their 95 % interval and the seeds won."
+)
+RESULTS = {
+    "s2-papers": "CIFAR-10, from scratch, to the static network",
+    "s2-kin": "CIFAR-10, from scratch, to the static network",
+    "s2-assembled": "CIFAR-10, from scratch, to the static network",
+    "s6-trained": "CIFAR-10, a trained network converted and trained on, to the static one that trains on as long",
+    "s7-conditions": "CIFAR-10 under four conditions, from scratch, to the static network",
+}
+
+
+def result(page: Page, name: str, title: str) -> str:
+    """For the page of a method: its gaps in every block that has it, and what it cost there."""
+    found = {block: arm for block in RESULTS for arm in page.blocks.get(block, []) if arm.name == name}
+    if not found:
+        return NOT_YET.format(title=title)
+    first = next(iter(found.values()))
+    lines = [RESULT.format(params=first.base["params"]), ""]
+    for block, arm in found.items():
+        lines.append(f"- {RESULTS[block]}: {_said(arm.gap())}.")
+        if any(other.name == EQUAL and other.base is arm.base for other in page.blocks[block]):
+            lines.append(f"- The same, to a static network of ODConv's multiply-adds: {page.gap(block, name, EQUAL)}.")
+    macs, params = first.ratio("macs"), first.ratio("params")
+    lines += ["", f"It cost {macs:.2f} times static's multiply-adds and {params:.1f} times its parameters there."]
+    return "\n".join(lines)
+
+
 def put(text: str, inner: str) -> str:
     """The text with ``inner`` between its marks."""
     before, begin, rest = text.partition(BEGIN)
@@ -202,10 +233,10 @@ def put(text: str, inner: str) -> str:
 
 
 def write(docs: Path = DOCS, readmes: Path = DOCS.parent, results: Path = FOLDER) -> None:
-    """The page, its picture and the summary in the READMEs.
+    """The page, its picture, the summary in the READMEs and the result on the methods' pages.
 
     Args:
-        docs: Where ``evidence.md`` and ``images/`` go.
+        docs: Where ``evidence.md`` and ``images/`` go, and where ``methods/`` is.
         readmes: Folder of ``README.md`` and its translation, which have the marks between which the summary goes.
         results: What studies.run wrote.
 
@@ -227,6 +258,10 @@ def write(docs: Path = DOCS, readmes: Path = DOCS.parent, results: Path = FOLDER
     for name in SUMMARY:
         readme = readmes / name
         readme.write_text(put(readme.read_text(encoding="utf-8"), summary(page, name)), encoding="utf-8")
+    for config in METHODS:
+        path = docs / "methods" / f"{config.name}.md"
+        text = put(path.read_text(encoding="utf-8"), result(page, config.name, config.title))
+        path.write_text(text, encoding="utf-8")
     title = (
         "CIFAR-10, a network of 3,440 parameters, 20 epochs, 5 paired seeds; bars: 95 % interval of the gap to static"
     )

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import method_lists, notebook
+from scripts import method_figures, method_lists, notebook
 
-from convary import METHODS, cli
+from convary import METHODS, cli, convert, routing, where
 from convary.papers import TABLES
 
 ROOT = Path(__file__).parent.parent
@@ -144,6 +144,35 @@ def test_lists_of_methods_are_those_of_the_code(page):
     assert method_lists.written(page) == (ROOT / page).read_text(), "run python scripts/method_lists.py"
     for config in METHODS:
         assert (ROOT / "docs" / "methods" / f"{config.name}.md").is_file()
+
+
+def test_the_figures_of_the_methods_are_those_of_the_script():
+    for name, method in method_figures.METHODS.items():
+        path = method_figures.FOLDER / f"{name}.svg"
+        assert path.read_text() == method_figures.figure(method), "run python -m scripts.method_figures"
+        page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
+        assert f"![{method.says}](../images/methods/{name}.svg)" in page
+        headings = re.findall(r"^## (.*)", page, re.MULTILINE)
+        assert headings[:3] == ["When to use it", "Our result", "How it works"]
+    assert {f"{name}.md" for name in method_figures.METHODS} == {p.name for p in (ROOT / "docs/methods").iterdir()}
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
+def test_the_figure_of_a_method_shows_its_coefficients(config):
+    net = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3), torch.nn.Conv2d(16, 16, 3))
+    coefficients = routing(convert(net, config(), where.all()), torch.randn(2, 16, 8, 8))["1"]
+    shown = method_figures.METHODS[config.name].factors
+    assert set(shown) == {name for name, values in coefficients._asdict().items() if values is not None}
+
+
+def test_pictures_in_html_are_there():
+    """The site's strict build checks the links of Markdown, not those in elements."""
+    found = 0
+    for page in (ROOT / "docs").rglob("*.md"):
+        for link in re.findall(r'(?:src|srcset)="([^"#]+)', page.read_text()):
+            assert (page.parent / link).is_file(), f"{page}: {link}"
+            found += 1
+    assert found >= 4
 
 
 def test_the_table_of_support_is_complete():
