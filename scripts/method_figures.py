@@ -187,6 +187,7 @@ METHODS = {
 
 def figure(method: Method) -> str:
     """The SVG."""
+    reach = 34 if method.kernel[0] in icons.WIDE else 15
     height = LOW if method.material is None else HEIGHT
     drawn = Drawing(WIDTH, height, f"How {method.title} makes a kernel", method.says)
     _above(drawn, method)
@@ -197,12 +198,12 @@ def figure(method: Method) -> str:
     drawn.arrow((242, MIDDLE), (276, MIDDLE))
     _coefficients(drawn, method)
     if method.material is None:
-        drawn.arrow((448, MIDDLE), (KERNEL - 38, MIDDLE))
+        drawn.arrow((448, MIDDLE), (KERNEL - reach, MIDDLE))
     else:
         drawn.arrow((448, MIDDLE), (MADE - 18, MIDDLE))
         drawn.circle(MADE, MIDDLE, 17, edge=color("muted"))
         drawn.text(MADE, MIDDLE + 5, method.operation, size=14)
-        drawn.arrow((MADE + 18, MIDDLE), (KERNEL - 38, MIDDLE))
+        drawn.arrow((MADE + 18, MIDDLE), (KERNEL - reach, MIDDLE))
         icon, words = method.material
         icon(drawn, MADE, BELOW)
         drawn.arrow((MADE, BELOW - 38), (MADE, MIDDLE + 18))

@@ -174,6 +174,9 @@ def positions(drawn: Drawing, x: float, y: float) -> None:
         drawn.cells(x - 28 + 20 * (i % 3), y - 28 + 20 * (i // 3), 5.4, _filter(fill, f"at {i}", 3))
 
 
+WIDE = (assembled, positions, matrix)  # kernels that reach further to the sides than to a filter's edge
+
+
 def _kernel(drawn: Drawing, x: float, y: float, fills: Sequence[str]) -> None:
     """Three filters, one below the other."""
     for i, fill in enumerate(fills):
