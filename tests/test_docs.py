@@ -2,6 +2,7 @@
 """The code on the pages runs: the blocks of a page one after the other, in one namespace and an empty folder."""
 
 import importlib.util
+import inspect
 import re
 import shlex
 import warnings
@@ -12,6 +13,7 @@ import pytest
 import torch
 from scripts import method_figures, method_lists, notebook
 
+import convary
 from convary import METHODS, cli, convert, routing, where
 from convary.papers import TABLES
 
@@ -163,6 +165,25 @@ def test_the_figure_of_a_method_shows_its_coefficients(config):
     coefficients = routing(convert(net, config(), where.all()), torch.randn(2, 16, 8, 8))["1"]
     shown = method_figures.METHODS[config.name].factors
     assert set(shown) == {name for name, values in coefficients._asdict().items() if values is not None}
+
+
+def test_every_public_name_has_an_entry():
+    entries = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)", (ROOT / "docs/api.md").read_text(), re.M)}
+    errors = {name for name in dir(convary.errors) if not name.startswith("_")}  # one entry, which lists them
+    assert set(convary.__all__) - entries - errors == {"__version__", "ops", "integrations"}
+
+
+def test_entries_of_layers_and_configs_have_options_and_an_example():
+    pytest.importorskip("griffe")
+    from scripts import examples_as_code
+
+    for kind in vars(convary).values():
+        if isinstance(kind, type) and issubclass(kind, convary.MethodConfig) and kind is not convary.MethodConfig:
+            assert ">>> " in inspect.getdoc(kind), kind
+            assert f"{kind.__name__}(*, " in examples_as_code.call(kind)
+        elif isinstance(kind, type) and getattr(kind, "config_type", None) in METHODS:
+            doc = examples_as_code.layer_docstring(kind, examples_as_code.sectioned(inspect.getdoc(kind)))
+            assert doc.count("Examples:") == 1 and f"[convary.{kind.config_type.__name__}]" in doc
 
 
 def test_pictures_in_html_are_there():
