@@ -44,8 +44,8 @@ def glyph(letter: str, bold: bool) -> tuple[str, float]:
 
 
 def color(role: str) -> str:
-    """The light colour of a role; the file turns it dark itself."""
-    return COLORS[role][0]
+    """The light colour of a role, which the file turns dark itself; any other colour stays."""
+    return role if role.startswith("#") else COLORS[role][0]
 
 
 def blend(shares: Sequence[float]) -> str:

@@ -16,14 +16,14 @@ import jinja2
 
 from convary import METHODS
 from convary.files import read_json
-from convary.report.tables import signed
+from studies import methods
+from studies.methods import EQUAL, said, table
 from studies.pictures import gaps, picture
 from studies.results import AXES, FOLDER, Arm, read
 
 TEMPLATE = Path(__file__).parent / "evidence.md"
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
-EQUAL = "static@macs:odconv"
 GAPS_TITLE = "CIFAR-10, 3,440 parameters: five seeds (dots), mean and 95 % interval"
 
 
@@ -53,7 +53,7 @@ class Page:
     def gap(self, block: str, name: str, other: str = "") -> str:
         """Paired gap to static, or to another network, with its 95 % interval and seeds won."""
         arm = self.arm(block, name)
-        return _said(arm.gap(self._paired(other, arm) if other else None))
+        return said(arm.gap(self._paired(other, arm) if other else None))
 
     def _paired(self, name: str, arm: Arm) -> Arm:
         """The network of this name that shares its static network with another."""
@@ -72,12 +72,12 @@ class Page:
         head = ["network", "top-1 %", "gap to static: mean, 95 % interval, seeds won"]
         head += [f"gap to {other.entry['title']}"] if other else []
         head += ["multiply-adds", "parameters", "latency, 1 / 16 / 128 images", "training step", "learning rate"]
-        rows = [[arm.entry["title"], _mean(arm.tops), _said(arm.gap())] for arm in arms]
+        rows = [[arm.entry["title"], _mean(arm.tops), said(arm.gap())] for arm in arms]
         for row, arm in zip(rows, arms, strict=True):
             if other:
-                row.append("" if arm.is_static or arm.tops is other.tops else _said(arm.gap(other)))
+                row.append("" if arm.is_static or arm.tops is other.tops else said(arm.gap(other)))
             row += [f"{arm.ratio('macs'):.2f}", f"{arm.ratio('params'):.1f}", *_cost(arm), _rate(arm)]
-        return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+        return table(head, rows)
 
     def equal(self, *blocks: str) -> str:
         """Markdown: the gap of every dynamic network to a static one of the same cost, for each kind of cost.
@@ -89,7 +89,7 @@ class Page:
         dynamic = [arm for arm in arms if arm.name.partition("@")[0] != "static"]
         head = ["network", *(f"equal {words}" for words in AXES.values())]
         rows = [[arm.entry["title"], *(self._equal(arm, axis) for axis in AXES)] for arm in dynamic]
-        return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+        return table(head, rows)
 
     def gap_at(self, name: str, axis: str) -> str:
         """Gap of one network to a static one of the same cost."""
@@ -97,7 +97,7 @@ class Page:
 
     def _equal(self, arm: Arm, axis: str) -> str:
         found = arm.gap_at_equal(axis, (other for arms in self.blocks.values() for other in arms))
-        return _said(found) or ("not measured" if arm.ratio(axis) is None else "beyond what was trained")
+        return said(found) or ("not measured" if arm.ratio(axis) is None else "beyond what was trained")
 
     def rates(self, block: str) -> str:
         """Markdown: top-1 on held-out training images for each learning rate that was tried."""
@@ -105,7 +105,7 @@ class Page:
         tried = [entry["lr"] for entry in arms[0].entry["lr"]["grid"]]
         rows = [[arm.entry["title"], *(_tried(entry) for entry in arm.entry["lr"]["grid"])] for arm in arms]
         head = ["network", *(f"{lr:g}" for lr in tried)]
-        return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+        return table(head, rows)
 
     def edges(self) -> str:
         """The networks whose best learning rate lies at an edge of those that were tried."""
@@ -119,7 +119,7 @@ class Page:
         rows = [
             [arm.entry["title"], *(f"{top:.2f}" for top in arm.tops), _mean(arm.entry["train_top1"])] for arm in arms
         ]
-        return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+        return table(head, rows)
 
     def bill(self, name: str) -> str:
         """Latency of 1, 16 and 128 images relative to static."""
@@ -135,21 +135,8 @@ class Page:
         return f"{sum(sum(arm.entry['cpu_seconds']) for arms in self.blocks.values() for arm in arms) / 3600:.1f}"
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _mean(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
-def _said(gap: dict[str, Any] | None) -> str:
-    if gap is None:
-        return ""
-    words = (
-        f"{signed(gap['mean'])} ({signed(gap['low'])} to {signed(gap['high'])}), {gap['wins']} of {len(gap['gaps'])}"
-    )
-    return f"**{words}**" if gap["low"] > 0 or gap["high"] < 0 else words
 
 
 def _tried(entry: dict[str, Any]) -> str:
@@ -195,36 +182,6 @@ def summary(page: Page, name: str) -> str:
     return SUMMARY[name].format(params=page.arm("s2-papers", EQUAL).base["params"], **gaps)
 
 
-NOT_YET = "The [study](../evidence.md) has no result of {title} yet."
-RESULT = (
-    "In the [study](../evidence.md): a network of {params:,} parameters, five paired seeds; gaps in points of top-1, "
-    "with their 95 % interval and the seeds won."
-)
-RESULTS = {
-    "s2-papers": "CIFAR-10, from scratch, to the static network",
-    "s2-kin": "CIFAR-10, from scratch, to the static network",
-    "s2-assembled": "CIFAR-10, from scratch, to the static network",
-    "s6-trained": "CIFAR-10, a trained network converted and trained on, to the static one that trains on as long",
-    "s7-conditions": "CIFAR-10 under four conditions, from scratch, to the static network",
-}
-
-
-def result(page: Page, name: str, title: str) -> str:
-    """For the page of a method: its gaps in every block that has it, and what it cost there."""
-    found = {block: arm for block in RESULTS for arm in page.blocks.get(block, []) if arm.name == name}
-    if not found:
-        return NOT_YET.format(title=title)
-    first = next(iter(found.values()))
-    lines = [RESULT.format(params=first.base["params"]), ""]
-    for block, arm in found.items():
-        lines.append(f"- {RESULTS[block]}: {_said(arm.gap())}.")
-        if any(other.name == EQUAL and other.base is arm.base for other in page.blocks[block]):
-            lines.append(f"- The same, to a static network of ODConv's multiply-adds: {page.gap(block, name, EQUAL)}.")
-    macs, params = first.ratio("macs"), first.ratio("params")
-    lines += ["", f"It cost {macs:.2f} times static's multiply-adds and {params:.1f} times its parameters there."]
-    return "\n".join(lines)
-
-
 def put(text: str, inner: str) -> str:
     """The text with ``inner`` between its marks."""
     before, begin, rest = text.partition(BEGIN)
@@ -233,10 +190,10 @@ def put(text: str, inner: str) -> str:
 
 
 def write(docs: Path = DOCS, readmes: Path = DOCS.parent, results: Path = FOLDER) -> None:
-    """The page, its picture, the summary in the READMEs and the result on the methods' pages.
+    """The page and its pictures, the summary in the READMEs, the results of methods and the table that helps to choose.
 
     Args:
-        docs: Where ``evidence.md`` and ``images/`` go, and where ``methods/`` is.
+        docs: Where ``evidence.md`` and ``images/`` go, and where ``methods/`` and ``which-method.md`` are.
         readmes: Folder of ``README.md`` and its translation, which have the marks between which the summary goes.
         results: What studies.run wrote.
 
@@ -260,8 +217,10 @@ def write(docs: Path = DOCS, readmes: Path = DOCS.parent, results: Path = FOLDER
         readme.write_text(put(readme.read_text(encoding="utf-8"), summary(page, name)), encoding="utf-8")
     for config in METHODS:
         path = docs / "methods" / f"{config.name}.md"
-        text = put(path.read_text(encoding="utf-8"), result(page, config.name, config.title))
+        text = put(path.read_text(encoding="utf-8"), methods.result(blocks, config))
         path.write_text(text, encoding="utf-8")
+    which = docs / "which-method.md"
+    which.write_text(put(which.read_text(encoding="utf-8"), methods.decision(blocks)), encoding="utf-8")
     title = (
         "CIFAR-10, a network of 3,440 parameters, 20 epochs, 5 paired seeds; bars: 95 % interval of the gap to static"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import method_figures, method_lists, notebook
+from scripts import badges, method_figures, method_lists, notebook
 
 import convary
 from convary import METHODS, cli, convert, routing, where
@@ -24,6 +24,7 @@ PAGES = (
     "docs/citing.md",
     pytest.param("docs/tutorial.md", marks=pytest.mark.slow),
     "docs/guides/train.md",
+    "docs/guides/migrating.md",
     "docs/guides/programs.md",
     pytest.param("docs/guides/deploy.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/timm-training.md", marks=pytest.mark.slow),
@@ -186,14 +187,20 @@ def test_entries_of_layers_and_configs_have_options_and_an_example():
             assert doc.count("Examples:") == 1 and f"[convary.{kind.config_type.__name__}]" in doc
 
 
+def test_badges_say_what_pyproject_says():
+    for name, words in badges.facts().items():
+        assert (badges.FOLDER / f"badge-{name}.svg").read_text() == badges.badge(*words), "run python -m scripts.badges"
+    assert badges.facts()["python"][1] == "3.10 to 3.14"
+
+
 def test_pictures_in_html_are_there():
     """The site's strict build checks the links of Markdown, not those in elements."""
     found = 0
-    for page in (ROOT / "docs").rglob("*.md"):
+    for page in (*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")):
         for link in re.findall(r'(?:src|srcset)="([^"#]+)', page.read_text()):
             assert (page.parent / link).is_file(), f"{page}: {link}"
             found += 1
-    assert found >= 4
+    assert found >= 10
 
 
 def test_the_table_of_support_is_complete():
