@@ -76,7 +76,7 @@ sweep: $(STAMP)
 # The report in a headless Chromium, judged by axe.
 browser: $(STAMP)
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/node axe-core@4.14.1
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/report/test_browser.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/report/test_browser.py tests/test_site.py $(ARGS)
 
 sanitize: $(STAMP)
 	scripts/sanitize.sh $(BIN)/python

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from convary.report import style
+from convary.report.themes import save
 
 ROOT = Path(__file__).parent.parent
 NAMES = {"torchvision:mobilenet_v2": "MobileNetV2", "torchvision:resnet18": "ResNet-18"}
@@ -56,8 +57,7 @@ def draw(results: Path, path: Path) -> None:
                            ha="right", va="top")  # fmt: skip
         panels[0].annotate("as released code does it", (0.99, 0.91), xycoords="axes fraction",
                            color=grey, weight="bold", fontsize=9.5, ha="right", va="top")  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, metadata={"Date": None})
+        save(drawn, path)
 
 
 if __name__ == "__main__":

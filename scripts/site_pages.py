@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hook of mkdocs: the changelog of the repository as a page, and each section of the API page as one of its own."""
+"""A hook of mkdocs: the changelog as a page, each section of the API page as one of its own, pictures that open."""
 
 from __future__ import annotations
 
@@ -47,3 +47,8 @@ def on_files(files: Files, config: Any) -> Files:
     files.remove(files.get_file_from_path(API))  # type: ignore[arg-type]  (it is there)
     files.append(File.generated(config, API, content="\n".join([above, *rows, ""])))
     return files
+
+
+def on_page_content(html: str, **context: Any) -> str:
+    """A click, or a key, on a picture that stands alone opens it: on a phone it is larger than the page."""
+    return re.sub(r'<p>(<img [^>]*?src="([^"]+)"[^>]*>)</p>', r'<p><a class="picture" href="\2">\1</a></p>', html)

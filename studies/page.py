@@ -14,15 +14,16 @@ from typing import Any
 
 import jinja2
 
+from convary import METHODS
 from convary.files import read_json
-from convary.report.tables import signed
+from studies import methods
+from studies.methods import EQUAL, said, table
 from studies.pictures import gaps, picture
 from studies.results import AXES, FOLDER, Arm, read
 
 TEMPLATE = Path(__file__).parent / "evidence.md"
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
-EQUAL = "static@macs:odconv"
 GAPS_TITLE = "CIFAR-10, 3,440 parameters: five seeds (dots), mean and 95 % interval"
 
 
@@ -52,7 +53,7 @@ class Page:
     def gap(self, block: str, name: str, other: str = "") -> str:
         """Paired gap to static, or to another network, with its 95 % interval and seeds won."""
         arm = self.arm(block, name)
-        return _said(arm.gap(self._paired(other, arm) if other else None))
+        return said(arm.gap(self._paired(other, arm) if other else None))
 
     def _paired(self, name: str, arm: Arm) -> Arm:
         """The network of this name that shares its static network with another."""
@@ -71,12 +72,12 @@ class Page:
         head = ["network", "top-1 %", "gap to static: mean, 95 % interval, seeds won"]
         head += [f"gap to {other.entry['title']}"] if other else []
         head += ["multiply-adds", "parameters", "latency, 1 / 16 / 128 images", "training step", "learning rate"]
-        rows = [[arm.entry["title"], _mean(arm.tops), _said(arm.gap())] for arm in arms]
+        rows = [[arm.entry["title"], _mean(arm.tops), said(arm.gap())] for arm in arms]
         for row, arm in zip(rows, arms, strict=True):
             if other:
-                row.append("" if arm.is_static or arm.tops is other.tops else _said(arm.gap(other)))
+                row.append("" if arm.is_static or arm.tops is other.tops else said(arm.gap(other)))
             row += [f"{arm.ratio('macs'):.2f}", f"{arm.ratio('params'):.1f}", *_cost(arm), _rate(arm)]
-        return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+        return table(head, rows)
 
     def equal(self, *blocks: str) -> str:
         """Markdown: the gap of every dynamic network to a static one of the same cost, for each kind of cost.
@@ -88,7 +89,7 @@ class Page:
         dynamic = [arm for arm in arms if arm.name.partition("@")[0] != "static"]
         head = ["network", *(f"equal {words}" for words in AXES.values())]
         rows = [[arm.entry["title"], *(self._equal(arm, axis) for axis in AXES)] for arm in dynamic]
-        return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+        return table(head, rows)
 
     def gap_at(self, name: str, axis: str) -> str:
         """Gap of one network to a static one of the same cost."""
@@ -96,7 +97,7 @@ class Page:
 
     def _equal(self, arm: Arm, axis: str) -> str:
         found = arm.gap_at_equal(axis, (other for arms in self.blocks.values() for other in arms))
-        return _said(found) or ("not measured" if arm.ratio(axis) is None else "beyond what was trained")
+        return said(found) or ("not measured" if arm.ratio(axis) is None else "beyond what was trained")
 
     def rates(self, block: str) -> str:
         """Markdown: top-1 on held-out training images for each learning rate that was tried."""
@@ -104,7 +105,7 @@ class Page:
         tried = [entry["lr"] for entry in arms[0].entry["lr"]["grid"]]
         rows = [[arm.entry["title"], *(_tried(entry) for entry in arm.entry["lr"]["grid"])] for arm in arms]
         head = ["network", *(f"{lr:g}" for lr in tried)]
-        return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+        return table(head, rows)
 
     def edges(self) -> str:
         """The networks whose best learning rate lies at an edge of those that were tried."""
@@ -118,7 +119,7 @@ class Page:
         rows = [
             [arm.entry["title"], *(f"{top:.2f}" for top in arm.tops), _mean(arm.entry["train_top1"])] for arm in arms
         ]
-        return "\n".join(_line(row) for row in [head, ["---"] * len(head), *rows])
+        return table(head, rows)
 
     def bill(self, name: str) -> str:
         """Latency of 1, 16 and 128 images relative to static."""
@@ -134,21 +135,8 @@ class Page:
         return f"{sum(sum(arm.entry['cpu_seconds']) for arms in self.blocks.values() for arm in arms) / 3600:.1f}"
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _mean(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
-def _said(gap: dict[str, Any] | None) -> str:
-    if gap is None:
-        return ""
-    words = (
-        f"{signed(gap['mean'])} ({signed(gap['low'])} to {signed(gap['high'])}), {gap['wins']} of {len(gap['gaps'])}"
-    )
-    return f"**{words}**" if gap["low"] > 0 or gap["high"] < 0 else words
 
 
 def _tried(entry: dict[str, Any]) -> str:
@@ -202,10 +190,10 @@ def put(text: str, inner: str) -> str:
 
 
 def write(docs: Path = DOCS, readmes: Path = DOCS.parent, results: Path = FOLDER) -> None:
-    """The page, its picture and the summary in the READMEs.
+    """The page and its pictures, the summary in the READMEs, the results of methods and the table that helps to choose.
 
     Args:
-        docs: Where ``evidence.md`` and ``images/`` go.
+        docs: Where ``evidence.md`` and ``images/`` go, and where ``methods/`` and ``which-method.md`` are.
         readmes: Folder of ``README.md`` and its translation, which have the marks between which the summary goes.
         results: What studies.run wrote.
 
@@ -227,6 +215,12 @@ def write(docs: Path = DOCS, readmes: Path = DOCS.parent, results: Path = FOLDER
     for name in SUMMARY:
         readme = readmes / name
         readme.write_text(put(readme.read_text(encoding="utf-8"), summary(page, name)), encoding="utf-8")
+    for config in METHODS:
+        path = docs / "methods" / f"{config.name}.md"
+        text = put(path.read_text(encoding="utf-8"), methods.result(blocks, config))
+        path.write_text(text, encoding="utf-8")
+    which = docs / "which-method.md"
+    which.write_text(put(which.read_text(encoding="utf-8"), methods.decision(blocks)), encoding="utf-8")
     title = (
         "CIFAR-10, a network of 3,440 parameters, 20 epochs, 5 paired seeds; bars: 95 % interval of the gap to static"
     )

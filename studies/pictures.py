@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from convary.report import style
 from convary.report.figures import label
 from convary.report.tables import signed
+from convary.report.themes import save
 from studies.results import AXES, Arm
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ def picture(blocks: dict[str, list[Arm]], names: tuple[str, ...], path: Path, ti
             _panel(panel, [arm for arm in arms if arm.ratio(axis) is not None], axis, looks)
             style.titled(panel, "Top-1 accuracy (%)", f"{AXES[axis]} (times static)")
         drawn.suptitle(title, fontsize=10, x=0.01, ha="left", color=style.COLORS["muted"][0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, metadata={"Date": None})
+        save(drawn, path)
 
 
 def _panel(panel: Axes, arms: list[Arm], axis: str, looks: dict[str, style.Look]) -> None:
@@ -110,5 +110,4 @@ def gaps(blocks: dict[str, list[Arm]], path: Path, title: str) -> None:
         panel.grid(visible=False)
         panel.margins(y=0.12)
         style.titled(panel, title, "points of top-1 above the static network with the same seed")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, metadata={"Date": None})
+        save(drawn, path)

@@ -497,6 +497,15 @@ def test_eval_prints_top1_and_classes(run, finished):
     assert "dark" in said
 
 
+def test_few_test_images_are_called_few(run, finished):
+    out, process = finished
+    few = json.loads((out / "results.json").read_text())["data"]["test"]
+    _, said, _ = run("eval", out / "static" / "seed-0" / "checkpoint.pt")
+    for words in (said, process.stdout):
+        line = re.search(rf"Only {few} test images: one standard error of this top-1 is\s+about (\d+)\s+points", words)
+        assert line and 100 / (few + 4) <= float(line[1]) <= 50 / few**0.5 + 1
+
+
 def test_eval_of_a_truncated_checkpoint(run, finished, tmp_path):
     whole = (finished[0] / "static" / "seed-0" / "checkpoint.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])

@@ -2,6 +2,7 @@
 """The code on the pages runs: the blocks of a page one after the other, in one namespace and an empty folder."""
 
 import importlib.util
+import inspect
 import re
 import shlex
 import warnings
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import method_lists, notebook
+from scripts import badges, method_figures, method_lists, notebook
 
-from convary import METHODS, cli
+import convary
+from convary import METHODS, cli, convert, routing, where
 from convary.papers import TABLES
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +24,7 @@ PAGES = (
     "docs/citing.md",
     pytest.param("docs/tutorial.md", marks=pytest.mark.slow),
     "docs/guides/train.md",
+    "docs/guides/migrating.md",
     "docs/guides/programs.md",
     pytest.param("docs/guides/deploy.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/timm-training.md", marks=pytest.mark.slow),
@@ -144,6 +147,60 @@ def test_lists_of_methods_are_those_of_the_code(page):
     assert method_lists.written(page) == (ROOT / page).read_text(), "run python scripts/method_lists.py"
     for config in METHODS:
         assert (ROOT / "docs" / "methods" / f"{config.name}.md").is_file()
+
+
+def test_the_figures_of_the_methods_are_those_of_the_script():
+    for name, method in method_figures.METHODS.items():
+        path = method_figures.FOLDER / f"{name}.svg"
+        assert path.read_text() == method_figures.figure(method), "run python -m scripts.method_figures"
+        page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
+        assert f"![{method.says}](../images/methods/{name}.svg)" in page
+        headings = re.findall(r"^## (.*)", page, re.MULTILINE)
+        assert headings[:3] == ["When to use it", "Our result", "How it works"]
+    assert {f"{name}.md" for name in method_figures.METHODS} == {p.name for p in (ROOT / "docs/methods").iterdir()}
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
+def test_the_figure_of_a_method_shows_its_coefficients(config):
+    net = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3), torch.nn.Conv2d(16, 16, 3))
+    coefficients = routing(convert(net, config(), where.all()), torch.randn(2, 16, 8, 8))["1"]
+    shown = method_figures.METHODS[config.name].factors
+    assert set(shown) == {name for name, values in coefficients._asdict().items() if values is not None}
+
+
+def test_every_public_name_has_an_entry():
+    entries = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)", (ROOT / "docs/api.md").read_text(), re.M)}
+    errors = {name for name in dir(convary.errors) if not name.startswith("_")}  # one entry, which lists them
+    assert set(convary.__all__) - entries - errors == {"__version__", "ops", "integrations"}
+
+
+def test_entries_of_layers_and_configs_have_options_and_an_example():
+    pytest.importorskip("griffe")
+    from scripts import examples_as_code
+
+    for kind in vars(convary).values():
+        if isinstance(kind, type) and issubclass(kind, convary.MethodConfig) and kind is not convary.MethodConfig:
+            assert ">>> " in inspect.getdoc(kind), kind
+            assert f"{kind.__name__}(*, " in examples_as_code.call(kind)
+        elif isinstance(kind, type) and getattr(kind, "config_type", None) in METHODS:
+            doc = examples_as_code.layer_docstring(kind, examples_as_code.sectioned(inspect.getdoc(kind)))
+            assert doc.count("Examples:") == 1 and f"[convary.{kind.config_type.__name__}]" in doc
+
+
+def test_badges_say_what_pyproject_says():
+    for name, words in badges.facts().items():
+        assert (badges.FOLDER / f"badge-{name}.svg").read_text() == badges.badge(*words), "run python -m scripts.badges"
+    assert badges.facts()["python"][1] == "3.10 to 3.14"
+
+
+def test_pictures_in_html_are_there():
+    """The site's strict build checks the links of Markdown, not those in elements."""
+    found = 0
+    for page in (*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")):
+        for link in re.findall(r'(?:src|srcset)="([^"#]+)', page.read_text()):
+            assert (page.parent / link).is_file(), f"{page}: {link}"
+            found += 1
+    assert found >= 10
 
 
 def test_the_table_of_support_is_complete():

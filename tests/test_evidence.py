@@ -21,10 +21,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 def test_the_page_is_what_the_results_make(tmp_path):
     for name in page.SUMMARY:
         shutil.copy(DOCS.parent / name, tmp_path)
+    shutil.copytree(DOCS / "methods", tmp_path / "methods")
+    shutil.copy(DOCS / "which-method.md", tmp_path)
     page.write(tmp_path, tmp_path)
     for name in page.SUMMARY:
         assert (tmp_path / name).read_text() == (DOCS.parent / name).read_text(), "run python -m studies.page"
     assert (tmp_path / "evidence.md").read_text() == (DOCS / "evidence.md").read_text(), "run python -m studies.page"
+    for path in (*(DOCS / "methods").glob("*.md"), DOCS / "which-method.md"):
+        assert (tmp_path / path.relative_to(DOCS)).read_text() == path.read_text(), "run python -m studies.page"
     assert (tmp_path / "images" / "evidence.svg").stat().st_size > 10_000
 
 

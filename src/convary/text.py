@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and durations in plain text."""
+"""Tables, durations and the doubt of few images in plain text."""
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 
 
@@ -55,3 +56,31 @@ def spell(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def standard_error(percent: float, count: int) -> float:
+    """Of a share of ``count`` images, in points; after Agresti and Coull, so that 0 and 100 % of few are not certain.
+
+    >>> [round(standard_error(percent, count), 1) for percent, count in ((90, 2000), (50, 4), (100, 4), (100, 0))]
+    [0.7, 17.7, 15.3, 25.0]
+    """
+    near = (percent / 100 * count + 2) / (count + 4)
+    return 100 * math.sqrt(near * (1 - near) / (count + 4))
+
+
+FEW = 200
+
+
+def of_few(percent: float, count: int) -> str:
+    """What to know about a top-1 of so few images; nothing where they are enough.
+
+    >>> of_few(80, 5)
+    'Only 5 test images: one standard error of this top-1 is about 16 points, so smaller differences are chance.'
+    >>> of_few(80, 2000)
+    ''
+    """
+    if count >= FEW:
+        return ""
+    images, error = f"{count} test image{'s' if count != 1 else ''}", standard_error(percent, count)
+    said = f"one standard error of this top-1 is about {error:.0f} points"
+    return f"Only {images}: {said}, so smaller differences are chance."

@@ -3,6 +3,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,6 +171,15 @@ def test_page_says_where_we_lose(ratio, reached, tmp_path):
     assert ("Missed:" in text) == (reached == "**missed**")
     assert "Why: the bank." in text
     assert "| 500 | 720 | 200 | 4.0% | aim |" in text
+
+
+def test_the_page_is_what_the_committed_measurements_make():
+    root = Path(__file__).parents[2]
+    text = page(root / "benchmarks" / "results")
+    assert text == (root / "docs" / "benchmarks.md").read_text(), "run convary bench page"
+    overview, folded = text.partition("<details")[::2]
+    assert "| resnet18 | odconv | **1.10** (3.36) | **1.12** (4.40) | 1.26 | 1.58 |" in overview
+    assert overview.count("\n|") == 8 and folded.count("</details>") == 5
 
 
 def test_page_wants_both_tables(tmp_path):

@@ -47,10 +47,14 @@ def run(argv: Sequence[str]) -> int:
 
 def _finish(results: dict[str, Any], out: Path, console: Console) -> None:
     from convary import report
+    from convary.text import of_few
 
     report.write(results, out / REPORT)
     console.print()
     console.print(results_table(results))
+    best = max(method["top1"]["mean"] for method in results["methods"])
+    if doubt := of_few(best, results["data"]["test"]):
+        console.print(f"[yellow]{doubt}[/yellow]")
     console.print(f"\nreport   {link(out / REPORT)}", soft_wrap=True)
     console.print(f"results  {link(out / RESULTS)}", soft_wrap=True)
 

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from convary._cli.console import stages
 from convary._cli.parse import parse
 from convary.errors import ConfigError
+from convary.text import of_few
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +56,10 @@ def run(argv: Sequence[str]) -> int:
 
     console = Console(highlight=False)
     console.print(f"{escape(f'{found.model}, {found.method}, on {found.data}')} ({found.images:,} test images)")
-    console.print(f"top-1 [bold]{found.top1:.2f} %[/bold], loss {found.loss:.4f}\n")
+    console.print(f"top-1 [bold]{found.top1:.2f} %[/bold], loss {found.loss:.4f}")
+    if doubt := of_few(found.top1, found.images):
+        console.print(f"[yellow]{doubt}[/yellow]")
+    console.print()
     console.print(_table(found))
     return 0
 

@@ -19,16 +19,8 @@ INTRODUCTION = """# Benchmarks
 
 ![Time relative to the static network: convary, and as released code does it](images/cost.svg)
 
-What a dynamic convolution costs, against the ordinary one of its size and against what released code does. This page is
-made by `make benchmarks` from measurements that `convary bench` saved; nothing here was typed by hand but the notes.
-
-Every ratio is the median of pairwise ratios of calls that follow each other in one process (A B, B A, ...), with the
-10th and 90th percentile beside it, in float32 and eager mode. A line is timed only after its result agreed with the
-reference, computed in float64, in the same run, at its batch and number of threads, for the first two samples of the
-batch: layers within 1e-4 of the largest value, gradients included; networks within 1e-4 in the outputs and 1e-2 in the
-norm of all gradients (a ReLU near zero falls either way in float32). K is 4 everywhere. *must* and *aim* are
-targets that we set ourselves at two threads; a line that misses its *must* says so. "layer 32, 512->512, 7, 3" is a
-convolution of 512 to 512 channels on a batch of 32 maps of 7x7 with a kernel of 3x3.
+What a dynamic convolution costs, against the ordinary one of its size and against what released code does: 1.00 is the
+time of the static network, K is 4.
 """
 
 
@@ -46,19 +38,57 @@ def page(results: Path) -> str:
         if name not in found:
             raise ConfigError(f"{results / FILES[name]} is missing; run convary bench {name} --out {results}")
     _check_machines(found, results)
-    parts = [INTRODUCTION, _machine(found["models"]["machine"])]
-    parts += ["## Networks\n", _models(found["models"], "static"), _memory(found["models"]), _losses(found)]
+    parts = [INTRODUCTION, _overview(found), _machine(found["models"]["machine"]), METHOD, _losses(found)]
     notes = results / NOTES
     if notes.exists():
         parts.append(notes.read_text(encoding="utf-8"))
-    parts += ["## Layers\n", _layers(found["layers"], "static")]
-    if "models-grouped" in found:
-        parts += ["## Against released code\n", GROUPED, _models(found["models-grouped"], "grouped")]
-    if "layers-grouped" in found:
-        parts.append(_layers(found["layers-grouped"], "grouped"))
+    parts += ["## All measurements\n", _folded("Networks, against static", _models(found["models"], "static"))]
+    if memory := _memory(found["models"]):
+        parts.append(_folded("Memory of training", memory))
+    parts.append(_folded("Layers, against static", _layers(found["layers"], "static")))
+    for name, table in (("models-grouped", _models), ("layers-grouped", _layers)):
+        if name in found:
+            title = f"{name.partition('-')[0].capitalize().replace('Models', 'Networks')}, against released code's way"
+            parts.append(_folded(title, GROUPED + "\n" + table(found[name], "grouped")))
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
+def _folded(title: str, text: str) -> str:
+    """A part of the page that opens on a click, on the site and on GitHub."""
+    return f'<details markdown="1">\n<summary>{title}</summary>\n\n{text.rstrip()}\n\n</details>\n'
+
+
+def _overview(found: dict[str, dict[str, Any]]) -> str:
+    """The networks in brief: a row each, at two threads, and the same in released code's way where it was timed."""
+    ways = {_key(row): row for row in found.get("models-grouped", {"rows": ()})["rows"]}
+    rows: dict[tuple[str, str], dict[tuple[int, str], str]] = {}
+    for row in found["models"]["rows"]:
+        if row["threads"] != 2 or "ratio" not in row:
+            continue
+        cell, other = f"{row['ratio']:.2f}", ways.get(_key(row))
+        if other is not None and "ratio" in other:
+            cell = f"**{cell}** ({row['ratio'] / other['ratio']:.2f})"
+        rows.setdefault((_short(row["model"]), row["method"]), {})[row["batch"], row["mode"]] = cell
+    columns = sorted({column for cells in rows.values() for column in cells}, key=lambda c: (-c[0], c[1]))
+    header = ["network", "method", *(f"{mode}, batch {batch}" for batch, mode in columns)]
+    table = markdown(header, [[*name, *(cells.get(c, "") for c in columns)] for name, cells in rows.items()])
+    return f"{table}\n\nTwo threads, 224x224, float32. In brackets: the same network in released code's way.\n"
+
+
+def _key(row: Record) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("model", "method", "batch", "mode", "threads"))
+
+
+METHOD = """This page is made by `make benchmarks` from measurements that `convary bench` saved; nothing here was
+typed by hand but the notes. Every ratio is the median of pairwise ratios of calls that follow each other in one
+process (A B, B A, ...), with the 10th and 90th percentile beside it, in float32 and eager mode. A line is timed only
+after its result agreed with the reference, computed in float64, in the same run, at its batch and number of threads,
+for the first two samples of the batch: layers within 1e-4 of the largest value, gradients included; networks within
+1e-4 in the outputs and 1e-2 in the norm of all gradients (a ReLU near zero falls either way in float32).
+
+*must* and *aim* are targets that we set ourselves at two threads; a line that misses its *must* says so.
+"layer 32, 512->512, 7, 3" is a convolution of 512 to 512 channels on a batch of 32 maps of 7x7 with a kernel of 3x3.
+"""
 GROUPED = """The same networks and kernels, run as the released code of the methods runs them: the mixed kernels of all
 samples are written to memory and convolved with B groups. A ratio of 0.5 is twice as fast.
 """

@@ -46,6 +46,7 @@ METHODS: tuple[type[MethodConfig], ...] = (
     CGC,
     FDConv,
 )
+"""The config of every method that a convolution can be converted to."""
 _BY_NAME: dict[str, type[MethodConfig]] = {config.name: config for config in (*METHODS, Involution)}
 
 

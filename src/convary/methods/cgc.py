@@ -45,6 +45,12 @@ class CGC(MethodConfig):
     Attributes:
         interaction: Channels that interact with each other: C goes to O in groups of so many, or of a few more where
             they have to divide both; 16 is published.
+
+    Examples:
+        >>> from torch import nn
+        >>> layer = CGC(interaction=8).build(nn.Conv2d(16, 32, 3, padding=1))
+        >>> type(layer).__name__, tuple(layer.weight.shape)
+        ('CGC2d', (1, 32, 16, 3, 3))
     """
 
     name: ClassVar[str] = "cgc"

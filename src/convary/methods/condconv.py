@@ -36,6 +36,12 @@ class CondConv(BankConfig):
         activation: "sigmoid" as published, or "softmax" (the paper's ablation: 1.5 points worse).
         router: "layer": every layer routes on its own input. "block": the router is given from outside; convert
             puts one on each block's input, as in the authors' EfficientNet, and a layer of a block has none.
+
+    Examples:
+        >>> from torch import nn
+        >>> layer = CondConv(experts=4).build(nn.Conv2d(16, 32, 3, padding=1))
+        >>> type(layer).__name__, tuple(layer.weight.shape)
+        ('CondConv2d', (4, 32, 16, 3, 3))
     """
 
     name: ClassVar[str] = "condconv"

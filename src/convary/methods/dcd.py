@@ -46,6 +46,12 @@ class DCD(MethodConfig):
             layer's block; a layer on its own is "pointwise".
         squeeze: Width of z: of max(pooled inputs, latent ** 2) one part in so many; 16 is published, and 8 for
             MobileNetV2 0.5.
+
+    Examples:
+        >>> from torch import nn
+        >>> layer = DCD().build(nn.Conv2d(16, 32, 3, padding=1))
+        >>> type(layer).__name__, tuple(layer.weight.shape)
+        ('DCDConv2d', (1, 32, 16, 3, 3))
     """
 
     name: ClassVar[str] = "dcd"

@@ -42,6 +42,12 @@ class DyConv(BankConfig):
         temperature: Start value; convary.anneal changes it.
         extra_hidden: Hidden units added to C // reduction.
         hidden_bias: Whether the router's first layer has a bias.
+
+    Examples:
+        >>> from torch import nn
+        >>> layer = DyConv(experts=4, reduction=8).build(nn.Conv2d(16, 32, 3, padding=1))
+        >>> type(layer).__name__, tuple(layer.weight.shape)
+        ('DyConv2d', (4, 32, 16, 3, 3))
     """
 
     name: ClassVar[str] = "dyconv"

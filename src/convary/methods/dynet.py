@@ -33,6 +33,12 @@ class DyNet(BankConfig):
         experts: g_t, kernels per output channel; 6 is best in the paper's ablation of 1, 2, 4, 6.
         reduction: None: one linear layer predicts the coefficients (mobile networks). A number: a hidden layer of
             max(1, C // reduction) units before it; the paper's ResNets use 4.
+
+    Examples:
+        >>> from torch import nn
+        >>> layer = DyNet(experts=6, reduction=4).build(nn.Conv2d(16, 32, 3, padding=1))
+        >>> type(layer).__name__, tuple(layer.weight.shape)
+        ('DyNetConv2d', (6, 32, 16, 3, 3))
     """
 
     name: ClassVar[str] = "dynet"

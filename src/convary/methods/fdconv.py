@@ -70,6 +70,12 @@ class FDConv(MethodConfig):
         local_activation: Of a_l.
         temperature: Divides the logits of a_c, a_f and a_s; a constant, as released.
         kernel_temperature: Divides those of a_w; None: temperature does.
+
+    Examples:
+        >>> from torch import nn
+        >>> layer = FDConv(bands=(2, 4)).build(nn.Conv2d(16, 32, 3, padding=1))
+        >>> type(layer).__name__, tuple(layer.weight.shape)
+        ('FDConv2d', (96, 25, 2))
     """
 
     name: ClassVar[str] = "fdconv"

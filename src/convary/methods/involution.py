@@ -36,6 +36,11 @@ class Involution(MethodConfig):
         kernel_size: Of the involution; None takes the convolution's. Published: 7 in place of 3.
         group_channels: Channels that share a kernel; divides the layer's channels.
         reduction: The generator's hidden layer has C // reduction channels.
+
+    Examples:
+        >>> from torch import nn
+        >>> Involution(kernel_size=5).build(nn.Conv2d(16, 16, 3, padding=1)).kernel_size
+        (5, 5)
     """
 
     name: ClassVar[str] = "involution"

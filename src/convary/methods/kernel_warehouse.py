@@ -55,6 +55,12 @@ class KernelWarehouse(MethodConfig):
         min_hidden: See reduction.
         norm: Of the hidden vector: "batch", or "layer", which ConvNeXt has; the linear layer before it has a bias then.
         temperature: tau; convary.anneal takes it from 1 to 0.
+
+    Examples:
+        >>> from torch import nn
+        >>> layer = KernelWarehouse(cell_ratio=2).build(nn.Conv2d(16, 32, 3, padding=1))
+        >>> type(layer).__name__, tuple(layer.weight.shape)
+        ('KernelWarehouse2d', (18, 32, 16))
     """
 
     name: ClassVar[str] = "kernelwarehouse"

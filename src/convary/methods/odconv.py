@@ -48,6 +48,12 @@ class ODConv(BankConfig):
         kernel_activation: "softmax" as published, or "sigmoid".
         temperature: Start value; convary.anneal changes it.
         norm: "batch" as published, "layer" or "none".
+
+    Examples:
+        >>> from torch import nn
+        >>> layer = ODConv(experts=2).build(nn.Conv2d(16, 32, 3, padding=1))
+        >>> type(layer).__name__, tuple(layer.weight.shape)
+        ('ODConv2d', (2, 32, 16, 3, 3))
     """
 
     name: ClassVar[str] = "odconv"

@@ -45,6 +45,12 @@ class WeightNet(MethodConfig):
             the weights of a static layer are there.
         reduction: The reduced vector has max(C // reduction, min_hidden) numbers.
         min_hidden: See reduction.
+
+    Examples:
+        >>> from torch import nn
+        >>> layer = WeightNet(expansion=4, splits=2).build(nn.Conv2d(16, 32, 3, padding=1))
+        >>> type(layer).__name__, tuple(layer.weight.shape)
+        ('WeightNet2d', (2, 32, 16, 3, 3))
     """
 
     name: ClassVar[str] = "weightnet"

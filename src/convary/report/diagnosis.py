@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convary._diagnose import Diagnosis
 from convary.extras import require
-from convary.files import write_whole
 from convary.report.style import COLORS, SERIES, figure, rc, titled
+from convary.report.themes import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,20 +24,15 @@ def draw(diagnosis: Diagnosis, path: str | Path) -> None:
 
     Args:
         diagnosis: What ``convary.diagnose`` found.
-        path: .svg, .png or .pdf, on a white ground; replaced in one step.
+        path: .svg, .png or .pdf, on a white ground; an SVG turns dark for readers who asked for it.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         OSError: ``path`` cannot be written.
     """
     require("convary.report.draw", "report", "matplotlib")
-    path, buffer = Path(path), io.BytesIO()
-    kind = path.suffix.lstrip(".").lower() or "svg"
     with rc(text_as_paths=True):
-        picture(diagnosis.to_dict()).savefig(
-            buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None
-        )
-    write_whole(path, buffer.getvalue())
+        save(picture(diagnosis.to_dict()), Path(path))
 
 
 def picture(diagnosis: dict[str, Any]) -> Figure:

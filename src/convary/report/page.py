@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from convary.report.routing import MOST_CLASSES, routing_sections
 from convary.report.schema import check
 from convary.report.stream import streams
 from convary.report.style import figure, looks, rc
+from convary.report.themes import save
 
 # Anchor, title and template of what the page tells, in order; those without data are left out.
 SECTIONS = [
@@ -52,14 +52,14 @@ def picture(results: dict[str, Any], path: str | Path) -> None:
 
     Args:
         results: the content of a results.json (schema 1).
-        path: .svg, .png or .pdf, on a white ground, text as outlines.
+        path: .svg, .png or .pdf, on a white ground, text as outlines; an SVG turns dark for readers who asked for it.
 
     Raises:
         DataError: if ``results`` do not follow the schema.
         OSError: if ``path`` cannot be written.
     """
     check(results)
-    path, methods, buffer = Path(path), results["methods"], io.BytesIO()
+    methods = results["methods"]
     look = looks(method["name"] for method in methods)
     with rc(text_as_paths=True):
         batches = _batches(methods)[:1]
@@ -71,9 +71,7 @@ def picture(results: dict[str, Any], path: str | Path) -> None:
         drawn.set_layout_engine("constrained", wspace=0.08)
         note = textwrap.fill(tables.picture_note(results), 135 if batches else 65)
         drawn.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=figures.MUTED)
-        kind = path.suffix.lstrip(".").lower() or "svg"
-        drawn.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-    write_whole(path, buffer.getvalue())
+        save(drawn, Path(path))
 
 
 def page(results: dict[str, Any]) -> str:

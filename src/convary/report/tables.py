@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from convary.report.health import badges, trouble
-from convary.text import spell
+from convary.text import spell, standard_error
 
 Method = dict[str, Any]
 _SEEDS = 3  # below, a spread is not known well enough for words, whatever the interval says
@@ -174,8 +174,7 @@ def caveats(results: dict[str, Any]) -> list[str]:
     """What these numbers can't show, said next to them."""
     run, data = results["run"], results["data"]
     seeds, epochs = len(run["seeds"]), run["epochs"]
-    top1 = max(method["top1"]["mean"] for method in results["methods"]) / 100
-    error = 100 * math.sqrt(max(top1 * (1 - top1), 0.0) / max(data["test"], 1))
+    top1 = max(method["top1"]["mean"] for method in results["methods"])
     said = []
     if seeds == 1:
         said.append("One seed is one seed: there is no spread, because std needs at least 2 seeds.")
@@ -186,8 +185,8 @@ def caveats(results: dict[str, Any]) -> list[str]:
             "and the seeds that it wins. Several intervals side by side each miss the truth once in twenty times."
         )
     said.append(
-        f"With {data['test']:,} test images, one standard error of a top-1 near {100 * top1:.0f} % is about "
-        f"{error:.1f} points. Smaller differences are not evidence."
+        f"With {data['test']:,} test images, one standard error of a top-1 near {top1:.0f} % is about "
+        f"{standard_error(top1, data['test']):.1f} points. Smaller differences are not evidence."
     )
     said.append(
         f"{_number(epochs)} {'epoch is' if epochs == 1 else 'epochs are'} {_number(epochs).lower()} "
