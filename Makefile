@@ -114,6 +114,7 @@ RESULTS := benchmarks/results
 benchmarks: $(STAMP)
 	$(BIN)/convary bench models --seconds 3 --out $(RESULTS)
 	$(BIN)/convary bench layers --layouts contiguous channels_last --out $(RESULTS)
+	$(BIN)/convary bench models --dtypes bf16 --batches 1 4 --threads 1 --seconds 1 --no-memory --out $(RESULTS)
 	$(BIN)/convary bench models --against grouped --batches 16 --threads 2 --seconds 1 --out $(RESULTS)
 	$(BIN)/convary bench layers --against grouped --threads 2 --out $(RESULTS)
 	$(BIN)/convary bench page --results $(RESULTS) --out docs/benchmarks.md

@@ -16,6 +16,7 @@ from convary.bench.page import page
 from convary.cli import main
 from convary.errors import ConfigError
 from convary.ops import cost
+from convary.ops.cost.times import processor
 
 TINY = (Shape(2, 6, 4, 5, 3), Shape(3, 8, 8, 4, 3, 8), Shape(1, 4, 6, 3, 1))
 QUICK = {"threads": (1,), "seconds": 0.0}
@@ -108,8 +109,21 @@ def test_networks_agree_and_are_timed():
     assert [(row["batch"], row["mode"]) for row in rows] == [
         (1, "inference"), (1, "training"), (2, "inference"), (2, "training"),
     ]  # fmt: skip
-    assert all(row["error"] < models.TOLERANCE[row["mode"]] and row["ratio"] > 0 for row in rows)
+    assert all(row["error"] < models.TOLERANCE["float32"][row["mode"]] and row["ratio"] > 0 for row in rows)
     assert torch.get_num_threads() == 1
+
+
+def test_networks_under_autocast_are_checked_and_compared_with_both_dtypes_of_static():
+    config = ModelsConfig(
+        models=("mobilenet_v2_tiny",), methods=("odconv",), batches=(2,), dtypes=("float32", "bf16"), image_size=28,
+        **QUICK,
+    )  # fmt: skip
+    rows = list(models.measure(config))
+    assert [(row["dtype"], row["mode"]) for row in rows] == [
+        ("float32", "inference"), ("float32", "training"), ("bf16", "inference"), ("bf16", "training"),
+    ]  # fmt: skip
+    assert all(("float32" in row) == (row["dtype"] == "bf16") and row["ratio"] > 0 for row in rows)
+    assert rows[2]["error"] > 10 * rows[0]["error"]  # it was autocast that was checked
 
 
 def test_a_network_that_computes_something_else_is_found():
@@ -200,6 +214,21 @@ def test_page_tells_of_wrong_lines_and_missed_memory(tmp_path):
     text = page(tmp_path)
     assert "- resnet18, odconv, batch 16, inference: **wrong**, off by 2e-01; not timed" in text
     assert "- resnet18, odconv: peak memory of training" in text
+
+
+def test_page_has_half_precision_of_another_machine(tmp_path, capsys):
+    write(tmp_path / "models.json", "models", rows_of_models(1.0))
+    write(tmp_path / "layers.json", "layers", [])
+    assert "Half precision" not in page(tmp_path)
+    flags = ["--models", "mobilenet_v2_tiny", "--methods", "odconv", "--batches", "1", "--modes", "inference"]
+    flags += ["--dtypes", "bf16", "--threads", "1", "--image-size", "28", "--seconds", "0.01", "--no-memory"]
+    assert main(["bench", "models", *flags, "--out", str(tmp_path)]) == 0
+    assert "mobilenet_v2_tiny         odconv    bf16" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "models-bf16.json").read_text())["rows"]
+    told = page(tmp_path).partition("## Half precision")[2].partition("##")[0]
+    assert f"| mobilenet_v2_tiny | odconv | 1 | inference | 1 | {row['ratio']:.2f} |" in told
+    assert f"| {row['float32']['ratio']:.2f} (" in told
+    assert processor() in told
 
 
 def test_page_wants_one_machine(tmp_path):

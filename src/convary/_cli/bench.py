@@ -52,6 +52,8 @@ class Models:
     """Batch sizes."""
     modes: tuple[Mode, ...] = ("inference", "training")
     """inference is the forward pass in eval mode, training forward and backward in training mode."""
+    dtypes: tuple[Literal["float32", "bf16"], ...] = ("float32",)
+    """bf16 is both networks under autocast, compared with the static one in float32 too."""
     threads: tuple[int, ...] = (1, 2)
     """Numbers of threads, one after the other."""
     image_size: int = 224
@@ -63,7 +65,7 @@ class Models:
     seconds: float = 6.0
     """Time for each line; at least nine pairs are taken."""
     out: Path | None = None
-    """Folder to save the table to, as models.json or models-grouped.json; None only prints it."""
+    """Folder to save the table to, as models.json, models-bf16.json or models-grouped.json; None only prints it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +176,12 @@ def _fit(flags: Fit) -> int:
     return 0
 
 
+def _unusual(flags: Layers | Models) -> list[str]:
+    """What the name of a table's file says."""
+    words = [] if flags.against == "static" else [flags.against]
+    return words + [dtype for dtype in getattr(flags, "dtypes", ()) if dtype != "float32"]
+
+
 def _measure(kind: str, flags: Layers | Models) -> int:
     from convary.bench import layers, models
     from convary.bench.machine import load, machine
@@ -192,8 +200,7 @@ def _measure(kind: str, flags: Layers | Models) -> int:
 
     def save() -> None:
         if flags.out is not None:
-            suffix = "" if flags.against == "static" else f"-{flags.against}"
-            write_json(flags.out / f"{kind}{suffix}.json", content)
+            write_json(flags.out / f"{'-'.join([kind, *_unusual(flags)])}.json", content)
 
     def add(rows: Iterable[Record], table: str, to: list[Record]) -> None:
         for row in rows:

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +26,12 @@ from convary.methods import method
 from convary.models import build
 from convary.nn import Router
 
+Dtype = Literal["float32", "bf16"]
 CLASSES = 1000
 CHECKED = 2  # images compared with the reference in float64
-TOLERANCE = {"inference": 1e-4, "training": 1e-2}  # a ReLU that falls the other way in float32 turns a gradient off
+TOLERANCE = {  # by mode; a ReLU that falls the other way in float32 turns a gradient off
+    "float32": {"inference": 1e-4, "training": 1e-2}, "bf16": {"inference": 0.05, "training": 0.3},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,7 @@ class ModelsConfig:
         methods: Names of methods, with their published defaults.
         batches: Batch sizes.
         modes: "inference" is the forward pass in eval mode, "training" forward and backward in training mode.
+        dtypes: "float32", or "bf16", which is both networks under autocast.
         threads: Numbers of threads, one after the other.
         image_size: Height and width of the images.
         against: "static" is the network as it was; "grouped" is the dynamic one run as released code runs it.
@@ -49,6 +55,7 @@ class ModelsConfig:
     methods: tuple[str, ...] = ("condconv", "dyconv", "odconv")
     batches: tuple[int, ...] = (1, 16)
     modes: tuple[str, ...] = ("inference", "training")
+    dtypes: tuple[Dtype, ...] = ("float32",)
     threads: tuple[int, ...] = (1, 2)
     image_size: int = 224
     against: str = "static"
@@ -75,16 +82,23 @@ def networks(name: str, method_name: str, image_size: int) -> tuple[nn.Module, n
         return static, dynamic
 
 
-def step(model: nn.Module, x: Tensor, mode: str) -> Callable[[], object]:
+def precision(dtype: Dtype) -> contextlib.AbstractContextManager:
+    """What a forward pass in this dtype runs in."""
+    return torch.autocast("cpu", torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
+
+
+def step(model: nn.Module, x: Tensor, mode: str, dtype: Dtype = "float32") -> Callable[[], object]:
     """What is timed: a forward pass, or forward and backward of a simple loss."""
 
     def infer() -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), precision(dtype):
             return model(x)
 
     def train() -> None:
         model.zero_grad()
-        model(x).square().mean().backward()
+        with precision(dtype):
+            y = model(x)
+        y.float().square().mean().backward()
 
     return infer if mode == "inference" else train
 
@@ -115,7 +129,7 @@ class Check:
         self.images = torch.randn(most, 3, image_size, image_size, generator=generator)
         self.truths: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def errors(self, batch: int) -> dict[str, float]:
+    def errors(self, batch: int, dtype: Dtype = "float32") -> dict[str, float]:
         """By mode: of the outputs, relative to the largest; in training also of all gradients taken as one vector.
 
         The whole batch is run, by the threads of now; its first images are compared.
@@ -125,23 +139,25 @@ class Check:
             with ops.strategy("bmm"):
                 self.truths[n] = _results(self.exact, self.images[:n].double(), n)
         want, truth = self.truths[n]
-        with torch.inference_mode():
+        with torch.inference_mode(), precision(dtype):
             inferred = self.model(self.images[:batch])[:n]
-        trained, gradient = _results(self.model, self.images[:batch], n)
+        trained, gradient = _results(self.model, self.images[:batch], n, dtype)
         outputs = [float((y - want).abs().max() / want.abs().max()) for y in (inferred, trained)]
         return {"inference": outputs[0], "training": max(outputs[1], float((gradient - truth).norm() / truth.norm()))}
 
 
-def _results(model: nn.Module, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def _results(model: nn.Module, x: Tensor, n: int, dtype: Dtype = "float32") -> tuple[Tensor, Tensor]:
     """The outputs of the first n images, and the gradient of their mean square, of all parameters in a row."""
     model.zero_grad()
-    y = model(x)[:n]
+    with precision(dtype):
+        y = model(x)[:n]
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
     y.square().mean().backward()
     return y.detach(), torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
 
 def measure(config: ModelsConfig) -> Iterator[dict[str, Any]]:
-    """One line per network, method, batch, mode and number of threads.
+    """One line per network, method, dtype, batch, mode and number of threads.
 
     Yields:
         The line as plain JSON values: what was measured, the error and the fields of ``Timing``; a line whose error is
@@ -153,37 +169,42 @@ def measure(config: ModelsConfig) -> Iterator[dict[str, Any]]:
             for method_name in config.methods:
                 static, dynamic = networks(name, method_name, config.image_size)
                 check = Check(dynamic, config.image_size, max(config.batches))
-                for threads in config.threads:
+                for threads, dtype, batch in itertools.product(config.threads, config.dtypes, config.batches):
                     torch.set_num_threads(threads)
-                    for batch in config.batches:
-                        errors = check.errors(batch)
-                        for mode in config.modes:
-                            what = {
-                                "model": name, "method": method_name, "batch": batch, "mode": mode, "threads": threads,
-                                "error": errors[mode],
-                            }  # fmt: skip
-                            if errors[mode] < TOLERANCE[mode]:
-                                what |= _timed(static, dynamic, batch, mode, config)
-                            yield what
+                    errors = check.errors(batch, dtype)
+                    for mode in config.modes:
+                        what = {
+                            "model": name, "method": method_name, "dtype": dtype, "batch": batch, "mode": mode,
+                            "threads": threads, "error": errors[mode],
+                        }  # fmt: skip
+                        if errors[mode] < TOLERANCE[dtype][mode]:
+                            what |= _timed(static, dynamic, batch, mode, dtype, config)
+                        yield what
     finally:
         torch.set_num_threads(before)
 
 
-def _timed(static: nn.Module, dynamic: nn.Module, batch: int, mode: str, config: ModelsConfig) -> dict[str, Any]:
+def _timed(
+    static: nn.Module, dynamic: nn.Module, batch: int, mode: str, dtype: Dtype, config: ModelsConfig
+) -> dict[str, Any]:
+    """A line's times; in bf16 also against the static network in float32, its faster dtype on many a processor."""
     x = torch.randn(batch, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
     for model in (static, dynamic):
         model.train(mode == "training")
-    ours = step(dynamic, x, mode)
+    ours = step(dynamic, x, mode, dtype)
     if config.against == "static":
-        base = step(static, x, mode)
+        base = step(static, x, mode, dtype)
     else:
-        plain = step(dynamic, x, mode)
+        plain = step(dynamic, x, mode, dtype)
 
         def base() -> object:
             with ops.strategy("grouped"):
                 return plain()
 
-    return {**vars(interleave(ours, base, config.seconds)), "load": load()}
+    found = {**vars(interleave(ours, base, config.seconds)), "load": load()}
+    if dtype != "float32" and config.against == "static":
+        found["float32"] = vars(interleave(ours, step(static, x, mode), config.seconds))
+    return found
 
 
 def measure_memory(config: ModelsConfig) -> Iterator[dict[str, Any]]:

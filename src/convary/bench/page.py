@@ -10,6 +10,7 @@ from typing import Any
 from convary.bench.tables import MEMORY_TARGET, Record, markdown, memory_numbers, target, verdict
 from convary.errors import ConfigError
 
+HALF = "models-bf16.json"  # where they were measured on another machine, the table says so
 FILES = {
     "models": "models.json", "layers": "layers.json", "models-grouped": "models-grouped.json",
     "layers-grouped": "layers-grouped.json",
@@ -50,6 +51,8 @@ def page(results: Path) -> str:
         if name in found:
             title = f"{name.partition('-')[0].capitalize().replace('Models', 'Networks')}, against released code's way"
             parts.append(_folded(title, GROUPED + "\n" + table(found[name], "grouped")))
+    if (results / HALF).exists():
+        parts.insert(2, _half(_read(results / HALF)))
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -88,6 +91,10 @@ for the first two samples of the batch: layers within 1e-4 of the largest value,
 
 *must* and *aim* are targets that we set ourselves at two threads; a line that misses its *must* says so.
 "layer 32, 512->512, 7, 3" is a convolution of 512 to 512 channels on a batch of 32 maps of 7x7 with a kernel of 3x3.
+"""
+BF16 = """Both networks under `torch.autocast("cpu", torch.bfloat16)`, checked first: outputs within 5 % of the
+largest in float64, gradients within 30 % of their norm. A processor without bf16 instructions emulates them in torch's
+own convolutions; ours compute in float32.
 """
 GROUPED = """The same networks and kernels, run as the released code of the methods runs them: the mixed kernels of all
 samples are written to memory and convolved with B groups. A ratio of 0.5 is twice as fast.
@@ -174,6 +181,19 @@ def _models(content: dict[str, Any], base: str) -> str:
         cells = [_short(row["model"]), row["method"], str(row["batch"]), row["mode"], str(row["threads"]), *_ratio(row)]
         rows.append([*cells, verdict("models", row)] if promises else cells)
     return markdown([*header, "reaches"] if promises else header, rows) + "\n"
+
+
+def _half(content: dict[str, Any]) -> str:
+    """Networks under autocast, against static in the same dtype and in float32."""
+    header = ["network", "method", "batch", "mode", "threads", "ratio", "p10-p90", "to static in float32 ratio", "ms"]
+    rows = []
+    for row in content["rows"]:
+        cells = [_short(row["model"]), row["method"], str(row["batch"]), row["mode"], str(row["threads"])]
+        ratio, spread, ms, _ = _ratio(row)
+        plain = row.get("float32")
+        wide = f"{plain['ratio']:.2f} ({plain['low']:.2f}-{plain['high']:.2f})" if plain else ""
+        rows.append([*cells, ratio, spread, wide, ms])
+    return f"## Half precision\n\n{BF16}\n{_machine(content['machine'])}\n{markdown(header, rows)}\n"
 
 
 def _memory(content: dict[str, Any]) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 Record = dict[str, Any]
 COLUMNS = {
     "layers": ("threads", "mode", "layout", "factors", "layer", "strategy"),
-    "models": ("threads", "model", "method", "batch", "mode"),
+    "models": ("threads", "model", "method", "dtype", "batch", "mode"),
     "memory": ("threads", "model", "method", "batch"),
 }
 WIDTHS = {
     "threads": 7, "mode": 9, "layout": 13, "factors": 7, "layer": 24, "strategy": 8, "model": 24, "method": 8,
-    "batch": 5,
+    "dtype": 7, "batch": 5,
 }  # fmt: skip
 # What the project promises: (must, aim), ratios to the static network or layer at two threads.
 MODEL_TARGETS = {
@@ -58,7 +58,7 @@ def memory_numbers(row: Record) -> tuple[float, float, float, float]:
 
 def target(kind: str, row: Record) -> tuple[float, float] | None:
     """The ratio that a line must reach, and the one aimed at; None where nothing is promised."""
-    if row.get("threads") != 2 or row.get("layout", "contiguous") != "contiguous":
+    if row.get("threads") != 2 or row.get("layout", "contiguous") != "contiguous" or row.get("dtype") == "bf16":
         return None
     if kind == "layers":
         return LAYER_TARGETS[row["mode"]]
