@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw the figure of each method's page, docs/images/methods/*.svg: what makes the kernel, out of what.
 
-    python scripts/method_figures.py
+    python -m scripts.method_figures
 
 All have one plan. Above, the input goes through the convolution. In the middle a router looks at the input and gives
 coefficients. Below lies what is learned, which the coefficients make a kernel of. Sizes and shares are made up: four
