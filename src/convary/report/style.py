@@ -72,7 +72,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
             if method not in methods:
                 methods.append(method)
             index, variant = methods.index(method), variants.setdefault(method, 0)
-            marker, glyph = MARKERS[(index + variant) % len(MARKERS)]
+            marker, glyph = MARKERS[(index + index // len(SERIES) + variant) % len(MARKERS)]  # a tenth method is new
             found[name] = Look(role=SERIES[index % len(SERIES)], marker=marker, glyph=glyph)
             variants[method] += 1
     return {name: found[name] for name in names}

@@ -132,6 +132,33 @@ def test_what_it_does_not_take(call, reason, interpreter):
         ops.sample_conv(x, weight, groups=call[0][3])
 
 
+@needs_triton
+def test_a_kernel_that_triton_can_not_build_is_left_out_by_tuning(interpreter, monkeypatch, tmp_path):
+    from triton.runtime.errors import OutOfResources
+
+    class Large:
+        def __getitem__(self, grid):
+            def launch(*arguments, **options):
+                raise OutOfResources(300_000, 232_448, "shared memory")
+
+            return launch
+
+    monkeypatch.setattr("convary.ops.sample.kernels.gather", Large())
+    x, weight = draw(1, 16, 16, 1, (3, 3), (4, 4))
+    with (
+        ops.strategy("triton"),
+        pytest.raises(StrategyError, match="can't run strategy 'triton' on cpu.*shared memory"),
+    ):
+        ops.sample_conv(x, weight)
+    monkeypatch.setattr(measured, "_times", lambda times=measured.Times(): times)
+    monkeypatch.setattr(measured, "_on", True)
+    with pytest.warns(UserWarning, match="autotune leaves out 'triton'.*shared memory"):
+        y = ops.sample_conv(x, weight)
+    torch.testing.assert_close(
+        y, ops.reference.sample_conv(x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)
+    )
+
+
 def test_on_a_cpu_it_is_no_choice():
     x, weight = draw(1, 16, 16, 1, (3, 3), (4, 4))
     with ops.strategy("triton"), pytest.raises(StrategyError, match="run on CUDA devices; x is on cpu"):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convary.errors import StrategyError
 from convary.ops.geometry import Geometry
 from convary.ops.problem import Problem
 from convary.ops.sample.aten import add_bias, grouped
@@ -127,8 +128,15 @@ def _correlate(x: Tensor, grad: Tensor, weight: Tensor, G: int, walk: tuple[int,
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Tensor | int) -> None:
-    with torch.cuda.device_of(x):
-        kernel[grid](x, *arguments, PRECISION=_precision(x), **BLOCK)
+    from triton.errors import TritonError
+
+    try:
+        with torch.cuda.device_of(x):
+            kernel[grid](x, *arguments, PRECISION=_precision(x), **BLOCK)
+    except TritonError as error:  # no RuntimeError, which is what tuning leaves out
+        raise StrategyError(
+            f"Triton can't run strategy 'triton' on {x.device} ({error}); force another, or let ops.autotune() choose"
+        ) from error
 
 
 def _blocks(size: int, axis: str) -> int:
