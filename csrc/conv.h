@@ -164,7 +164,7 @@ struct GradScratch : Scratch {
     GradScratch(const ConvGrad& grad, int64_t lanes);
 };
 
-void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads);
+void cut_grad_weights(ConvGrad* grad, int64_t lanes, int64_t threads);
 
 constexpr int64_t fresh_floats = 8 << 20;  // an output of that many comes straight from mmap: its first writing is dear
 constexpr int64_t mix_samples = 4;         // samples mixed together: a bank tile is then read once for all of them

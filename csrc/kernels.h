@@ -38,13 +38,13 @@ struct Route {
     X(route_f32, void, (const Route& route, int64_t b, float* scratch))                                                \
     X(mixed_conv_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))                    \
     X(mixed_conv_depthwise_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))          \
-    X(mixed_conv_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                              \
-    X(mixed_conv_depthwise_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                    \
+    X(mixed_conv_grad_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                         \
+    X(mixed_conv_depthwise_grad_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))               \
     X(sample_conv_thin_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))              \
-    X(sample_conv_thin_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                        \
+    X(sample_conv_thin_grad_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                   \
     X(pixel_conv_f32, void, (const PixelConv& conv, int64_t item, float* scratch))                                     \
     X(pixel_conv_grad_x_f32, void, (const PixelConv& conv, int64_t item, float* scratch))                              \
-    X(pixel_conv_weights_f32, void, (const PixelConv& conv, int64_t item, float* scratch))
+    X(pixel_conv_grad_weights_f32, void, (const PixelConv& conv, int64_t item, float* scratch))
 
 // One row of the dispatch table per instruction set.
 struct Kernels {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from convary.report.frames import diverging
 from convary.systems.dfn_steerable import TAPS, response, steered
-from convary.systems.restored import restored
+from convary.systems.trained import restored
 
 ROOT = Path(__file__).parent.parent
 FILM = ROOT / "docs" / "images" / "steerable.webp"

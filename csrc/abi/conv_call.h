@@ -27,8 +27,8 @@ int32_t execute(Conv conv, int64_t threads);
 int32_t execute_grad_x(const Conv& conv, int64_t threads);
 
 // The gradient of the bank: its cut, for sizes that are checked, and the work, once the tensors are.
-void plan_weights(ConvGrad* grad, int64_t threads);
-int32_t execute_weights(const ConvGrad& grad);
+void plan_grad_weights(ConvGrad* grad, int64_t threads);
+int32_t execute_grad_weights(const ConvGrad& grad);
 
 }  // namespace convary
 

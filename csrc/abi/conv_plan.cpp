@@ -192,7 +192,7 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) {
     lay_out(floats, parts, this);
 }
 
-void cut_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
+void cut_grad_weights(ConvGrad* grad, int64_t lanes, int64_t threads) {
     const Conv& conv = grad->conv;
     grad->depthwise = conv.Cg() == 1 && conv.Og() == 1;
     Blocks blocks = {};

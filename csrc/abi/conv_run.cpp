@@ -90,20 +90,20 @@ int32_t execute_grad_x(const Conv& conv, int64_t threads) {
     return CONVARY_OK;
 }
 
-void plan_weights(ConvGrad* grad, int64_t threads) {
+void plan_grad_weights(ConvGrad* grad, int64_t threads) {
     Conv& conv = grad->conv;
     place_y(&conv);
     flatten(&conv);
-    cut_weights(grad, kernels()->lanes, most(threads, 1));
+    cut_grad_weights(grad, kernels()->lanes, most(threads, 1));
 }
 
-int32_t execute_weights(const ConvGrad& grad) {
+int32_t execute_grad_weights(const ConvGrad& grad) {
     const Kernels& table = *kernels();
     const GradScratch scratch(grad, table.lanes);
     if (!scratch.fits) return CONVARY_NO_MEMORY;
-    const auto kernel = grad.depthwise ? table.mixed_conv_depthwise_weights_f32
-                        : grad.thin    ? table.sample_conv_thin_weights_f32
-                                       : table.mixed_conv_weights_f32;
+    const auto kernel = grad.depthwise ? table.mixed_conv_depthwise_grad_weights_f32
+                        : grad.thin    ? table.sample_conv_thin_grad_weights_f32
+                                       : table.mixed_conv_grad_weights_f32;
     return run_items(grad.items(), 1, scratch.total(),
                      [&](int64_t item, float* memory) { kernel(grad, item, memory); });
 }

@@ -15,7 +15,7 @@ int32_t plan_grad(const convary_conv_sizes& sizes, ConvGrad* grad) {
     int64_t kernel = 0, out = 0;
     if (__builtin_mul_overflow(grad->conv.Cg(), grad->conv.T(), &kernel)) return CONVARY_SIZE_OVERFLOW;
     if (__builtin_mul_overflow(grad->conv.h.out, grad->conv.w.out, &out)) return CONVARY_SIZE_OVERFLOW;
-    plan_weights(grad, sizes.threads);
+    plan_grad_weights(grad, sizes.threads);
     return CONVARY_OK;
 }
 
@@ -117,5 +117,5 @@ int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const 
     expect_fresh(out);
     conv.x_end = x + conv.B * conv.C * conv.h.in * conv.w.in;
     conv.bank_end = bank + conv.K * conv.O * conv.Cg() * conv.T();
-    return execute_weights(grad);
+    return execute_grad_weights(grad);
 }

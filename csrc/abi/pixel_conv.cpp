@@ -204,5 +204,5 @@ int32_t convary_pixel_conv_grad_weight_f32(const convary_pixel_sizes* sizes, con
     }
     if (!cut(&conv, conv.h.out, false, sizes->threads)) return CONVARY_NO_MEMORY;
     expect_fresh(out);
-    return execute(conv, kernels()->pixel_conv_weights_f32);
+    return execute(conv, kernels()->pixel_conv_grad_weights_f32);
 }

@@ -128,6 +128,6 @@ int32_t convary_sample_conv_grad_weight_f32(const convary_conv_sizes* sizes, con
     if (code == CONVARY_OK && kernels() == nullptr) code = CONVARY_NO_ISA;
     if (code != CONVARY_OK || out.count == 0) return code;
     conv.x_end = x + features.count;
-    plan_weights(&grad, sizes->threads);
-    return execute_weights(grad);
+    plan_grad_weights(&grad, sizes->threads);
+    return execute_grad_weights(grad);
 }

@@ -116,7 +116,7 @@ void pixel_conv_f32(const PixelConv& conv, int64_t item, float* scratch) {
     }
 }
 
-void pixel_conv_weights_f32(const PixelConv& conv, int64_t item, float* scratch) {
+void pixel_conv_grad_weights_f32(const PixelConv& conv, int64_t item, float* scratch) {
     float *lines = scratch, *grads = lines + conv.lines, *edge = grads + conv.weights;
     int64_t* columns = reinterpret_cast<int64_t*>(edge + conv.sums);
     int64_t *offsets = columns + conv.columns / 2, *places = offsets + conv.T();

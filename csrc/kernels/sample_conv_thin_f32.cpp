@@ -162,7 +162,7 @@ void sample_conv_thin_f32(const Conv& conv, const Blocks& blocks, int64_t item, 
     }
 }
 
-void sample_conv_thin_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
+void sample_conv_thin_grad_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
     const Conv& conv = grad.conv;
     const int64_t Cg = conv.Cg(), Og = conv.Og(), P = conv.w.out, b = item / conv.G, g = item % conv.G;
     const GradScratch size(grad, lanes);

@@ -94,7 +94,7 @@ class Checkpoint:
 _OPENERS = {
     "convary checkpoint": "convary compare wrote it: read it with convary.train.load_model(path), or convary export it",
     "convary system checkpoint": "convary train wrote it: draw with convary predict, or read it with "
-    "convary.systems.restored.restored(folder)",
+    "convary.systems.trained.restored(folder)",
 }
 
 

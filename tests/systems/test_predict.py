@@ -12,7 +12,7 @@ from convary import cli
 from convary.report import system as page
 from convary.systems import SYSTEMS, config_of
 from convary.systems import hdfnet as hdfnet_system
-from convary.systems.restored import restored
+from convary.systems.trained import restored
 from convary.train.fit import fit
 from tests.data.written import gradient, write_video
 from tests.models.nets import tiny_hdfnet

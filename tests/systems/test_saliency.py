@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from convary.systems.hdfnet_loss import edge_loss, hybrid_enhanced_losses, region_loss
-from convary.systems.saliency import SaliencyScores
+from convary.systems.saliency_scores import SaliencyScores
 from tests.golden.case import Case
 
 

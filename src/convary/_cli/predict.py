@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
         import torch
         from accelerate import Accelerator
 
-        from convary.systems.restored import restored
+        from convary.systems.trained import restored
 
         tell(f"reading {folder}")
         system, model, step = restored(folder)

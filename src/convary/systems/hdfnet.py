@@ -23,7 +23,7 @@ from convary.methods.hdfnet import CITATION
 from convary.models.hdfnet import Backbone, HDFNet, hdfnet
 from convary.report.style import COLORS, rc
 from convary.systems.hdfnet_loss import hybrid_enhanced_losses
-from convary.systems.saliency import MEASURES, SaliencyScores
+from convary.systems.saliency_scores import MEASURES, SaliencyScores
 from convary.train.system import LEARNED, System, SystemConfig
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's

@@ -264,7 +264,7 @@ private:
 
 }  // namespace
 
-void mixed_conv_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
+void mixed_conv_grad_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
     WeightItem(grad, item, scratch).run();
 }
 

@@ -52,7 +52,7 @@ void put_columns(const float* from, int64_t step, int64_t T, int64_t count, floa
 
 }  // namespace
 
-void mixed_conv_depthwise_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
+void mixed_conv_depthwise_grad_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
     const Conv& conv = grad.conv;
     const GradScratch size(grad, lanes);
     float *bank = size.part(scratch, size.bank), *grad_bank = size.part(scratch, size.grad_bank);
