@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convary as cv
 from convary.models import create
+from convary.nn.modes import shapes_only
 from convary.papers import COUNTS, TABLES
 from convary.selector import selector
 
@@ -16,7 +17,7 @@ MOBILE = NETS[4:]
 
 
 def static(network: str) -> nn.Module:
-    with torch.device("meta"):
+    with shapes_only():
         return create(network)
 
 
@@ -66,8 +67,8 @@ def test_parameters(name, net, config, where, bias):
         (model.fc if hasattr(model, "fc") else model.classifier[1]).register_parameter("bias", None)
     if config is not None:
         planned = cv.plan(model, config, selector(where, config), upcycle=False)
-        with torch.device("meta"):
-            model = planned.apply()
+        with shapes_only():
+            model = planned.apply(inplace=True)
         promised = planned._model_params + sum(r.params_after - r.params_before for r in planned.rows)
         assert promised == COUNTS[name]
     assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
