@@ -7,7 +7,7 @@ import ctypes
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convary import ops
@@ -16,7 +16,6 @@ from convary.ops import Coefficients, native, reference
 from convary.ops.mixed.native import run
 from convary.ops.native.call import ConvSizes
 from convary.ops.native.library import loaded
-from tests.ops.native.test_library import INSTRUCTION_SETS, run_on
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 CHANNELS = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 65]
@@ -80,7 +79,7 @@ def draw_call(data) -> tuple[tuple, dict]:
 
 @needs_library
 class TestValues:
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.differing_executors])
     @given(data=st.data())
     def test_any_geometry(self, data):
         call, geometry = draw_call(data)
@@ -308,7 +307,7 @@ class TestRawInterface:
         tensors[shared] = tensors[-1]
         assert raw(sizes, *tensors) == 5
 
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.differing_executors])
     @given(data=st.data())
     def test_writes_all_of_the_output_and_nothing_else(self, data):
         (x, bank, coeffs, bias), geometry = draw_call(data)
@@ -336,16 +335,9 @@ class TestRawInterface:
 
 
 @needs_library
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set(isa):
-    run_on(
-        isa,
-        """
-from tests.ops.mixed.test_native import TestRawInterface, TestValues
-TestValues().test_any_geometry()
-TestRawInterface().test_writes_all_of_the_output_and_nothing_else()
-TestValues().test_block_edges(9, 600, 70, 2, (7, 7), 3, 1)
-TestValues().test_block_edges(2, 8, 40, 4, (40, 37), 3, 1)
-TestValues().test_block_edges(1, 40, 40, 3, (100, 120), 3, 40)
-""",
-    )
+def test_every_instruction_set(another_isa):
+    TestValues().test_any_geometry()
+    TestRawInterface().test_writes_all_of_the_output_and_nothing_else()
+    TestValues().test_block_edges(9, 600, 70, 2, (7, 7), 3, 1)
+    TestValues().test_block_edges(2, 8, 40, 4, (40, 37), 3, 1)
+    TestValues().test_block_edges(1, 40, 40, 3, (100, 120), 3, 40)

@@ -18,7 +18,7 @@ import convary as cv
 from convary import ops
 from convary.errors import ConfigError, ConvaryError, DtypeError, ShapeError, StrategyError
 from convary.ops import Coefficients, native, reference
-from tests.ops.native.test_library import python
+from tests.processes import python
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -195,6 +195,7 @@ class TestCompile:
         compiled = torch.compile(layer, fullgraph=True, dynamic=False, backend="aot_eager")
         assert_as_the_reference(results(layer, given, compiled), case, given)
 
+    @pytest.mark.slow
     def test_inductor(self):
         torch._dynamo.reset()
         case = "every factor, bias per sample"
@@ -227,6 +228,7 @@ class TestCompile:
         (graph,) = backend.graphs
         return is_native(graph.code)
 
+    @pytest.mark.slow
     def test_takes_bmm_elsewhere(self):
         bank, kernel = torch.randn(2, 8, 4, 3, 3), torch.rand(3, 2)
 

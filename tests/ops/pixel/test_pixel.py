@@ -21,7 +21,7 @@ from convary.ops.dispatch import problem_of
 from convary.ops.pixel.arguments import spell
 from convary.ops.pixel.window import Window
 from tests.golden import fill
-from tests.ops.native.test_library import python
+from tests.processes import python
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 BORDERS = st.sampled_from(["zeros", "zeros", "zeros", "replicate", "reflect", "circular", "clamp"])
@@ -270,6 +270,7 @@ print(json.dumps({f"{s} {t}": peak(s, t) for s in sys.argv[1:] for t in (False, 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts resident memory as Linux does")
 def test_extra_memory_is_proportional_to_the_output():
     """No window is copied: unfolding, with 49 taps, would take 49 times the output, and as much again for products."""
