@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import Conv2dNormActivation
 
 import convary as cv
@@ -23,6 +24,17 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
+
+
+class NarrowResNet(ResNet):
+    """torchvision's ResNet-18 by its names and blocks, with an eighth of the channels: everywhere but in the stem."""
+
+    def __init__(self, num_classes: int = 3):
+        super().__init__(BasicBlock, [2, 2, 2, 2])
+        self.fc = nn.Linear(64, num_classes)
+
+    def _make_layer(self, block, planes: int, *arguments, **options) -> nn.Sequential:
+        return super()._make_layer(block, planes // 8, *arguments, **options)
 
 
 def all_but_one_slow(name: str = "odconv"):
