@@ -183,6 +183,7 @@ def test_trains_on_a_folder_in_cocos_layout(tmp_path):
     assert restore(other)(torch.zeros(1, 3, 64, 64)).logits.shape[2] == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_weights(tmp_path):
     """Also where sizes, mirrors and mask heads are drawn."""
     drawn = {"flip": True, "short": (64, 96), "long": 150, "max_instances": 5, "steps": 3}
