@@ -99,9 +99,7 @@ def test_torchscripts_onnx_exporter_frees_batch_and_size(name, strategy, opset, 
         torch.testing.assert_close(run(x)[0], layer(x).detach(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "opset", [12, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (13, 17))]
-)
+@pytest.mark.parametrize("opset", [12, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (13, 17))])
 @every_layer
 def test_torchscripts_onnx_exporter_with_fixed_sizes(name, opset, tmp_path):
     from tests.nets import onnx_session

@@ -18,7 +18,7 @@ from convary.systems.condinst import CondInstConfig, CondInstPublishedConfig, Co
 from convary.systems.condinst_loss import Targets, assign, condinst_losses
 from convary.train.fit import fit, restore
 from tests.data.written import CONTENT, folder_of, pixels
-from tests.train.test_fit import StopAt, weights
+from tests.train.line import StopAt, weights
 
 TINY = {"backbone": "resnet18", "convs": 1, "mask_channels": 8, "short": (64,), "long": 128, "cpu": True}
 

@@ -14,7 +14,7 @@ from convary import ops
 from convary.ops import Coefficients, native, reference
 from convary.ops.native.call import ConvSizes
 from convary.ops.native.library import loaded
-from tests.ops.mixed.test_native import draw_call
+from tests.ops.mixed.calls import draw_call
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 

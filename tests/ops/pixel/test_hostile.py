@@ -17,7 +17,7 @@ from convary.ops import reference
 from convary.ops.native.library import loaded
 from convary.ops.pixel.native import PixelSizes
 from convary.ops.pixel.window import BORDERS
-from tests.ops.native.test_hostile import GUARD, HOSTILE, MOST, guarded, needs_library, spoil
+from tests.ops.native.hostile import GUARD, HOSTILE, MOST, guarded, needs_library, spoil
 
 ENTRIES = ("pixel_conv", "pixel_conv_grad_x", "pixel_conv_grad_weight")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from convary import ops
 from convary.errors import StrategyError
 from convary.ops import native, reference
-from tests.ops.pixel.test_pixel import assert_close, draw_call, results, window_of
+from tests.ops.pixel.calls import assert_close, draw_call, results, window_of
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convary import ops
 from convary.errors import ConfigError, ConvaryError, DtypeError, ShapeError
 from convary.ops import native
-from tests.ops.pixel.test_pixel import Layer, truth, window_of
+from tests.ops.pixel.calls import Layer, truth, window_of
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 
