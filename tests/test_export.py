@@ -39,7 +39,7 @@ def constant_convolutions(path) -> tuple[int, int]:
 
 @pytest.mark.support("onnxruntime")
 @all_but_one_slow()
-@every_strategy
+@pytest.mark.parametrize("strategy", ["bmm", pytest.param("outputs", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, rank, tmp_path):
     layer = excite(config.build(CONVS[rank](4, 6, 3, padding=1, stride=2, groups=2)))

@@ -31,11 +31,12 @@ UNKNOWN = {
 COMPLEX = ("fdconv",)
 MOST_AXES = 5  # Core ML's limit
 PIXEL = ("carafe", "involution")  # have one form
-GROUPED = "-2"  # of two groups: the same operations, left to the slow tests
+GROUPED = "-2"  # of two groups: the same operations, left to the slow tests; of constant weights one layer is not
 
 
 def sorted_out(name: str, *more):
-    return pytest.param(name, *more, marks=pytest.mark.slow if GROUPED in name else ())
+    slow = GROUPED in name or ("outputs" in more and name != "odconv-1")
+    return pytest.param(name, *more, marks=pytest.mark.slow if slow else ())
 
 
 every_layer = pytest.mark.parametrize("name", [sorted_out(name) for name in LAYERS])

@@ -86,7 +86,10 @@ MACS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("net", MACS)
+@pytest.mark.parametrize(
+    "net",
+    [net if net in ("resnet18", "mobilenetv2_100") else pytest.param(net, marks=pytest.mark.slow) for net in MACS],
+)
 def test_static_macs(net):
     model, x = static(network(net)), torch.empty(1, 3, 224, 224, device="meta")
     with FlopCounterMode(display=False) as counter:

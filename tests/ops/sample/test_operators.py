@@ -171,7 +171,9 @@ class TestOperatorArguments:
 
 
 class TestCompile:
-    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize(
+        "case", [case if i < 2 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(CASES)]
+    )
     def test_any_batch_instances_and_size_in_one_graph(self, case):
         torch._dynamo.reset()
         layer, backend = Layer(case), AotEagerAndRecordGraphs()
