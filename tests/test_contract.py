@@ -63,7 +63,7 @@ def over_geometries(rank: int, check) -> None:
     """Run a check over geometries, others for every test: without a seed, Hypothesis gives the same ones to all."""
     name = os.environ["PYTEST_CURRENT_TEST"].partition(" ")[0]
     drawn = seed(zlib.crc32(name.encode()))(given(geometries(rank))(check))
-    settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))(drawn)()
+    settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))(drawn)()
 
 
 @every_variant

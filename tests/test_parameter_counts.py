@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published parameter counts and static MACs, exactly (convary.papers.COUNTS)."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -51,11 +53,16 @@ def others():
         yield f"kaijieshi7_dy_{net}", net, cv.DyConv(extra_hidden=1), all_but_stem
 
 
+DEEP = re.compile("resnet34|resnet101|_075")  # left to the slow tests: shallower and wider ones have the same layers
+
+
 def cases():
     found = {row.count: (row.network, row.method, row.where, row.classifier_bias) for row in rows()}
     for name, net, config, where in others():
         found.setdefault(name, (network(net), config, where, not name.startswith("cond_")))
-    return [(name, *case) for name, case in found.items()]
+    return [
+        pytest.param(name, *case, marks=pytest.mark.slow if DEEP.search(name) else ()) for name, case in found.items()
+    ]
 
 
 @pytest.mark.parametrize(

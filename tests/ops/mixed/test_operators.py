@@ -31,6 +31,8 @@ CASES = {
     "depthwise": (4, 5, (6, 6), (2, 5, 1, 3, 3), (1, 2, 1, 2), "bank", (1, 1), (1, 1), (1, 1), 5),
     "line, pointwise": (3, 4, (9,), (2, 5, 4, 1), (1, None, 1, None), "static", (1,), (0,), (1,), 1),
 }  # fmt: skip
+# Two for make test; the others are left to the slow tests.
+FEW = [case if i < 2 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(CASES)]
 
 
 class Layer(nn.Module):
@@ -87,7 +89,7 @@ def is_native(graph: object) -> bool:
 
 
 @needs_library
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FEW)
 class TestOperators:
     """torch's own check: schema, fake tensors, autograd registration, ahead-of-time dispatch with symbolic sizes."""
 
@@ -170,9 +172,7 @@ class TestOperatorArguments:
 
 @needs_library
 class TestCompile:
-    @pytest.mark.parametrize(
-        "case", [case if i < 2 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(CASES)]
-    )
+    @pytest.mark.parametrize("case", FEW)
     def test_any_batch_and_size_in_one_graph(self, case):
         torch._dynamo.reset()
         layer, backend = Layer(case), AotEagerAndRecordGraphs()
