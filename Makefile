@@ -9,7 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CSRC := $(shell find csrc -type f)
 NATIVE := CMakeLists.txt $(CSRC)
 # One torch thread per pytest worker; tests of threading ask for more themselves.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+# Rewritten test modules are kept also where the environment forbids bytecode, as images of containers do.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # Trainings at a time, and what the demos have in common: a network so small that its capacity decides.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")

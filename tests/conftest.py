@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One torch thread per test process, of which pytest-xdist runs several; compiled code and costs of this run only."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -27,3 +28,13 @@ def pytest_configure(config) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(folder, "inductor")
         os.environ["CONVARY_CACHE"] = os.path.join(folder, "convary")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: no collection of garbage need look through torch and all tests.
+
+    accelerate collects after every training, and torch.export makes many short-lived objects.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import Conv2dNormActivation
 
 import convary as cv
@@ -15,25 +16,38 @@ from convary.nn import Router
 
 
 class Net(nn.Module):
-    def __init__(self, in_channels: int = 3, num_classes: int = 5):
+    """Its first block has a shortcut; one block alone is the second one, for what takes seconds per layer."""
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 5, blocks: int = 2):
         super().__init__()
         stem = Conv2dNormActivation(in_channels, 8, stride=2, activation_layer=nn.ReLU6)
-        self.features = nn.Sequential(stem, InvertedResidual(8, 8, 1, 2), InvertedResidual(8, 16, 2, 2))
+        self.features = nn.Sequential(stem, *[InvertedResidual(8, 8, 1, 2), InvertedResidual(8, 16, 2, 2)][-blocks:])
         self.classifier = nn.Linear(16, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-def all_but_one_slow(name: str = "odconv"):
+class NarrowResNet(ResNet):
+    """torchvision's ResNet-18 by its names and blocks, with an eighth of the channels: everywhere but in the stem."""
+
+    def __init__(self, num_classes: int = 3):
+        super().__init__(BasicBlock, [2, 2, 2, 2])
+        self.fc = nn.Linear(64, num_classes)
+
+    def _make_layer(self, block, planes: int, *arguments, **options) -> nn.Sequential:
+        return super()._make_layer(block, planes // 8, *arguments, **options)
+
+
+def all_but_one_slow(kind: type = cv.ODConv):
     """Parametrises by every method; all but one are left to the slow tests, for what takes seconds each."""
-    marks = {config: () if config.name == name else pytest.mark.slow for config in cv.METHODS}
+    marks = {config: () if config is kind else pytest.mark.slow for config in cv.METHODS}
     return pytest.mark.parametrize("config", [pytest.param(c(), marks=m, id=c.name) for c, m in marks.items()])
 
 
-def dynamic_net(config: cv.MethodConfig) -> nn.Module:
+def dynamic_net(config: cv.MethodConfig, blocks: int = 2) -> nn.Module:
     """All but the stem dynamic, normalisations that do something, routers that tell samples apart."""
-    net = Net()
+    net = Net(blocks=blocks)
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -15,6 +15,8 @@ from torchvision import models, ops
 import convary as cv
 from convary import METHODS, where
 from convary.nn import DynamicConv, DynamicLayer, RoutedBlock
+from convary.nn.modes import shapes_only
+from tests.nets import NarrowResNet
 
 
 class Net(nn.Module):
@@ -74,9 +76,9 @@ def test_a_trained_model_keeps_its_outputs(config):
     "make",
     [
         lambda: models.mobilenet_v2(width_mult=0.25),
-        models.resnet18,
+        NarrowResNet,
         lambda: timm.create_model("mobilenetv3_small_050"),
-        lambda: timm.create_model("efficientnet_b0"),
+        lambda: timm.create_model("test_efficientnet"),
     ],
     ids=["tv-mobilenetv2", "tv-resnet18", "timm-mobilenetv3", "timm-efficientnet"],
 )
@@ -270,7 +272,7 @@ def test_selectors():
     ],
 )  # fmt: skip
 def test_each_papers_own_placement(config, net, count):
-    with torch.device("meta"):
+    with shapes_only():
         plan = cv.plan(getattr(models, net)(), config)
     assert len(plan.converted) == count
     by_class = cv.plan(plan.model, config, where.paper(type(config)))
@@ -278,7 +280,7 @@ def test_each_papers_own_placement(config, net, count):
 
 
 def routed_net() -> nn.Module:
-    return cv.convert(models.resnet18(num_classes=7), cv.CondConv(experts=3, router="block"))
+    return cv.convert(NarrowResNet(7), cv.CondConv(experts=3, router="block"))
 
 
 def test_shared_router_survives_copying_pickling_and_saving():
@@ -320,7 +322,7 @@ def test_shared_router_compiles_and_exports():
     x = torch.randn(3, 8, 6, 6)
     want = block(x)
     torch._dynamo.reset()
-    same(torch.compile(block, fullgraph=True, backend="aot_eager")(x), want)
+    same(torch.compile(block, fullgraph=True, backend="eager")(x), want)
     program = torch.export.export(block, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     same(program.module()(x[:2]), want[:2])
 
@@ -369,7 +371,14 @@ def plan_all(model, config, blocks):
     return cv.plan(model, config, where.all(), blocks=(*blocks, Odd)).rows
 
 
-@pytest.mark.parametrize("name", ["densenet121", "regnet_y_400mf", "shufflenet_v2_x0_5", "vgg11", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "regnet_y_400mf",
+        "shufflenet_v2_x0_5",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("densenet121", "vgg11", "convnext_tiny")),
+    ],
+)
 def test_other_networks_keep_their_outputs_or_say_why(name):
     model = jiggle(getattr(models, name)()).eval()
     x = torch.randn(1, 3, 64, 64)

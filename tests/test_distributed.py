@@ -12,7 +12,10 @@ import torch
 
 from convary import METHODS
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+pytestmark = [
+    pytest.mark.slow,  # two processes; tests/test_gradients.py has one
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package"),
+]
 WORKER = Path(__file__).with_name("distributed_worker.py")
 CONFIGS = [*METHODS, "condconv-block"]
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: getattr(c, "name", c))

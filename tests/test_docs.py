@@ -136,6 +136,7 @@ def test_published_numbers_of_the_readme_are_those_of_the_tables():
     assert f"{before.madds} → {after.madds}" in text
 
 
+@pytest.mark.slow
 def test_trained_weights_become_dynamic_as_the_guide_says():
     left = run("docs/guides/weights.md")
     assert left["right"] == 18 and left["found"].inputs == 64

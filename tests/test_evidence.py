@@ -44,6 +44,7 @@ def test_results_name_no_folder_of_the_machine():
         assert not re.findall(r'"[^"]*[ "](?:/|[A-Z]:)\w[^"]*"', path.read_text()), path.name
 
 
+@pytest.mark.slow
 def test_a_block_keeps_what_the_page_needs(tmp_path):
     """studies.run on a small comparison: what slim keeps is what Arm and Page ask for."""
     images = {"data": "fashion-mnist-mini", "limit_train": 100, "epochs": 1, "batch_size": 20, "seeds": 2}

@@ -39,7 +39,7 @@ def constant_convolutions(path) -> tuple[int, int]:
 
 @pytest.mark.support("onnxruntime")
 @all_but_one_slow()
-@every_strategy
+@pytest.mark.parametrize("strategy", ["bmm", pytest.param("outputs", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_layers_run_in_onnxruntime_at_another_batch_and_size(config, strategy, rank, tmp_path):
     layer = excite(config.build(CONVS[rank](4, 6, 3, padding=1, stride=2, groups=2)))
@@ -100,8 +100,11 @@ def test_a_fixed_batch_of_any_size_dtype_and_rank(config, batch, dtype, rank, at
 
 @pytest.mark.parametrize(
     ("config", "depthwise", "most"),
-    [(cv.CondConv(), 6, 6), (cv.DyConv(), 8, 8), (cv.ODConv(), 16, 19)],
-    ids=lambda v: str(v)[:7],
+    [
+        pytest.param(cv.CondConv(), 6, 6, id="condconv", marks=pytest.mark.slow),
+        pytest.param(cv.DyConv(), 8, 8, id="dyconv", marks=pytest.mark.slow),
+        pytest.param(cv.ODConv(), 16, 19, id="odconv"),
+    ],
 )
 def test_a_layer_of_one_image_takes_few_nodes(config, depthwise, most, tmp_path):
     for groups, nodes in ((8, depthwise), (1, most)):
@@ -114,17 +117,23 @@ def blocked(path) -> int:
     return sum(node.op_type == "Conv" and node.domain != "" for node in onnx.load(path).graph.node)
 
 
-def test_for_onnxruntime_computed_kernels_are_blocked(tmp_path):
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(cv.CondConv(), id="condconv", marks=pytest.mark.slow),
+        pytest.param(cv.ODConv(), id="odconv", marks=pytest.mark.slow),
+        pytest.param(cv.KernelWarehouse(), id="kernelwarehouse"),
+    ],
+)
+def test_for_onnxruntime_computed_kernels_are_blocked(config, tmp_path):
     layers = [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2, groups=32), nn.ReLU6()]
     pointwise, odd = nn.Conv2d(32, 48, 1), nn.Conv2d(48, 24, 3, padding=1)
     static = nn.Sequential(*layers, pointwise, odd)
-    for config in (cv.CondConv(), cv.ODConv(), cv.KernelWarehouse()):
-        model = excite(cv.convert(static, config, cv.where.all(), noise=1.0))
-        x = torch.randn(1, 16, 16, 16)
-        cv.export(model, x, tmp_path / "model.onnx", dynamic=(), runtime="onnxruntime")
-        torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", x), model(x).detach(), rtol=1e-4, atol=1e-4)
-        assert blocked(tmp_path / "model.onnx") == 3  # all but the one with 24 channels, no whole blocks
-        static = torch.nn.Sequential(*layers, pointwise, odd)
+    model = excite(cv.convert(static, config, cv.where.all(), noise=1.0))
+    x = torch.randn(1, 16, 16, 16)
+    cv.export(model, x, tmp_path / "model.onnx", dynamic=(), runtime="onnxruntime")
+    torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", x), model(x).detach(), rtol=1e-4, atol=1e-4)
+    assert blocked(tmp_path / "model.onnx") == 3  # all but the one with 24 channels, no whole blocks
     cv.export(model, x, tmp_path / "model.onnx", dynamic=())
     assert blocked(tmp_path / "model.onnx") == 0
 
@@ -173,15 +182,19 @@ def test_three_axes_run_in_onnxruntime(strategy, tmp_path):
 @pytest.mark.slow
 @every_method
 @every_strategy
-def test_networks_run_in_onnxruntime_at_another_batch_and_size(config, strategy, tmp_path):
-    model = dynamic_net(config)
+def test_networks_run_in_torch_and_onnxruntime_at_another_batch_and_size(config, strategy, tmp_path):
+    model = dynamic_net(config, blocks=1)
     path = tmp_path / "model.onnx"
     if strategy == "outputs" and not config.constant_weights:
         pytest.skip("refused: its layers have no constant weights")
-    cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)
+    program = cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)
     x = torch.randn(3, 3, 19, 24)
-    torch.testing.assert_close(run_onnx(path, x), model(x).detach(), rtol=1e-4, atol=1e-4)
-    assert (constant_convolutions(path)[1] == 0) == (strategy == "outputs" and not isinstance(config, cv.DCD))
+    want = model(x).detach()
+    torch.testing.assert_close(program.module()(x), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run_onnx(path, x), want, rtol=1e-4, atol=1e-4)
+    assert all(node.target.namespace == "aten" for node in program.graph.nodes if hasattr(node.target, "namespace"))
+    fused = any(hasattr(module, "q") for module in model.modules())  # DCD's latent channels
+    assert (constant_convolutions(path)[1] == 0) == (strategy == "outputs" and not fused)
     assert all(group == 1 or group == 16 for group in groups(path))  # the depthwise layers' own, never the batch
 
 
@@ -196,18 +209,11 @@ def groups(path) -> list[int]:
 
 
 @pytest.mark.slow
-@all_but_one_slow()
-@every_strategy
-def test_networks_run_in_torch_export_at_another_batch_and_size(config, strategy, tmp_path):
-    model = dynamic_net(config)
-    if strategy == "outputs" and not config.constant_weights:
-        pytest.skip("refused: its layers have no constant weights")
-    path = tmp_path / "model.pt2"
-    cv.export(model, torch.randn(1, 3, 16, 16), path, strategy=strategy)
+def test_a_program_is_read_from_its_file(tmp_path):
+    model, path = dynamic_net(cv.ODConv()), tmp_path / "model.pt2"
+    cv.export(model, torch.randn(1, 3, 16, 16), path)
     x = torch.randn(3, 3, 19, 24)
-    program = torch.export.load(path)
-    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
-    assert all(node.target.namespace == "aten" for node in program.graph.nodes if hasattr(node.target, "namespace"))
+    torch.testing.assert_close(torch.export.load(path).module()(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -290,6 +296,7 @@ def test_a_hot_router_is_told_of():
         cv.export(layer, torch.randn(2, 3, 6, 6))
 
 
+@pytest.mark.slow
 def test_a_program_and_a_file_say_how_each_layer_was_written(tmp_path):
     model = cv.convert(Net(), cv.ODConv(experts=2)).eval()
     x = torch.randn(1, 3, 16, 16)

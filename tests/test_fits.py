@@ -48,9 +48,10 @@ def train_step(model: nn.Module, x: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.support("compile")
 @every_config
 def test_compiled_network_neither_breaks_nor_recompiles_while_annealing(config):
-    model = dynamic_net(config).train()
+    model = dynamic_net(config, blocks=1).train()
     tempered = any(r.temperature is not None for r in model.modules() if isinstance(r, Router))
     annealing = cv.anneal(model, steps=3) if tempered else None
     torch._dynamo.reset()
@@ -226,7 +227,7 @@ class Checkpointed(nn.Module):
 @pytest.mark.support("trace")
 @every_config
 def test_traced_network_holds_at_another_batch_and_size(config):
-    model = dynamic_net(config)
+    model = dynamic_net(config, blocks=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(model, images(2), check_trace=False)

@@ -31,12 +31,20 @@ UNKNOWN = {
 COMPLEX = ("fdconv",)
 MOST_AXES = 5  # Core ML's limit
 PIXEL = ("carafe", "involution")  # have one form
-every_layer = pytest.mark.parametrize("name", LAYERS)
+GROUPED = "-2"  # of two groups: the same operations, left to the slow tests; of constant weights one layer is not
+
+
+def sorted_out(name: str, *more):
+    slow = GROUPED in name or ("outputs" in more and name != "odconv-1")
+    return pytest.param(name, *more, marks=pytest.mark.slow if slow else ())
+
+
+every_layer = pytest.mark.parametrize("name", [sorted_out(name) for name in LAYERS])
 X = torch.randn(2, 4, 12, 10)
 OUTPUTS = [n for n in LAYERS if getattr(LAYERS[n](), "constant_weights", n.endswith("linear"))]
 OUTPUTS = [n for n in OUTPUTS if not n.endswith("per_kernel")]
 every_graph = pytest.mark.parametrize(
-    ("name", "strategy"), [*((n, None) for n in LAYERS), *((n, "outputs") for n in OUTPUTS)]
+    ("name", "strategy"), [*(sorted_out(n, None) for n in LAYERS), *(sorted_out(n, "outputs") for n in OUTPUTS)]
 )
 
 
@@ -75,7 +83,7 @@ def test_an_exported_program_holds_known_operations(name, strategy):
     assert not [node for node in inserted if node.args[0] in inserted]
 
 
-@pytest.mark.parametrize("opset", [12, 17])
+@pytest.mark.parametrize("opset", [pytest.param(12, marks=pytest.mark.slow), 17])
 @every_graph
 def test_torchscripts_onnx_exporter_frees_batch_and_size(name, strategy, opset, tmp_path):
     """As Ultralytics and mmdeploy call it; no warning either, of a size that the file would keep."""
@@ -92,7 +100,7 @@ def test_torchscripts_onnx_exporter_frees_batch_and_size(name, strategy, opset, 
         torch.testing.assert_close(run(x)[0], layer(x).detach(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("opset", [12, 13, 17])
+@pytest.mark.parametrize("opset", [12, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (13, 17))])
 @every_layer
 def test_torchscripts_onnx_exporter_with_fixed_sizes(name, opset, tmp_path):
     from tests.nets import onnx_session

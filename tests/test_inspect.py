@@ -9,6 +9,7 @@ from torchvision import models
 
 import convary as cv
 from convary import METHODS, where
+from tests.nets import NarrowResNet
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from convary import METHODS, where
     ids=lambda c: f"{c.name}{getattr(c, 'router', '')}",
 )
 def test_routing_shows_what_every_layer_used(config):
-    model = cv.convert(models.resnet18(num_classes=4), config, upcycle=False)
+    model = cv.convert(NarrowResNet(4), config, upcycle=False)
     x = torch.randn(3, 3, 48, 48)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     coeffs = cv.routing(model, x)

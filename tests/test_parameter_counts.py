@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published parameter counts and static MACs, exactly (convary.papers.COUNTS)."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convary as cv
 from convary.models import create
+from convary.nn.modes import shapes_only
 from convary.papers import COUNTS, TABLES
 from convary.selector import selector
 
@@ -16,7 +19,7 @@ MOBILE = NETS[4:]
 
 
 def static(network: str) -> nn.Module:
-    with torch.device("meta"):
+    with shapes_only():
         return create(network)
 
 
@@ -50,11 +53,16 @@ def others():
         yield f"kaijieshi7_dy_{net}", net, cv.DyConv(extra_hidden=1), all_but_stem
 
 
+DEEP = re.compile("resnet34|resnet101|_075")  # left to the slow tests: shallower and wider ones have the same layers
+
+
 def cases():
     found = {row.count: (row.network, row.method, row.where, row.classifier_bias) for row in rows()}
     for name, net, config, where in others():
         found.setdefault(name, (network(net), config, where, not name.startswith("cond_")))
-    return [(name, *case) for name, case in found.items()]
+    return [
+        pytest.param(name, *case, marks=pytest.mark.slow if DEEP.search(name) else ()) for name, case in found.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +74,8 @@ def test_parameters(name, net, config, where, bias):
         (model.fc if hasattr(model, "fc") else model.classifier[1]).register_parameter("bias", None)
     if config is not None:
         planned = cv.plan(model, config, selector(where, config), upcycle=False)
-        with torch.device("meta"):
-            model = planned.apply()
+        with shapes_only():
+            model = planned.apply(inplace=True)
         promised = planned._model_params + sum(r.params_after - r.params_before for r in planned.rows)
         assert promised == COUNTS[name]
     assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
@@ -85,7 +93,10 @@ MACS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("net", MACS)
+@pytest.mark.parametrize(
+    "net",
+    [net if net in ("resnet18", "mobilenetv2_100") else pytest.param(net, marks=pytest.mark.slow) for net in MACS],
+)
 def test_static_macs(net):
     model, x = static(network(net)), torch.empty(1, 3, 224, 224, device="meta")
     with FlopCounterMode(display=False) as counter:

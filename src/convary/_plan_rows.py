@@ -16,6 +16,7 @@ from convary.batches import taken
 from convary.errors import ConfigError
 from convary.methods import MethodConfig
 from convary.nn import DynamicLayer, Router, Site, evaluating, hooked, sites
+from convary.nn.modes import shapes_only
 from convary.nn.site import unsited
 
 
@@ -49,7 +50,7 @@ class PlanRow:
 def layers_on_meta(places: list[Site], config: MethodConfig, reasons: dict[str, str | None]) -> dict[str, nn.Module]:
     """What the layers without a reason to stay become; where one can't be built, the reason is noted."""
     layers: dict[str, nn.Module] = {}
-    with torch.device("meta"):
+    with shapes_only():
         for site in places:
             lazy = any(nn.parameter.is_lazy(p) for p in site.module.parameters())
             if reasons[site.name] is None and not lazy:

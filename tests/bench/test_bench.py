@@ -140,6 +140,7 @@ def test_a_network_that_computes_something_else_is_found():
     assert models.Check(dynamic, 28, most=1).errors(1)["inference"] > 1e-3
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_network():
     config = ModelsConfig(
         models=("mobilenet_v2_tiny",), methods=("dyconv",), batches=(8,), threads=(1,), image_size=64

@@ -74,10 +74,10 @@ def test_a_name_of_ones_own():
 
 @pytest.mark.parametrize("config", cv.METHODS, ids=lambda c: c.name)
 def test_the_weights_of_the_base_convert_exactly(config, tmp_path):
-    static = timm.create_model("resnet10t", num_classes=7).eval()
-    path = tmp_path / "resnet10t.pth"
+    static = timm.create_model("test_resnet", num_classes=7).eval()
+    path = tmp_path / "test_resnet.pth"
     torch.save(static.state_dict(), path)
-    name = f"resnet10t.c3_in1k.{config.name}"
+    name = f"test_resnet.r160_in1k.{config.name}"
     weights = {"file": str(path), "num_classes": 7}
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=weights, num_classes=7)
     assert dynamic(model)
@@ -95,7 +95,7 @@ def test_a_saved_network_comes_back_from_its_folder(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"layer_decay": 0.75}])
 def test_routers_are_out_of_decay(options):
-    model = timm.create_model("resnet10t.odconv2x")
+    model = timm.create_model("test_resnet.odconv2x")
     for net in (model, copy.deepcopy(model)):
         names = {p: name for name, p in net.named_parameters()}
         optimizer = create_optimizer_v2(net, opt="adamw", lr=1e-3, weight_decay=0.05, **options)
@@ -110,7 +110,7 @@ def decay_free(net: nn.Module, name: str) -> bool:
 
 def test_annealing_by_forwards_and_resuming():
     def make():
-        return timm.create_model("resnet10t.dyconv2x", num_classes=3, anneal_steps=10).train()
+        return timm.create_model("test_resnet.dyconv2x", num_classes=3, anneal_steps=10).train()
 
     def temperature(model):
         return float(cv.integrations.timm.tempered_routers(model)[0].temperature)
@@ -133,7 +133,7 @@ def test_annealing_by_forwards_and_resuming():
         for _ in range(8):
             net(X)
         assert temperature(net) == 1.0
-    static = timm.create_model("resnet10t.condconv", anneal_steps=10)  # no temperature: nothing to anneal
+    static = timm.create_model("test_resnet.condconv", anneal_steps=10)  # no temperature: nothing to anneal
     assert not static._forward_pre_hooks
 
 
@@ -166,7 +166,7 @@ def test_layer_decay_gives_a_router_the_rate_of_its_layer():
 @pytest.mark.parametrize("config", [cv.ODConv, cv.KernelWarehouse, cv.CGC], ids=lambda c: c.name)
 def test_freeze_and_unfreeze(config):
     """Of a converted stage: no gradient, no new statistics, and the same outputs. timm knows no norm of a router."""
-    model = timm.create_model(f"resnet10t.{config.name}", num_classes=3)
+    model = timm.create_model(f"test_resnet.{config.name}", num_classes=3)
     want = model.eval()(X)
     freeze(model, ["layer2"])
     cv.freeze_routing(model.layer2)
@@ -185,7 +185,7 @@ def test_freeze_and_unfreeze(config):
 @pytest.mark.parametrize("name", [config.name for config in cv.METHODS])
 def test_gradient_checkpointing_is_exact(name):
     torch.manual_seed(0)
-    model = timm.create_model(f"resnet10t.{name}", num_classes=3)
+    model = timm.create_model(f"test_resnet.{name}", num_classes=3)
     twin = copy.deepcopy(model)
     twin.set_grad_checkpointing(True)
     for net in (model, twin):
@@ -194,6 +194,7 @@ def test_gradient_checkpointing_is_exact(name):
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.slow
 def test_reparameterised_first_and_converted_then():
     static = timm.create_model("repvgg_a0", num_classes=3).eval()
     with torch.no_grad():
@@ -300,7 +301,7 @@ def test_timm_freezes_the_norms_of_routers_too(config):
 
     The norms of routers were of another class than it looks for, so a frozen stage went on changing.
     """
-    static = timm.create_model("resnet10t", num_classes=3)
+    static = timm.create_model("test_resnet", num_classes=3)
     model = excite(cv.convert(static, config, cv.where.name("layer1.*", "layer2.*"))).eval()
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
@@ -321,7 +322,7 @@ def test_timm_freezes_the_norms_of_routers_too(config):
 @every_method
 def test_norms_that_timm_splits(config):
     """As ``timm``'s train.py does with ``--split-bn``: one norm for each part of the batch."""
-    model = cv.convert(timm.create_model("resnet10t", num_classes=3), config, cv.where.name("layer1.*"))
+    model = cv.convert(timm.create_model("test_resnet", num_classes=3), config, cv.where.name("layer1.*"))
     model = timm.layers.convert_splitbn_model(excite(model), 2).train()
     x = torch.randn(4, 3, 32, 32)
     model(x).sum().backward()

@@ -14,7 +14,7 @@ from convary.models import CBAM, COMPARATORS, ECA, SE, WE, attend, build, fold_e
 from convary.models.excitation import WeightExcitation
 
 GATES = (SE(), CBAM(), ECA())
-SMALL = ("resnet20", "mobilenet_v2_tiny", "convnet_nano", "torchvision:mobilenet_v2", "timm:mobilenetv2_050")
+SMALL = ("resnet20", "mobilenet_v2_tiny", "convnet_nano", "torchvision:mobilenet_v2@0.25", "timm:mobilenetv2_035")
 
 
 def params(model):

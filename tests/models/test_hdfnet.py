@@ -104,6 +104,7 @@ def test_recomputed_kernels_are_not_kept():
     assert kept(False) - kept(True) >= kernels
 
 
+@pytest.mark.slow
 def test_exports_with_any_batch_and_size(pair, tmp_path):
     model = one_dilation()
     program = cv.export(model, pair, tmp_path / "hdfnet.onnx").module()

@@ -13,7 +13,7 @@ from torch import nn
 
 from convary import ops
 from convary.nn import recompute
-from tests.ops.native.test_library import python
+from tests.processes import python
 
 WINDOW = {"kernel_size": 3, "padding": 1}
 
@@ -133,6 +133,7 @@ print(json.dumps([peak(True), peak(False)]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts resident memory as Linux does")
 def test_memory_does_not_grow_with_the_layers():
     """Six layers: kept, the kernels of all are there at the end; made again, those of one and their gradient."""

@@ -19,7 +19,7 @@ from convary.nn.conv import CONVS
 every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(data=st.data())
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
@@ -93,7 +93,7 @@ def test_one_graph_serves_every_size():
     dims = {i: torch.export.Dim.DYNAMIC for i in (0, 2, 3)}
     program = torch.export.export(layer, (torch.randn(3, 4, 9, 8),), dynamic_shapes=(dims,)).module()
     torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")
     for batch, *size in ((2, 9, 8), (5, 12, 7), (1, 6, 11), (3, 7, 7)):
         x = torch.randn(batch, 4, *size)
         torch.testing.assert_close(program(x), layer(x), rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ from convary.systems.condinst import CondInstConfig, CondInstPublishedConfig, Co
 from convary.systems.condinst_loss import Targets, assign, condinst_losses
 from convary.train.fit import fit, restore
 from tests.data.written import CONTENT, folder_of, pixels
-from tests.train.test_fit import StopAt, weights
+from tests.train.line import StopAt, weights
 
 TINY = {"backbone": "resnet18", "convs": 1, "mask_channels": 8, "short": (64,), "long": 128, "cpu": True}
 
@@ -183,6 +183,7 @@ def test_trains_on_a_folder_in_cocos_layout(tmp_path):
     assert restore(other)(torch.zeros(1, 3, 64, 64)).logits.shape[2] == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_weights(tmp_path):
     """Also where sizes, mirrors and mask heads are drawn."""
     drawn = {"flip": True, "short": (64, 96), "long": 150, "max_instances": 5, "steps": 3}

@@ -18,7 +18,7 @@ from convary.systems.detection import DetectionConfig, DetectionPublishedConfig,
 from convary.systems.detection_backbone import classifier
 from convary.train.fit import fit
 from tests.data.written import CONTENT, pixels
-from tests.train.test_fit import StopAt, weights
+from tests.train.line import StopAt, weights
 
 TINY = {"short": (64,), "long": 96, "channels": 16, "hidden": 16, "regions": 8, "cpu": True}
 

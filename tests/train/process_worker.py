@@ -12,7 +12,7 @@ from torch import nn
 
 from convary.train import Progress
 from convary.train.fit import fit
-from tests.train.test_fit import Line, LineConfig, StopAt
+from tests.train.line import Line, LineConfig, StopAt
 
 
 class Straight(Line):

@@ -172,9 +172,10 @@ def test_jobs_give_what_one_after_the_other_gives(make, tmp_path):
     assert two["methods"][0].get("paired") is None and len(two["methods"][1]["paired"]["gaps"]) == 2
 
 
+@pytest.mark.slow
 def test_comparators_train_and_are_measured(make):
     names = ("static", "se", "cbam", "eca", "we")
-    results = compare(make(methods=names, model="resnet20@0.5", epochs=1))
+    results = compare(make(methods=names, model="resnet20@0.25", epochs=1))
     entries = {entry["name"]: entry for entry in results["methods"]}
     assert list(entries) == list(names) and all(entry["diagnosis"] is None for entry in entries.values())
     assert entries["we"]["params"] == entries["static"]["params"]  # as shipped

@@ -49,6 +49,8 @@ def finished(images, tmp_path_factory):
     config = CompareConfig(
         data=f"folder:{images}",
         image_size=16,
+        model="convnet_nano",
+        where="all & ~first",
         epochs=3,
         batch_size=16,
         limit_train=48,
@@ -106,7 +108,7 @@ def test_routing_has_one_row_per_class(finished, name):
         "dcd": {"filter", "latent"},
         "weightnet": {"splits"},
         "cgc": {"channel", "filter"},
-        "fdconv": {"frequency", "filter", "channel", "local"},  # 1x1 layers: no tap
+        "fdconv": {"frequency", "filter", "channel", "local", "tap"},
     }
     assert factors == expected[name]
     for row in entry["routing"]:
@@ -204,6 +206,7 @@ def test_upcycled_networks_start_as_the_static_one(method):
     assert not torch.allclose(paper, static, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns(make):
     """Trousers, sandals, bags and boots: far above chance after 100 steps."""
     entry = compare(make(epochs=10))["methods"][0]

@@ -11,7 +11,7 @@ from convary.errors import ConfigError
 from convary.train import compare
 from convary.train.fit import fit
 from convary.train.log import values
-from tests.train.test_fit import LineConfig, StopAt
+from tests.train.line import LineConfig, StopAt
 
 
 def rows(path):

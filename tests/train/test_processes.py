@@ -15,7 +15,10 @@ from convary.systems import SYSTEMS
 from convary.train import read_checkpoint
 from convary.train.checkpoint import SYSTEM
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package"),
+]
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("process_worker.py")
 
@@ -70,7 +73,6 @@ def test_compare_on_two_processes(make, tmp_path):
     assert (config.out / "report.html").is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SYSTEMS if not name.endswith("-published")])
 def test_every_system_on_two_processes(name, tmp_path):
     """Each parameter gets its gradient in every step, which DDP insists on."""

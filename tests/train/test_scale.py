@@ -66,7 +66,7 @@ def assert_same(one, other):
             assert all(torch.equal(value, other[1][part][name]) for name, value in one[1][part].items())
 
 
-@pytest.mark.parametrize("options", [{"crops": True}, EVERYTHING])
+@pytest.mark.parametrize("options", [pytest.param({"crops": True}, marks=pytest.mark.slow), EVERYTHING])
 def test_interrupted_and_resumed_with_other_workers_it_ends_the_same(scaled, options):
     whole = ends(scaled("whole", methods=("dyconv",), **options))
     cut = scaled("cut", methods=("dyconv",), workers=2, **options)

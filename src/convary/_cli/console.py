@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,11 +21,20 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def run_console() -> Console:
-    """The console of a run; the first process alone says something."""
+def plain_console(**options: Any) -> Console:
+    """A console whose reader may go, as in ``convary data | head``: ``main`` ends well then, and rich with code 1."""
     from rich.console import Console
 
-    return Console(highlight=False, quiet=not is_first(), width=None if sys.stdout.isatty() else 110)
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # what rich has caught
+
+    return Piped(highlight=False, **options)
+
+
+def run_console() -> Console:
+    """The console of a run; the first process alone says something."""
+    return plain_console(quiet=not is_first(), width=None if sys.stdout.isatty() else 110)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from convary._cli.console import stages
+from convary._cli.console import plain_console, stages
 from convary._cli.parse import parse
 from convary.data.cards import CARDS, Card, default_root
 
@@ -41,7 +41,6 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _list(root: Path) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -49,6 +48,6 @@ def _list(root: Path) -> None:
     for name, card in CARDS.items():
         table.add_row(name, "[green]yes[/green]" if card.here(root) else "no", escape(str(card)))
     table.add_row("folder:PATH", "", "one sub-folder of images for each class, as for ImageNet")
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(table)
     console.print(f"\nBring a missing set with: convary data NAME --root {escape(str(root))}", soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from convary._cli.console import stages
+from convary._cli.console import plain_console, stages
 from convary._cli.parse import parse
 from convary.errors import ConfigError
 from convary.text import of_few
@@ -51,10 +51,9 @@ def run(argv: Sequence[str]) -> int:
         tell(f"evaluating {flags.checkpoint}")
         options = {"batch_size": flags.batch_size, "test_size": flags.test_size, "workers": flags.workers}
         found = evaluate(flags.checkpoint, flags.data, root=flags.root, **options)
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(f"{escape(f'{found.model}, {found.method}, on {found.data}')} ({found.images:,} test images)")
     console.print(f"top-1 [bold]{found.top1:.2f} %[/bold], loss {found.loss:.4f}")
     if doubt := of_few(found.top1, found.images):

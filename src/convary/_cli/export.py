@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from convary._cli.console import plain_console
 from convary._cli.convert import network
 from convary._cli.options import method_name, parse_with_method
 from convary._cli.parse import parse
@@ -72,7 +73,6 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"--method goes with --model; {flags.file} says itself what it is")
 
     import torch
-    from rich.console import Console
     from rich.markup import escape
 
     import convary
@@ -90,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
         convary.export(model, x, flags.out, strategy=flags.strategy, dynamic=dynamic, runtime=flags.runtime)
         x = x if dynamic is not None and 0 not in dynamic else x[:1]
         checked = [_checked(flags.out, model, x), _against_static(flags.out, model, x, dynamic)] if flags.run else []
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     for line in _forms(flags.out):
         console.print(escape(line))
     size = sum(

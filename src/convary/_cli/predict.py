@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from convary._cli.console import link, stages
+from convary._cli.console import link, plain_console, stages
 from convary._cli.parse import parse, wants_help
 from convary.errors import ConfigError, DataError
 from convary.extras import require
@@ -40,9 +40,8 @@ def run(argv: Sequence[str]) -> int:
     flags = parse(Predict, argv, "convary predict")
     folder = _folder(flags.system)
     targets = _targets(flags.files, flags.out or folder / FOLDER)
-    from rich.console import Console
 
-    console = Console(highlight=False)
+    console = plain_console()
     with stages(console) as tell:
         tell("loading torch")
         import torch

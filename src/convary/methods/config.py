@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class MethodConfig:
         Raises:
             ConfigError: a value that can't work.
         """
-        hints = get_type_hints(type(self))
+        hints = _hints(type(self))
         for field in dataclasses.fields(self):
             value = _plain(getattr(self, field.name))
             _check_field(field.name, value, hints[field.name])
@@ -168,6 +169,12 @@ class BankConfig(MethodConfig):
     def promise(self) -> float:
         """K kernels instead of one."""
         return float(self.experts)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The annotations of a config's fields; every layer has a config of its own, and reading them takes long."""
+    return get_type_hints(cls)
 
 
 def _plain(value: Any) -> Any:

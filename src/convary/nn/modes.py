@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for a model inside a block: its modules in eval mode, hooks on them."""
+"""What holds for a model inside a block: its modules in eval mode, hooks on them, shapes without numbers."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 
@@ -34,3 +37,27 @@ def hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
         for hook in hooks:
             stack.callback(hook.remove)
         yield
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """What is built inside the block is on the meta device, and draws no random numbers.
+
+    Nobody sees them there, and drawing them takes most of the time.
+    """
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    drawing = (
+        Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_normal_,
+        nn.init.kaiming_uniform_, nn.init.xavier_uniform_,
+    )  # fmt: skip
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in self.drawing:
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))

@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from convary._convert import convert
 from convary._summary import summary
 from convary.methods import MethodConfig
 from convary.models import Comparator, attend, create
+from convary.nn.modes import shapes_only
 from convary.papers.row import Row
 from convary.selector import selector
 
@@ -61,7 +59,7 @@ def count(row: Row) -> Ours | None:
 
 @lru_cache(maxsize=256)
 def _count(network: str, conversions: tuple[Conversion, ...], bias: bool, strides_first: bool) -> tuple[int, ...]:
-    with torch.device("meta"), _Unfilled():
+    with shapes_only():
         model = create(network)
         if not bias:
             _classifier(model).register_parameter("bias", None)
@@ -71,17 +69,6 @@ def _count(network: str, conversions: tuple[Conversion, ...], bias: bool, stride
             model = _converted(model, config, where)
     costs = summary(model, torch.empty(IMAGE, device="meta"))
     return costs.params, costs.convolution + costs.other, costs.routing, costs.assembly
-
-
-class _Unfilled(TorchFunctionMode):
-    """Draws no random numbers: on the meta device nobody sees them, and drawing them takes most of the time."""
-
-    drawing = (Tensor.normal_, Tensor.uniform_)
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in self.drawing:
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def _converted(model: nn.Module, config: MethodConfig | Comparator, where: str) -> nn.Module:

@@ -2,6 +2,7 @@
 """mix_kernels, sample_conv and mixed_conv against the reference, values and gradients, and what bad input gets."""
 
 import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -36,20 +37,26 @@ def problem(rank=2, groups=1, presence=(True, None, None, None)):
     return x, bank, coefficients(presence, O, C, T, **F64), torch.randn(K, O, **F64), geometry
 
 
+@functools.cache
+def solved(rank, groups, presence):
+    """A problem, its leaves, the right output and the right gradients; kernels and biases are compared once."""
+    x, bank, coeffs, bias, geometry = given = problem(rank, groups, presence)
+    leaves = [x, bank, bias, *coeffs.factors().values()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    want = reference.mixed_conv(x, bank, coeffs, bias, **geometry)
+    torch.testing.assert_close(ops.mix_kernels(bank, coeffs), reference.mix_kernels(bank, coeffs))
+    torch.testing.assert_close(ops.mix_bias(bias, coeffs), reference.mix_bias(bias, coeffs))
+    return given, leaves, want.detach(), torch.autograd.grad(want.sin().sum(), leaves, allow_unused=True)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("strategy", [name for name in mixed.STRATEGIES if name != "triton"])
 def test_every_strategy_and_combination_of_factors(rank, groups, strategy):
     ran = 0
     for presence in PRESENCE:
-        x, bank, coeffs, bias, geometry = problem(rank, groups, presence)
-        leaves = [x, bank, bias, *coeffs.factors().values()]
-        for leaf in leaves:
-            leaf.requires_grad_()
-        want = reference.mixed_conv(x, bank, coeffs, bias, **geometry)
-        want_grads = torch.autograd.grad(want.sin().sum(), leaves, allow_unused=True)
-        torch.testing.assert_close(ops.mix_kernels(bank, coeffs), reference.mix_kernels(bank, coeffs))
-        torch.testing.assert_close(ops.mix_bias(bias, coeffs), reference.mix_bias(bias, coeffs))
+        (x, bank, coeffs, bias, geometry), leaves, want, want_grads = solved(rank, groups, presence)
         try:
             with ops.strategy(strategy):
                 got = ops.mixed_conv(x, bank, coeffs, bias, **geometry)

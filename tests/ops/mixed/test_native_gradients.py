@@ -7,15 +7,14 @@ import ctypes
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convary import ops
 from convary.ops import Coefficients, native, reference
 from convary.ops.native.call import ConvSizes
 from convary.ops.native.library import loaded
-from tests.ops.mixed.test_native import draw_call
-from tests.ops.native.test_library import INSTRUCTION_SETS, run_on
+from tests.ops.mixed.calls import draw_call
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 
@@ -61,7 +60,7 @@ def dense_call(B, C, O, K, size, k, groups) -> tuple[tuple, dict]:
 
 @needs_library
 class TestGradients:
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.differing_executors])
     @given(data=st.data())
     def test_any_geometry(self, data):
         check(*draw_call(data))
@@ -243,15 +242,8 @@ class TestRawInterface:
 
 
 @needs_library
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set(isa):
-    run_on(
-        isa,
-        """
-from tests.ops.mixed.test_native_gradients import TestGradients, check, dense_call
-TestGradients().test_any_geometry()
-check(*dense_call(6, 300, 70, 2, (7, 7), 3, 1))
-check(*dense_call(2, 8, 40, 4, (40, 37), 3, 1))
-check(*dense_call(1, 40, 40, 3, (100, 120), 3, 40))
-""",
-    )
+def test_every_instruction_set(another_isa):
+    TestGradients().test_any_geometry()
+    check(*dense_call(6, 300, 70, 2, (7, 7), 3, 1))
+    check(*dense_call(2, 8, 40, 4, (40, 37), 3, 1))
+    check(*dense_call(1, 40, 40, 3, (100, 120), 3, 40))

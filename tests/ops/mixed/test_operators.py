@@ -18,7 +18,7 @@ import convary as cv
 from convary import ops
 from convary.errors import ConfigError, ConvaryError, DtypeError, ShapeError, StrategyError
 from convary.ops import Coefficients, native, reference
-from tests.ops.native.test_library import python
+from tests.processes import python
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -31,6 +31,8 @@ CASES = {
     "depthwise": (4, 5, (6, 6), (2, 5, 1, 3, 3), (1, 2, 1, 2), "bank", (1, 1), (1, 1), (1, 1), 5),
     "line, pointwise": (3, 4, (9,), (2, 5, 4, 1), (1, None, 1, None), "static", (1,), (0,), (1,), 1),
 }  # fmt: skip
+# Two for make test; the others are left to the slow tests.
+FEW = [case if i < 2 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(CASES)]
 
 
 class Layer(nn.Module):
@@ -87,7 +89,7 @@ def is_native(graph: object) -> bool:
 
 
 @needs_library
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FEW)
 class TestOperators:
     """torch's own check: schema, fake tensors, autograd registration, ahead-of-time dispatch with symbolic sizes."""
 
@@ -170,7 +172,7 @@ class TestOperatorArguments:
 
 @needs_library
 class TestCompile:
-    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize("case", FEW)
     def test_any_batch_and_size_in_one_graph(self, case):
         torch._dynamo.reset()
         layer, backend = Layer(case), AotEagerAndRecordGraphs()
@@ -195,6 +197,7 @@ class TestCompile:
         compiled = torch.compile(layer, fullgraph=True, dynamic=False, backend="aot_eager")
         assert_as_the_reference(results(layer, given, compiled), case, given)
 
+    @pytest.mark.slow
     def test_inductor(self):
         torch._dynamo.reset()
         case = "every factor, bias per sample"
@@ -227,6 +230,7 @@ class TestCompile:
         (graph,) = backend.graphs
         return is_native(graph.code)
 
+    @pytest.mark.slow
     def test_takes_bmm_elsewhere(self):
         bank, kernel = torch.randn(2, 8, 4, 3, 3), torch.rand(3, 2)
 

@@ -14,18 +14,13 @@ import sys
 from math import prod
 from pathlib import Path
 
-import pytest
 import torch
 
-from convary.ops import Coefficients, native, reference
+from convary.ops import Coefficients, reference
 from convary.ops.native.call import ConvSizes
 from convary.ops.native.library import loaded
+from tests.ops.native.hostile import GUARD, HOSTILE, MOST, guarded, needs_library, spoil
 
-needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
-SMALL = [0, 1, 2, 3, 4, 5, 7]
-HOSTILE = [*SMALL, -1, -(2**63), 2**16, 46341, 2**31 - 1, 2**31, 2**32 + 1, 2**62, 2**63 - 1]
-GUARD = 32
-MOST = 1 << 14  # elements of a tensor that is really there
 SAMPLE = ("sample_conv", "sample_conv_grad_x", "sample_conv_grad_weight")
 MIXED = ("mixed_conv", "mixed_conv_grad_x", "mixed_conv_grad_bank")
 
@@ -135,14 +130,6 @@ def affordable(name: str, sizes: dict[str, int]) -> bool:
     return reach < 2**12 and pads < 2**6 and max(sizes["kernel_h"], sizes["kernel_w"]) < 2**6
 
 
-def guarded(shape: tuple[int, ...], value: float | None, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A tensor, random or filled, between two margins of NaN; the whole and the tensor."""
-    whole = torch.full((prod(shape) + 2 * GUARD,), torch.nan)
-    inner = whole[GUARD : whole.numel() - GUARD].view(shape)
-    inner.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(seed)) if value is None else inner)
-    return whole, inner
-
-
 def attack(name: str, rng: random.Random) -> None:
     """One call: hostile sizes with null pointers, or real tensors of which one pointer may be spoiled."""
     sizes, indexed = draw_sizes(rng, given=name in SAMPLE), name in SAMPLE and rng.random() < 0.6
@@ -192,26 +179,6 @@ def attack(name: str, rng: random.Random) -> None:
         torch.testing.assert_close(tensors[output].double(), want, rtol=1e-3, atol=1e-3)
 
 
-def spoil(rng: random.Random, pointers: list, output: int) -> str:
-    """Make one pointer null, misaligned or that of another tensor, now and then; what was done."""
-    kind = rng.choice(["", "", "", "null", "misaligned", "overlap"])
-    target = rng.randrange(output + 1)
-    tensor = pointers[target]
-    if not kind or tensor is None or tensor.numel() == 0 or pointers[output].numel() == 0:
-        return ""
-    if kind == "null" and (target == output or target < 2):
-        pointers[target] = None
-        return f"{target} is null"
-    if kind == "misaligned":
-        pointers[target] = tensor.data_ptr() + 1
-        return f"{target} is misaligned"
-    # The first of the output's bytes lie where the other tensor's last ones are; refused before any is read.
-    if kind == "overlap" and target != output and tensor.dtype is torch.float32:
-        pointers[target] = pointers[output].data_ptr()
-        return f"{target} is the output"
-    return ""
-
-
 def attack_mix_kernels(rng: random.Random) -> None:
     K, N, B = (rng.choice(HOSTILE) for _ in range(3))
     counts = [K * N, B * K, B * N]
@@ -241,10 +208,13 @@ def attack_all(calls: int) -> None:
     print("done")
 
 
+CALLS = int(os.environ.get("CONVARY_HOSTILE_CALLS", 200))  # of each entry; scripts/sanitize.sh wants more
+
+
 @needs_library
 def test_an_error_code_or_the_right_result():
     root = str(Path(__file__).parents[3])
-    code = "from tests.ops.native.test_hostile import attack_all; attack_all(800)"
+    code = f"from tests.ops.native.test_hostile import attack_all; attack_all({CALLS})"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout.strip() == "done", f"exit {run.returncode}: {run.stderr[-2000:]}"

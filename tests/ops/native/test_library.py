@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import re
 import shutil
-import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -26,37 +24,13 @@ from convary.ops import Coefficients, native
 from convary.ops.native import eligible
 from convary.ops.native import library as native_library
 from convary.ops.native.library import loaded
+from tests.processes import python
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 EDGES = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 127, 128, 129, 1535, 1537, 6145]
 TOO_LARGE = 2**62
 WORK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 PARALLEL_FOR = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, WORK, ctypes.c_void_p)
-
-
-def python(code: str, **environment: str) -> str:
-    """Run `code` in a new interpreter, where the library is loaded afresh; what it printed."""
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout.strip()
-
-
-INSTRUCTION_SETS = ("avx512", "avx2", "baseline", "neon")
-
-
-def run_on(isa: str, code: str) -> None:
-    """Run `code` in a new interpreter that is held to one instruction set; skips where this CPU has none such."""
-    if isa not in native.isas():
-        pytest.skip(f"this CPU or library has no {isa}")
-    held = f"import torch\nfrom convary.ops import native\nassert native.isa() == {isa!r}\ntorch.set_num_threads(1)\n"
-    search = os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])
-    assert python(f"{held}{code}\nprint('done')", CONVARY_ISA=isa, PYTHONPATH=search) == "done"
 
 
 def tensors(K: int, N: int, B: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,26 +183,19 @@ class TestRawInterface:
 
 @needs_library
 class TestInstructionSets:
-    @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-    def test_values(self, isa):
-        run_on(
-            isa,
-            """
-from tests.ops.native.test_library import EDGES, check_mix
-for N in EDGES:
-    check_mix(4, N, 5)
-    check_mix(7, N, 1)
-check_mix(3, 100_003, 48)
-""",
-        )
+    def test_values(self, another_isa):
+        for N in EDGES:
+            check_mix(4, N, 5)
+            check_mix(7, N, 1)
+        check_mix(3, 100_003, 48)
 
-    def test_best_is_the_default(self):
-        code = "from convary.ops import native; print(native.isa() == native.isas()[0])"
-        assert python(code, CONVARY_ISA="") == "True"
+    def test_best_is_the_default(self, reloaded):
+        reloaded("")
+        assert native.isa() == native.isas()[0]
 
-    def test_unknown_is_refused(self):
-        reason = python("from convary.ops import native; print(native.available())", CONVARY_ISA="avx9000")
-        assert reason.startswith("CONVARY_ISA=avx9000 cannot run here; unset it or use one of ")
+    def test_unknown_is_refused(self, reloaded):
+        reloaded("avx9000")
+        assert native.available().startswith("CONVARY_ISA=avx9000 cannot run here; unset it or use one of ")
 
 
 @pytest.fixture
@@ -411,60 +378,57 @@ class TestTold:
             assert compiled().shape == (2, 5, 7)
 
 
-OLD_TORCH = """
-import sys, warnings
-from pathlib import Path
-import torch
-from convary import ops
-from convary.ops import Coefficients, native
-from convary.ops.native import library
-# As before torch 2.10: a libtorch_cpu that does not share its threads.
-library._TORCH_FILES[sys.platform] = next((Path(torch.__file__).parent / "lib").glob("*c10.*")).name
-library._library = None
-torch.set_num_threads(THREADS)
-torch.manual_seed(0)
-x, bank, coeffs = torch.randn(4, 8, 40), torch.randn(4, 16, 8, 3), Coefficients(kernel=torch.rand(4, 4))
-with warnings.catch_warnings(record=True) as told:
-    warnings.simplefilter("always")
-    ys = [ops.mixed_conv(x, bank, coeffs) for _ in range(2)]
-with ops.strategy("native"):
-    ys.append(ops.mixed_conv(x, bank, coeffs))
-with ops.strategy("grouped"):
-    torch.testing.assert_close(ys, 3 * [ops.mixed_conv(x, bank, coeffs)])
-print(native.available(), library.threads(), *[f"{w.category.__name__}: {w.message}" for w in told], sep="|")
-found = ops.explain(ops.mixed_conv, x, bank, coeffs)
-estimate = next(row.milliseconds for row in found.rows if row.strategy == "native")
-print(found.compiled, round(estimate / EXPECTED, 3), found.source.partition("float32")[2], sep="|")
-"""
+@pytest.fixture(params=[1, 2])
+def old_torch(request, reloaded, monkeypatch):
+    """As before torch 2.10, with so many threads: a libtorch_cpu that does not share them."""
+    other = next((Path(torch.__file__).parent / "lib").glob("*c10.*")).name
+    monkeypatch.setitem(native_library._TORCH_FILES, sys.platform, other)
+    monkeypatch.setattr(eligible, "_told", False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    reloaded("")
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def estimate(*arguments) -> float:
+    """Of the native strategy, in milliseconds."""
+    rows = ops.explain(ops.mixed_conv, *arguments).rows
+    return next(row.milliseconds for row in rows if row.strategy == "native")
 
 
 @needs_library
 class TestOldTorch:
     """Without torch's threads the kernels run all the same, on one, and are chosen for what they are worth there."""
 
-    @pytest.mark.parametrize("threads", [1, 2])
-    def test_runs_on_one_thread(self, threads):
+    def test_runs_on_one_thread(self, old_torch):
         torch.manual_seed(0)
         arguments = torch.randn(4, 8, 40), torch.randn(4, 16, 8, 3), Coefficients(kernel=torch.rand(4, 4))
-        rows = {row.strategy: row.milliseconds for row in ops.explain(ops.mixed_conv, *arguments).rows}
-        code = OLD_TORCH.replace("THREADS", str(threads)).replace("EXPECTED", repr(rows["native"]))
-        first, second = python(code).splitlines()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            ys = [ops.mixed_conv(*arguments) for _ in range(2)]
+        with ops.strategy("native"):
+            ys.append(ops.mixed_conv(*arguments))
+        with ops.strategy("grouped"):
+            torch.testing.assert_close(ys, 3 * [ops.mixed_conv(*arguments)])
         why = f"torch {torch.__version__} does not share its threads; torch 2.10 or later does"
-        told = f"|NativeWarning: convary's native kernels run on one thread: {why}" if threads > 1 else ""
-        assert first == f"None|1{told}"
-        assert second == f"{'native' if threads == 1 else 'bmm'}|{float(threads)}| on one thread: {why}"
+        assert (native.available(), native_library.threads()) == (None, 1)
+        said = [f"convary's native kernels run on one thread: {why}"] if old_torch > 1 else []
+        assert [str(warning.message) for warning in told] == said
+        found = ops.explain(ops.mixed_conv, *arguments)
+        assert found.compiled == ("native" if old_torch == 1 else "bmm")
+        assert found.source.endswith(f" on one thread: {why}")
+        alone = estimate(*arguments)
+        torch.set_num_threads(1)
+        assert alone == pytest.approx(old_torch * estimate(*arguments), rel=1e-3)
 
-    def test_prepared_layers_run(self):
-        code = """
-import torch, convary
-layer, x = convary.ODConv2d(8, 8, 3).eval(), torch.randn(4, 8, 12, 12)
-with torch.no_grad():
-    ys = [layer(x) for _ in range(4)]
-assert all(torch.equal(ys[1], y) for y in ys[2:])
-torch.testing.assert_close(ys[0], ys[3])
-"""
-        setup = OLD_TORCH.partition("torch.manual_seed")[0].replace("THREADS", "2")
-        assert python(setup + code + "print('done')") == "done"
+    def test_prepared_layers_run(self, old_torch):
+        layer, x = convary.ODConv2d(8, 8, 3).eval(), torch.randn(4, 8, 12, 12)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NativeWarning)
+            ys = [layer(x) for _ in range(4)]
+        assert all(torch.equal(ys[1], y) for y in ys[2:])
+        torch.testing.assert_close(ys[0], ys[3])
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")

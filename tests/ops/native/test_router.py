@@ -13,7 +13,6 @@ from convary import ops
 from convary.ops import native
 from convary.ops.native import router
 from convary.ops.native.library import loaded
-from tests.ops.native.test_library import INSTRUCTION_SETS, run_on
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason="the native library is absent")
 LAYERS = {
@@ -65,15 +64,8 @@ def test_agrees_with_the_layers_in_float64(name, B, C, size):
         torch.testing.assert_close(got[axis].double(), factor, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set(isa):
-    run_on(
-        isa,
-        """
-from tests.ops.native.test_router import test_agrees_with_the_layers_in_float64
-test_agrees_with_the_layers_in_float64()
-""",
-    )
+def test_every_instruction_set(another_isa):
+    test_agrees_with_the_layers_in_float64()
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -7,14 +7,13 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convary import ops
 from convary.errors import StrategyError
 from convary.ops import native, reference
-from tests.ops.native.test_library import INSTRUCTION_SETS, run_on
-from tests.ops.pixel.test_pixel import assert_close, draw_call, results, window_of
+from tests.ops.pixel.calls import assert_close, draw_call, results, window_of
 
 needs_library = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 
@@ -56,7 +55,7 @@ EDGES = [
 
 @needs_library
 class TestValues:
-    @settings(deadline=None, max_examples=100)
+    @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.differing_executors])
     @given(data=st.data())
     def test_any_geometry(self, data):
         check(*draw_call(data, ranks=(1, 2, 2)))
@@ -203,14 +202,7 @@ class TestRefusals:
 
 
 @needs_library
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set(isa):
-    run_on(
-        isa,
-        """
-from tests.ops.pixel.test_native import EDGES, TestValues, check
-TestValues().test_any_geometry()
-for call in EDGES[::2]:
-    check(*call)
-""",
-    )
+def test_every_instruction_set(another_isa):
+    TestValues().test_any_geometry()
+    for call in EDGES[::2]:
+        check(*call)

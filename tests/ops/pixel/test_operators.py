@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convary import ops
 from convary.errors import ConfigError, ConvaryError, DtypeError, ShapeError
 from convary.ops import native
-from tests.ops.pixel.test_pixel import Layer, truth, window_of
+from tests.ops.pixel.calls import Layer, truth, window_of
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 
@@ -28,6 +28,8 @@ CASES = {
     "strided": (4, 2, (9, 9), {"kernel_size": (3, 2), "padding": (1, 0), "stride": (2, 1)}),
     "clamped line": (4, 2, (11,), {"kernel_size": 3, "padding": 1, "border": "clamp"}),
 }  # fmt: skip
+# Two for make test; the others are left to the slow tests.
+FEW = [case if i < 2 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(CASES)]
 
 
 def tensors(case: str, batch: int = 3, grow: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +79,7 @@ def is_native(graph: object) -> bool:
     return "convary.pixel_conv" in str(graph)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FEW)
 class TestOperators:
     """torch's own check: schema, fake tensors, autograd registration, ahead-of-time dispatch with symbolic sizes."""
 

@@ -28,6 +28,8 @@ CASES = {
     "instances, pointwise": (9, (9, 8), (3, 4, 1, 1), "row", (1, 1), (0, 0), (1, 1), 1),
     "line": (None, (9,), (5, 4, 3), "static", (1,), (1,), (1,), 1),
 }
+# Two for make test; the others are left to the slow tests.
+FEW = [case if i < 2 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(CASES)]
 INDEXED = "instances, strided, static bias"
 
 
@@ -83,7 +85,7 @@ def is_native(graph: object) -> bool:
     return "convary.sample_conv" in str(graph)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FEW)
 class TestOperators:
     """torch's own check: schema, fake tensors, autograd registration, ahead-of-time dispatch with symbolic sizes."""
 
@@ -171,7 +173,7 @@ class TestOperatorArguments:
 
 
 class TestCompile:
-    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize("case", FEW)
     def test_any_batch_instances_and_size_in_one_graph(self, case):
         torch._dynamo.reset()
         layer, backend = Layer(case), AotEagerAndRecordGraphs()
