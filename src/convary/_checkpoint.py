@@ -18,6 +18,7 @@ from convary._recipe import recipe, reconvert
 from convary.errors import CheckpointError
 from convary.extras import require
 from convary.files import read_tensors, write_whole
+from convary.nn.arguments import Model
 from convary.weights import load_exactly, unwrap
 
 _METADATA = "convary"  # the entry of a .safetensors file's metadata that holds the recipe
@@ -48,7 +49,7 @@ def save(model: nn.Module, path: str | Path, **notes: str) -> None:
     write_whole(path, content)
 
 
-def load(model: nn.Module, path: str | Path, *, inplace: bool = False) -> nn.Module:
+def load(model: Model, path: str | Path, *, inplace: bool = False) -> Model:
     """The network of a checkpoint: ``model`` made dynamic by the recipe, with the weights.
 
     Args:
@@ -83,7 +84,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     notes: dict[str, Any]
 
-    def fill(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    def fill(self, model: Model, *, inplace: bool = False) -> Model:
         """See ``load``."""
         model = reconvert(model, self.recipe, inplace=inplace)
         load_exactly(model, _as_shared(model, self.weights), str(self.path))

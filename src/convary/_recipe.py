@@ -16,6 +16,7 @@ from convary._fold_norms import fold_norm
 from convary.errors import ConfigError, nearest
 from convary.methods import MethodConfig, config_from_json
 from convary.nn import Placed, RoutedBlock, replace, routed_layers, share_router, sites
+from convary.nn.arguments import Model
 
 FORMAT, VERSION = "convary recipe", 1
 
@@ -70,7 +71,7 @@ def recipe(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def reconvert(model: nn.Module, recipe: Mapping[str, Any], *, inplace: bool = False) -> nn.Module:
+def reconvert(model: Model, recipe: Mapping[str, Any], *, inplace: bool = False) -> Model:
     """Make a static network dynamic by a recipe, so that the state dict of the network it tells of fits exactly.
 
     New layers are initialised anew, not from the static weights: load the state dict next, as ``convary.load`` does.
