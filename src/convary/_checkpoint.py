@@ -36,6 +36,17 @@ def save(model: nn.Module, path: str | Path, **notes: str) -> None:
     Raises:
         ConfigError: ``convert`` made no layer of the model.
         ConvaryError: the file can't be written; it is what it was before.
+
+    Examples:
+        >>> import tempfile
+        >>> import convary as cv
+        >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> dynamic = cv.convert(static, cv.ODConv(experts=2), cv.where.all())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cv.save(dynamic, f"{folder}/model.pt")
+        ...     again = cv.load(static, f"{folder}/model.pt")
+        >>> torch.equal(again[0].weight, dynamic[0].weight)
+        True
     """
     path, made, state = Path(path), recipe(model), model.state_dict()
     if path.suffix == ".safetensors":
@@ -64,6 +75,15 @@ def load(model: Model, path: str | Path, *, inplace: bool = False) -> Model:
     Raises:
         CheckpointError: no such file, a truncated one, one without a recipe, or weights that do not fit.
         ConfigError: the recipe does not fit the model; see ``reconvert``.
+
+    Examples:
+        >>> import tempfile
+        >>> import convary as cv
+        >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cv.save(cv.convert(static, cv.CondConv(experts=2), cv.where.all()), f"{folder}/model.pt")
+        ...     type(cv.load(static, f"{folder}/model.pt")[0]).__name__
+        'CondConv2d'
     """
     return read(path).fill(model, inplace=inplace)
 

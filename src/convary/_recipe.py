@@ -89,6 +89,14 @@ def reconvert(model: Model, recipe: Mapping[str, Any], *, inplace: bool = False)
     Raises:
         ConfigError: it is no recipe, or one of a newer convary; a method that this convary does not know; a layer that
             the model lacks, that is dynamic already, or that the method refuses; another number of layers.
+
+    Examples:
+        >>> import convary as cv
+        >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> trained = cv.convert(static, cv.DyConv(experts=2), cv.where.all())
+        >>> again = cv.reconvert(static, cv.recipe(trained))
+        >>> again.load_state_dict(trained.state_dict())
+        <All keys matched successfully>
     """
     configs = _configs(recipe)
     _check_model(model, recipe, configs)

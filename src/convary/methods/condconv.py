@@ -37,6 +37,12 @@ class CondConv(BankConfig):
         activation: "sigmoid" as published, or "softmax" (the paper's ablation: 1.5 points worse).
         router: "layer": every layer routes on its own input. "block": the router is given from outside; convert
             puts one on each block's input, as in the authors' EfficientNet, and a layer of a block has none.
+
+    >>> import convary as cv
+    >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    >>> dynamic = cv.convert(static, cv.CondConv(experts=4, activation="softmax"), cv.where.all())
+    >>> type(dynamic[2]).__name__, dynamic[2].num_experts
+    ('CondConv2d', 4)
     """
 
     name: ClassVar[str] = "condconv"

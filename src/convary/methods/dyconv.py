@@ -43,6 +43,12 @@ class DyConv(BankConfig):
         temperature: Start value; convary.anneal changes it.
         extra_hidden: Hidden units added to C // reduction.
         hidden_bias: Whether the router's first layer has a bias.
+
+    >>> import convary as cv
+    >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    >>> dynamic = cv.convert(static, cv.DyConv(experts=2, temperature=30), cv.where.all())
+    >>> type(dynamic[2]).__name__, dynamic[2].num_experts
+    ('DyConv2d', 2)
     """
 
     name: ClassVar[str] = "dyconv"

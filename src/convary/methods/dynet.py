@@ -34,6 +34,12 @@ class DyNet(BankConfig):
         experts: g_t, kernels per output channel; 6 is best in the paper's ablation of 1, 2, 4, 6.
         reduction: None: one linear layer predicts the coefficients (mobile networks). A number: a hidden layer of
             max(1, C // reduction) units before it; the paper's ResNets use 4.
+
+    >>> import convary as cv
+    >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    >>> dynamic = cv.convert(static, cv.DyNet(experts=3), cv.where.all())
+    >>> type(dynamic[2]).__name__, dynamic[2].num_experts
+    ('DyNetConv2d', 3)
     """
 
     name: ClassVar[str] = "dynet"

@@ -50,6 +50,12 @@ class ODConv(BankConfig):
         kernel_activation: "softmax" as published, or "sigmoid".
         temperature: Start value; convary.anneal changes it.
         norm: "batch" as published, "layer" or "none".
+
+    >>> import convary as cv
+    >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    >>> dynamic = cv.convert(static, cv.ODConv(experts=2), cv.where.all())
+    >>> type(dynamic[2]).__name__, dynamic[2].num_experts
+    ('ODConv2d', 2)
     """
 
     name: ClassVar[str] = "odconv"

@@ -185,6 +185,13 @@ def freeze_routing(model: nn.Module, frozen: bool = True) -> None:
 
     Raises:
         ConfigError: the model has no router.
+
+    Examples:
+        >>> import convary as cv
+        >>> layer = cv.ODConv2d(3, 8, 3)
+        >>> cv.freeze_routing(layer)
+        >>> any(p.requires_grad for p in layer.router.parameters()), layer.weight.requires_grad
+        (False, True)
     """
     routers = [module for module in model.modules() if isinstance(module, Router)]
     if not routers:

@@ -112,6 +112,10 @@ class Coefficients(Factors):
         filter: (B, 1 or K, O) one number per output channel; DyNet (K), ODConv (1 as released, K as in the paper).
         channel: (B, 1 or K, C) one number per input channel; ODConv.
         tap: (B, 1 or K, T) one number per kernel tap, row-major, T = prod(kernel_size); ODConv.
+
+    >>> coeffs = Coefficients(kernel=torch.tensor([[0.25, 0.75]]))
+    >>> coeffs.kernel.shape, coeffs.tap
+    (torch.Size([1, 2]), None)
     """
 
     __slots__ = ()
