@@ -2,6 +2,7 @@
 """Files: whole or not at all."""
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,19 @@ def test_no_space_left_keeps_what_was_there(tmp_path):
     assert str(path) in str(caught.value)
     assert path.read_bytes() == b"before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("", "a folder"), ("folder", "a folder"), ("pipe", "no ordinary file")])
+def test_what_is_no_file_stays(tmp_path, name, kind, monkeypatch):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("needs named pipes")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConvaryError, match=f"it is {kind}; name a file"):
+        write_whole(Path(name), b"content")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_several_files_get_there_together(tmp_path):

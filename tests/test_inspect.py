@@ -124,7 +124,16 @@ def test_a_shape_is_as_good_as_an_input():
 
 
 @pytest.mark.parametrize(
-    "of", [cv.summary, cv.routing, cv.diagnose, lambda m, x: cv.plan(Net(), cv.ODConv(), example=x)]
+    "of",
+    [
+        cv.summary,
+        cv.routing,
+        cv.diagnose,
+        cv.fold,
+        cv.fold_norms,
+        cv.export,
+        lambda m, x: cv.plan(Net(), cv.ODConv(), example=x),
+    ],
 )
 @pytest.mark.parametrize(
     "x", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), np.zeros((1, 3, 8, 8)), torch.zeros(1, 5, 8, 8)], ids=type
@@ -135,9 +144,36 @@ def test_a_wrong_input_is_convarys_own_error(of, x):
         of(model, x)
 
 
-def test_a_dynamic_layer_takes_no_array():
+@pytest.mark.parametrize("of", [cv.summary, cv.routing, cv.fold_norms, cv.export])
+def test_a_wrong_shape_is_convarys_own_error(of):
+    model = cv.convert(Net(), cv.ODConv(), where.all())
+    with pytest.raises(cv.ShapeError, match="sizes of at least 0"):
+        of(model, (1, -3, 8, 8))
+    with pytest.raises((cv.ShapeError, cv.DtypeError), match="NoneType"):
+        of(model, None)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [*(config.layers[2](16, 16, 3) for config in METHODS), cv.DCDLinear(8, 8), cv.MixedLinear(8, 8), cv.CARAFE(16)],
+    ids=lambda layer: type(layer).__name__,
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_dynamic_layer_takes_float_tensors_alone(layer, training):
+    layer.train(training)
     with pytest.raises(cv.DtypeError, match="give torch.from_numpy"):
-        cv.ODConv2d(3, 4, 3)(np.zeros((1, 3, 8, 8)))
+        layer(np.zeros((1, 16, 8, 8)))
+    with pytest.raises(cv.DtypeError, match="wants a tensor; got a list"):
+        layer([1.0])
+    with pytest.raises(cv.DtypeError, match="give x.float"):
+        layer(torch.zeros(1, 16, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
+@pytest.mark.parametrize("training", [True, False])
+def test_another_dtype_than_the_layers_is_convarys_own_error(config, training):
+    with torch.set_grad_enabled(training), pytest.raises(cv.DtypeError, match="torch.float64; cast one of them"):
+        config.layers[2](16, 16, 3).train(training)(torch.zeros(1, 16, 8, 8).double())
 
 
 class Net(nn.Sequential):

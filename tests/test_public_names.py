@@ -39,6 +39,19 @@ def test_public_names():
     assert all(getattr(cv, name).__doc__ for name in NAMES if name not in ("METHODS", "__version__"))
 
 
+# What people look up first; the doctests of src run their examples.
+SHOWN = """
+Coefficients CondConv CondConv2d DyConv DyConv2d DyNet DyNetConv2d KernelWarehouse2d ODConv ODConv2d MixedLinear anneal
+config_from_json convert diagnose export export_forms fold fold_norms freeze_routing load load_released method
+param_groups plan recipe reconvert released_state routing save set_temperature share_warehouse summary
+""".split()
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_is_used_most_has_an_example(name):
+    assert ">>> " in inspect.getdoc(getattr(cv, name))
+
+
 def test_lists_that_need_no_torch_are_those_of_the_code():
     assert tuple(config.name for config in cv.METHODS) == METHOD_NAMES
     assert {f"{name}:PATH" if name == "folder" else name for name in (*CARDS, "folder")} == set(data.NAMES)

@@ -18,6 +18,7 @@ from convary._recipe import recipe, reconvert
 from convary.errors import CheckpointError
 from convary.extras import require
 from convary.files import read_tensors, write_whole
+from convary.nn.arguments import Model
 from convary.weights import load_exactly, unwrap
 
 _METADATA = "convary"  # the entry of a .safetensors file's metadata that holds the recipe
@@ -35,6 +36,17 @@ def save(model: nn.Module, path: str | Path, **notes: str) -> None:
     Raises:
         ConfigError: ``convert`` made no layer of the model.
         ConvaryError: the file can't be written; it is what it was before.
+
+    Examples:
+        >>> import tempfile
+        >>> import convary as cv
+        >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> dynamic = cv.convert(static, cv.ODConv(experts=2), cv.where.all())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cv.save(dynamic, f"{folder}/model.pt")
+        ...     again = cv.load(static, f"{folder}/model.pt")
+        >>> torch.equal(again[0].weight, dynamic[0].weight)
+        True
     """
     path, made, state = Path(path), recipe(model), model.state_dict()
     if path.suffix == ".safetensors":
@@ -48,7 +60,7 @@ def save(model: nn.Module, path: str | Path, **notes: str) -> None:
     write_whole(path, content)
 
 
-def load(model: nn.Module, path: str | Path, *, inplace: bool = False) -> nn.Module:
+def load(model: Model, path: str | Path, *, inplace: bool = False) -> Model:
     """The network of a checkpoint: ``model`` made dynamic by the recipe, with the weights.
 
     Args:
@@ -63,6 +75,15 @@ def load(model: nn.Module, path: str | Path, *, inplace: bool = False) -> nn.Mod
     Raises:
         CheckpointError: no such file, a truncated one, one without a recipe, or weights that do not fit.
         ConfigError: the recipe does not fit the model; see ``reconvert``.
+
+    Examples:
+        >>> import tempfile
+        >>> import convary as cv
+        >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cv.save(cv.convert(static, cv.CondConv(experts=2), cv.where.all()), f"{folder}/model.pt")
+        ...     type(cv.load(static, f"{folder}/model.pt")[0]).__name__
+        'CondConv2d'
     """
     return read(path).fill(model, inplace=inplace)
 
@@ -83,7 +104,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     notes: dict[str, Any]
 
-    def fill(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    def fill(self, model: Model, *, inplace: bool = False) -> Model:
         """See ``load``."""
         model = reconvert(model, self.recipe, inplace=inplace)
         load_exactly(model, _as_shared(model, self.weights), str(self.path))

@@ -7,11 +7,12 @@ from torch import nn
 
 from convary._plan import NOISE, plan
 from convary.methods import MethodConfig
+from convary.nn.arguments import Model
 from convary.where import Selector
 
 
 def convert(
-    model: nn.Module,
+    model: Model,
     config: MethodConfig,
     where: Selector | None = None,
     *,
@@ -19,7 +20,7 @@ def convert(
     noise: float = NOISE,
     inplace: bool = False,
     blocks: tuple[type[nn.Module], ...] = (),
-) -> nn.Module:
+) -> Model:
     """Make a model dynamic: ``plan(...).apply()``; see ``plan`` for the arguments.
 
     Parameters keep their dtype, device and ``requires_grad``, modules their mode. Routers are new and trainable. The
@@ -36,7 +37,7 @@ def convert(
         blocks: What counts as a block.
 
     Returns:
-        The converted model.
+        The converted model; of another class only where ``model`` is itself a layer that becomes dynamic.
 
     Raises:
         ConfigError: nothing that is selected can be converted, or the method can't upcycle.
@@ -50,4 +51,5 @@ def convert(
         >>> torch.allclose(dynamic(x), model(x), atol=1e-5)
         True
     """
-    return plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks)._carried_out(inplace)
+    planned = plan(model, config, where, upcycle=upcycle, noise=noise, blocks=blocks)
+    return planned._carried_out(inplace)  # type: ignore[return-value]

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from convary._blocked import block
 from convary._lean import lean
 from convary._onnx import to_onnx
 from convary._schedule import tempered_routers
-from convary.errors import ConfigError, ExportError, StrategyError, TemperatureWarning
+from convary.batches import input_like, taken
+from convary.errors import ConfigError, DtypeError, ExportError, StrategyError, TemperatureWarning
 from convary.extras import require
-from convary.files import staged
+from convary.files import check_target, staged
 from convary.nn import hooked
 from convary.ops.dispatch import listening
 
@@ -48,7 +49,7 @@ class ExportForm(NamedTuple):
 
 def export(
     model: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
+    example: Tensor | Sequence[int] | tuple[Tensor, ...],
     path: str | Path | None = None,
     *,
     strategy: Strategy = "auto",
@@ -65,8 +66,8 @@ def export(
 
     Args:
         model: Any model; its parameters are not changed.
-        example: The model's input (B, C, *S), or a tuple of inputs. A batch of one that is free is repeated: a recorder
-            takes a 1 for a constant.
+        example: The model's input (B, C, *S), its shape, or a tuple of inputs. A batch of one that is free is repeated:
+            a recorder takes a 1 for a constant.
         path: ``"model.onnx"`` for ONNX, ``"model.pt2"`` for ``torch.export.load``; None writes nothing.
         strategy: How dynamic layers are written. ``"auto"``: ``"grouped"`` where the batch is fixed, else ``"bmm"``.
             ``"grouped"``: the kernels are mixed in the graph, and a convolution takes them. ``"bmm"``: a matrix product
@@ -83,6 +84,7 @@ def export(
 
     Raises:
         ConfigError: an unknown strategy or runtime, or a path of another kind.
+        ShapeError, DtypeError: the model can't take the example.
         ExportError: the target can't hold the model; says which operation of which layer, and what to choose instead.
         MissingExtraError: ONNX is asked for but not installed.
 
@@ -97,13 +99,25 @@ def export(
     path = None if path is None else Path(path)
     _check_target(path, strategy, runtime)
     _warn_if_hot(model)
-    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = _inputs(model, example)
     axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
     program = _record(model, inputs, axes, strategy)
     if path is not None:
         names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, axes, strict=True)))
         _write(program, path, model, names, runtime)
     return program
+
+
+def _inputs(model: nn.Module, example: Any) -> tuple[Tensor, ...]:
+    example = input_like(model, example)
+    inputs = example if isinstance(example, tuple) else (example,)
+    for x in inputs:
+        if not isinstance(x, Tensor):
+            raise DtypeError(
+                f"export wants a tensor, a tuple of tensors or a shape; got a {type(x).__name__}; give "
+                "torch.zeros(1, 3, 224, 224), say"
+            )
+    return inputs
 
 
 def _check_target(path: Path | None, strategy: str, runtime: str) -> None:
@@ -115,6 +129,8 @@ def _check_target(path: Path | None, strategy: str, runtime: str) -> None:
             raise ConfigError(f"{name} must be one of {', '.join(get_args(known))}; got {value!r}")
     if runtime != "any" and (path is None or path.suffix != ".onnx"):
         raise ConfigError(f"runtime={runtime!r} is for .onnx files; got {str(path)!r}")
+    if path is not None:
+        check_target(path)
     if path is not None and path.suffix == ".onnx":
         require("convary.export to ONNX", "export", "onnx", "onnxscript")
 
@@ -128,11 +144,12 @@ def _record(
         torch.cat([x, x]) if 0 in free and x.shape[0] == 1 else x for x, free in zip(inputs, axes, strict=True)
     )
     forced = None if strategy == "auto" else strategy
-    model = lean(model, inputs)
-    taken: dict[ExportForm, None] = {}  # a recorder may run a layer twice
+    with taken(model, inputs[0]):
+        model = lean(model, inputs)
+    forms: dict[ExportForm, None] = {}  # a recorder may run a layer twice
 
     def note(op: str, strategy: str, reason: str) -> None:
-        taken[ExportForm(_path(model, layers), op, strategy, reason)] = None
+        forms[ExportForm(_path(model, layers), op, strategy, reason)] = None
 
     with _running(model) as layers, torch.no_grad(), ops.strategy(forced), listening(note):
         try:
@@ -146,7 +163,7 @@ def _record(
                 f"torch.export can't record {_name(model, layers)}: {reason}\n"
                 "Let sizes that the model fixes stay fixed, as in dynamic=(0,) or dynamic=(), or exchange that layer."
             ) from error
-    program.graph_module.meta[FORMS] = list(taken)
+    program.graph_module.meta[FORMS] = list(forms)
     return program
 
 

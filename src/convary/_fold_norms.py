@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,15 +13,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from convary.batches import input_like, taken
 from convary.errors import ConfigError
 from convary.nn import DynamicConv, DynamicLayer, hooked, replace
+from convary.nn.arguments import Model
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _FROZEN = {"weight", "bias", "running_mean", "running_var"}  # buffers of a frozen batch normalisation, by convention
 
 
 @torch.no_grad()
-def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
+def fold_norms(model: Model, example: Tensor | Sequence[int]) -> Model:
     """Fold every batch normalisation that follows a dynamic convolution into its bank and bias; exact in eval mode.
 
     The pairs are found by running the example: the normalisation must be the only user of the convolution's output.
@@ -30,13 +33,14 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
 
     Args:
         model: A model with dynamic convolutions; it is not changed.
-        example: Its input, (B, ...).
+        example: Its input, (B, ...), or the shape of one.
 
     Returns:
         A copy in eval mode without these normalisations. It computes what ``model.eval()`` computes.
 
     Raises:
         ConfigError: no batch normalisation follows a dynamic convolution that can take it in.
+        ShapeError, DtypeError: the model can't take the example.
 
     Examples:
         >>> from convary.methods import ODConv2d
@@ -45,7 +49,9 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
         Identity()
     """
     folded = copy.deepcopy(model).eval()
-    pairs = _pairs(folded, (example,))
+    x = input_like(folded, example)
+    with taken(folded, x):
+        pairs = _pairs(folded, (x,))
     if not pairs:
         raise ConfigError(
             f"no batch normalisation of this {type(model).__name__} follows a dynamic convolution alone, whose filters "
@@ -55,12 +61,12 @@ def fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def fold_norms_(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+def fold_norms_(model: Model, inputs: tuple[Tensor, ...]) -> Model:
     """As ``fold_norms``, in place, of a model in eval mode; where there is nothing to fold the model as it was."""
     return _folded(model, _pairs(model, inputs))
 
 
-def _folded(model: nn.Module, pairs: dict[DynamicConv, nn.Module]) -> nn.Module:
+def _folded(model: Model, pairs: dict[DynamicConv, nn.Module]) -> Model:
     first = sum(isinstance(module, DynamicLayer) and module.folded is not None for module in model.modules())
     numbered = enumerate(pairs.items(), first)
     return replace(model, {norm: fold_norm(layer, norm, number) for number, (layer, norm) in numbered})

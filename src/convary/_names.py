@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public names of convary; the package imports them when the first of them is used."""
 
-from convary import __version__, integrations, ops, where
+import convary.integrations as integrations
+from convary import __version__, ops, where
 from convary._checkpoint import load, save
 from convary._convert import convert
 from convary._decay import param_groups

@@ -16,6 +16,7 @@ from convary._fold_norms import fold_norm
 from convary.errors import ConfigError, nearest
 from convary.methods import MethodConfig, config_from_json
 from convary.nn import Placed, RoutedBlock, replace, routed_layers, share_router, sites
+from convary.nn.arguments import Model
 
 FORMAT, VERSION = "convary recipe", 1
 
@@ -70,7 +71,7 @@ def recipe(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def reconvert(model: nn.Module, recipe: Mapping[str, Any], *, inplace: bool = False) -> nn.Module:
+def reconvert(model: Model, recipe: Mapping[str, Any], *, inplace: bool = False) -> Model:
     """Make a static network dynamic by a recipe, so that the state dict of the network it tells of fits exactly.
 
     New layers are initialised anew, not from the static weights: load the state dict next, as ``convary.load`` does.
@@ -88,6 +89,14 @@ def reconvert(model: nn.Module, recipe: Mapping[str, Any], *, inplace: bool = Fa
     Raises:
         ConfigError: it is no recipe, or one of a newer convary; a method that this convary does not know; a layer that
             the model lacks, that is dynamic already, or that the method refuses; another number of layers.
+
+    Examples:
+        >>> import convary as cv
+        >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> trained = cv.convert(static, cv.DyConv(experts=2), cv.where.all())
+        >>> again = cv.reconvert(static, cv.recipe(trained))
+        >>> again.load_state_dict(trained.state_dict())
+        <All keys matched successfully>
     """
     configs = _configs(recipe)
     _check_model(model, recipe, configs)

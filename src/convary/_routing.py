@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +14,12 @@ from convary.ops import Coefficients
 
 
 @torch.no_grad()
-def routing(model: nn.Module, x: Tensor) -> dict[str, Coefficients]:
+def routing(model: nn.Module, x: Tensor | Sequence[int]) -> dict[str, Coefficients]:
     """The coefficients that every dynamic layer uses on x, from one forward pass in eval mode.
 
     Args:
         model: A model with dynamic layers.
-        x: The model's input, (B, ...).
+        x: The model's input, (B, ...), or its shape.
 
     Returns:
         Coefficients by layer name, in the order of ``named_modules``. A layer that runs several times shows its last.

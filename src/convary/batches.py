@@ -67,9 +67,14 @@ def input_like(model: nn.Module, x: Tensor | Sequence[int]) -> Tensor:
 
     >>> input_like(nn.Linear(3, 1).double(), (2, 3)).dtype
     torch.float64
+
+    Raises:
+        ShapeError: a negative size.
     """
     if not isinstance(x, tuple | list) or not all(isinstance(size, int) for size in x):
         return x  # type: ignore[return-value]
+    if min(x, default=0) < 0:
+        raise ShapeError(f"a shape has sizes of at least 0, as in (1, 3, 224, 224); got {tuple(x)}")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros(tuple(x), dtype=like.dtype, device=like.device)
 

@@ -19,12 +19,26 @@ from convary.errors import CheckpointError, ConvaryError
 TEMPORARY = ".part"
 
 
+def check_target(path: Path) -> None:
+    """Say before the work is done that a file can't be put in the place of ``path``.
+
+    Raises:
+        ConvaryError: it is a folder or a device, or has no name.
+    """
+    with writing(path):
+        if path.name and (path.is_file() or not path.exists()):
+            return
+        kind = "a folder" if path.is_dir() else "no ordinary file"
+    raise ConvaryError(f"cannot write {path}: it is {kind}; name a file, which is replaced where there is one")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` at once: whoever reads it, and whenever power fails, it is old or new.
 
     Raises:
         ConvaryError: the folder is read-only, the disk is full, ...; ``path`` is what it was before.
     """
+    check_target(path)
     part = path.with_name(path.name + TEMPORARY)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

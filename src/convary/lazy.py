@@ -35,6 +35,8 @@ def public_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
         return here[name]
 
     def listed() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *lookup("__all__")})
+        here = vars(sys.modules[package])
+        rooms = (module.name for module in pkgutil.iter_modules(here["__path__"]) if module.ispkg)
+        return sorted({*here, *lookup("__all__"), *(room for room in rooms if not room.startswith("_"))})
 
     return lookup, listed

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from scripts import signatures
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
@@ -69,6 +70,19 @@ def test_a_layer_shows_its_options_to_help_and_completion(config):
             super().__init__(width, width, 3, **options)
 
     assert list(inspect.signature(Own).parameters)[:2] == ["width", dataclasses.fields(config)[0].name]
+
+
+@pytest.mark.parametrize("file", signatures.files(), ids=lambda file: file.stem)
+def test_type_checkers_are_told_the_options_of_the_config(file):
+    text = file.read_text(encoding="utf-8")
+    told = [text.find(signatures.block(layer)) for layer in signatures.files()[file]]
+    assert -1 not in told and told == sorted(told), "run python scripts/signatures.py"
+
+
+@pytest.mark.parametrize("config", [c for c in METHODS if issubclass(c, BankConfig)], ids=lambda c: c.name)
+def test_a_bank_of_any_number_of_kernels_is_planned_at_once(config):
+    plan = cv.plan(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), config(experts=10**9), cv.where.all())
+    assert plan.rows[0].params_after > 200 * 10**9
 
 
 @pytest.mark.parametrize("config", [c for c in METHODS if issubclass(c, BankConfig)], ids=lambda c: c.name)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from convary._cli.parse import parse
 from convary.errors import ConfigError, ConvaryError, nearest
+from convary.train.run_config import check_threads
 
 if TYPE_CHECKING:
     from convary.bench.tables import Record
@@ -123,6 +124,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _check_numbers(numbers: Mapping[str, Iterable[float]]) -> None:
+    for threads in numbers["threads"]:
+        check_threads(int(threads), "--threads")
     for name, values in numbers.items():
         for value in values:
             if not value > 0:

@@ -48,9 +48,11 @@ def run(argv: Sequence[str]) -> int:
         import torch
 
         import convary
+        from convary.files import check_target
         from convary.models import save
         from convary.selector import selector
 
+        check_target(flags.out)
         chosen = selector(flags.where, config)
         torch.manual_seed(flags.seed)
         tell(f"building {flags.model}, weights {flags.weights}")

@@ -26,6 +26,9 @@ class Data:
 
 def run(argv: Sequence[str]) -> int:
     """List the sets, or fetch one."""
+    if not argv:  # parsing them takes longer than the list
+        _list(default_root())
+        return 0
     flags = parse(Data, argv, "convary data")
     if flags.name is None:
         _list(flags.root or default_root())

@@ -67,6 +67,8 @@ def run(argv: Sequence[str]) -> int:
         flags = parse(Export, argv, "convary export")
     else:
         flags, config = parse_with_method(Export, argv, "convary export")
+    if min(flags.shape or (1,)) < 1:
+        raise ConfigError(f"--shape must be at least 1; got {flags.shape}")
     if (flags.file is None) == (flags.model is None):
         raise ConfigError("convary export wants FILE or --model, and not both; see convary export --help")
     if flags.file is not None and config is not None:

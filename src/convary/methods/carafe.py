@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convary.errors import ConfigError, ShapeError
 from convary.nn import Opaque
+from convary.nn.arguments import Device, Dtype
 from convary.ops import pixel_conv
 from convary.ops.geometry import whole
 from convary.ops.shapes import plain_shape, unflatten
@@ -57,8 +58,8 @@ class CARAFE(Opaque):
         encoder_kernel: int = 3,
         encoder_dilation: int = 1,
         compressed_channels: int = 64,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__()
         channels, scale_factor, groups, compressed_channels, kernel_size, encoder_kernel, encoder_dilation = whole(

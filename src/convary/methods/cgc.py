@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import MethodConfig, check_positive
 from convary.nn import AssembledConv, BatchNorm, Router, Site
+from convary.nn.arguments import Device, Dtype, PaddingMode, Size
 from convary.nn.layout import BATCH_NORM, ONE_KERNEL, Row, renamed
 from convary.nn.norm import normalised
 from convary.nn.pool import adaptive_avg_pool
@@ -115,8 +116,8 @@ class GateRouter(Router):
         out_channels: int,
         kernel_size: tuple[int, ...],
         interaction: int,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(in_channels)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -160,6 +161,15 @@ class _CGCNd(AssembledConv):
     config_type = CGC
     config: CGC
     takes = GateLogits
+
+    if TYPE_CHECKING:  # by scripts/signatures.py
+
+        def __init__(
+            self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+            dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+            device: Device = None, dtype: Dtype = None, *, interaction: int = 16
+        ) -> None:  # fmt: skip
+            """Torch's arguments, then the method's options, which its config explains."""
 
     def make_router(self, **factory: Any) -> Router:
         return GateRouter(self.in_channels, self.out_channels, self.kernel_size, self.config.interaction, **factory)

@@ -14,13 +14,14 @@ import math
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
 
 from convary.methods.config import BankConfig
 from convary.methods.perceptron import MixedLinear
 from convary.nn import DynamicConv, LinearRouter, Router, Site
+from convary.nn.arguments import Device, Dtype, PaddingMode, Size
 from convary.nn.layout import Row, renamed, reshaped
 from convary.nn.upcycle import per_expert_
 
@@ -38,10 +39,11 @@ class CondConv(BankConfig):
             puts one on each block's input, as in the authors' EfficientNet, and a layer of a block has none.
 
     Examples:
-        >>> from torch import nn
-        >>> layer = CondConv(experts=4).build(nn.Conv2d(16, 32, 3, padding=1))
-        >>> type(layer).__name__, tuple(layer.weight.shape)
-        ('CondConv2d', (4, 32, 16, 3, 3))
+        >>> import convary as cv
+        >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> dynamic = cv.convert(static, cv.CondConv(experts=4, activation="softmax"), cv.where.all())
+        >>> type(dynamic[2]).__name__, dynamic[2].num_experts
+        ('CondConv2d', 4)
     """
 
     name: ClassVar[str] = "condconv"
@@ -104,6 +106,16 @@ class ExampleRouter(LinearRouter):
 class _CondConvNd(DynamicConv):
     config_type = CondConv
     config: CondConv
+
+    if TYPE_CHECKING:  # by scripts/signatures.py
+
+        def __init__(
+            self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+            dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+            device: Device = None, dtype: Dtype = None, *, experts: int = 8,
+            activation: Literal["sigmoid", "softmax"] = "sigmoid", router: Literal["layer", "block"] = "layer"
+        ) -> None:  # fmt: skip
+            """Torch's arguments, then the method's options, which its config explains."""
 
     def make_router(self, **factory) -> Router | None:
         if self.config.router == "block":

@@ -19,7 +19,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from convary.methods.config import MethodConfig, check_positive
 from convary.methods.dcd_fusion import Fusion, FusionRouter
 from convary.methods.dcd_residual import Decomposed
 from convary.nn import AssembledConv, DynamicLinear, Router, Site
+from convary.nn.arguments import Device, Dtype, PaddingMode
 from convary.ops.geometry import CONV, Size, resolve
 from convary.ops.shapes import plain_shape
 
@@ -121,6 +122,16 @@ class _DCDNd(Decomposed, AssembledConv):
     config: DCD
     constant_weights = True  # W0, Q and P: kernels are made for inspection and folding alone
 
+    if TYPE_CHECKING:  # by scripts/signatures.py
+
+        def __init__(
+            self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+            dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+            device: Device = None, dtype: Dtype = None, *,
+            latent: Literal["auto", "pointwise", "basic", "bottleneck"] = "auto", squeeze: int = 16
+        ) -> None:  # fmt: skip
+            """Torch's arguments, then the method's options, which its config explains."""
+
     def make_weight(self, **factory) -> None:
         """W0 and the residual."""
         super().make_weight(**factory)
@@ -191,7 +202,9 @@ class DCDLinear(Decomposed, DynamicLinear):
     torch.Size([5, 3])
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device: Device = None, dtype: Dtype = None
+    ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_features, self.out_features = in_features, out_features

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.nn import Router
+from convary.nn.arguments import Device, Dtype
 from convary.ops.coefficients import Factors
 from convary.ops.shapes import unflatten
 
@@ -48,8 +49,8 @@ class FusionRouter(Router):
         pool: int,
         rank: int,
         hidden: int,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(in_channels)
         factory: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}

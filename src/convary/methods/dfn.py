@@ -21,6 +21,7 @@ from convary.errors import ConfigError, ShapeError
 from convary.methods.dfn_generator import FilterGenerator
 from convary.methods.dfn_local import local_filter, odd_sizes, split_filters
 from convary.nn import Opaque
+from convary.nn.arguments import Device, Dtype
 from convary.ops import sample_conv
 from convary.ops.geometry import Size, per_axis, whole
 from convary.ops.pixel import Border
@@ -74,8 +75,8 @@ class DFNConv2d(Opaque):
         condition_channels: int | None = None,
         generator: nn.Module | None = None,
         hidden: Sequence[int] = (64, 128),
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__()
         in_channels, out_channels, groups = whole(in_channels=in_channels, out_channels=out_channels, groups=groups)
@@ -185,8 +186,8 @@ class DFNLocalFilter2d(Opaque):
         generator: nn.Module | None = None,
         hidden: Sequence[int] = (64, 128),
         generator_kernel_size: int = 3,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__()
         (in_channels,) = whole(in_channels=in_channels)

@@ -10,6 +10,7 @@ from torch import nn
 
 from convary.errors import ConfigError
 from convary.methods.dfn_local import odd_sizes
+from convary.nn.arguments import Device, Dtype
 
 
 class FilterGenerator(nn.Sequential):
@@ -36,8 +37,8 @@ class FilterGenerator(nn.Sequential):
         *,
         hidden: Sequence[int] = (64, 128),
         kernel_size: int = 3,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         (k, _) = odd_sizes(kernel_size, 2)
         channels = [in_channels, *hidden, out_channels]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from convary.errors import ShapeError
 from convary.nn import Opaque
+from convary.nn.arguments import Device, Dtype
 from convary.nn.conv_norm_relu import conv_norm_relu
 from convary.nn.pool import adaptive_avg_pool
 from convary.ops import sample_conv
@@ -57,8 +58,8 @@ class DynamicConvModule(Opaque):
         *,
         fusion: bool = False,
         norm: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__()
         in_channels, channels, kernel_size = whole(in_channels=in_channels, channels=channels, kernel_size=kernel_size)

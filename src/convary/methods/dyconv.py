@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import Annealing, BankConfig, check_positive
 from convary.methods.perceptron import MixedLinear
 from convary.nn import DynamicConv, MLPRouter, Router, Site, check_temperature
+from convary.nn.arguments import Device, Dtype, PaddingMode, Size
 from convary.nn.layout import SAME, Row, trailing
 from convary.nn.router import kaiming_
 from convary.nn.upcycle import per_expert_
@@ -44,10 +45,11 @@ class DyConv(BankConfig):
         hidden_bias: Whether the router's first layer has a bias.
 
     Examples:
-        >>> from torch import nn
-        >>> layer = DyConv(experts=4, reduction=8).build(nn.Conv2d(16, 32, 3, padding=1))
-        >>> type(layer).__name__, tuple(layer.weight.shape)
-        ('DyConv2d', (4, 32, 16, 3, 3))
+        >>> import convary as cv
+        >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> dynamic = cv.convert(static, cv.DyConv(experts=2, temperature=30), cv.where.all())
+        >>> type(dynamic[2]).__name__, dynamic[2].num_experts
+        ('DyConv2d', 2)
     """
 
     name: ClassVar[str] = "dyconv"
@@ -111,6 +113,17 @@ class SqueezeExcitation(MLPRouter):
 class _DyConvNd(DynamicConv):
     config_type = DyConv
     config: DyConv
+
+    if TYPE_CHECKING:  # by scripts/signatures.py
+
+        def __init__(
+            self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+            dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+            device: Device = None, dtype: Dtype = None, *, experts: int = 4, reduction: int = 4,
+            activation: Literal["softmax", "sigmoid"] = "softmax", temperature: float = 1.0, extra_hidden: int = 0,
+            hidden_bias: bool = False
+        ) -> None:  # fmt: skip
+            """Torch's arguments, then the method's options, which its config explains."""
 
     def make_router(self, **factory) -> Router:
         config = self.config

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from convary.methods.config import BankConfig, check_positive
 from convary.nn import DynamicConv, PerceptronRouter, Router, Site
+from convary.nn.arguments import Device, Dtype, PaddingMode, Size
 from convary.nn.upcycle import per_expert_
 from convary.ops import Coefficients
 from convary.ops.shapes import unflatten
@@ -35,10 +36,11 @@ class DyNet(BankConfig):
             max(1, C // reduction) units before it; the paper's ResNets use 4.
 
     Examples:
-        >>> from torch import nn
-        >>> layer = DyNet(experts=6, reduction=4).build(nn.Conv2d(16, 32, 3, padding=1))
-        >>> type(layer).__name__, tuple(layer.weight.shape)
-        ('DyNetConv2d', (6, 32, 16, 3, 3))
+        >>> import convary as cv
+        >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> dynamic = cv.convert(static, cv.DyNet(experts=3), cv.where.all())
+        >>> type(dynamic[2]).__name__, dynamic[2].num_experts
+        ('DyNetConv2d', 3)
     """
 
     name: ClassVar[str] = "dynet"
@@ -76,7 +78,13 @@ class FilterRouter(PerceptronRouter):
     """
 
     def __init__(
-        self, in_channels: int, num_experts: int, out_channels: int, hidden: int | None, device=None, dtype=None
+        self,
+        in_channels: int,
+        num_experts: int,
+        out_channels: int,
+        hidden: int | None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(in_channels, "sigmoid", device=device)
         self.shape = (num_experts, out_channels)
@@ -99,6 +107,15 @@ class FilterRouter(PerceptronRouter):
 class _DyNetNd(DynamicConv):
     config_type = DyNet
     config: DyNet
+
+    if TYPE_CHECKING:  # by scripts/signatures.py
+
+        def __init__(
+            self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+            dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+            device: Device = None, dtype: Dtype = None, *, experts: int = 6, reduction: int | None = None
+        ) -> None:  # fmt: skip
+            """Torch's arguments, then the method's options, which its config explains."""
 
     def make_router(self, **factory) -> Router:
         reduction = self.config.reduction

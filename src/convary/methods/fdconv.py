@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from convary.methods.fdconv_released import ReleasedSpectralConv
 from convary.methods.fdconv_spectrum import by_radius
 from convary.methods.fdconv_transforms import fft_macs
 from convary.nn import Router, Site
+from convary.nn.arguments import Device, Dtype, PaddingMode, Size
 from convary.nn.upcycle import spread, zero_sum_noise
 
 _MOST = 256  # numbers of groups are kept as bytes
@@ -151,6 +152,21 @@ class _FDConvNd(ReleasedSpectralConv):
     takes = Modulation
     absorbs = False  # every frequency is part of all filters
 
+    if TYPE_CHECKING:  # by scripts/signatures.py
+
+        def __init__(
+            self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+            dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+            device: Device = None, dtype: Dtype = None, *, kernels: int = 64, reduction: float = 16,
+            min_hidden: int = 16, local: bool = True, bands: tuple[int, ...] = (2, 4, 8),
+            band_activation: Literal["sigmoid", "tanh"] = "sigmoid", lowest_band: bool = False, param_ratio: int = 1,
+            param_reduction: float = 1.0, kernel_attention_only: bool = False,
+            activation: Literal["sigmoid", "tanh", "softmax"] = "sigmoid",
+            local_activation: Literal["sigmoid", "tanh"] = "sigmoid", temperature: float = 1.0,
+            kernel_temperature: float | None = None
+        ) -> None:  # fmt: skip
+            """Torch's arguments, then the method's options, which its config explains."""
+
     def make_weight(self, **factory) -> None:
         """The spectra, and the gates of the bands."""
         super().make_weight(**factory)
@@ -168,24 +184,21 @@ class _FDConvNd(ReleasedSpectralConv):
             "tap": 0 if T == 1 else T,
             "frequency": 0 if K == 1 else K,
         }
-        sizes = {axis: size for axis, size in sizes.items() if size}
-        if self.config.kernel_attention_only:
-            sizes = {"frequency": K}
-        return SpectralAttention(self.in_channels, self.kernel_shape, sizes, self.config, **factory)
+        there = {"frequency": K} if self.config.kernel_attention_only else {a: n for a, n in sizes.items() if n}
+        return SpectralAttention(self.in_channels, self.kernel_shape, there, self.config, **factory)
 
     def initialise_(self) -> None:
         """The spectrum of ``nn.ConvNd``'s own kernel, and its bias; R spectra are of kernels with such a sum."""
         super().initialise_()
-        R = self.config.param_ratio
         group_of, kept = self.grouped(by_radius(*self.matrix_shape, self.weight.device))
         self.group_of.copy_(group_of)
         if self.kept is not None and kept is not None:
             self.kept.copy_(kept)
-        kernels = torch.empty(R, *self.kernel_shape, device=self.weight.device, dtype=torch.float32)
+        kernels = torch.empty(self.num_alike, *self.kernel_shape, device=self.weight.device, dtype=torch.float32)
         for kernel in kernels:
             nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
         with torch.no_grad():
-            self.weight.copy_(self.stored(kernels / math.sqrt(R)))
+            self.weight.copy_(self.stored(kernels / math.sqrt(len(kernels))))
         if self.bias is not None:
             bound = 1 / math.sqrt(math.prod(self.kernel_shape[1:]))
             nn.init.uniform_(self.bias, -bound, bound)
@@ -235,11 +248,10 @@ class _FDConvNd(ReleasedSpectralConv):
         """Assembly is that of the kernels, and of x from its bands, whose size is taken for the outputs' by stride."""
         numel = math.prod(self.kernel_shape)
         bands = 0 if self.bands is None else self.bands.macs(positions * math.prod(self.stride))
-        factors = 4 if self.config.local else 3
         return {
             "convolution": numel * positions,
             "routing": self.router.macs(),
-            "assembly": self.weight.numel() + fft_macs(numel) + factors * numel + bands,
+            "assembly": self.weight.numel() + fft_macs(numel) + (4 if self.config.local else 3) * numel + bands,
         }
 
     def cannot_hold(self) -> str | None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convary.nn import Router, VectorBatchNorm
+from convary.nn.arguments import Device, Dtype
 from convary.nn.norm import normalised
 from convary.nn.router import zero_
 from convary.ops.coefficients import Factors
@@ -52,8 +53,8 @@ class SpectralAttention(Router):
         kernel_shape: tuple[int, ...],
         sizes: dict[str, int],
         config: Any,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(in_channels)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convary.methods.fdconv_transforms import fft_macs, inverse, remainder, stands_for
+from convary.nn.arguments import Device, Dtype
 from convary.ops.geometry import CONV
 from convary.ops.shapes import plain_shape
 from convary.ops.tracing import is_onnx_trace, is_portable
@@ -44,8 +45,8 @@ class FrequencyBands(nn.Module):
         in_channels: int,
         bands: Sequence[int],
         rank: int,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
         *,
         activation: str = "sigmoid",
         lowest: bool = False,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from convary.errors import ConfigError, ShapeError
 from convary.methods.config import MethodConfig
 from convary.nn import Opaque, Placed, Site
+from convary.nn.arguments import Device, Dtype
 from convary.nn.conv import PADDING_MODES, pads_like_tensorflow
 from convary.nn.conv_norm_relu import conv_norm_relu
 from convary.ops import pixel_conv
@@ -136,8 +137,8 @@ class Involution2d(Opaque, Placed):
         stride: Size = 1,
         dilation: Size = 1,
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
         *,
         group_channels: int = 16,
         reduction: int = 4,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from convary.methods.config import Annealing, MethodConfig, check_positive
 from convary.methods.kernel_warehouse_attention import CellAttention, CellWeights
 from convary.methods.kernel_warehouse_cells import StockedLayer, share_warehouse
 from convary.nn import AssembledConv, DynamicLinear, Site
+from convary.nn.arguments import Device, Dtype, PaddingMode, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +146,53 @@ class KernelWarehouse(MethodConfig):
 
 class _KernelWarehouseNd(StockedLayer, AssembledConv):
     config_type = KernelWarehouse
+    config: KernelWarehouse
+
+    if TYPE_CHECKING:  # by scripts/signatures.py
+
+        def __init__(
+            self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+            dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+            device: Device = None, dtype: Dtype = None, *, cell_ratio: float = 1.0, out_ratio: float = 1.0,
+            in_ratio: float = 1.0, sharing: Literal["layer", "stage", "role"] = "stage", spatial_partition: bool = True,
+            nonlocal_ratio: float = 1.0, reduction: float = 16, min_hidden: int = 16,
+            norm: Literal["batch", "layer"] = "batch", temperature: float = 0.0
+        ) -> None:  # fmt: skip
+            """Torch's arguments, then the method's options, which its config explains."""
 
 
-class KernelWarehouseLinear(StockedLayer, DynamicLinear):
+class _KernelWarehouseLinear(StockedLayer, DynamicLinear):
+    config_type = KernelWarehouse
+    config: KernelWarehouse
+    rank = 1  # the authors' is a convolution of one tap
+    released_inside = "conv."
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: Dtype = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.config = self.config_type.from_options(options)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.in_features, self.out_features = in_features, out_features
+        self.in_channels, self.kernel_shape = in_features, (out_features, in_features, 1)
+        self.make_weight(**factory)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **factory)) if bias else None)
+        self.router = self.make_router(**factory)
+        self.initialise_()
+
+    def transform(self, rows: Tensor, coeffs: CellWeights) -> Tensor:
+        """By a matrix per sample."""
+        y = rows @ self.kernels(coeffs).squeeze(3).transpose(1, 2)
+        return y if self.bias is None else y + self.bias
+
+
+class KernelWarehouseLinear(_KernelWarehouseLinear):
     """KernelWarehouse of a linear layer: one matrix per sample, of cells (co, ci).
 
     Args:
@@ -169,26 +214,16 @@ class KernelWarehouseLinear(StockedLayer, DynamicLinear):
     torch.Size([5, 3])
     """
 
-    rank = 1  # the authors' is a convolution of one tap
-    released_inside = "conv."
+    if TYPE_CHECKING:  # by scripts/signatures.py
 
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None, **options: Any
-    ) -> None:
-        super().__init__()
-        self.config = KernelWarehouse.from_options(options)
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.in_features, self.out_features = in_features, out_features
-        self.in_channels, self.kernel_shape = in_features, (out_features, in_features, 1)
-        self.make_weight(**factory)
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **factory)) if bias else None)
-        self.router = self.make_router(**factory)
-        self.initialise_()
-
-    def transform(self, rows: Tensor, coeffs: CellWeights) -> Tensor:
-        """By a matrix per sample."""
-        y = rows @ self.kernels(coeffs).squeeze(3).transpose(1, 2)
-        return y if self.bias is None else y + self.bias
+        def __init__(
+            self, in_features: int, out_features: int, bias: bool = True, device: Device = None, dtype: Dtype = None, *,
+            cell_ratio: float = 1.0, out_ratio: float = 1.0, in_ratio: float = 1.0,
+            sharing: Literal["layer", "stage", "role"] = "stage", spatial_partition: bool = True,
+            nonlocal_ratio: float = 1.0, reduction: float = 16, min_hidden: int = 16,
+            norm: Literal["batch", "layer"] = "batch", temperature: float = 0.0
+        ) -> None:  # fmt: skip
+            """Torch's arguments, then the method's options, which its config explains."""
 
 
 class KernelWarehouse1d(_KernelWarehouseNd):

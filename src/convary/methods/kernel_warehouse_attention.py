@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convary.errors import ConfigError
 from convary.nn import Router
+from convary.nn.arguments import Device, Dtype
 from convary.nn.norm import make_norm, normalised
 from convary.nn.router import kaiming_, zero_
 from convary.ops.coefficients import Factors
@@ -54,8 +55,8 @@ class CellAttention(Router):
         n: int,
         own: slice,
         config: Any,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(in_channels, config.temperature, device)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

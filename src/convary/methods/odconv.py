@@ -17,19 +17,21 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
 from convary.errors import CheckpointError, ConfigError, nearest
 from convary.methods.config import Annealing, BankConfig, check_positive
 from convary.nn import DynamicConv, PerceptronRouter, Router, Site, check_temperature, make_norm
+from convary.nn.arguments import Device, Dtype, PaddingMode, Size
 from convary.nn.layout import BATCH_NORM, Row, renamed, trailing
 from convary.nn.upcycle import per_expert_
 from convary.ops import Coefficients
 from convary.ops.shapes import unflatten
 
-AXES = ("channel", "filter", "tap", "kernel")
+Axis = Literal["channel", "filter", "tap", "kernel"]
+AXES: tuple[Axis, ...] = get_args(Axis)
 _RELEASED = {"channel": "channel_fc", "filter": "filter_fc", "tap": "spatial_fc", "kernel": "kernel_fc"}
 
 
@@ -50,10 +52,11 @@ class ODConv(BankConfig):
         norm: "batch" as published, "layer" or "none".
 
     Examples:
-        >>> from torch import nn
-        >>> layer = ODConv(experts=2).build(nn.Conv2d(16, 32, 3, padding=1))
-        >>> type(layer).__name__, tuple(layer.weight.shape)
-        ('ODConv2d', (2, 32, 16, 3, 3))
+        >>> import convary as cv
+        >>> static = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> dynamic = cv.convert(static, cv.ODConv(experts=2), cv.where.all())
+        >>> type(dynamic[2]).__name__, dynamic[2].num_experts
+        ('ODConv2d', 2)
     """
 
     name: ClassVar[str] = "odconv"
@@ -64,7 +67,7 @@ class ODConv(BankConfig):
     experts: int = 4
     reduction: float = 16
     min_hidden: int = 16
-    attentions: tuple[str, ...] = AXES
+    attentions: tuple[Axis, ...] = AXES
     sharing: Literal["shared", "per_kernel"] = "shared"
     kernel_activation: Literal["softmax", "sigmoid"] = "softmax"
     temperature: float = 1.0
@@ -103,7 +106,14 @@ class OmniAttention(PerceptronRouter):
     """
 
     def __init__(
-        self, in_channels: int, hidden: int, sizes: dict[str, int], K: int, config: ODConv, device=None, dtype=None
+        self,
+        in_channels: int,
+        hidden: int,
+        sizes: dict[str, int],
+        K: int,
+        config: ODConv,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         sigmoids = [size for axis, size in sizes.items() if axis != "kernel"]
         super().__init__(in_channels, config.kernel_activation, config.temperature, sigmoids, device)
@@ -143,6 +153,19 @@ class _ODConvNd(DynamicConv):
     config: ODConv
     mixed_bias = False
     router: OmniAttention
+
+    if TYPE_CHECKING:  # by scripts/signatures.py
+
+        def __init__(
+            self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+            dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+            device: Device = None, dtype: Dtype = None, *, experts: int = 4, reduction: float = 16,
+            min_hidden: int = 16, attentions: tuple[Axis, ...] = ("channel", "filter", "tap", "kernel"),
+            sharing: Literal["shared", "per_kernel"] = "shared",
+            kernel_activation: Literal["softmax", "sigmoid"] = "softmax", temperature: float = 1.0,
+            norm: Literal["batch", "layer", "none"] = "batch"
+        ) -> None:  # fmt: skip
+            """Torch's arguments, then the method's options, which its config explains."""
 
     def make_router(self, **factory) -> Router | None:
         config, K = self.config, self.config.experts

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convary.errors import ConfigError
 from convary.nn import DynamicLinear, LinearRouter, MLPRouter, Router
+from convary.nn.arguments import Device, Dtype
 from convary.nn.upcycle import per_expert_
 from convary.ops import Coefficients, mixed_conv
 
@@ -50,8 +51,8 @@ class MixedLinear(DynamicLinear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
         *,
         experts: int = 4,
         activation: Literal["softmax", "sigmoid"] = "softmax",

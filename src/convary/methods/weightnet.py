@@ -20,7 +20,7 @@ import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ConfigError
 from convary.methods.config import MethodConfig, check_positive
 from convary.nn import AssembledConv, Router, Site
+from convary.nn.arguments import Device, Dtype, PaddingMode, Size
 from convary.nn.layout import How, Row, fitted, trailing
 from convary.nn.router import zero_
 from convary.nn.upcycle import per_expert_, spread, zero_sum_noise
@@ -107,7 +108,9 @@ class ActivationRouter(Router):
         splits: Splits of all filters together.
     """
 
-    def __init__(self, in_channels: int, hidden: int, K: int, splits: int, device=None, dtype=None) -> None:
+    def __init__(
+        self, in_channels: int, hidden: int, K: int, splits: int, device: Device = None, dtype: Dtype = None
+    ) -> None:
         super().__init__(in_channels)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.K = K
@@ -139,6 +142,16 @@ class _WeightNetNd(AssembledConv):
     config_type = WeightNet
     config: WeightNet
     takes = Activations
+
+    if TYPE_CHECKING:  # by scripts/signatures.py
+
+        def __init__(
+            self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+            dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+            device: Device = None, dtype: Dtype = None, *, expansion: int = 2, splits: int = 2, reduction: int = 16,
+            min_hidden: int = 16
+        ) -> None:  # fmt: skip
+            """Torch's arguments, then the method's options, which its config explains."""
 
     def make_weight(self, **factory: Any) -> None:
         """(K, O, C/G, *k): what the authors hold as a grouped 1x1 convolution."""

@@ -125,6 +125,8 @@ def _where_it_is(name: str) -> str:
         return f"; torchvision has it: torchvision:{name}"
     if importlib.util.find_spec("timm") is not None and importlib.import_module("timm").is_model(name):
         return f"; timm has it: timm:{name}"
+    if split_width(name)[0] in NAMES:
+        return f"; nobody trained {name}: convary plan and convary compare take it"
     return nearest(name, NAMES)
 
 

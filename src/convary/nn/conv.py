@@ -3,32 +3,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convary.errors import ConfigError, ShapeError
+from convary.errors import ConfigError, DtypeError, ShapeError
+from convary.nn.arguments import Device, Dtype, PaddingMode
 from convary.nn.layer import DynamicLayer
 from convary.nn.router import Router
 from convary.ops import mixed_conv
-from convary.ops.geometry import Size, per_axis, same_padding, whole
+from convary.ops.geometry import Size, autocasting, per_axis, same_padding, whole
 from convary.ops.shapes import plain_shape
 
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-def _signature(init: Callable[..., None], config_type: type | None) -> inspect.Signature:
-    """That of a layer, as help and completion show it: the method's options by name in place of ``**options``."""
-    _, *known = inspect.signature(init).parameters.values()  # without self
-    if config_type is not None and known and known[-1].kind is inspect.Parameter.VAR_KEYWORD:
-        _, *options = inspect.signature(config_type.__init__).parameters.values()
-        known[-1:] = options
-    return inspect.Signature(known)
 
 
 class DynamicConv(DynamicLayer):
@@ -60,14 +51,9 @@ class DynamicConv(DynamicLayer):
 
     config: Any
     rank: ClassVar[int]
-    config_type: ClassVar[type]
     mixed_bias: ClassVar[bool] = True
     # Asked first where no gradient is needed, for the output or None; ``convary.nn`` hangs ``prepared.infer`` here.
     fast_path: ClassVar[Callable[[Any, Tensor], Tensor | None] | None] = None
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.__signature__ = _signature(cls.__init__, getattr(cls, "config_type", None))  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -79,9 +65,9 @@ class DynamicConv(DynamicLayer):
         dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        padding_mode: PaddingMode = "zeros",
+        device: Device = None,
+        dtype: Dtype = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -191,6 +177,11 @@ class DynamicConv(DynamicLayer):
             raise ShapeError(
                 f"{type(self).__name__} wants x of shape (B, {self.in_channels}, *S) with {self.rank} spatial axes; "
                 f"got {tuple(x.shape)}"
+            )
+        if x.dtype != self.weight.dtype and not autocasting(x):
+            raise DtypeError(
+                f"{type(self).__name__} has weights of {self.weight.dtype} but x is {x.dtype}; cast one of them or use "
+                "torch.autocast"
             )
         if coeffs is None:
             if self.fast_path is not None and not torch.is_grad_enabled() and (y := self.fast_path(x)) is not None:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,23 @@ class DynamicLayer(KeepsParameters, Scaled, Opaque, Placed):
     weight: nn.Parameter
     bias: nn.Parameter | None
     router: Router | None
+    config_type: ClassVar[type[Any]]  # of the method's options, where ``**options`` stands for them
     takes: ClassVar[type[Factors]] = Coefficients  # what its router makes, and what may be given instead
     absorbs: ClassVar[bool] = True  # whether ``absorb_`` can scale one filter without the others
     constant_weights: ClassVar[bool] = True  # whether it can run as convolutions with weights that no sample changes
     released_weight: ClassVar[str | None] = None  # the authors' name of a weight that layers share, by its number
     # By the network's class name: patterns of names, and what the authors' network calls them.
     released_network: ClassVar[Mapping[str, Sequence[tuple[str, str]]]] = {}
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, coeffs: Any = None) -> Tensor:
+            """``forward``, which ``nn.Module`` types as Any."""
+            ...
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = _signature(cls.__init__, getattr(cls, "config_type", None))  # type: ignore[attr-defined]
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,6 +239,15 @@ class DynamicLayer(KeepsParameters, Scaled, Opaque, Placed):
         kernel = weight / left
         self.weight.copy_(kernel + spread(kernel, noise) * zero_sum_noise(self.weight))
         return gain / bias_gain / left
+
+
+def _signature(init: Callable[..., None], config_type: type[Any] | None) -> inspect.Signature:
+    """That of a layer, as help and completion show it: the method's options by name in place of ``**options``."""
+    _, *known = inspect.signature(init).parameters.values()  # without self
+    if config_type is not None and known and known[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        _, *options = inspect.signature(config_type.__init__).parameters.values()
+        known[-1:] = options
+    return inspect.Signature(known)
 
 
 def _thread() -> int:

@@ -76,8 +76,9 @@ def _entered(forward: Callable) -> Callable:
                 f"{type(self).__name__} wants features of a floating-point dtype; got {x.dtype}; for the bytes of an "
                 "image give x.float() / 255, normalised as in training"
             )
-        if not isinstance(x, Tensor) and type(x).__module__ == "numpy":
-            raise DtypeError(f"{type(self).__name__} wants a tensor; got a NumPy array; give torch.from_numpy(x)")
+        if not isinstance(x, Tensor):
+            got = "NumPy array; give torch.from_numpy(x)" if type(x).__module__ == "numpy" else type(x).__name__
+            raise DtypeError(f"{type(self).__name__} wants a tensor; got a {got}")
         return forward(self, x, *args, **kwargs)
 
     return call

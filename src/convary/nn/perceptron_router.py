@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _modules
 
+from convary.nn.arguments import Device, Dtype
 from convary.nn.norm import VectorBatchNorm, normalised, scale_and_shift
 from convary.nn.router import Router, map_outputs_, zero_
 from convary.ops import Coefficients
@@ -41,7 +42,7 @@ class PerceptronRouter(Router):
         activation: str,
         temperature: float | None = None,
         sigmoids: Sequence[int] = (),
-        device=None,
+        device: Device = None,
     ) -> None:
         super().__init__(in_channels, temperature, device)
         self.activation, self.sigmoids = activation, tuple(sigmoids)
@@ -154,8 +155,8 @@ class LinearRouter(PerceptronRouter):
         num_experts: int,
         activation: str,
         temperature: float | None = None,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(in_channels, activation, temperature, device=device)
         self.linear = nn.Linear(in_channels, num_experts, device=device, dtype=dtype)
@@ -191,8 +192,8 @@ class MLPRouter(PerceptronRouter):
         activation: str,
         temperature: float | None = None,
         hidden_bias: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__(in_channels, activation, temperature, device=device)
         self.squeeze = nn.Linear(in_channels, hidden, bias=hidden_bias, device=device, dtype=dtype)

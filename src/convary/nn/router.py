@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError, TemperatureWarning
+from convary.nn.arguments import Device
 from convary.nn.kin import Kin
 from convary.nn.opaque import Opaque
 from convary.ops.geometry import autocasting
@@ -37,7 +38,7 @@ class Router(Opaque):
     temperature: Tensor | None
     frozen = False  # by freeze_routing: stays in eval mode
 
-    def __init__(self, in_channels: int, temperature: float | None = None, device=None) -> None:
+    def __init__(self, in_channels: int, temperature: float | None = None, device: Device = None) -> None:
         super().__init__()
         self.in_channels, self.initial_temperature = in_channels, temperature
         start = None
@@ -184,6 +185,13 @@ def freeze_routing(model: nn.Module, frozen: bool = True) -> None:
 
     Raises:
         ConfigError: the model has no router.
+
+    Examples:
+        >>> import convary as cv
+        >>> layer = cv.ODConv2d(3, 8, 3)
+        >>> cv.freeze_routing(layer)
+        >>> any(p.requires_grad for p in layer.router.parameters()), layer.weight.requires_grad
+        (False, True)
     """
     routers = [module for module in model.modules() if isinstance(module, Router)]
     if not routers:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from convary.nn.arguments import Model
 from convary.nn.backbone import backbone_names
 from convary.nn.layer import DynamicLayer
 from convary.nn.outputs import is_layer, predictions
@@ -219,10 +220,10 @@ def _block_type(block: nn.Module) -> str:
     return _SAME.get(name, name)
 
 
-def replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+def replace(model: Model, made: Mapping[Any, nn.Module]) -> Model:
     """Exchange modules under all of their names; returns the root, which may itself be one of them."""
     if model in made:
-        return made[model]
+        return made[model]  # type: ignore[return-value]
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
         if module in made:

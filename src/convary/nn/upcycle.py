@@ -14,6 +14,8 @@ from convary.nn.router import Router
 
 def per_expert_(weight: Tensor, init: Any) -> None:
     """Apply an initialiser to every kernel of a bank on its own: fan-in and fan-out are those of one kernel."""
+    if weight.is_meta:  # a plan counts a bank of any number of kernels
+        return
     for kernel in weight:
         init(kernel)
 

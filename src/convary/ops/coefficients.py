@@ -14,11 +14,18 @@ from convary.errors import DeviceError, DtypeError, ShapeError
 from convary.ops.shapes import plain_shape
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_: Any) -> Any:
+        """Of Python 3.11: tells type checkers that factors are given by name."""
+        return lambda cls: cls
+
 
 AXES = ("kernel", "filter", "channel", "tap")
 
 
+@dataclass_transform(kw_only_default=True)
 class Factors(tuple[Tensor, ...]):
     """What a router answers: factors by name, and to tools that look at a module's output the tuple of their tensors.
 
@@ -105,6 +112,10 @@ class Coefficients(Factors):
         filter: (B, 1 or K, O) one number per output channel; DyNet (K), ODConv (1 as released, K as in the paper).
         channel: (B, 1 or K, C) one number per input channel; ODConv.
         tap: (B, 1 or K, T) one number per kernel tap, row-major, T = prod(kernel_size); ODConv.
+
+    >>> coeffs = Coefficients(kernel=torch.tensor([[0.25, 0.75]]))
+    >>> coeffs.kernel.shape, coeffs.tap
+    (torch.Size([1, 2]), None)
     """
 
     __slots__ = ()

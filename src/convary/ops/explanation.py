@@ -5,12 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, overload
+
+from torch import Tensor
 
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost, native
 from convary.ops.cost import measured
 from convary.ops.dispatch import OPS, Op, Strategy, decide, estimate, problem_of, recorded
 from convary.ops.problem import Problem
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,15 @@ class Explanation:
         return "\n".join([*lines, f"  times: {self.source}"])
 
 
-def explain(op: Callable | str, *arguments, **named) -> Explanation:
+@overload
+def explain(op: Callable[P, Tensor], *arguments: P.args, **named: P.kwargs) -> Explanation: ...
+
+
+@overload
+def explain(op: str, *arguments: Any, **named: Any) -> Explanation: ...
+
+
+def explain(op: Callable[..., Any] | str, *arguments: Any, **named: Any) -> Explanation:
     """Say what ``op(*arguments, **named)`` would do, without doing it.
 
     Args:

@@ -114,7 +114,8 @@ def read_arm(text: str) -> Arm:
 
 def _options(arm: str, text: str, config: type[MethodConfig]) -> dict[str, Any]:
     """Those of ``METHOD:OPTION=VALUE,OPTION=VALUE``; a tuple of words is written ``kernel+filter``."""
-    words = {field.name for field in dataclasses.fields(config) if str(field.type).startswith("tuple[str")}
+    tuples = {field.name: field.default for field in dataclasses.fields(config) if isinstance(field.default, tuple)}
+    words = {name for name, default in tuples.items() if all(isinstance(value, str) for value in default)}
     options: dict[str, Any] = {}
     for entry in text.split(","):
         name, equals, value = entry.partition("=")

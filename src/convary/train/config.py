@@ -13,7 +13,7 @@ from convary.catalogue import METHOD_NAMES
 from convary.errors import ConfigError
 from convary.train.options import ScaleOptions
 from convary.train.recipes import training_recipe
-from convary.train.run_config import Kind, RunConfig
+from convary.train.run_config import Kind, RunConfig, check_threads
 
 if TYPE_CHECKING:
     from convary.data import DataSet
@@ -166,10 +166,10 @@ class CompareConfig(ScaleOptions, RunConfig):
             object.__setattr__(self, name, None if getattr(self, name) is None else Path(getattr(self, name)))
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ConfigError(f"methods must name at least one method and none twice; got {' '.join(self.methods)!r}")
-        for name in ("epochs", "seeds", "batch_size", "threads", "image_size", "jobs", "lr_seeds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+        for name in ("epochs", "seeds", "batch_size", "image_size", "jobs", "lr_seeds"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1; got {value}")
+        check_threads(self.threads)
         if not self.lr or len(set(self.lr)) != len(self.lr):
             raise ConfigError(f"lr must be one learning rate or several different ones; got {self.lr}")
         for name, value in (*(("lr", lr) for lr in self.lr), ("measure_seconds", self.measure_seconds)):

@@ -9,11 +9,20 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+from convary.errors import ConfigError
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+MOST_THREADS = 1024  # OpenMP ends the process where it has no memory for its threads
 Kind = Literal["csv", "tensorboard", "wandb"]  # of logs, see train.log
+
+
+def check_threads(threads: int | None, name: str = "threads") -> None:
+    """Raise ConfigError unless there can be so many threads; None is torch's own choice."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(f"{name} must be from 1 to {MOST_THREADS}; got {threads}")
 
 
 class RunConfig:

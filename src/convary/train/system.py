@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from convary.errors import ConfigError
 from convary.train.checkpoint import SYSTEM
-from convary.train.run_config import Kind, RunConfig
+from convary.train.run_config import Kind, RunConfig, check_threads
 from convary.train.stream import stream
 
 LEARNED = "Scored on {what} that it was trained on: this shows that it can learn, not how it does on others."
@@ -76,8 +76,7 @@ class SystemConfig(RunConfig, abc.ABC):
                 raise ConfigError(f"{field} must be at least {least}; got {getattr(self, field)}")
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"lr must be above 0; got {self.lr}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads must be at least 1; got {self.threads}")
+        check_threads(self.threads)
 
     @abc.abstractmethod
     def load(self) -> System:
