@@ -4,31 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from convary._cli.console import plain_console, stages
-from convary._cli.parse import parse
 from convary.data.cards import CARDS, Card, default_root
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """List the data sets and whether they are on this machine; with a NAME, fetch or check that one."""
-
-    name: Positional[str | None] = None
-    """The set to fetch; leave it out for the list."""
-    root: Path | None = None
-    """Data root; None is $CONVARY_DATA, or a folder in the user's cache."""
 
 
 def run(argv: Sequence[str]) -> int:
     """List the sets, or fetch one."""
-    if not argv:  # parsing them takes longer than the list
+    if not argv:  # a parser takes longer than the list
         _list(default_root())
         return 0
+    from convary._cli.data_flags import Data
+    from convary._cli.parse import parse
+
     flags = parse(Data, argv, "convary data")
     if flags.name is None:
         _list(flags.root or default_root())
