@@ -140,7 +140,7 @@ def test_what_it_does_not_take(call, reason, interpreter):
 
 
 @needs_triton
-def test_a_kernel_that_triton_can_not_build_is_left_out_by_tuning(interpreter, monkeypatch, tmp_path):
+def test_a_kernel_that_triton_can_not_build_is_left_out_by_tuning(interpreter, monkeypatch):
     from triton.runtime.errors import OutOfResources
 
     class Large:
@@ -157,7 +157,8 @@ def test_a_kernel_that_triton_can_not_build_is_left_out_by_tuning(interpreter, m
         pytest.raises(StrategyError, match="can't run strategy 'triton' on cpu.*shared memory"),
     ):
         ops.sample_conv(x, weight)
-    monkeypatch.setattr(measured, "_times", lambda times=measured.Times(): times)
+    times = measured.Times()
+    monkeypatch.setattr(measured, "_times", lambda: times)
     monkeypatch.setattr(measured, "_on", True)
     with pytest.warns(UserWarning, match="autotune leaves out 'triton'.*shared memory"):
         y = ops.sample_conv(x, weight)
