@@ -82,21 +82,21 @@ def networks(name: str, method_name: str, image_size: int) -> tuple[nn.Module, n
         return static, dynamic
 
 
-def precision(dtype: Dtype) -> contextlib.AbstractContextManager:
+def precision(dtype: Dtype, device: str = "cpu") -> contextlib.AbstractContextManager:
     """What a forward pass in this dtype runs in."""
-    return torch.autocast("cpu", torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
+    return torch.autocast(device, torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
 
 
 def step(model: nn.Module, x: Tensor, mode: str, dtype: Dtype = "float32") -> Callable[[], object]:
     """What is timed: a forward pass, or forward and backward of a simple loss."""
 
     def infer() -> Tensor:
-        with torch.inference_mode(), precision(dtype):
+        with torch.inference_mode(), precision(dtype, x.device.type):
             return model(x)
 
     def train() -> None:
         model.zero_grad()
-        with precision(dtype):
+        with precision(dtype, x.device.type):
             y = model(x)
         y.float().square().mean().backward()
 
