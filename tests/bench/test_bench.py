@@ -247,7 +247,7 @@ def test_page_wants_one_machine(tmp_path):
     [
         (["layer"], "convary bench knows layers, models, fit, page; got 'layer'; did you mean 'layers'?"),
         (["layers", "--strategy", "nativ"], "no strategy 'nativ'"),
-        (["layers", "--threads", "0"], "--threads must be above 0; got 0"),
+        (["layers", "--threads", "0"], "--threads must be from 1 to 1024; got 0"),
         (["models", "--batches", "0"], "--batches must be above 0; got 0"),
         (["models", "--methods", "odconvv"], "odconv"),
     ],

@@ -31,7 +31,7 @@ def test_defaults_are_the_static_network_and_every_method():
         ({"epochs": 0}, "epochs must be at least 1; got 0"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"batch_size": -1}, "batch_size must be at least 1"),
-        ({"threads": 0}, "threads must be at least 1"),
+        ({"threads": 0}, "threads must be from 1 to 1024"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"lr": float("nan")}, "lr must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
