@@ -522,6 +522,18 @@ def test_few_test_images_are_called_few(run, finished):
         assert line and 100 / (few + 4) <= float(line[1]) <= 50 / few**0.5 + 1
 
 
+def test_few_photos_to_test_on_are_told_with_the_way_to_more(run, tmp_path):
+    for part, count in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
+    code, said, _ = run("data", f"folder:{tmp_path}")
+    assert code == 0 and "8 training and 4 test images" in said
+    assert "One of 4 test images is 25 points of accuracy: keep more for testing. Folders train/CLASS" in said
+
+
 def test_eval_of_a_truncated_checkpoint(run, finished, tmp_path):
     whole = (finished[0] / "static" / "seed-0" / "checkpoint.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])

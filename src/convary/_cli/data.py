@@ -9,6 +9,8 @@ from pathlib import Path
 from convary._cli.console import plain_console, stages
 from convary.data.cards import CARDS, Card, default_root
 
+FEW = 100  # test images
+
 
 def run(argv: Sequence[str]) -> int:
     """List the sets, or fetch one."""
@@ -29,6 +31,12 @@ def run(argv: Sequence[str]) -> int:
         found = fetch(flags.name, flags.root)
     sizes = len(found.train.labels), len(found.test.labels), found.shape, len(found.classes)
     print(Card(found.title, *sizes, found.license))
+    tested = len(found.test.labels)
+    if flags.name.startswith("folder:") and tested < FEW:
+        print(
+            f"One of {tested} test images is {100 / tested:.3g} points of accuracy: keep more for testing. Folders "
+            "train/CLASS and test/CLASS in place of CLASS say which they are."
+        )
     return 0
 
 
