@@ -51,6 +51,7 @@ NETWORKS = [
     for model in ("torchvision:resnet50", "torchvision:mobilenet_v2", "torchvision:resnet18")
     for method in ("odconv", "condconv")
 ]
+WAYS = ("measured", "grouped", "compiled")
 SMALL_SHAPES = [Shape(2, 16, 16, 6, 3), Shape(2, 16, 32, 5, 1)]
 SMALL_NETWORKS = [("mobilenet_v2_tiny", "odconv", 2, "inference"), ("mobilenet_v2_tiny", "odconv", 2, "training")]
 HEAD = """# GPU
@@ -182,7 +183,7 @@ def network_lines(rows: list[tuple[str, str, int, str]], device: str, size: int)
             net.train(mode == "training")
         static, dynamic = pair
         x = torch.randn(batch, 3, size, size).to(device, memory_format=torch.channels_last)
-        for way in ("measured", "grouped", "compiled"):
+        for way in WAYS:
             line = {"network": model, "method": method, "batch": batch, "mode": mode, "way": way}
 
             def measure(way=way, static=static, dynamic=dynamic, x=x, mode=mode) -> Line:

@@ -4,6 +4,7 @@
 import json
 import os
 import socket
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_two_processes_learn_what_one_learns_and_where_one_is_interrupted_all_st
 
 def test_compare_on_two_processes(make, tmp_path):
     config = make(methods=("static", "dyconv"), epochs=1)
-    assert start("-m", "convary", *config.command().split()[1:]) == [0, 0]
+    assert start("-m", "convary", *shlex.split(config.command())[1:]) == [0, 0]
     results = json.loads((config.out / "results.json").read_text())
     assert [entry["name"] for entry in results["methods"]] == ["static", "dyconv"]
     assert (config.out / "report.html").is_file()
