@@ -3,8 +3,8 @@
 
 import json
 import os
-import socket
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
