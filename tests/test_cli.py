@@ -34,10 +34,11 @@ from convary._cli.help import EXAMPLES
 from convary._cli.parse import parse
 from convary.errors import ConfigError, ConvaryError
 from convary.extras import command
+from convary.nn import DynamicLayer
 from convary.ops.cost import measured
 from convary.selector import SELECTORS, selector
 from convary.systems import SYSTEMS, config_of
-from convary.train import CompareConfig
+from convary.train import CompareConfig, load_model
 
 SOURCE = Path(convary.__file__).parents[1]
 
@@ -513,6 +514,14 @@ def test_eval_prints_top1_and_classes(run, finished):
     assert "dark" in said
 
 
+def test_load_model_takes_a_path_as_text(finished):
+    path = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
+    with pytest.raises(convary.CheckpointError, match=r"compare wrote it: read it with convary\.train\.load_model"):
+        models.restore(str(path))
+    model = load_model(str(path))
+    assert not model.training and any(isinstance(m, DynamicLayer) for m in model.modules())
+
+
 def test_few_test_images_are_called_few(run, finished):
     out, _, told = finished
     few = json.loads((out / "results.json").read_text())["data"]["test"]
@@ -654,12 +663,15 @@ def test_what_restore_refuses(run, tmp_path):
     made = content["recipe"]
     torch.save(content | {"recipe": made | {"version": 9}}, tmp_path / "newer.pt")
     torch.save({"recipe": made, "state_dict": content["state_dict"]}, tmp_path / "nameless.pt")
+    compared = {"format": "convary checkpoint", "recipe": made, "model": content["state_dict"]}
+    torch.save(compared, tmp_path / "compared.pt")
     torch.save({"a": 1}, tmp_path / "foreign.pt")
     (tmp_path / "half.pt").write_bytes(good.read_bytes()[:1000])
     torch.save(content | {"recipe": made | {"layers": dict(list(made["layers"].items())[:-1])}}, tmp_path / "unfit.pt")
     refused = {
         "newer.pt": "the recipe has version 9",
-        "nameless.pt": "does not say which network",
+        "nameless.pt": "does not say which network.*convary.load",
+        "compared.pt": "convary compare wrote it: read it with convary.train.load_model",
         "foreign.pt": "holds no recipe.*write it with convary.save",
         "half.pt": "truncated",
         "none.pt": "there is no file",

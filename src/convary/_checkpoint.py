@@ -111,8 +111,8 @@ class Checkpoint:
         return model
 
 
-# What opens the checkpoints of trainings that have no recipe, by their format; see train.checkpoint.
-_OPENERS = {
+# What opens the checkpoints of trainings, by their format; see train.checkpoint.
+OPENERS = {
     "convary checkpoint": "convary compare wrote it: read it with convary.train.load_model(path), or convary export it",
     "convary system checkpoint": "convary train wrote it: draw with convary predict, or read it with "
     "convary.systems.trained.restored(folder)",
@@ -131,7 +131,7 @@ def read(path: str | Path) -> Checkpoint:
     tensors, rest = _read_safetensors(path) if path.suffix == ".safetensors" else ({}, _read_pickle(path))
     made = rest.pop("recipe", None)
     if not isinstance(made, Mapping):
-        if (opener := _OPENERS.get(str(rest.get("format")))) is not None:
+        if (opener := OPENERS.get(str(rest.get("format")))) is not None:
             raise CheckpointError(f"{path} is a {rest['format']} without a recipe; {opener}")
         raise CheckpointError(
             f"{path} holds no recipe, so nobody knows which of its layers are dynamic; write it with "

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders of class folders, good and bad."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -118,3 +120,17 @@ def test_parts_with_different_classes(tmp_path):
     fill(tmp_path / "train", ["c", "d"], 2)
     with pytest.raises(DataError, match="no class folder"):
         load(f"folder:{tmp_path}")
+
+
+def test_a_folder_given_the_wrong_way_is_answered_with_the_right_one(tmp_path):
+    for name in ("cat", "coffee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name / "a.jpg")
+    right = re.escape(f"did you mean 'folder:{tmp_path / 'photos'}'?")
+    with pytest.raises(DataError, match=f"unknown data set .*{right}"):
+        load(str(tmp_path / "photos"))
+    with pytest.raises(DataError, match=f"has 0 class folders; .*{right}"):
+        load(f"folder:{tmp_path / 'photos' / 'cat'}")
+    (tmp_path / "photos" / "coffee" / "a.jpg").unlink()
+    with pytest.raises(DataError, match="one for each class$"):
+        load(f"folder:{tmp_path / 'photos' / 'cat'}")

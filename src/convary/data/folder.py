@@ -133,8 +133,24 @@ def _classes(folder: Path) -> tuple[str, ...]:
     if len(classes) < 2:
         raise DataError(
             f"{folder} has {len(classes)} class folders; give a folder with two or more, one for each class"
+            f"{_above(folder)}"
         )
     return classes
+
+
+def _above(folder: Path) -> str:
+    """A suggestion where a class folder was given for the one that it lies in; empty where it is none."""
+    above = folder.resolve().parent
+    if not _has_images(folder) or sum(_has_images(entry) for entry in above.iterdir() if entry.is_dir()) < 2:
+        return ""
+    return f"; did you mean 'folder:{above}'?"
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether images lie in the folder itself; not in one that can't be looked into."""
+    return os.access(folder, os.R_OK | os.X_OK) and any(
+        entry.suffix.lower() in EXTENSIONS for entry in folder.iterdir()
+    )
 
 
 def _files(root: Path, part: str, classes: tuple[str, ...]) -> list[list[str]]:

@@ -57,7 +57,7 @@ def load(
     if kind == "folder" and path:
         dataset = load_folder(Path(path).expanduser(), image_size or FOLDER_SIZE, reading)
     elif name not in LOADERS:
-        raise DataError(f"unknown data set {name!r}{nearest(name, NAMES)}; known: {', '.join(NAMES)}")
+        raise DataError(f"unknown data set {name!r}{_meant(name)}; known: {', '.join(NAMES)}")
     else:
         dataset = LOADERS[name](default_root() if root is None else Path(root).expanduser())
         if image_size not in (None, dataset.shape[1]):
@@ -88,6 +88,13 @@ def fetch(name: str, root: str | Path | None = None) -> DataSet:
             reason = " ".join(str(error).split())
             raise DataError(f"cannot download {name} to {folder}: {reason}; {_by_hand(name, folder)}") from missing
     return load(name, root)
+
+
+def _meant(name: str) -> str:
+    """A suggestion for an unknown name: the folder of that name, or what is spelled nearly so."""
+    if name and Path(name).expanduser().is_dir():
+        return f"; did you mean 'folder:{name}'?"
+    return nearest(name, NAMES)
 
 
 def _by_hand(name: str, folder: Path) -> str:

@@ -38,8 +38,7 @@ def restore(path: str | Path) -> nn.Module:
     """
     read = checkpoint.read(path)
     if _NETWORK not in read.notes:
-        raise CheckpointError(
-            f"{path} does not say which network it is of; read it with convary.load(static, path), or write it with "
-            "convary.models.save"
-        )
+        usual = "read it with convary.load(static, path), or write it with convary.models.save"
+        opener = checkpoint.OPENERS.get(str(read.notes.get("format")), usual)
+        raise CheckpointError(f"{path} does not say which network it is of in a way that restore reads; {opener}")
     return read.fill(create(read.notes[_NETWORK]), inplace=True).eval()

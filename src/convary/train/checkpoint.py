@@ -107,7 +107,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, format: str = FORMA
     write_whole(path, buffer.getvalue())
 
 
-def read_checkpoint(path: Path, *, format: str = FORMAT) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, format: str = FORMAT) -> dict[str, Any]:
     """What :func:`write_checkpoint` wrote.
 
     Args:
@@ -117,6 +117,7 @@ def read_checkpoint(path: Path, *, format: str = FORMAT) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file; a truncated one; a file of something else; of another version.
     """
+    path = Path(path)
     if not path.is_file():
         places = {FORMAT: "compare writes OUT/METHOD/seed-N/checkpoint.pt", SYSTEM: "train writes OUT/checkpoint.pt"}
         raise CheckpointError(f"no checkpoint {path}; convary {places[format]}")
@@ -129,12 +130,13 @@ def read_checkpoint(path: Path, *, format: str = FORMAT) -> dict[str, Any]:
     return content
 
 
-def load_model(path: Path) -> nn.Module:
+def load_model(path: str | Path) -> nn.Module:
     """The trained network of a checkpoint, in eval mode.
 
     Raises:
         CheckpointError: see :func:`read_checkpoint`; or the weights do not fit the network.
     """
+    path = Path(path)
     content = read_checkpoint(path)
     model = Architecture(**content["architecture"]).build()
     load_weights(model, content["model"], path)
