@@ -523,12 +523,12 @@ def test_load_model_takes_a_path_as_text(finished):
 
 
 def test_few_test_images_are_called_few(run, finished):
-    out, _, told = finished
+    out, _, compared = finished
     few = json.loads((out / "results.json").read_text())["data"]["test"]
-    _, said, _ = run("eval", out / "static" / "seed-0" / "checkpoint.pt")
-    for words in (said, told):
-        line = re.search(rf"Only {few} test images: one standard error of this top-1 is\s+about (\d+)\s+points", words)
-        assert line and 100 / (few + 4) <= float(line[1]) <= 50 / few**0.5 + 1
+    _, evaluated, _ = run("eval", out / "static" / "seed-0" / "checkpoint.pt")
+    for words in (evaluated, compared):
+        said = f"Only {few} test images: one image is {100 / few:.2g} points, so nothing can be concluded."
+        assert said in " ".join(words.split())
 
 
 def test_few_photos_to_test_on_are_told_with_the_way_to_more(run, tmp_path):

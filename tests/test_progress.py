@@ -54,7 +54,10 @@ def test_how_much_there_is_and_how_long_it_takes_is_said_at_the_start():
     file = io.StringIO()
     with LiveProgress(Console(file=file, width=110)) as bars:
         bars.on_work(WORK)
-    assert file.getvalue() == "2 trainings, about 3 h 20 min\n"
+        bars.on_work(dataclasses.replace(WORK, measuring=75.0))
+    first, second = file.getvalue().splitlines()
+    assert first == "2 trainings, about 3 h 20 min"
+    assert second == f"{first}; measuring and the report take at least 1 min 15 s more"
 
 
 @pytest.fixture

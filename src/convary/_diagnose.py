@@ -266,8 +266,8 @@ def _advice(layers: tuple[LayerDiagnosis, ...]) -> Iterable[str]:
     if still:
         yield (
             f"{some(still)} route every input alike, so they are worth no more than a static layer: a model that was "
-            "just upcycled starts so and learns it; after training, keep decay off the routers (convary.param_groups), "
-            "raise their learning rate, or leave these layers static with where"
+            "just upcycled starts so and learns it; after training, keep decay off the routers unless "
+            "convary.param_groups did, raise their learning rate, or leave these layers static with where"
         )
     if dead:
         yield (

@@ -59,28 +59,51 @@ def spell(seconds: float) -> str:
 
 
 def standard_error(percent: float, count: int) -> float:
-    """Of a share of ``count`` images, in points; after Agresti and Coull, so that 0 and 100 % of few are not certain.
+    """Of a share of ``count`` images, in points; the share as Agresti and Coull's, so that 0 and 100 % aren't certain.
 
-    >>> [round(standard_error(percent, count), 1) for percent, count in ((90, 2000), (50, 4), (100, 4), (100, 0))]
-    [0.7, 17.7, 15.3, 25.0]
+    >>> [round(standard_error(percent, count), 1) for percent, count in ((90, 2000), (50, 2), (100, 4), (100, 0))]
+    [0.7, 35.4, 21.7, 50.0]
     """
     near = (percent / 100 * count + 2) / (count + 4)
-    return 100 * math.sqrt(near * (1 - near) / (count + 4))
+    return 100 * math.sqrt(near * (1 - near) / max(count, 1))
 
 
-FEW = 200
+FEW = 200  # test images below which a top-1 needs a word of doubt
+TOO_FEW = 30  # below which no difference can be shown
+
+
+def counted(count: int) -> str:
+    """So many, in words.
+
+    >>> counted(1)
+    '1 test image'
+    """
+    return f"{count:,} test image{'s' if count != 1 else ''}"
+
+
+def points_of_one(count: int) -> str:
+    """What one of ``count`` images is of a top-1.
+
+    >>> points_of_one(2), points_of_one(80)
+    ('one image is 50 points', 'one image is 1.2 points')
+    """
+    return f"one image is {100 / count:.2g} points" if count > 1 else "it decides alone"
 
 
 def of_few(percent: float, count: int) -> str:
     """What to know about a top-1 of so few images; nothing where they are enough.
 
     >>> of_few(80, 5)
-    'Only 5 test images: one standard error of this top-1 is about 16 points, so smaller differences are chance.'
+    'Only 5 test images: one image is 20 points, so nothing can be concluded.'
+    >>> of_few(80, 100)
+    'Only 100 test images: one standard error of this top-1 is about 4 points, of a difference of two about 6.'
     >>> of_few(80, 2000)
     ''
     """
     if count >= FEW:
         return ""
-    images, error = f"{count} test image{'s' if count != 1 else ''}", standard_error(percent, count)
-    said = f"one standard error of this top-1 is about {error:.0f} points"
-    return f"Only {images}: {said}, so smaller differences are chance."
+    if count < TOO_FEW:
+        return f"Only {counted(count)}: {points_of_one(count)}, so nothing can be concluded."
+    error = standard_error(percent, count)
+    said = f"one standard error of this top-1 is about {error:.0f} points, of a difference of two about"
+    return f"Only {counted(count)}: {said} {math.sqrt(2) * error:.0f}."

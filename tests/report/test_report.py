@@ -14,7 +14,7 @@ import pytest
 
 from convary import METHODS, report
 from convary.errors import ConvaryError, DataError
-from convary.report import health, images, network, page, routing, stream, style, tables
+from convary.report import figures, health, images, network, page, routing, stream, style, tables
 from convary.text import spell
 
 
@@ -288,6 +288,31 @@ def test_no_pairs_of_filters_and_flat_coefficients_are_fine(html, synthetic):
     assert "Kernel correlation" in html(results)
 
 
+def test_too_few_images_of_a_class_give_no_share(html, synthetic):
+    results = synthetic(methods=("static", "odconv"), layers=2)
+    for entry in results["methods"][1]["routing"]:
+        entry["share"] = None
+    text = html(results)
+    assert "needs several test images of each class" in text
+    assert "Share of routing variance" not in text
+    for entry in results["methods"][1]["routing"]:
+        entry["share"] = 0.07
+    text = html(results)
+    assert "needs several test images" not in text and ">7 %" in text
+
+
+def test_axes_of_percentages_end_at_100(synthetic):
+    results = synthetic(methods=("static", "odconv"), layers=2)
+    for method, top1 in zip(results["methods"], (50.0, 100.0), strict=True):
+        method["top1"]["mean"] = top1
+        method["seeds"][0]["curve"][-1]["test_top1"] = top1
+    look = style.looks(["static", "odconv"])
+    for draw, args in ((figures.accuracy_against_params, ()), (figures.learning_curve, ("top1", "Top-1"))):
+        _, (panel,) = style.figure(3, 3)
+        draw(panel, results["methods"], look, *args)
+        assert 100 < panel.get_ylim()[1] <= 104 and max(panel.get_yticks()) == 100
+
+
 def test_a_failed_write_leaves_the_old_page_and_nothing_else(synthetic, tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
@@ -358,6 +383,27 @@ def test_summary_calls_a_difference_only_what_its_interval_shows(synthetic):
     assert below.startswith("Below static’s") and "CondConv by 1.20 points" in below
     assert none == "No difference to static is shown for DyConv (+0.50, −0.20 to +1.20)."
     assert "+0.40 to +2.60" in page.page(results)
+
+
+def test_equal_gaps_of_all_seeds_are_no_certainty(synthetic):
+    results = synthetic(methods=("static", "odconv"), seeds=3, layers=2)
+    results["methods"][1]["paired"] = {**gaps(1.5, 1.5, 1.5, 3), "gaps": [1.5] * 3, "std": 0.0}
+    assert tables.summary(results) == "No difference to static is shown for ODConv (+1.50 for every seed)."
+    assert tables.headline(results)[1]["interval"] == "–"
+    assert "+1.50 to" not in page.page(results)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_few_test_images_cannot_show_a_difference(synthetic, seeds):
+    results = synthetic(methods=("static", "odconv"), seeds=seeds, layers=2)
+    results["data"]["test"] = 2
+    results["methods"][1]["paired"] = gaps(40, 50, 60, 3)
+    assert tables.summary(results).startswith("2 test images can’t show a difference: one image is 50 points. Top-1: ")
+    assert "With 2 test images, one image is 50 points: nothing can be concluded." in tables.caveats(results)
+    results["data"]["test"] = 10_000
+    results["methods"][0]["top1"]["mean"] = results["methods"][1]["top1"]["mean"] = 50.0
+    said = " ".join(tables.caveats(results))
+    assert "top-1 near 50 % is about 0.5 points, and of the difference of two networks 0.7" in said
 
 
 def test_load_reads_what_json_holds(synthetic, tmp_path):

@@ -31,7 +31,7 @@ def test_defaults_are_the_static_network_and_every_method():
         ({"epochs": 0}, "epochs must be at least 1; got 0"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"batch_size": -1}, "batch_size must be at least 1"),
-        ({"threads": 0}, "threads must be from 1 to 1024"),
+        ({"threads": 0}, "threads must be from 1 to"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"lr": float("nan")}, "lr must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
@@ -45,7 +45,7 @@ def test_defaults_are_the_static_network_and_every_method():
         ({"methods": ("odconv:init=netural",)}, "init of 'odconv:init=netural' must be one of paper, neutral, upcycle"),
         ({"methods": ("odconv:experts=2", "static@macs:odconv")}, "needs odconv among the methods"),
         ({"methods": ("odconv:init=neutral",), "anneal_epochs": 1}, "anneals nothing"),
-        ({"methods": ("odconv",), "start": "runs/a"}, "odconv cannot start from.*start wants init=upcycle"),
+        ({"methods": ("odconv",), "start": "runs/a"}, "wants init=upcycle: add --init upcycle; odconv has init=paper"),
         ({"methods": ("static@2",), "start": "runs/a", "init": "upcycle"}, "static@2 cannot start from"),
     ],
 )

@@ -92,3 +92,4 @@ def test_a_batch_may_be_larger_than_the_data(make):
     config = make(batch_size=1000, model="convnet_nano")
     found = work(config, load(config.data, image_size=16), "cpu")
     assert found.steps == {"static": 2}
+    assert found.measuring == 3 * config.measure_seconds

@@ -38,6 +38,33 @@ def test_statistics_between_and_within_classes():
     assert summary["within_class_std"] == pytest.approx(0.5**0.5)
 
 
+@pytest.mark.parametrize("images", [1, 4, 5])
+def test_no_share_of_classes_with_few_images(images):
+    statistics = ClassStatistics(3, 2)
+    labels = torch.arange(3).repeat(images)
+    statistics.add(torch.randn(len(labels), 2), labels)
+    assert (statistics.summary()["share"] is None) == (images < 5)
+
+
+@pytest.mark.parametrize(("between", "share"), [(0.0, 0.0), (1.0, 0.5), (3.0, 0.9)])
+def test_the_share_of_few_images_is_that_of_many(between, share):
+    draw, labels = torch.Generator().manual_seed(0), torch.arange(2).repeat_interleave(5)
+    found = []
+    for _ in range(400):
+        statistics = ClassStatistics(2, 8)
+        values = torch.randn(10, 8, generator=draw) + between * (2.0 * labels[:, None] - 1)
+        statistics.add(values, labels)
+        found.append(statistics.summary()["share"])
+    assert sum(found) / len(found) == pytest.approx(share, abs=0.04)  # the plain ratio gives 0.2 of nothing
+
+
+def test_classes_alone_decide_or_nothing_varies():
+    for values, share in ((torch.arange(2.0).repeat_interleave(5), 1.0), (torch.ones(10), 0.0)):
+        statistics = ClassStatistics(2, 1)
+        statistics.add(values[:, None], torch.arange(2).repeat_interleave(5))
+        assert statistics.summary()["share"] == share
+
+
 def test_peak_is_what_is_alive_at_once():
     def both():
         return torch.empty(1_000_000), torch.empty(1_000_000)

@@ -58,7 +58,8 @@ class LiveProgress(Listener):
     def on_work(self, work: Work) -> None:
         """Say how long it will take, and open a bar for everything."""
         many = f"{work.trainings} training{'s' if work.trainings != 1 else ''}"
-        self.console.print(f"{many}, about {spell(work.total)}", markup=False)
+        after = f"; measuring and the report take at least {spell(work.measuring)} more" if work.measuring else ""
+        self.console.print(f"{many}, about {spell(work.total)}{after}", markup=False, soft_wrap=True)
         self.forecast = Forecast(work)
         self.all = self.bars.add_task(f"all {many}", total=1.0, said="", left=self.forecast)
 

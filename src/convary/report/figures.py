@@ -80,6 +80,7 @@ def _scatter(
         spread = "" if std is None else f" ± {std:.2f}"
         mark(panel, method["name"], [here], [top1], [f"{method['title']}: {top1:.2f}{spread} % top-1, {say(here)}"])
     panel.margins(x=0.18, y=0.18)
+    _to_100(panel)
     for method, written in zip(methods, label(panel, places, bars), strict=True):
         belongs(method["name"], [written])
 
@@ -114,7 +115,17 @@ def learning_curve(panel: Axes, methods: list[Method], look: dict[str, Look], qu
             x, y = [p["epoch"] for p in seed["curve"]], [p[f"test_{quantity}"] for p in seed["curve"]]
             belongs(name, panel.plot(x, y, color=how.color, lw=0.6, alpha=0.4))
     _epochs(panel, methods)
+    if quantity == "top1":
+        _to_100(panel)
     titled(panel, title, "epoch")
+
+
+def _to_100(panel: Axes) -> None:
+    """Let an axis of percentages end at 0 and 100, with room for a marker there."""
+    low, high = panel.get_ylim()
+    room = 0.03 * (min(high, 100) - max(low, 0))
+    panel.set_ylim(max(low, -room), min(high, 100 + room))
+    panel.set_yticks([tick for tick in panel.get_yticks() if max(low, 0) <= tick <= min(high, 100)])
 
 
 def _mark_curve(panel: Axes, method: Method, part: str, quantity: str, x: list[float], y: list[float]) -> None:
@@ -176,7 +187,10 @@ def routing_by_depth(panel: Axes, methods: list[Method], look: dict[str, Look]) 
         entries = [entry for entry in method["routing"] if entry["factor"] == factor]
         entries.sort(key=lambda entry: order[entry["layer"]])
         how = look[method["name"]]
-        x, y = [order[entry["layer"]] + 1 for entry in entries], [100 * between_share(entry) for entry in entries]
+        x, y = (
+            [order[entry["layer"]] + 1 for entry in entries],
+            [100 * (between_share(entry) or 0) for entry in entries],
+        )
         line = panel.plot(x, y, color=how.color, marker=how.marker, ms=6, mec=SURFACE, lw=0.8, ls=(0, (1, 3)))
         belongs(method["name"], line)
         said = [
@@ -184,13 +198,19 @@ def routing_by_depth(panel: Axes, methods: list[Method], look: dict[str, Look]) 
             for e, share in zip(entries, y, strict=True)
         ]
         mark(panel, method["name"], x, y, said)
-    panel.set_ylim(0, 100)
+    panel.set_ylim(-3, 103)  # a marker at either end is whole
+    panel.set_yticks(range(0, 101, 20))
     panel.locator_params(axis="x", integer=True)
     titled(panel, "Share of routing variance between classes (%)", "dynamic layer, from input to output")
 
 
-def between_share(entry: dict[str, Any]) -> float:
-    """Variance between classes over the sum of variances between and within: 0 ignores the class, 1 is a class code."""
+def between_share(entry: dict[str, Any]) -> float | None:
+    """Part of the coefficients' variance that lies between classes: 0 ignores the class, 1 is a class code.
+
+    None where a class has too few test images. Of an older results.json it is the plain ratio of variances.
+    """
+    if "share" in entry:
+        return entry["share"]
     between, within = entry["between_class_std"] ** 2, entry["within_class_std"] ** 2
     return between / (between + within) if between + within > 0 else 0.0
 

@@ -131,7 +131,7 @@ def _figures(methods: list[dict[str, Any]], look: dict[str, Any]) -> dict[str, l
             add("curves", f"{title} over epochs", figures.learning_curve, methods, look, quantity, title)
         if annealed:
             add("curves", "Router temperature over epochs", figures.temperature, annealed, look)
-        if routed:
+        if any(figures.between_share(entry) is not None for method in routed for entry in method["routing"]):
             add("depth", "Share of routing variance between classes", figures.routing_by_depth, routed, look)
     return drawn
 

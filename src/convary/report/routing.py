@@ -104,7 +104,7 @@ def _map(entry: dict[str, Any], classes: list[str], scale: float, size: Size, *,
     return {
         "factor": factor,
         "axis": AXES.get(factor, factor),
-        "share": 100 * between_share(entry),
+        "share": None if (share := between_share(entry)) is None else 100 * share,
         "between": entry["between_class_std"],
         "within": entry["within_class_std"],
         "entropy": entry["entropy"],

@@ -192,6 +192,7 @@ def _match_method(method: dict[str, Any], classes: int, where: str) -> None:
         raise DataError(f"{where} ({method['name']}) has a seed without a curve; want at least one finished epoch")
     for index, entry in enumerate(method["routing"]):
         rows = entry["by_class"]
+        _match(entry.get("share"), (float, None), f"{where}.routing[{index}].share")
         if len(rows) != classes or len({len(row) for row in rows}) > 1 or not all(rows):
             raise DataError(
                 f"{where}.routing[{index}].by_class has rows of {sorted({len(row) for row in rows})} for {len(rows)} "

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from convary.report.health import badges, trouble
-from convary.text import spell, standard_error
+from convary.text import TOO_FEW, counted, points_of_one, spell, standard_error
 
 Method = dict[str, Any]
 _SEEDS = 3  # below, a spread is not known well enough for words, whatever the interval says
@@ -106,9 +106,16 @@ def _gap(method: Method, static: Method) -> float:
 
 
 def _interval(method: Method) -> str | None:
-    """The 95 % interval of the paired gap; None where there is one seed."""
+    """The 95 % interval of the paired gap, a dash where it has none; None where there is one seed."""
     gap = method.get("paired")
-    return None if gap is None else f"{signed(gap['low'])} to {signed(gap['high'])}"
+    if gap is None:
+        return None
+    return f"{signed(gap['low'])} to {signed(gap['high'])}" if _has_interval(gap) else "–"
+
+
+def _has_interval(gap: dict[str, Any]) -> bool:
+    """Whether the seeds' gaps differ: a spread of 0 is the coarseness of few images, not certainty."""
+    return gap["high"] - gap["low"] > 1e-9
 
 
 def _wins(method: Method) -> str | None:
@@ -123,6 +130,9 @@ def summary(results: dict[str, Any]) -> str:
     if static is None or not others:
         best = max(results["methods"], key=lambda method: method["top1"]["mean"])
         return f"{best['title']} reached {best['top1']['mean']:.1f} % top-1."
+    if (count := results["data"]["test"]) < TOO_FEW:
+        tops = _listed([f"{method['title']} {method['top1']['mean']:.1f} %" for method in results["methods"]])
+        return f"{counted(count)} can’t show a difference: {points_of_one(count)}. Top-1: {tops}."
     if any(method.get("paired") is None for method in others):
         gaps = ", ".join(f"{m['title']} {signed(_gap(m, static))}" for m in others)
         one = len(results["run"]["seeds"]) == 1
@@ -130,15 +140,20 @@ def summary(results: dict[str, Any]) -> str:
         return (
             f"{said}: static reached {static['top1']['mean']:.1f} % top-1; the others differ from it by {gaps} points."
         )
-    sure = [method for method in others if len(method["paired"]["gaps"]) >= _SEEDS]
+    sure = [m for m in others if len(m["paired"]["gaps"]) >= _SEEDS and _has_interval(m["paired"])]
     better = [method for method in sure if method["paired"]["low"] > 0]
     worse = [method for method in sure if method["paired"]["high"] < 0]
     open_ = [method for method in others if method not in better and method not in worse]
     said = [_verdict(better, static, "above"), _verdict(worse, static, "below")]
     if open_:
-        named = _listed([f"{m['title']} ({signed(_gap(m, static))}, {_interval(m)})" for m in open_])
+        named = _listed([f"{m['title']} ({_gap_said(m, static)})" for m in open_])
         said.append(f"No difference to static is shown for {named}.")
     return " ".join(sentence for sentence in said if sentence)
+
+
+def _gap_said(method: Method, static: Method) -> str:
+    said = signed(_gap(method, static))
+    return f"{said}, {_interval(method)}" if _has_interval(method["paired"]) else f"{said} for every seed"
 
 
 def _verdict(methods: list[Method], static: Method, side: str) -> str:
@@ -184,10 +199,7 @@ def caveats(results: dict[str, Any]) -> list[str]:
             "order of images: “vs static” is the mean of the gaps seed by seed, with its 95 % interval (Student’s t) "
             "and the seeds that it wins. Several intervals side by side each miss the truth once in twenty times."
         )
-    said.append(
-        f"With {data['test']:,} test images, one standard error of a top-1 near {top1:.0f} % is about "
-        f"{standard_error(top1, data['test']):.1f} points. Smaller differences are not evidence."
-    )
+    said.append(_doubt(top1, data["test"]))
     said.append(
         f"{_number(epochs)} {'epoch is' if epochs == 1 else 'epochs are'} {_number(epochs).lower()} "
         f"epoch{'' if epochs == 1 else 's'}: this is a comparison under one small budget, not of converged networks, "
@@ -208,6 +220,18 @@ def caveats(results: dict[str, Any]) -> list[str]:
         "interleaved pairs with static, with the 10th to 90th percentile. The range of static against itself is noise."
     )
     return said
+
+
+def _doubt(top1: float, count: int) -> str:
+    """How much of a top-1, and of a difference of two, is the choice of the test images."""
+    if count < TOO_FEW:
+        return f"With {counted(count)}, {points_of_one(count)}: nothing can be concluded."
+    error = standard_error(top1, count)
+    return (
+        f"With {counted(count)}, one standard error of a top-1 near {top1:.0f} % is about {error:.1f} points, and "
+        f"of the difference of two networks {math.sqrt(2) * error:.1f}, less where both are wrong on the same images. "
+        "Smaller differences are not evidence."
+    )
 
 
 def facts(results: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:

@@ -40,8 +40,8 @@ class CompareConfig(ScaleOptions, RunConfig):
     cifar10-conditions (day, night, negatives, on its side), cifar100, or folder:PATH with one sub-folder per class."""
 
     model: str = "mobilenet_v2_tiny"
-    """mobilenet_v2_tiny, convnet_nano (3,332 parameters), resnet20, one_conv, torchvision:NAME or timm:NAME;
-    convnet_nano@1.25 is 1.25 times as wide."""
+    """mobilenet_v2_tiny, convnet_nano (3,332 parameters for ten classes in grey), resnet20, one_conv,
+    torchvision:NAME or timm:NAME; convnet_nano@1.25 is 1.25 times as wide."""
 
     methods: tuple[str, ...] = ("static", *METHOD_NAMES)
     """What to train: static and any of the methods, in the order of the report. odconv:experts=2,sharing=per_kernel is
@@ -105,7 +105,7 @@ class CompareConfig(ScaleOptions, RunConfig):
 
     start: Path | None = None
     """Folder of a finished comparison: every network starts as what its trained static network of the same seed
-    computes, with init upcycle, and trains on. What static gains by training on is then no gain of a method. It has
+    computes, and trains on; add --init upcycle. What static gains by training on is then no gain of a method. It has
     seen the images that several lr are judged on; a single lr needs no judge."""
 
     image_size: int | None = None
@@ -242,11 +242,10 @@ class CompareConfig(ScaleOptions, RunConfig):
             )
         if init == "upcycle" and arm.method is not None and not arm.method.upcycles:
             raise ConfigError(f"{arm.name} cannot start as what the static network computes; give another init")
-        if self.start is not None and (init != "upcycle" or (arm.method is None and not arm.is_static)):
-            raise ConfigError(
-                f"{arm.name} cannot start from the static network of {self.start}; start wants init=upcycle, methods "
-                "and static itself"
-            )
+        if self.start is not None and init != "upcycle":
+            raise ConfigError(f"start={self.start} wants init=upcycle: add --init upcycle; {arm.name} has init={init}")
+        if self.start is not None and arm.method is None and not arm.is_static:
+            raise ConfigError(f"{arm.name} cannot start from the static network of {self.start}: it is another one")
         from convary.methods import METHODS
         from convary.selector import selector
 

@@ -19,6 +19,7 @@ LABELS = ("none", "weak", "middle", "strong")
 SHOWN = 16  # entries of a long factor that are kept
 IMAGES = 2000  # test images whose routing is looked at
 DIAGNOSED = 500  # test images that the diagnosis looks at
+FEWEST = 5  # test images of each class below which the share of a class is not said
 MIXED = 8  # test images whose mixed kernels are looked at
 
 
@@ -43,14 +44,31 @@ class ClassStatistics:
         self.squares.index_add_(0, labels, values.square())
 
     def summary(self) -> dict[str, Any]:
-        """``by_class`` means, and the standard deviations between and within classes, over all entries."""
+        """``by_class`` means, the standard deviations between and within classes, over all entries, and ``share``."""
         mean = self.sum / self.count.clamp(min=1)
         within = (self.squares / self.count.clamp(min=1) - mean.square()).clamp(min=0)
         return {
             "by_class": mean.tolist(),
             "between_class_std": float(mean.var(0, correction=0).mean().sqrt()),
             "within_class_std": float(within.mean().sqrt()),
+            "share": self.share(),
         }
+
+    def share(self) -> float | None:
+        """How much of the variance lies between classes, as omega squared; None below :data:`FEWEST` of a class.
+
+        The means of few images differ by chance; omega squared (Hays, 1963) takes away what chance gives on average.
+        With one image of each class nothing lies within and the plain share would be 1 whatever the coefficients do.
+        """
+        images, classes = float(self.count.sum()), len(self.count)
+        if self.count.min() < FEWEST:
+            return None
+        means = self.sum / self.count
+        within = float((self.squares - self.count * means.square()).sum().clamp(min=0))
+        between = float((self.count * (means - self.sum.sum(0) / images).square()).sum())
+        chance = within / (images - classes)
+        whole = between + within + chance
+        return max(0.0, (between - (classes - 1) * chance) / whole) if whole > 0 else 0.0
 
 
 def routing_statistics(

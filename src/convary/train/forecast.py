@@ -16,6 +16,7 @@ from convary.train.config import CompareConfig
 from convary.train.measure import stepper
 from convary.train.progress import RunInfo
 
+TIMINGS = 3  # of a network: latency at two batches and the training step, see train.results
 _BATCHES = 2  # timed after one that warms up
 _LONG = 0.5  # seconds
 _SURE = 0.02  # part of all work after which what was done says more than the guess
@@ -30,12 +31,14 @@ class Work:
         jobs: How many at a time.
         steps: By arm: of all of its trainings.
         seconds: By arm: of a step with its share of the evaluations, when it is alone; a guess.
+        measuring: Seconds of the timings of the trained networks, which are the most of what follows.
     """
 
     trainings: int
     jobs: int
     steps: dict[str, int]
     seconds: dict[str, float]
+    measuring: float = 0.0
 
     @property
     def total(self) -> float:
@@ -54,7 +57,8 @@ def work(config: CompareConfig, dataset: DataSet, device: torch.device) -> Work:
         steps[name] = config.epochs * (config.seeds * every + tried * max(1, kept // size))
         step, forward = _timed(architecture(arm, config, dataset, 0).build().to(device), config, dataset, size, device)
         seconds[name] = step + forward * len(dataset.test.labels) / size / every
-    return Work(trainings=len(steps) * (config.seeds + tried), jobs=config.jobs, steps=steps, seconds=seconds)
+    trainings, measuring = len(steps) * (config.seeds + tried), len(steps) * TIMINGS * config.measure_seconds
+    return Work(trainings=trainings, jobs=config.jobs, steps=steps, seconds=seconds, measuring=measuring)
 
 
 def _timed(
