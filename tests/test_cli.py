@@ -32,6 +32,8 @@ from convary._cli.bench import KINDS
 from convary._cli.export import Export
 from convary._cli.help import EXAMPLES
 from convary._cli.parse import parse
+from convary.data import load as load_data
+from convary.data.image import read_image
 from convary.errors import ConfigError, ConvaryError
 from convary.extras import command
 from convary.nn import DynamicLayer
@@ -529,6 +531,26 @@ def test_few_test_images_are_called_few(run, finished):
     for words in (evaluated, compared):
         said = f"Only {few} test images: one image is {100 / few:.2g} points, so nothing can be concluded."
         assert said in " ".join(words.split())
+
+
+def test_predict_says_the_classes_of_photographs(run, finished, images):
+    """Those that the network says in evaluation, whatever is given of its folder; a photograph may have any size."""
+    out = finished[0]
+    photos = [images / "test" / name / "1.png" for name in ("dark", "bright")]
+    code, said, _ = run("predict", out / "dyconv" / "seed-0" / "checkpoint.pt", *photos, "--cpu")
+    assert code == 0
+    model, data = load_model(out / "dyconv" / "seed-0" / "checkpoint.pt"), load_data(f"folder:{images}", image_size=16)
+    for photo, line in zip(photos, said.splitlines(), strict=True):
+        with torch.no_grad():
+            scores = model(data.normalise(read_image(photo, size=16)[None])).softmax(1)[0]
+        best = int(scores.argmax())
+        assert line.startswith(f"{photo}  {data.classes[best]} {scores[best]:.2f}, {data.classes[1 - best]} ")
+    for folder in (out / "dyconv", out / "dyconv" / "seed-0"):
+        assert run("predict", folder, *photos, "--cpu")[:2] == (0, said)
+    code, _, err = run("predict", out, photos[0])
+    assert code == 2 and "has several classifiers; give one, such as" in err and "seed-0/checkpoint.pt" in err
+    code, _, err = run("predict", out / "dyconv", out / "results.json", "--cpu")
+    assert code == 2 and "results.json is not a readable image" in one_line(err)
 
 
 def test_few_photos_to_test_on_are_told_with_the_way_to_more(run, tmp_path):

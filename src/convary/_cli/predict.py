@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``convary predict``: pictures of what a trained system makes of one's own files."""
+"""``convary predict``: one's own files in a trained network: pictures of a system, classes of a classifier."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from convary.errors import ConfigError, DataError
 from convary.extras import require
 from convary.systems import SYSTEMS
 
-FOLDER = "predictions"
+FOLDER, CHECKPOINT = "predictions", "checkpoint.pt"
+LIKELIEST = 3  # classes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Write pictures of what a system that convary train has trained makes of your files."""
+    """Write pictures of what a system of convary train makes of your files, or say the classes of your photographs."""
 
     system: Positional[str]
-    """A system of convary train, taken from the folder runs/SYSTEM; or the folder that it was trained into."""
+    """A system of convary train, taken from the folder runs/SYSTEM; or the folder that it was trained into; or a
+    classifier of convary compare, OUT/METHOD/seed-N/checkpoint.pt."""
     files: Positional[tuple[Path, ...]]
     """Photographs; for dfn-video and dfn-moving-mnist videos. hdfnet looks for the depth of NAME.jpg in NAME_depth.png
     beside it, or in a folder called depth beside its folder."""
@@ -38,6 +40,8 @@ def run(argv: Sequence[str]) -> int:
     if not wants_help(argv):
         require("convary predict", "all", "torchvision", "accelerate", "torchmetrics", "matplotlib")
     flags = parse(Predict, argv, "convary predict")
+    if (classifier := _classifier(Path(flags.system))) is not None:
+        return _classify(classifier, flags)
     folder = _folder(flags.system)
     targets = _targets(flags.files, flags.out or folder / FOLDER)
 
@@ -64,25 +68,54 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _classifier(path: Path) -> Path | None:
+    """The checkpoint of a classifier; None where the path is none of convary compare."""
+    if path.is_file():
+        return path
+    trained = sorted(path.glob(f"*/seed-*/{CHECKPOINT}")) or sorted(path.glob(f"seed-*/{CHECKPOINT}"))
+    if len(trained) > 1:
+        raise ConfigError(f"{path} has several classifiers; give one, such as {', '.join(map(str, trained[:3]))}")
+    if path.name.startswith("seed-") and (path / CHECKPOINT).is_file():
+        return path / CHECKPOINT
+    return trained[0] if trained else None
+
+
+def _classify(checkpoint: Path, flags: Predict) -> int:
+    """Print the likeliest classes of each photograph."""
+    _check_files(flags.files)
+    if flags.out is not None:
+        raise ConfigError("--out is for pictures of systems; the classes that a classifier says are printed")
+    console = plain_console()
+    with stages(console) as tell:
+        tell("loading torch")
+        from accelerate import Accelerator
+
+        from convary.train.classifier import Classifier
+
+        tell(f"reading {checkpoint}")
+        classifier = Classifier(checkpoint, Accelerator(cpu=flags.cpu).device)
+        for photo in flags.files:
+            best = list(classifier(photo).items())[:LIKELIEST]
+            said = ", ".join(f"{name} {probability:.2f}" for name, probability in best)
+            console.print(f"{photo}  {said}", markup=False, soft_wrap=True)
+    return 0
+
+
 def _folder(system: str) -> Path:
     """Where the system was trained into."""
     folder = Path("runs") / system if system in SYSTEMS else Path(system)
     if not folder.is_dir():
         hint = f"run convary train {system}" if system in SYSTEMS else f"or give a system: {', '.join(SYSTEMS)}"
         raise ConfigError(
-            f"there is no folder {folder} of a trained system; give one that has a checkpoint.pt, {hint}. "
-            "Classifiers of convary compare are no systems: score them by convary eval, or export them"
+            f"there is no folder {folder} of a trained system; give one that has a checkpoint.pt, {hint}; "
+            "or a classifier of convary compare, OUT/METHOD/seed-N/checkpoint.pt"
         )
     return folder
 
 
 def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
     """The picture of each file."""
-    if not files:
-        raise ConfigError("no file to predict; give one or more after the system")
-    for file in files:
-        if not file.is_file():
-            raise DataError(f"there is no file {file}; give photographs, or videos for the dfn systems")
+    _check_files(files)
     targets = {file: out / f"{file.stem}.png" for file in files}
     if len(set(targets.values())) < len(targets):
         raise ConfigError(
@@ -92,3 +125,11 @@ def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
     if own:
         raise ConfigError(f"the picture would take the place of {own.pop()}; give another --out")
     return targets
+
+
+def _check_files(files: Sequence[Path]) -> None:
+    if not files:
+        raise ConfigError("no file to predict; give one or more after the system")
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"there is no file {file}; give photographs, or videos for the dfn systems")

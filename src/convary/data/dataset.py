@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,11 +106,7 @@ class DataSet:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Uint8 (B, C, H, W) to float32 of about zero mean and unit variance; other images are normalised already."""
-        if images.is_floating_point():
-            return images
-        mean = torch.tensor(self.mean, device=images.device).mul(255).reshape(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).mul(255).reshape(-1, 1, 1)
-        return (images.float() - mean) / std
+        return images if images.is_floating_point() else normalised(images, self.mean, self.std)
 
     def digest(self) -> str:
         """Tells this set from another of its name: of all labels and of some images of both parts."""
@@ -174,3 +171,9 @@ def _ranked(labels: Tensor) -> tuple[Tensor, Tensor]:
     counts = labels.bincount()
     rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     return labels.argsort(stable=True), rank
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Uint8 (B, C, H, W) to float32, by the mean and deviation of each channel in 0..1."""
+    middle, width = (torch.tensor(numbers, device=images.device).mul(255).reshape(-1, 1, 1) for numbers in (mean, std))
+    return (images.float() - middle) / width

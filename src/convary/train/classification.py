@@ -252,9 +252,10 @@ class Classification(System):
         return {"run": self.comparison.identity(), "architecture": architecture, "lr": self.lr}
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
-        """What reads a checkpoint of ``compare``: the arm, the classes, and what conversions did."""
+        """For who reads a checkpoint of ``compare``: arm, classes, how images are normalised, what conversions did."""
         recorded = recipe(model) if self.run.arm.is_dynamic else None
-        return {"method": self.name, "classes": list(self.dataset.classes), "recipe": recorded}
+        seen = {name: list(getattr(self.dataset, name)) for name in ("classes", "mean", "std")}
+        return {"method": self.name, **seen, "recipe": recorded}
 
     def state_dict(self) -> dict[str, Any]:
         """Of the annealing."""
