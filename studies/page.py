@@ -110,7 +110,7 @@ class Page:
     def edges(self) -> str:
         """The networks whose best learning rate lies at an edge of those that were tried."""
         found = [arm.entry["title"] for arms in self.blocks.values() for arm in arms if arm.entry["lr"]["at_edge"]]
-        return "; ".join(found) or "none"
+        return "; ".join(dict.fromkeys(found)) or "none"
 
     def seeds(self, block: str) -> str:
         """Markdown: top-1 of every seed."""
@@ -159,13 +159,16 @@ SUMMARY = {
         "CIFAR-10, a network of {params:,} parameters; gaps in points, with their 95 % interval and seeds won. "
         "From scratch for 20 epochs, CondConv: {condconv}; against a static network of ODConv's multiply-adds "
         "{condconv_equal}. ODConv: {odconv}; {odconv_equal}. A *trained* static network, converted and trained on for "
-        "10 epochs, against the same network that trains on as long, ODConv: {odconv_on}; CondConv: {condconv_on}."
+        "10 epochs, against the same network that trains on as long, ODConv: {odconv_on}; CondConv: {condconv_on}. "
+        "Where one network serves *four conditions* (as it is, negative, on its side, at night), from scratch, CondConv: "
+        "{condconv_conditions}; ODConv: {odconv_conditions}."
     ),
     "README.zh.md": (
         "CIFAR-10，{params:,} 个参数的网络；差值以百分点计，附 95 % 置信区间和胜出的种子数。"
         "从头训练 20 轮，CondConv：{condconv}；相对于乘加次数与 ODConv 相同的静态网络 {condconv_equal}。"
         "ODConv：{odconv}；{odconv_equal}。将*训练好的*静态网络转换后再训练 10 轮，"
         "相对于同样继续训练的同一网络，ODConv：{odconv_on}；CondConv：{condconv_on}。"
+        "一个网络应对*四种条件*（原图、负片、侧转、夜间）时，从头训练，CondConv：{condconv_conditions}；ODConv：{odconv_conditions}。"
     ),
 }
 
@@ -175,7 +178,10 @@ def summary(page: Page, name: str) -> str:
     gaps = {
         f"{method}{suffix}": page.gap(block, method, other)
         for method in ("odconv", "condconv")
-        for suffix, block, other in (("", "s2-papers", ""), ("_equal", "s2-papers", EQUAL), ("_on", "s6-trained", ""))
+        for suffix, block, other in (
+            ("", "s2-papers", ""), ("_equal", "s2-papers", EQUAL), ("_on", "s6-trained", ""),
+            ("_conditions", "s7-conditions", ""),
+        )
     }
     if name == "README.zh.md":
         gaps = {key: gap.replace(" to ", " 至 ").replace(" of ", "/") for key, gap in gaps.items()}
