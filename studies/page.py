@@ -160,8 +160,8 @@ SUMMARY = {
         "From scratch for 20 epochs, CondConv: {condconv}; against a static network of ODConv's multiply-adds "
         "{condconv_equal}. ODConv: {odconv}; {odconv_equal}. A *trained* static network, converted and trained on for "
         "10 epochs, against the same network that trains on as long, ODConv: {odconv_on}; CondConv: {condconv_on}. "
-        "Where one network serves *four conditions* (as it is, negative, on its side, at night), from scratch, CondConv: "
-        "{condconv_conditions}; ODConv: {odconv_conditions}."
+        "Where one network serves *four conditions* (as it is, negative, on its side, at night), from scratch, "
+        "CondConv: {condconv_conditions}; ODConv: {odconv_conditions}."
     ),
     "README.zh.md": (
         "CIFAR-10，{params:,} 个参数的网络；差值以百分点计，附 95 % 置信区间和胜出的种子数。"
@@ -179,7 +179,9 @@ def summary(page: Page, name: str) -> str:
         f"{method}{suffix}": page.gap(block, method, other)
         for method in ("odconv", "condconv")
         for suffix, block, other in (
-            ("", "s2-papers", ""), ("_equal", "s2-papers", EQUAL), ("_on", "s6-trained", ""),
+            ("", "s2-papers", ""),
+            ("_equal", "s2-papers", EQUAL),
+            ("_on", "s6-trained", ""),
             ("_conditions", "s7-conditions", ""),
         )
     }

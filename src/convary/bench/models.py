@@ -29,9 +29,8 @@ from convary.nn import Router
 Dtype = Literal["float32", "bf16"]
 CLASSES = 1000
 CHECKED = 2  # images compared with the reference in float64
-TOLERANCE = {  # by mode; a ReLU that falls the other way in float32 turns a gradient off
-    "float32": {"inference": 1e-4, "training": 1e-2}, "bf16": {"inference": 0.05, "training": 0.3},
-}  # fmt: skip
+TOLERANCE = {"inference": 1e-4, "training": 1e-2}  # a ReLU that falls the other way in float32 turns a gradient off
+AS_STATIC = 1.5  # in bf16, times the static network's own error, which is large: 0.28 of a ResNet-18's gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +160,7 @@ def measure(config: ModelsConfig) -> Iterator[dict[str, Any]]:
 
     Yields:
         The line as plain JSON values: what was measured, the error and the fields of ``Timing``; a line whose error is
-        above ``TOLERANCE`` has no times.
+        above ``TOLERANCE``, in bf16 above ``AS_STATIC`` times the static network's, has no times.
     """
     before = torch.get_num_threads()
     try:
@@ -169,15 +168,18 @@ def measure(config: ModelsConfig) -> Iterator[dict[str, Any]]:
             for method_name in config.methods:
                 static, dynamic = networks(name, method_name, config.image_size)
                 check = Check(dynamic, config.image_size, max(config.batches))
+                plain = None if config.dtypes == ("float32",) else Check(static, config.image_size, max(config.batches))
                 for threads, dtype, batch in itertools.product(config.threads, config.dtypes, config.batches):
                     torch.set_num_threads(threads)
-                    errors = check.errors(batch, dtype)
+                    errors, allowed = check.errors(batch, dtype), TOLERANCE
+                    if plain is not None and dtype != "float32":
+                        allowed = {mode: AS_STATIC * error for mode, error in plain.errors(batch, dtype).items()}
                     for mode in config.modes:
                         what = {
                             "model": name, "method": method_name, "dtype": dtype, "batch": batch, "mode": mode,
                             "threads": threads, "error": errors[mode],
                         }  # fmt: skip
-                        if errors[mode] < TOLERANCE[dtype][mode]:
+                        if errors[mode] < allowed[mode]:
                             what |= _timed(static, dynamic, batch, mode, dtype, config)
                         yield what
     finally:
