@@ -28,7 +28,7 @@ demo: $(STAMP)
 	$(BIN)/convary compare --data fashion-mnist-mini $(NANO) --methods static static@macs:odconv dyconv odconv \
 	  --epochs 16 --augment --seeds 4 --measure-seconds 0.5 --out runs/demo
 
-# CIFAR-10 must lie in $$CONVARY_DATA (convary data fetch cifar10); about five minutes.
+# CIFAR-10 must lie in $$CONVARY_DATA (convary data cifar10); about five minutes.
 demo-cifar: $(STAMP)
 	$(BIN)/convary compare --data cifar10 $(NANO) --methods static static@macs:odconv condconv odconv \
 	  --epochs 4 --seeds 3 --out runs/demo-cifar

@@ -14,7 +14,7 @@ from convary.ops import reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, check_bias, check_conv, resolve
 from convary.ops.mix import mix_bias
-from convary.ops.native import call, half, library
+from convary.ops.native import call, eligible, half, library
 from convary.ops.native.bridge import GEOMETRY, NativeOp
 from convary.ops.shapes import is_channels_last
 
@@ -24,8 +24,16 @@ Factor = Tensor | None  # kernel, filter, channel and tap, in this order
 def run(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``mixed_conv`` after its checks."""
     if bias is not None and bias.ndim == 2:
-        bias = mix_bias(bias, coeffs)
+        bias = _mixed_bias(bias, coeffs)
     return NATIVE.run(x, bank, coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap, bias, geometry)
+
+
+def _mixed_bias(bias: Tensor, coeffs: Coefficients) -> Tensor:
+    """A bank's bias mixed, in float32 as the kernels are: rounded to 16 bits it would be rounded twice."""
+    if eligible.all_exact((bias,)):
+        return mix_bias(bias, coeffs)
+    with torch.autocast("cpu", enabled=False):
+        return mix_bias(half.wide(bias), coeffs.to(torch.float32))
 
 
 def _rows(factor: Factor) -> int:
