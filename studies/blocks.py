@@ -68,6 +68,12 @@ BLOCKS = (
         arms=("static", "static@macs:odconv", "odconv", "condconv"),
     ),
     Block(
+        name="s1-rates",
+        question="Which learning rates do static and dynamic networks like?",
+        arms=("static", "odconv", "condconv"),
+        flags=(("lr", (0.01, 0.02, 0.045, 0.1, 0.2)), ("epochs", 12), ("seeds", 1)),
+    ),
+    Block(
         name="s6-trained",
         question="Does a trained static network gain by becoming dynamic and training on?",
         arms=("static", "odconv", "condconv"),
