@@ -37,6 +37,7 @@ def in_onnxruntime(path: Path, x: Tensor) -> Callable[[], np.ndarray]:
     """Runs x through a file on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.register_custom_ops_library(cv.custom_ops_library())
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: session.run(None, feed)[0]
@@ -52,13 +53,18 @@ def in_openvino(path: Path, x: Tensor) -> Callable[[], np.ndarray]:
     return lambda: compiled(feed)[0]
 
 
-RUNTIMES = {"onnxruntime": in_onnxruntime, "onnxruntime alone": in_onnxruntime, "openvino": in_openvino}
+RUNTIMES = {
+    "onnxruntime": in_onnxruntime,
+    "onnxruntime alone": in_onnxruntime,
+    "onnxruntime convary": in_onnxruntime,
+    "openvino": in_openvino,
+}
 
 
-def export(model: nn.Module, x: Tensor, path: Path, arguments: argparse.Namespace) -> float:
+def export(model: nn.Module, x: Tensor, path: Path, arguments: argparse.Namespace, runtime: str = "any") -> float:
     """Seconds of this process that it took."""
     start = time.process_time()
-    cv.export(model, x, path, dynamic=FORMS[arguments.form], strategy=arguments.strategy)
+    cv.export(model, x, path, dynamic=FORMS[arguments.form], strategy=arguments.strategy, runtime=runtime)
     return time.process_time() - start
 
 
@@ -84,12 +90,18 @@ def lines(name: str, arguments: argparse.Namespace, folder: Path) -> None:
         if first:
             export(static.eval(), x, folder / "warm.onnx", arguments)  # the first export of a process
             base_seconds, first = export(static, x, static_file, arguments), False
-        plain = folder / f"{method}.onnx"
-        seconds = export(dynamic.eval(), x, plain, arguments)
+        plain, kept = folder / f"{method}.onnx", folder / f"{method}-kept.onnx"
+        took = {}
+        if {runtime for runtime in arguments.runtimes if "convary" not in runtime}:
+            took[plain] = export(dynamic.eval(), x, plain, arguments)
+        if "onnxruntime convary" in arguments.runtimes:
+            took[kept] = export(dynamic.eval(), x, kept, arguments, "convary")
         with torch.no_grad():
             want = dynamic(x).numpy()
         for runtime in arguments.runtimes:
-            file = for_onnxruntime(plain) if "alone" in runtime else plain
+            file = source = kept if "convary" in runtime else plain
+            if "alone" in runtime:
+                file = for_onnxruntime(plain)
             ours, base = RUNTIMES[runtime](file, x), RUNTIMES[runtime](static_file, x)
             error = float(np.abs(ours() - want).max() / np.abs(want).max())
             what = f"| {name} | {method} | {runtime} | {arguments.form} |"
@@ -98,7 +110,7 @@ def lines(name: str, arguments: argparse.Namespace, folder: Path) -> None:
                 continue
             t = interleave(ours, base, arguments.seconds, time.process_time)
             cost = f"**{t.ratio:.2f}** ({t.low:.2f} to {t.high:.2f}) | {t.ms:.1f} / {t.base_ms:.1f}"
-            size = f"{nodes(file)} / {nodes(static_file)} | {seconds:.1f} / {base_seconds:.1f}"
+            size = f"{nodes(file)} / {nodes(static_file)} | {took[source]:.1f} / {base_seconds:.1f}"
             print(what, f"{cost} | {size} | {error:.0e} |", flush=True)
 
 

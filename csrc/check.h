@@ -52,6 +52,12 @@ void expect_fresh(const Extent& out);
 // where there is none. What it holds is whatever the last user left.
 float* thread_scratch(int64_t floats);
 
+// Threads that come with a call, as those of a runtime do, in place of the caller's usual ones; null for these.
+struct Pool {
+    int32_t (*run)(const Pool& pool, int64_t end, int64_t grain, convary_range_fn fn, void* context);
+};
+extern thread_local const Pool* pool;
+
 // Runs fn over [0, end) on the caller's threads, at least `grain` items each. CONVARY_OK or CONVARY_THREADS.
 int32_t parallel_for(int64_t end, int64_t grain, convary_range_fn fn, void* context);
 

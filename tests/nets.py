@@ -70,9 +70,19 @@ def excite(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def onnx_session(path: Path):
-    """What answers tensors with the outputs of an ONNX file, as tensors."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def onnx_session(path: Path, *, threads: int = 0, native: bool = False):
+    """What answers tensors with the outputs of an ONNX file, as tensors.
+
+    Args:
+        path: The file.
+        threads: 0 is as many as there are cores.
+        native: Whether the session gets convary's own operators.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if native:
+        options.register_custom_ops_library(cv.custom_ops_library())
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: Tensor) -> list[Tensor]:

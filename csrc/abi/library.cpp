@@ -58,6 +58,8 @@ thread_local Memory scratch;
 
 }  // namespace
 
+thread_local const Pool* pool = nullptr;
+
 const Kernels* kernels() { return choice.picked; }
 
 float* thread_scratch(int64_t floats) {
@@ -71,10 +73,11 @@ float* thread_scratch(int64_t floats) {
 
 int32_t parallel_for(int64_t end, int64_t grain, convary_range_fn fn, void* context) {
     const convary_parallel_for_fn run = threads.load(std::memory_order_acquire);
-    if (run == nullptr || end <= grain) {
+    if (end <= grain || (run == nullptr && pool == nullptr)) {
         if (end > 0) fn(0, end, context);
         return CONVARY_OK;
     }
+    if (pool != nullptr) return pool->run(*pool, end, grain, fn, context);
     return run(0, end, grain, fn, context) == 0 ? CONVARY_OK : CONVARY_THREADS;
 }
 

@@ -22,11 +22,12 @@ from convary.batches import input_like, taken
 from convary.errors import ConfigError, DtypeError, ExportError, StrategyError, TemperatureWarning
 from convary.extras import require
 from convary.files import check_target, staged
-from convary.nn import hooked
+from convary.nn import Router, hooked
+from convary.ops import tracing
 from convary.ops.dispatch import listening
 
 Strategy = Literal["auto", "grouped", "outputs", "bmm"]
-Runtime = Literal["any", "onnxruntime"]
+Runtime = Literal["any", "onnxruntime", "convary"]
 SUFFIXES = (".onnx", ".pt2")
 FORMS = "convary.forms"  # the key of the metadata of a program and of a file
 
@@ -77,7 +78,9 @@ def export(
         dynamic: Axes of the inputs whose size may change; by default all but the channels: 0, 2, 3, ...
         runtime: ``"onnxruntime"`` writes an ONNX file that only onnxruntime on a CPU reads: depthwise and large dense
             layers with a mixed kernel use its own operators for blocked channels. With a fixed batch that is faster
-            than ``"any"``, which every runtime reads.
+            than ``"any"``, which every runtime reads. ``"convary"`` keeps convary's native kernels, routers included,
+            as operators, for any batch and size: a ``.pt2`` file then runs where convary is imported, an ONNX file in
+            an onnxruntime that is given :func:`custom_ops_library`. In float32, in one or two dimensions.
 
     Returns:
         The recorded program. ``program.module()`` is callable.
@@ -101,11 +104,41 @@ def export(
     _warn_if_hot(model)
     inputs = _inputs(model, example)
     axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
-    program = _record(model, inputs, axes, strategy)
+    with _keeping_operators(runtime == "convary", strategy):
+        program = _record(model, inputs, axes, strategy)
     if path is not None:
         names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, axes, strict=True)))
         _write(program, path, model, names, runtime)
     return program
+
+
+@contextlib.contextmanager
+def _keeping_operators(kept: bool, strategy: str) -> Iterator[None]:
+    """Let the program that is recorded inside hold convary's operators."""
+    if kept and strategy != "auto":
+        raise ConfigError(f"runtime='convary' keeps the native kernels, so strategy must be 'auto'; got {strategy!r}")
+    if kept and (absent := ops.native.available()) is not None:
+        raise ConfigError(f"runtime='convary' wants the native kernels, which are absent: {absent}")
+    token = tracing.kept.set(kept)
+    try:
+        yield
+    finally:
+        tracing.kept.reset(token)
+
+
+def custom_ops_library() -> str:
+    """The path of convary's native library, which has the operators of files exported with ``runtime="convary"``.
+
+    ``options.register_custom_ops_library(path)`` gives them to an ``onnxruntime.SessionOptions`` of version 1.17 or
+    newer, in any of its languages. The library needs neither Python nor torch: ship it beside the file.
+
+    Raises:
+        ConvaryError: the library is not available.
+
+    >>> custom_ops_library().rpartition(".")[2] in ("so", "dll")
+    True
+    """
+    return ops.native.library.loaded().path
 
 
 def _inputs(model: nn.Module, example: Any) -> tuple[Tensor, ...]:
@@ -127,7 +160,7 @@ def _check_target(path: Path | None, strategy: str, runtime: str) -> None:
     for name, value, known in (("strategy", strategy, Strategy), ("runtime", runtime, Runtime)):
         if value not in get_args(known):
             raise ConfigError(f"{name} must be one of {', '.join(get_args(known))}; got {value!r}")
-    if runtime != "any" and (path is None or path.suffix != ".onnx"):
+    if runtime == "onnxruntime" and (path is None or path.suffix != ".onnx"):
         raise ConfigError(f"runtime={runtime!r} is for .onnx files; got {str(path)!r}")
     if path is not None:
         check_target(path)
@@ -209,8 +242,10 @@ def _axis_names(ndim: int, axes: tuple[int, ...], position: int) -> dict[int, st
 def _running(model: nn.Module) -> Iterator[list[nn.Module]]:
     """The modules that are running, outermost first; one whose forward raised is still in the list afterwards."""
     stack: list[nn.Module] = []
-    before = (m.register_forward_pre_hook(lambda module, args: stack.append(module)) for m in model.modules())
-    after = (m.register_forward_hook(lambda module, args, out: stack.remove(module)) for m in model.modules())
+    inner = {m for router in model.modules() if isinstance(router, Router) for m in router.modules() if m is not router}
+    seen = [m for m in model.modules() if m not in inner]  # a router whose layers are watched is no single operator
+    before = (m.register_forward_pre_hook(lambda module, args: stack.append(module)) for m in seen)
+    after = (m.register_forward_hook(lambda module, args, out: stack.remove(module)) for m in seen)
     with hooked(before), hooked(after):
         yield stack
 

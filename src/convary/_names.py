@@ -7,7 +7,7 @@ from convary._checkpoint import load, save
 from convary._convert import convert
 from convary._decay import param_groups
 from convary._diagnose import Diagnosis, LayerDiagnosis, diagnose
-from convary._export import ExportForm, export, export_forms
+from convary._export import ExportForm, custom_ops_library, export, export_forms
 from convary._fold import Folded, fold
 from convary._fold_norms import fold_norms
 from convary._plan import Plan, plan
@@ -103,8 +103,8 @@ __all__ = [
     "LayerDiagnosis", "MaskHead", "MethodConfig", "MixedLinear", "NativeWarning", "ODConv", "ODConv1d", "ODConv2d",
     "ODConv3d", "Plan", "PlanRow", "ShapeError", "StrategyError", "Summary", "TemperatureAnnealing",
     "TemperatureWarning", "WeightNet", "WeightNet1d", "WeightNet2d", "WeightNet3d", "__version__", "anneal",
-    "config_from_json", "convert", "diagnose", "export", "export_forms", "fold", "fold_norms", "freeze_routing",
-    "integrations", "load", "load_released", "mask_logits", "method", "ops", "param_groups", "plan", "recipe",
-    "reconvert", "released_state", "routing", "save", "set_temperature", "share_warehouse", "split_params", "summary",
-    "where",
+    "config_from_json", "convert", "custom_ops_library", "diagnose", "export", "export_forms", "fold", "fold_norms",
+    "freeze_routing", "integrations", "load", "load_released", "mask_logits", "method", "ops", "param_groups", "plan",
+    "recipe", "reconvert", "released_state", "routing", "save", "set_temperature", "share_warehouse", "split_params",
+    "summary", "where",
 ]  # fmt: skip

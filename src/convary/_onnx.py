@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from convary._custom_ops import spare_reshapes, translations
 from convary.errors import ExportError
 
 _NO_LIMIT = 1 << 40
@@ -26,7 +27,14 @@ def to_onnx(program: torch.export.ExportedProgram, kind: str, names: tuple[dict[
         ExportError: ONNX has no operator for something; names the layer that runs it.
     """
     try:
-        converted = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=names, optimize=False)
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=names,
+            optimize=False,
+            custom_translation_table=translations(),
+        )
     except torch.onnx.OnnxExporterError as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -42,6 +50,7 @@ def to_onnx(program: torch.export.ExportedProgram, kind: str, names: tuple[dict[
     from onnxscript import optimizer
 
     _join_reshapes(converted.model.graph)
+    spare_reshapes(converted.model.graph)
     # Without torch's limits: a quantiser sees a constant weight only where nothing reshapes it.
     optimizer.optimize(converted.model, num_iterations=1, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
     return converted

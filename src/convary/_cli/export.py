@@ -54,8 +54,9 @@ class Export:
     """Axes of the input whose size may change; None is all but the channels. --dynamic 0: the batch only."""
     image: bool = False
     """For one image of this shape at a time: nothing may change, and the dynamic layers are ordinary convolutions."""
-    runtime: Literal["any", "onnxruntime"] = "any"
-    """onnxruntime: a file that only onnxruntime on a CPU reads, faster where the batch is fixed."""
+    runtime: Literal["any", "onnxruntime", "convary"] = "any"
+    """onnxruntime: a file that only onnxruntime on a CPU reads, faster where the batch is fixed. convary: one for
+    runtimes that are given convary's native library, the fastest on a CPU."""
     run: bool = True
     """Run the file, and a static network's of the same size beside it. --no-run only writes it."""
 
@@ -198,14 +199,21 @@ def _runner(path: Path) -> tuple[Callable[[Tensor], Tensor], str] | None:
     """What runs a file, and its name; None where onnxruntime is not installed."""
     import torch
 
+    import convary
+
     if path.suffix == ".pt2":
         return torch.export.load(path).module(), "torch"
     try:
+        import onnx
         import onnxruntime
     except ModuleNotFoundError:
         return None
+    from convary._custom_ops import DOMAIN
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    if any(opset.domain == DOMAIN for opset in onnx.load(path, load_external_data=False).opset_import):
+        options.register_custom_ops_library(convary.custom_ops_library())
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), "onnxruntime"

@@ -140,7 +140,7 @@ def run(op: Op, arguments: Arguments) -> Tensor:
     """
     tensors, x = arguments.tensors(), arguments[0]
     if is_traced(x, arguments[1]):
-        if _keeps_native(op, arguments):
+        if _listener.get() is None and _keeps_native(op, arguments):
             return op.strategies["native"].run(*arguments)
         arguments = arguments.check()
         problem = pose(arguments)
@@ -247,7 +247,7 @@ def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
 
 def _reason(op: Op, problem: Problem, name: str) -> str:
     """What a recorded strategy does, and why no earlier portable one was taken."""
-    if forced.get() is not None:
+    if forced.get() is not None or not op.strategies[name].portable:
         return f"{op.strategies[name].how}; asked for"
     portable = (other for other, entry in op.strategies.items() if entry.portable)
     refused = itertools.takewhile(lambda other: other != name, portable)

@@ -11,6 +11,7 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 PLAIN = (Tensor, torch.nn.Parameter)
 forced: ContextVar[str | None] = ContextVar("convary_strategy", default=None)  # set by ``ops.strategy``
+kept: ContextVar[bool] = ContextVar("convary_kept", default=False)  # an export may hold convary's own operators
 
 
 def is_traced(*tensors: Tensor) -> bool:
@@ -41,6 +42,8 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 def is_portable() -> bool:
     """Whether the graph being recorded may run elsewhere (export, jit.trace): it keeps to torch's own operations."""
+    if kept.get():
+        return False
     if not torch.compiler.is_compiling():
         return True
     return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()  # torch 2.7

@@ -39,6 +39,7 @@ class Library:
     """The loaded library.
 
     Attributes:
+        path: Its file.
         isa: The instruction set that it picked.
         isas: Those that it could have picked.
         entries: Its functions by their names in C, without ``convary_`` and ``_f32``; each answers an error code.
@@ -46,6 +47,7 @@ class Library:
         alone: Why it runs on the calling thread alone, or None where it has torch's threads.
     """
 
+    path: str
     isa: str
     isas: tuple[str, ...]
     entries: Mapping[str, Callable[..., int]]
@@ -134,10 +136,10 @@ def _open() -> Library | str:
         return f"{path} could not be loaded: {error}"
     if version != ABI_VERSION:
         return f"{path} has ABI version {version} but {ABI_VERSION} is wanted; reinstall convary"
-    return _bind(handle, _torch_parallel_for())
+    return _bind(path, handle, _torch_parallel_for())
 
 
-def _bind(handle: ctypes.CDLL, parallel_for: int | str) -> Library | str:
+def _bind(path: Path, handle: ctypes.CDLL, parallel_for: int | str) -> Library | str:
     """Declare the C signatures (csrc/convary.h) and hand over torch's threads, if there is a way to them."""
     for name in ("convary_cpu_isa", "convary_isas", "convary_error_text"):
         getattr(handle, name).restype = ctypes.c_char_p
@@ -155,6 +157,7 @@ def _bind(handle: ctypes.CDLL, parallel_for: int | str) -> Library | str:
     alone = parallel_for if isinstance(parallel_for, str) else None
     handle.convary_set_parallel_for(None if alone else parallel_for)
     return Library(
+        path=str(path),
         isa=picked.decode(),
         isas=tuple(names.split(",")),
         entries=entries,

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""convary's native kernels as operators of an ONNX file, which csrc/onnxruntime gives to onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from convary.ops.native.router import ACTIVATIONS, PIECES
+from convary.ops.pixel.window import BORDERS
+
+DOMAIN = "convary"
+_GEOMETRY = {"stride": "INTS", "padding": "INTS", "dilation": "INTS", "groups": "INT"}
+_WINDOW = {
+    **dict.fromkeys(("kernel_size", "stride", "padding", "dilation"), "INTS"),
+    **dict.fromkeys(("border", "interleaved", "scale_factor"), "INT"),
+}
+
+
+def translations() -> dict[Callable, Callable]:
+    """What writes each operator of a recorded program, for ``torch.onnx.export``."""
+    mixed = _node("MixedConv", ["x", "bank"], ["kernel", "filter", "channel", "tap", "bias"], _GEOMETRY)
+    sample = _node("SampleConv", ["x", "weight"], ["index", "bias"], _GEOMETRY)
+    pixel = _node("PixelConv", ["x", "weight"], [], _WINDOW)
+    norm = ["mean", "variance", "gain", "shift"]
+    routed = _node(
+        "Route",
+        ["x"],
+        ["squeeze", "squeeze_bias", *norm, "last", "last_bias", "temperature"],
+        {"pieces": "INTS", "gates": "INT", "rest": "INT", "epsilon": "FLOAT"},
+        outputs=PIECES,
+    )
+
+    def mixed_conv(x, bank, kernel, filter, channel, tap, bias, *settings):
+        tensors = (x, bank, kernel, filter, channel, tap, bias)
+        return mixed(*tensors, **dict(zip(_GEOMETRY, settings, strict=True)))
+
+    def sample_conv(x, weight, index, bias, *settings):
+        return sample(x, weight, index, bias, **dict(zip(_GEOMETRY, settings, strict=True)))
+
+    def pixel_conv(x, weight, kernel_size, stride, padding, dilation, border, group_order, scale_factor):
+        kind = (BORDERS.index(border), int(group_order == "interleaved"), scale_factor)
+        window = zip(_WINDOW, (kernel_size, stride, padding, dilation, *kind), strict=True)
+        return pixel(x, weight, **dict(window))
+
+    def route(x, *layers):
+        *tensors, epsilon, pieces, gates, rest = layers
+        all_pieces = [*pieces, *[0] * (PIECES - len(pieces))]
+        answer = routed(x, *tensors, pieces=all_pieces, gates=gates, rest=ACTIVATIONS[rest], epsilon=epsilon)
+        return list(answer[: len(pieces)])
+
+    operators = torch.ops.convary
+    return {
+        operators.mixed_conv_forward.default: mixed_conv,
+        operators.sample_conv_forward.default: sample_conv,
+        operators.pixel_conv_forward.default: pixel_conv,
+        operators.route.default: route,
+    }
+
+
+def spare_reshapes(graph: Any) -> None:
+    """Hand factors (B, n) that all kernels share to the operators as they are, without the axis of one kernel."""
+    for node in graph:
+        if node.domain != DOMAIN:
+            continue
+        for i, value in enumerate(node.inputs):
+            producer = None if value is None else value.producer()
+            if producer is not None and producer.op_type == "Reshape" and _adds_an_axis(producer):
+                node.replace_input_with(i, producer.inputs[0])
+
+
+def _adds_an_axis(reshape: Any) -> bool:
+    before, after = reshape.inputs[0].shape, reshape.outputs[0].shape
+    return before is not None and after is not None and [*after] == [before[0], 1, *before[1:]] and len(before) == 2
+
+
+def _node(
+    name: str, tensors: list[str], optional: list[str], attributes: Mapping[str, str], outputs: int = 1
+) -> Callable[..., Any]:
+    """What writes a node: of its tensors, those that may be None, and its attributes with their types."""
+    from onnx.defs import OpSchema
+    from onnxscript import values
+
+    formal, maybe = OpSchema.FormalParameter, OpSchema.FormalParameterOption.Optional
+    types = {"index": "tensor(int64)"}
+    given = [formal(t, "tensor(float)") for t in tensors]
+    given += [formal(t, types.get(t, "tensor(float)"), param_option=maybe) for t in optional]
+    answers = [formal("y" if outputs == 1 else f"y{i}", "tensor(float)") for i in range(outputs)]
+    schema = OpSchema(
+        name, DOMAIN, 1, inputs=given, outputs=answers,
+        attributes=[OpSchema.Attribute(key, OpSchema.AttrType[kind]) for key, kind in attributes.items()],
+    )  # fmt: skip
+    return values.Op(values.Opset(DOMAIN, 1), name, schema)
