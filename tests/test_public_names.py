@@ -23,8 +23,8 @@ Involution Involution2d KernelWarehouse KernelWarehouse1d KernelWarehouse2d Kern
 LayerDiagnosis MaskHead MethodConfig MixedLinear NativeWarning ODConv ODConv1d ODConv2d ODConv3d Plan PlanRow ShapeError
 StrategyError Summary TemperatureAnnealing TemperatureWarning WeightNet WeightNet1d WeightNet2d WeightNet3d __version__
 anneal config_from_json convert custom_ops_library diagnose export export_forms fold fold_norms freeze_routing
-integrations load load_released mask_logits method ops param_groups plan recipe reconvert released_state routing save set_temperature
-share_warehouse split_params summary where
+integrations load load_released mask_logits method ops param_groups plan recipe reconvert released_state routing save
+set_temperature share_warehouse split_params summary where
 """.split()
 OPS = """
 Coefficients Explanation Tuned autotune explain mix_bias mix_kernels mixed_conv pixel_conv sample_conv strategies

@@ -90,6 +90,6 @@ def _node(
     answers = [formal("y" if outputs == 1 else f"y{i}", "tensor(float)") for i in range(outputs)]
     schema = OpSchema(
         name, DOMAIN, 1, inputs=given, outputs=answers,
-        attributes=[OpSchema.Attribute(key, OpSchema.AttrType[kind]) for key, kind in attributes.items()],
+        attributes=[OpSchema.Attribute(key, getattr(OpSchema.AttrType, kind)) for key, kind in attributes.items()],
     )  # fmt: skip
     return values.Op(values.Opset(DOMAIN, 1), name, schema)

@@ -23,8 +23,9 @@ from convary.errors import ConfigError, DtypeError, ExportError, StrategyError, 
 from convary.extras import require
 from convary.files import check_target, staged
 from convary.nn import Router, hooked
-from convary.ops import tracing
+from convary.ops import native, tracing
 from convary.ops.dispatch import listening
+from convary.ops.native import library
 
 Strategy = Literal["auto", "grouped", "outputs", "bmm"]
 Runtime = Literal["any", "onnxruntime", "convary"]
@@ -117,7 +118,7 @@ def _keeping_operators(kept: bool, strategy: str) -> Iterator[None]:
     """Let the program that is recorded inside hold convary's operators."""
     if kept and strategy != "auto":
         raise ConfigError(f"runtime='convary' keeps the native kernels, so strategy must be 'auto'; got {strategy!r}")
-    if kept and (absent := ops.native.available()) is not None:
+    if kept and (absent := native.available()) is not None:
         raise ConfigError(f"runtime='convary' wants the native kernels, which are absent: {absent}")
     token = tracing.kept.set(kept)
     try:
@@ -138,7 +139,7 @@ def custom_ops_library() -> str:
     >>> custom_ops_library().rpartition(".")[2] in ("so", "dll")
     True
     """
-    return ops.native.library.loaded().path
+    return library.loaded().path
 
 
 def _inputs(model: nn.Module, example: Any) -> tuple[Tensor, ...]:
