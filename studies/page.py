@@ -79,6 +79,23 @@ class Page:
             row += [f"{arm.ratio('macs'):.2f}", f"{arm.ratio('params'):.1f}", *_cost(arm), _rate(arm)]
         return table(head, rows)
 
+    def variants(self, method: str, *blocks: str) -> str:
+        """Markdown: a method as published and its variants, each beside static and beside that method.
+
+        Args:
+            method: Its name in the block s2-papers.
+            blocks: Whose networks, those that are not there left out.
+        """
+        whole = self.arm("s2-papers", method)
+        arms = [arm for block in blocks for arm in self.blocks.get(block, []) if arm.name.startswith(method)]
+        head = ["network", "top-1 %", "gap to static", f"gap to {whole.entry['title']}", "multiply-adds", "parameters"]
+        rows = [
+            [arm.entry["title"], _mean(arm.tops), said(arm.gap()), said(arm.gap(whole)) if arm is not whole else ""]
+            + [f"{arm.ratio('macs'):.2f}", f"{arm.ratio('params'):.1f}"]
+            for arm in [whole, *arms]
+        ]
+        return table(head, rows)
+
     def equal(self, *blocks: str) -> str:
         """Markdown: the gap of every dynamic network to a static one of the same cost, for each kind of cost.
 
@@ -109,7 +126,8 @@ class Page:
 
     def edges(self) -> str:
         """The networks whose best learning rate lies at an edge of those that were tried."""
-        found = [arm.entry["title"] for arms in self.blocks.values() for arm in arms if arm.entry["lr"]["at_edge"]]
+        arms = (arm for arms in self.blocks.values() for arm in arms if len(arm.tops) > 1)  # S1 asks for no more
+        found = [arm.entry["title"] for arm in arms if arm.entry["lr"]["at_edge"]]
         return "; ".join(dict.fromkeys(found)) or "none"
 
     def seeds(self, block: str) -> str:
@@ -136,7 +154,8 @@ class Page:
 
 
 def _mean(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
 
 
 def _tried(entry: dict[str, Any]) -> str:
