@@ -27,6 +27,8 @@ EXAMPLES = {
     "predict": (
         ("hdfnet photo.jpg", "the run in runs/hdfnet; the depth is photo_depth.png"),
         ("runs/mine street.jpg square.jpg", "another run"),
+        ("runs/mine/odconv/seed-0/checkpoint.pt cat.jpg", "its class, by a network of convary compare"),
+        ("model.onnx cat.jpg", "by what convary export made of that network"),
     ),
     "convert": (
         ("--model torchvision:resnet18 --method odconv --out model.pt", "with torchvision's weights"),

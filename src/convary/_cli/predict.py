@@ -25,7 +25,8 @@ class Predict:
 
     system: Positional[str]
     """A system of convary train, taken from the folder runs/SYSTEM; or the folder that it was trained into; or a
-    classifier of convary compare, OUT/METHOD/seed-N/checkpoint.pt."""
+    classifier: OUT/METHOD/seed-N/checkpoint.pt of convary compare, or the .onnx or .pt2 that convary export made of
+    it."""
     files: Positional[tuple[Path, ...]]
     """Photographs; for dfn-video and dfn-moving-mnist videos. hdfnet looks for the depth of NAME.jpg in NAME_depth.png
     beside it, or in a folder called depth beside its folder."""
@@ -108,7 +109,7 @@ def _folder(system: str) -> Path:
         hint = f"run convary train {system}" if system in SYSTEMS else f"or give a system: {', '.join(SYSTEMS)}"
         raise ConfigError(
             f"there is no folder {folder} of a trained system; give one that has a checkpoint.pt, {hint}; "
-            "or a classifier of convary compare, OUT/METHOD/seed-N/checkpoint.pt"
+            "or a classifier: OUT/METHOD/seed-N/checkpoint.pt of convary compare, or what convary export made of it"
         )
     return folder
 
