@@ -147,11 +147,33 @@ def test_help_of_each_command(run, command):
 
 def test_help_of_compare_shows_every_field_with_its_real_default(run):
     _, out, _ = run("compare", "--help")
-    flat = re.sub(r"[\s│]+", " ", out)
     for field in dataclasses.fields(CompareConfig):
-        assert f"--{field.name.replace('_', '-')}" in out
-        if isinstance(field.default, int | float | str):
-            assert f"(default: {field.default})" in flat
+        flag = rf"  --{field.name.replace('_', '-')}\b"
+        said = " ".join(re.search(rf"{flag}.*?(?=\n  --|\n\n)", out, re.DOTALL)[0].split())
+        if isinstance(field.default, bool):
+            assert (f"--no-{field.name}" in said) == said.endswith("(default: on)") == field.default
+        elif isinstance(field.default, int | float | str):
+            assert said.endswith(f"(default: {field.default})")
+        elif field.default in (None, ()):
+            assert "default:" not in said
+
+
+def test_help_of_compare_begins_with_what_a_newcomer_needs(run):
+    _, out, _ = run("compare", "--help")
+    flags = re.findall(r"^  --([\w-]+)", out, re.MULTILINE)
+    assert flags[:8] == ["data", "model", "methods", "where", "epochs", "seeds", "lr", "out"]
+    titles = ["what to compare", "training", "large and published trainings", "machine, files and watching", "examples"]
+    assert re.findall(r"^(\w[^:\n]*):$", out, re.MULTILINE) == titles
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", sorted({*cli.COMMANDS} - {"train", "bench"}))
+def test_help_fits_the_terminal(run, monkeypatch, columns, command):
+    """All but the examples, which are for copying. Types are words of people."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = run(command, "--help")[1].partition("examples:")[0]
+    assert max(map(len, text.splitlines())) <= min(columns, 100)
+    assert "STR" not in text and "None" not in text and "[INT [INT" not in text
 
 
 @pytest.mark.parametrize("op", ["mixed_conv", "sample_conv", "pixel_conv"])
@@ -273,7 +295,7 @@ WRONG = [
     ("eval {tmp}/none.pt --batch-size 0", "--batch-size must be at least 1"),
     ("explain stray", "stray"),
     ("eval {tmp}/none.pt", "no checkpoint {tmp}/none.pt"),
-    ("eval", "Missing from convary eval: PATH"),
+    ("eval", "Missing from convary eval: CHECKPOINT"),
     ("data fashion-mnist-mni", "did you mean 'fashion-mnist-mini'?"),
 ]
 

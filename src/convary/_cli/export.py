@@ -43,7 +43,7 @@ class Export:
     model: str | None = None
     """Instead of FILE: torchvision:NAME or timm:NAME."""
     method: str | None = None
-    """Makes that model dynamic: condconv, dyconv, ... None exports it as it is."""
+    """Makes that model dynamic: condconv, dyconv, ... Without it the model is exported as it is."""
     weights: str = "pretrained"
     """Of that model. pretrained: the library's own, downloaded. random: untrained. Or a FILE: a state dict."""
     where: str = "paper"
@@ -52,9 +52,9 @@ class Export:
     """How dynamic layers are written. auto: grouped for a fixed batch, else bmm. grouped: a convolution with the mixed
     kernel. bmm: unfolded features, for any batch. outputs: constant weights, K times the arithmetic; for int8."""
     shape: tuple[int, int, int] | None = None
-    """Channels, height and width of an image; None is what compare tested on, or 3 224 224."""
+    """Channels, height and width of an image; by default what compare tested on, or 3 224 224."""
     dynamic: tuple[int, ...] | None = None
-    """Axes of the input whose size may change; None is all but the channels. --dynamic 0: the batch only."""
+    """Axes of the input whose size may change; by default all but the channels. --dynamic 0: the batch only."""
     image: bool = False
     """For one image of this shape at a time: nothing may change, and the dynamic layers are ordinary convolutions."""
     runtime: Literal["any", "onnxruntime"] = "any"

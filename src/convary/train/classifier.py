@@ -33,6 +33,8 @@ class Classifier:
             normalised.
     """
 
+    format: PhotoFormat
+
     def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
         path = Path(path)
         read = _exported if path.suffix in SUFFIXES else _trained
