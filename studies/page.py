@@ -90,8 +90,11 @@ class Page:
         arms = [arm for block in blocks for arm in self.blocks.get(block, []) if arm.name.startswith(method)]
         head = ["network", "top-1 %", "gap to static", f"gap to {whole.entry['title']}", "multiply-adds", "parameters"]
         rows = [
-            [arm.entry["title"], _mean(arm.tops), said(arm.gap()), said(arm.gap(whole)) if arm is not whole else ""]
-            + [f"{arm.ratio('macs'):.2f}", f"{arm.ratio('params'):.1f}"]
+            [
+                *(arm.entry["title"], _mean(arm.tops), said(arm.gap())),
+                said(arm.gap(whole)) if arm is not whole else "",
+                *(f"{arm.ratio('macs'):.2f}", f"{arm.ratio('params'):.1f}"),
+            ]
             for arm in [whole, *arms]
         ]
         return table(head, rows)

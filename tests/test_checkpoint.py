@@ -65,7 +65,7 @@ def test_what_load_refuses(model, tmp_path):
         "half.pt": "truncated",
         "half.safetensors": "truncated",
         "bare.pt": r"holds no recipe.*convary.save\(model, path\)",
-        "compared.pt": r"is a convary checkpoint without a recipe; .*convary.train.load_model\(path\)",
+        "compared.pt": r"is a convary checkpoint without a recipe; .*convary.models.restore\(path\)",
         "trained.pt": r"is a convary system checkpoint without a recipe; .*convary predict",
         "pickle.pt": "nothing in it was executed",
         "unfit.pt": "does not fit Net: .* is missing",

@@ -34,6 +34,7 @@ from convary._cli.help import EXAMPLES
 from convary._cli.parse import parse
 from convary.data import load as load_data
 from convary.data.image import read_image
+from convary.data.photo_format import KEY
 from convary.errors import ConfigError, ConvaryError
 from convary.extras import command
 from convary.nn import DynamicLayer
@@ -41,6 +42,7 @@ from convary.ops.cost import measured
 from convary.selector import SELECTORS, selector
 from convary.systems import SYSTEMS, config_of
 from convary.train import CompareConfig, load_model
+from convary.train.classifier import Classifier
 
 SOURCE = Path(convary.__file__).parents[1]
 
@@ -145,11 +147,33 @@ def test_help_of_each_command(run, command):
 
 def test_help_of_compare_shows_every_field_with_its_real_default(run):
     _, out, _ = run("compare", "--help")
-    flat = re.sub(r"[\s│]+", " ", out)
     for field in dataclasses.fields(CompareConfig):
-        assert f"--{field.name.replace('_', '-')}" in out
-        if isinstance(field.default, int | float | str):
-            assert f"(default: {field.default})" in flat
+        flag = rf"  --{field.name.replace('_', '-')}\b"
+        said = " ".join(re.search(rf"{flag}.*?(?=\n  --|\n\n)", out, re.DOTALL)[0].split())
+        if isinstance(field.default, bool):
+            assert (f"--no-{field.name}" in said) == said.endswith("(default: on)") == field.default
+        elif isinstance(field.default, int | float | str):
+            assert said.endswith(f"(default: {field.default})")
+        elif field.default in (None, ()):
+            assert "default:" not in said
+
+
+def test_help_of_compare_begins_with_what_a_newcomer_needs(run):
+    _, out, _ = run("compare", "--help")
+    flags = re.findall(r"^  --([\w-]+)", out, re.MULTILINE)
+    assert flags[:8] == ["data", "model", "methods", "where", "epochs", "seeds", "lr", "out"]
+    titles = ["what to compare", "training", "large and published trainings", "machine, files and watching", "examples"]
+    assert re.findall(r"^(\w[^:\n]*):$", out, re.MULTILINE) == titles
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", sorted({*cli.COMMANDS} - {"train", "bench"}))
+def test_help_fits_the_terminal(run, monkeypatch, columns, command):
+    """All but the examples, which are for copying. Types are words of people."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = run(command, "--help")[1].partition("examples:")[0]
+    assert max(map(len, text.splitlines())) <= min(columns, 100)
+    assert "STR" not in text and "None" not in text and "[INT [INT" not in text
 
 
 @pytest.mark.parametrize("op", ["mixed_conv", "sample_conv", "pixel_conv"])
@@ -271,7 +295,7 @@ WRONG = [
     ("eval {tmp}/none.pt --batch-size 0", "--batch-size must be at least 1"),
     ("explain stray", "stray"),
     ("eval {tmp}/none.pt", "no checkpoint {tmp}/none.pt"),
-    ("eval", "Missing from convary eval: PATH"),
+    ("eval", "Missing from convary eval: CHECKPOINT"),
     ("data fashion-mnist-mni", "did you mean 'fashion-mnist-mini'?"),
 ]
 
@@ -516,12 +540,19 @@ def test_eval_prints_top1_and_classes(run, finished):
     assert "dark" in said
 
 
-def test_load_model_takes_a_path_as_text(finished):
-    path = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
-    with pytest.raises(convary.CheckpointError, match=r"compare wrote it: read it with convary\.train\.load_model"):
-        models.restore(str(path))
-    model = load_model(str(path))
-    assert not model.training and any(isinstance(m, DynamicLayer) for m in model.modules())
+@pytest.mark.parametrize("name", ["static", "dyconv"])
+def test_restore_reads_what_compare_trained(finished, name, images):
+    """By a path as text too; it gives the accuracy that was measured."""
+    path = finished[0] / name / "seed-0" / "checkpoint.pt"
+    model, data = models.restore(str(path)), load_data(f"folder:{images}", image_size=16)
+    assert not model.training and any(isinstance(m, DynamicLayer) for m in model.modules()) == (name == "dyconv")
+    results = json.loads((finished[0] / "results.json").read_text())["methods"]
+    with torch.no_grad():
+        scores = model(data.normalise(data.test.batch(torch.arange(len(data.test.labels)))))
+    top1 = 100 * (scores.argmax(1) == data.test.labels).float().mean()
+    assert top1 == pytest.approx(next(method["top1"]["mean"] for method in results if method["name"] == name))
+    for again in (load_model(str(path)), load_model(path)):
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
 def test_few_test_images_are_called_few(run, finished):
@@ -551,6 +582,56 @@ def test_predict_says_the_classes_of_photographs(run, finished, images):
     assert code == 2 and "has several classifiers; give one, such as" in err and "seed-0/checkpoint.pt" in err
     code, _, err = run("predict", out / "dyconv", out / "results.json", "--cpu")
     assert code == 2 and "results.json is not a readable image" in one_line(err)
+
+
+EXPORTED = {
+    "any.onnx": ["--dynamic", "0"],
+    "one.onnx": ["--image"],
+    "two.onnx": ["--dynamic"],  # of two images at a time, and no other number
+    "any.pt2": ["--dynamic", "0"],
+    "two.pt2": ["--dynamic"],
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_predict_says_the_same_by_an_exported_file(run, finished, images, tmp_path, name):
+    checkpoint = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxruntime")
+    out = tmp_path / name
+    code, told, _ = run("export", checkpoint, "--out", out, "--no-run", *EXPORTED[name])
+    assert code == 0 and f"it knows its 2 classes: convary predict {out} PHOTO..." in " ".join(told.split())
+    photos = [images / "test" / kind / "1.png" for kind in ("dark", "bright")]
+    want, got = (run("predict", file, *photos, "--cpu") for file in (checkpoint, out))
+    assert got == want and got[0] == 0
+
+
+def test_an_exported_file_of_other_images_says_their_size(run, finished, images, tmp_path):
+    words = ("--no-run", "--image", finished[0] / "static" / "seed-0" / "checkpoint.pt")
+    assert run("export", *words, "--shape", 3, 32, 32, "--out", tmp_path / "large.pt2")[0] == 0
+    assert Classifier(tmp_path / "large.pt2").format.shape == (3, 32, 32)
+    assert run("predict", tmp_path / "large.pt2", images / "test" / "dark" / "1.png", "--cpu")[0] == 0
+    told = run("export", *words, "--shape", 3, 32, 16, "--out", tmp_path / "long.pt2")[1]
+    assert "photographs are seen as squares, which --shape is not" in " ".join(told.split())
+    with pytest.raises(convary.CheckpointError, match="does not say its classes"):
+        Classifier(tmp_path / "long.pt2")
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_predict_of_a_file_that_says_no_classes(run, images, tmp_path, suffix):
+    photo, net = images / "test" / "dark" / "1.png", torch.nn.Flatten()
+    broken, bare, odd = (tmp_path / f"{name}.{suffix}" for name in ("broken", "bare", "odd"))
+    broken.write_text("no network")
+    convary.export(net, (1, 3, 4, 4), bare, dynamic=())
+    convary.export(net, (1, 3, 4, 4), odd, dynamic=(), notes={KEY: "{}"})
+    wanted = {
+        broken: f"{broken} can't be read as .{suffix}: .*; export it again",
+        bare: f"{bare} does not say its classes; export it from a checkpoint of convary compare, or with convary",
+        odd: "'{}' does not say how photographs are read; export the file again",
+    }
+    for file, message in wanted.items():
+        code, told, err = run("predict", file, photo, "--cpu")
+        assert (code, told) == (2, "") and re.search(message, one_line(err))
 
 
 def test_few_photos_to_test_on_are_told_with_the_way_to_more(run, tmp_path):
@@ -685,15 +766,17 @@ def test_what_restore_refuses(run, tmp_path):
     made = content["recipe"]
     torch.save(content | {"recipe": made | {"version": 9}}, tmp_path / "newer.pt")
     torch.save({"recipe": made, "state_dict": content["state_dict"]}, tmp_path / "nameless.pt")
-    compared = {"format": "convary checkpoint", "recipe": made, "model": content["state_dict"]}
+    compared = {"format": "convary checkpoint", "version": 2, "recipe": made, "model": content["state_dict"]}
     torch.save(compared, tmp_path / "compared.pt")
+    torch.save({"format": "convary system checkpoint", "model": content["state_dict"]}, tmp_path / "system.pt")
     torch.save({"a": 1}, tmp_path / "foreign.pt")
     (tmp_path / "half.pt").write_bytes(good.read_bytes()[:1000])
     torch.save(content | {"recipe": made | {"layers": dict(list(made["layers"].items())[:-1])}}, tmp_path / "unfit.pt")
     refused = {
         "newer.pt": "the recipe has version 9",
         "nameless.pt": "does not say which network.*convary.load",
-        "compared.pt": "convary compare wrote it: read it with convary.train.load_model",
+        "compared.pt": "has version 2, this convary reads 1",
+        "system.pt": "convary train wrote it: draw with convary predict",
         "foreign.pt": "holds no recipe.*write it with convary.save",
         "half.pt": "truncated",
         "none.pt": "there is no file",
@@ -755,6 +838,10 @@ def test_export_tells_of_a_hot_router(run, tmp_path):
         ("{tmp}/none.pt --method odconv", "none.pt says itself what it is"),
         ("{tmp}/none.pt", "there is no file {tmp}/none.pt"),
         ("{tmp}/text.pt", "text.pt is truncated or no checkpoint"),
+        (
+            "--model timm:test_byobnet --weights random --dynamic 4",
+            "--dynamic takes axes of the input, 0 to 3; got (4,)",
+        ),
         ("--model timm:test_byobnt", "did you mean"),
         ("--model timm:test_byobnet --weights random --method odconf", "did you mean 'odconv'?"),
         ("--model timm:test_byobnet --weights random --strategy loop", "invalid choice 'loop'"),

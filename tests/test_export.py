@@ -10,6 +10,7 @@ from torch import nn
 
 import convary as cv
 from convary import METHODS
+from convary._exported import note
 from convary.methods.cgc import GateRouter
 from tests.nets import Net, all_but_one_slow, dynamic_net, excite, onnx_session
 
@@ -142,7 +143,7 @@ def test_only_onnx_files_are_made_for_onnxruntime(tmp_path):
     layer, x = cv.CondConv2d(16, 16, 3), torch.randn(1, 16, 6, 6)
     with pytest.raises(cv.ConfigError, match=r"runtime='onnxruntime' is for .onnx files; got .*model.pt2"):
         cv.export(layer, x, tmp_path / "model.pt2", dynamic=(), runtime="onnxruntime")
-    with pytest.raises(cv.ConfigError, match="one of any, onnxruntime; got 'openvino'"):
+    with pytest.raises(cv.ConfigError, match="one of any, onnxruntime, convary; got 'openvino'"):
         cv.export(layer, x, tmp_path / "model.onnx", runtime="openvino")
 
 
@@ -313,3 +314,14 @@ def test_a_program_and_a_file_say_how_each_layer_was_written(tmp_path):
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "none", [], [])), tmp_path / "other.onnx")
     with pytest.raises(cv.ConfigError, match="says nothing of its dynamic layers"):
         cv.export_forms(tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.pt2"])
+def test_a_file_keeps_notes(tmp_path, name):
+    path = tmp_path / name
+    cv.export(cv.CondConv2d(3, 4, 3), (1, 3, 6, 6), path, dynamic=(), notes={"author": "José", "classes": '["a"]'})
+    assert (note(path, "author"), note(path, "classes"), note(path, "none")) == ("José", '["a"]', "")
+    assert len(cv.export_forms(path)) == 1
+    for wrong in ({"size": 3}, {3: "size"}, {"convary.forms": "[]"}):
+        with pytest.raises(cv.ConfigError, match="notes must be text by name, other than 'convary.forms'; got"):
+            cv.export(nn.ReLU(), (1, 3), notes=wrong)

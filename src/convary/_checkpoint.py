@@ -113,7 +113,7 @@ class Checkpoint:
 
 # What opens the checkpoints of trainings, by their format; see train.checkpoint.
 OPENERS = {
-    "convary checkpoint": "convary compare wrote it: read it with convary.train.load_model(path), or convary export it",
+    "convary checkpoint": "convary compare wrote it: read it with convary.models.restore(path), or convary export it",
     "convary system checkpoint": "convary train wrote it: draw with convary predict, or read it with "
     "convary.systems.trained.restored(folder)",
 }
@@ -125,10 +125,23 @@ def read(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: no such file, a truncated one, or one without a recipe.
     """
+    return converted(Path(path), *contents(path))
+
+
+def contents(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a .safetensors file by name, of another none; and whatever else is there.
+
+    Raises:
+        CheckpointError: no such file, or a truncated one.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; convary.save(model, path) writes one")
-    tensors, rest = _read_safetensors(path) if path.suffix == ".safetensors" else ({}, _read_pickle(path))
+    return _read_safetensors(path) if path.suffix == ".safetensors" else ({}, _read_pickle(path))
+
+
+def converted(path: Path, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Checkpoint:
+    """What the contents of a file are, which must have a recipe."""
     made = rest.pop("recipe", None)
     if not isinstance(made, Mapping):
         if (opener := OPENERS.get(str(rest.get("format")))) is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convary import ops
 from convary._blocked import block
+from convary._exported import SUFFIXES, note
 from convary._lean import lean
 from convary._onnx import to_onnx
 from convary._schedule import tempered_routers
@@ -29,7 +30,6 @@ from convary.ops.native import library
 
 Strategy = Literal["auto", "grouped", "outputs", "bmm"]
 Runtime = Literal["any", "onnxruntime", "convary"]
-SUFFIXES = (".onnx", ".pt2")
 FORMS = "convary.forms"  # the key of the metadata of a program and of a file
 
 
@@ -57,6 +57,7 @@ def export(
     strategy: Strategy = "auto",
     dynamic: Sequence[int] | None = None,
     runtime: Runtime = "any",
+    notes: Mapping[str, str] | None = None,
 ) -> torch.export.ExportedProgram:
     """Record a model in eval mode as a graph of plain torch operations, and write it as ONNX or as a torch program.
 
@@ -82,12 +83,14 @@ def export(
             than ``"any"``, which every runtime reads. ``"convary"`` keeps convary's native kernels, routers included,
             as operators, for any batch and size: a ``.pt2`` file then runs where convary is imported, an ONNX file in
             an onnxruntime that is given :func:`custom_ops_library`. In float32, in one or two dimensions.
+        notes: More to write into the file's metadata, by name. ``convary.data.DataSet.photo_format.notes()`` are the
+            classes and what a photograph must look like, for ``convary predict`` of the file.
 
     Returns:
         The recorded program. ``program.module()`` is callable.
 
     Raises:
-        ConfigError: an unknown strategy or runtime, or a path of another kind.
+        ConfigError: an unknown strategy or runtime, a path of another kind, or notes that are no text.
         ShapeError, DtypeError: the model can't take the example.
         ExportError: the target can't hold the model; says which operation of which layer, and what to choose instead.
         MissingExtraError: ONNX is asked for but not installed.
@@ -102,6 +105,7 @@ def export(
     """
     path = None if path is None else Path(path)
     _check_target(path, strategy, runtime)
+    _check_notes(notes or {})
     _warn_if_hot(model)
     inputs = _inputs(model, example)
     axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
@@ -109,7 +113,7 @@ def export(
         program = _record(model, inputs, axes, strategy)
     if path is not None:
         names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, axes, strict=True)))
-        _write(program, path, model, names, runtime)
+        _write(program, path, model, names, runtime, notes or {})
     return program
 
 
@@ -169,6 +173,12 @@ def _check_target(path: Path | None, strategy: str, runtime: str) -> None:
         require("convary.export to ONNX", "export", "onnx", "onnxscript")
 
 
+def _check_notes(notes: Mapping[str, str]) -> None:
+    for name, text in notes.items():
+        if not isinstance(name, str) or not isinstance(text, str) or name == FORMS:
+            raise ConfigError(f"notes must be text by name, other than {FORMS!r}; got {name!r}: {type(text).__name__}")
+
+
 def _record(
     model: nn.Module, inputs: tuple[Tensor, ...], axes: list[tuple[int, ...]], strategy: Strategy
 ) -> torch.export.ExportedProgram:
@@ -209,6 +219,7 @@ def export_forms(source: torch.export.ExportedProgram | str | Path) -> list[Expo
 
     Raises:
         ConfigError: a file that ``export`` did not write.
+        CheckpointError: a truncated file, or one of something else.
 
     >>> from convary import CondConv2d
     >>> layer = nn.Sequential(CondConv2d(3, 4, 3, experts=2))
@@ -218,15 +229,7 @@ def export_forms(source: torch.export.ExportedProgram | str | Path) -> list[Expo
     """
     if isinstance(source, torch.export.ExportedProgram):
         return source.graph_module.meta[FORMS]
-    if Path(source).suffix == ".onnx":
-        require("convary.export_forms of ONNX", "export", "onnx")
-        import onnx
-
-        held = {p.key: p.value for p in onnx.load(source, load_external_data=False).metadata_props}.get(FORMS)
-    else:
-        extra = {FORMS: ""}
-        torch.export.load(source, extra_files=extra)
-        held = extra[FORMS]
+    held = note(Path(source), FORMS)
     if not held:
         raise ConfigError(f"{str(source)!r} says nothing of its dynamic layers; convary.export writes that into a file")
     return [ExportForm(*row) for row in json.loads(held)]
@@ -267,19 +270,20 @@ def _write(
     model: nn.Module,
     names: tuple[dict[int, str], ...],
     runtime: Runtime,
+    notes: Mapping[str, str],
 ) -> None:
     """Large ONNX models are several files."""
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to; create it first")
-    forms = json.dumps(program.graph_module.meta[FORMS])
+    held = {**notes, FORMS: json.dumps(program.graph_module.meta[FORMS])}
     with staged(path) as target:
         if path.suffix == ".pt2":
-            torch.export.save(program, target, extra_files={FORMS: forms})
+            torch.export.save(program, target, extra_files=held)
         else:
             converted = to_onnx(program, type(model).__name__, names)
             if runtime == "onnxruntime":
                 block(converted.model)
-            converted.model.metadata_props[FORMS] = forms
+            converted.model.metadata_props.update(held)
             converted.save(str(target))
 
 

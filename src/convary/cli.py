@@ -27,7 +27,10 @@ COMMANDS = {
         "convary._cli.train",
         "Train a published system: DFN, DMNet, HDFNet, CondInst, or a detector on a dynamic backbone.",
     ),
-    "predict": ("convary._cli.predict", "Write pictures of what a system of train makes of your own photographs."),
+    "predict": (
+        "convary._cli.predict",
+        "Draw what a system of train makes of your files, or say the classes of photographs.",
+    ),
     "eval": ("convary._cli.evaluate", "Evaluate a checkpoint of compare: top-1, and per class."),
     "data": ("convary._cli.data", "List the data sets and whether they are here, or fetch one."),
 }

@@ -90,6 +90,15 @@ def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
     model.load_state_dict(dict(tensors))
 
 
+def load_weights(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Load a state dict that must fit exactly; raises CheckpointError naming ``path`` where it does not."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{path} does not fit the network that it describes: {reason}") from error
+
+
 def missing(names: Iterable[str], candidates: Collection[str]) -> list[str]:
     """One problem per tensor that a checkpoint lacks."""
     return [f"{name} is missing{nearest(name, candidates)}" for name in sorted(names)]

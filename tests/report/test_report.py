@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from convary import METHODS, report
 from convary.errors import ConvaryError, DataError
@@ -462,3 +463,23 @@ def test_results_that_break_the_schema_are_refused_by_place(synthetic, tmp_path,
     with pytest.raises(DataError, match=message):
         report.write(results, tmp_path / "report.html")
     assert not os.listdir(tmp_path)
+
+
+def test_a_curve_of_one_epoch_has_one_tick():
+    curve = [{"epoch": 1, "test_loss": 1.0, "train_loss": 1.5, "temperature": None}]
+    for epochs, ticks in ((1, [1]), (3, [1, 2, 3])):
+        method = {"seeds": [{"curve": [curve[0] | {"epoch": at + 1} for at in range(epochs)]}]}
+        panel = Figure().subplots()
+        figures._epochs(panel, [method])
+        low, high = panel.get_xlim()
+        assert [tick for tick in panel.get_xticks() if low <= tick <= high] == ticks
+
+
+def test_tiny_networks_keep_their_digits(html, synthetic):
+    """A layer of 518 parameters is not 0.000 millions."""
+    results = synthetic()
+    for method in results["methods"]:
+        method["params"], method["macs"] = 518, dict.fromkeys(method["macs"], 16)
+        method["latency"][0]["ms"] = 0.027
+    shown = Page(html(results)).text
+    assert "0.000518" in shown and "0.000016" in shown and "0.03 ms" in shown

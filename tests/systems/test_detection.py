@@ -78,7 +78,8 @@ def test_a_backbone_starts_from_a_file(tmp_path, source):
     elif source == "torchvision":
         torch.save(static.state_dict(), path)
     else:
-        from convary.train.checkpoint import Architecture, write_checkpoint
+        from convary.models.architecture import Architecture
+        from convary.train.checkpoint import write_checkpoint
 
         found = Architecture(
             model="torchvision:mobilenet_v2", num_classes=7, shape=(3, 32, 32), method=None, init="paper", seed=0

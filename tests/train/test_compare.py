@@ -11,8 +11,8 @@ import torch
 import convary as cv
 from convary.data import load
 from convary.errors import CheckpointError, ConfigError, DataError
+from convary.models.architecture import Architecture
 from convary.train import Progress, compare, evaluate, load_model, processes
-from convary.train.checkpoint import Architecture
 from convary.train.classification import Classification, Run, learning_rate
 from convary.train.training import Training
 

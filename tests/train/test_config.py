@@ -97,5 +97,5 @@ def test_identity_leaves_out_where_things_lie():
 def test_command_gives_the_same_config():
     assert CompareConfig(methods=("static", "odconv"), lr=(0.2,), cpu=True, out="a b").command() == (
         "convary compare --data fashion-mnist-mini --model mobilenet_v2_tiny --methods static odconv --epochs 3 "
-        "--seeds 1 --out 'a b' --lr 0.2 --cpu"
+        "--seeds 1 --lr 0.2 --out 'a b' --cpu"
     )

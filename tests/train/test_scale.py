@@ -137,7 +137,7 @@ def test_what_is_scored_is_the_average_and_eval_scores_the_same(scaled):
 
 
 def test_parts_of_a_step_add_up_to_the_whole(make_for, tmp_path, monkeypatch):
-    monkeypatch.setattr("convary.train.checkpoint.build", lambda *args: _no_norm())
+    monkeypatch.setattr("convary.models.architecture.build", lambda *args: _no_norm())
     one, parts = (
         read_checkpoint(checkpoint_path(config.out, "static", 0))["model"]
         for accumulate in (1, 3)

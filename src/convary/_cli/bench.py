@@ -34,11 +34,11 @@ class Layers:
     against: Literal["static", "grouped"] = "static"
     """static: the ordinary convolution of that size. grouped: the same dynamic one as released code runs it."""
     strategy: str | None = None
-    """Force a strategy; None is the automatic choice."""
+    """Force a strategy; by default the automatic choice."""
     seconds: float = 1.0
     """Time for each line; at least nine pairs are taken."""
     out: Path | None = None
-    """Folder to save the table to, as layers.json or layers-grouped.json; None only prints it."""
+    """Folder to save the table to, as layers.json or layers-grouped.json; by default it is only printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Models:
     seconds: float = 6.0
     """Time for each line; at least nine pairs are taken."""
     out: Path | None = None
-    """Folder to save the table to, as models.json, models-bf16.json or models-grouped.json; None only prints it."""
+    """Folder to save the table to, as models.json, models-bf16.json or models-grouped.json; without it printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Fit:
     check: bool = False
     """Fit nothing: say how often the costs in use choose well here."""
     out: Path | None = None
-    """The file; None is this machine's own, which convary reads from then on ($CONVARY_CACHE, ~/.cache/convary)."""
+    """The file; by default this machine's own, which convary reads from then on ($CONVARY_CACHE, ~/.cache/convary)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,4 +16,4 @@ class Data:
     name: Positional[str | None] = None
     """The set to fetch; leave it out for the list."""
     root: Path | None = None
-    """Data root; None is $CONVARY_DATA, or a folder in the user's cache."""
+    """Data root; by default $CONVARY_DATA, or a folder in the user's cache."""

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from convary._cli.console import plain_console, stages
 from convary._cli.parse import parse
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 class Eval:
     """Evaluate a checkpoint of convary compare on the test images: top-1, and per class."""
 
-    checkpoint: Positional[Path]
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """OUT/METHOD/seed-N/checkpoint.pt."""
     data: str | None = None
-    """A data set with the same classes; None is the one that the network was trained on."""
+    """A data set with the same classes; by default the one that the network was trained on."""
     root: Path | None = None
-    """Where data sets lie; None is $CONVARY_DATA, or a folder in your cache."""
+    """Where data sets lie; by default $CONVARY_DATA, or a folder in your cache."""
     batch_size: int = 100
     """Images at a time."""
     test_size: int | None = None

@@ -36,7 +36,7 @@ class Explain:
     stride: int = 1
     """Stride."""
     padding: int | None = None
-    """Zero padding; None is half the kernel, which keeps the size at stride 1."""
+    """Zero padding; by default half the kernel, which keeps the size at stride 1."""
     dilation: int = 1
     """Dilation."""
     training: bool = False

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,11 +16,13 @@ from convary._cli.console import plain_console
 from convary._cli.convert import network
 from convary._cli.options import method_name, parse_with_method
 from convary._cli.parse import parse
-from convary.errors import CheckpointError, ConfigError
+from convary.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from convary._exported import Exported
+    from convary.data.photo_format import PhotoFormat
     from convary.methods import MethodConfig
 
 
@@ -40,7 +43,7 @@ class Export:
     model: str | None = None
     """Instead of FILE: torchvision:NAME or timm:NAME."""
     method: str | None = None
-    """Makes that model dynamic: condconv, dyconv, ... None exports it as it is."""
+    """Makes that model dynamic: condconv, dyconv, ... Without it the model is exported as it is."""
     weights: str = "pretrained"
     """Of that model. pretrained: the library's own, downloaded. random: untrained. Or a FILE: a state dict."""
     where: str = "paper"
@@ -49,9 +52,9 @@ class Export:
     """How dynamic layers are written. auto: grouped for a fixed batch, else bmm. grouped: a convolution with the mixed
     kernel. bmm: unfolded features, for any batch. outputs: constant weights, K times the arithmetic; for int8."""
     shape: tuple[int, int, int] | None = None
-    """Channels, height and width of an image; None is what compare trained on, or 3 224 224."""
+    """Channels, height and width of an image; by default what compare tested on, or 3 224 224."""
     dynamic: tuple[int, ...] | None = None
-    """Axes of the input whose size may change; None is all but the channels. --dynamic 0: the batch only."""
+    """Axes of the input whose size may change; by default all but the channels. --dynamic 0: the batch only."""
     image: bool = False
     """For one image of this shape at a time: nothing may change, and the dynamic layers are ordinary convolutions."""
     runtime: Literal["any", "onnxruntime", "convary"] = "any"
@@ -68,72 +71,88 @@ def run(argv: Sequence[str]) -> int:
         flags = parse(Export, argv, "convary export")
     else:
         flags, config = parse_with_method(Export, argv, "convary export")
-    if min(flags.shape or (1,)) < 1:
-        raise ConfigError(f"--shape must be at least 1; got {flags.shape}")
-    if (flags.file is None) == (flags.model is None):
-        raise ConfigError("convary export wants FILE or --model, and not both; see convary export --help")
-    if flags.file is not None and config is not None:
-        raise ConfigError(f"--method goes with --model; {flags.file} says itself what it is")
-
+    _check(flags, config)
     import torch
     from rich.markup import escape
 
     import convary
 
-    model, shape = _built(flags, config)
+    source = _source(flags, config)
+    model, shape = source.model, flags.shape or source.shape
+    photos = _resized(source, shape)
+    notes = {} if photos is None else photos.notes()
     dynamic = () if flags.image else flags.dynamic
-    x = torch.randn(1 if flags.image else 2, *(flags.shape or shape), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1 if flags.image else 2, *shape, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", convary.TemperatureWarning)
-        if flags.image and flags.dynamic:
-            raise ConfigError(f"--image is for one image of one shape: --dynamic {flags.dynamic} can't go with it")
-        if any(not 0 <= axis < x.ndim for axis in flags.dynamic or ()):
-            raise ConfigError(f"--dynamic takes axes of the input, 0 to {x.ndim - 1}; got {flags.dynamic}")
-        convary.export(model, x, flags.out, strategy=flags.strategy, dynamic=dynamic, runtime=flags.runtime)
+        how = {"strategy": flags.strategy, "dynamic": dynamic, "runtime": flags.runtime, "notes": notes}
+        convary.export(model, x, flags.out, **how)
         x = x if dynamic is not None and 0 not in dynamic else x[:1]
         checked = [_checked(flags.out, model, x), _against_static(flags.out, model, x, dynamic)] if flags.run else []
     console = plain_console(soft_wrap=True)
-    for line in _forms(flags.out):
-        console.print(escape(line))
-    size = sum(
-        part.stat().st_size for part in (flags.out, flags.out.with_name(f"{flags.out.name}.data")) if part.exists()
-    )
-    console.print(f"wrote [bold]{escape(str(flags.out))}[/bold] ({size / 1024:,.0f} KiB){_nodes(flags.out)}")
-    for line in checked:
+    for line in (*_forms(flags.out), _written(flags.out), *checked, *_classes(flags.out, source, photos)):
         console.print(escape(line))
     for message in dict.fromkeys(str(warning.message) for warning in told):
         console.print(f"[yellow]note[/yellow]: {escape(message)}")
     return 0
 
 
-def _built(flags: Export, config: MethodConfig | None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The network in eval mode, and the shape of its images where nobody says another."""
+def _check(flags: Export, config: MethodConfig | None) -> None:
+    """Raise ConfigError for flags that don't go together."""
+    if min(flags.shape or (1,)) < 1:
+        raise ConfigError(f"--shape must be at least 1; got {flags.shape}")
+    if (flags.file is None) == (flags.model is None):
+        raise ConfigError("convary export wants FILE or --model, and not both; see convary export --help")
+    if flags.file is not None and config is not None:
+        raise ConfigError(f"--method goes with --model; {flags.file} says itself what it is")
+    if flags.image and flags.dynamic:
+        raise ConfigError(f"--image is for one image of one shape: --dynamic {flags.dynamic} can't go with it")
+    if any(not 0 <= axis < 4 for axis in flags.dynamic or ()):
+        raise ConfigError(f"--dynamic takes axes of the input, 0 to 3; got {flags.dynamic}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network in eval mode, and what is known of its images: a shape, or all that is said in the file."""
+
+    model: nn.Module
+    shape: tuple[int, int, int] = (3, 224, 224)
+    format: PhotoFormat | None = None
+
+
+def _source(flags: Export, config: MethodConfig | None) -> Source:
+    if flags.file is not None:
+        return _read(flags.file)
     import convary
     from convary.selector import selector
 
-    usual = (3, 224, 224)
-    if flags.file is not None:
-        return _read(flags.file, usual)
     model = network(str(flags.model), flags.weights).eval()
     if config is not None:
         model = convary.convert(model, config, selector(flags.where, config))
-    return model, usual
+    return Source(model)
 
 
-def _read(path: Path, usual: tuple[int, int, int]) -> tuple[nn.Module, tuple[int, int, int]]:
+def _read(path: Path) -> Source:
+    from convary._checkpoint import contents
     from convary.models import fold_excitation, restore
 
-    try:
-        return restore(path), usual
-    except CheckpointError as error:
-        from convary.train.checkpoint import load_model, read_checkpoint
+    model = fold_excitation(restore(path))
+    _, held = contents(path)
+    if "architecture" not in held:  # convary convert wrote it
+        return Source(model)
+    from convary.train.classifier import photo_format
 
-        try:
-            shape = read_checkpoint(path)["architecture"]["shape"]
-        except CheckpointError:
-            raise error from None
-        return fold_excitation(load_model(path)), tuple(shape)
+    found = photo_format(held)
+    return Source(model, tuple(held["architecture"]["shape"]) if found is None else found.shape, found)
+
+
+def _resized(source: Source, shape: tuple[int, int, int]) -> PhotoFormat | None:
+    """The format of photographs for a file of images of this shape; None where nobody knows, or they are no squares."""
+    found = source.format
+    if found is None or shape[0] != found.shape[0] or shape[1] != shape[2]:
+        return None
+    return dataclasses.replace(found, middle=dataclasses.replace(found.middle, size=shape[1]))
 
 
 def _forms(path: Path) -> Iterator[str]:
@@ -148,25 +167,34 @@ def _forms(path: Path) -> Iterator[str]:
         yield f"{len(layers):>4} x {strategy} ({op}): {reason}; {ends}"
 
 
-def _nodes(path: Path) -> str:
-    if path.suffix != ".onnx":
-        return ""
-    import onnx
+def _written(path: Path) -> str:
+    size = sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
+    nodes = ""
+    if path.suffix == ".onnx":
+        import onnx
 
-    return f", {len(onnx.load(path, load_external_data=False).graph.node)} nodes"
+        nodes = f", {len(onnx.load(path, load_external_data=False).graph.node)} nodes"
+    return f"wrote {path} ({size / 1024:,.0f} KiB){nodes}"
+
+
+def _classes(path: Path, source: Source, photos: PhotoFormat | None) -> Iterator[str]:
+    """Whether the file says the classes of photographs, where the network's own does."""
+    if photos is not None:
+        yield f"it knows its {len(photos.classes)} classes: convary predict {path} PHOTO..."
+    elif source.format is not None:
+        yield "it does not say its classes: photographs are seen as squares, which --shape is not"
 
 
 def _checked(path: Path, model: nn.Module, x: Tensor) -> str:
     """Runs the file on x; how far from the network's its output is, relative to the largest."""
     import torch
 
-    if (runner := _runner(path)) is None:
+    if (file := _opened(path)) is None:
         return "not run: onnxruntime is not installed"
-    run, by = runner
     with torch.no_grad():
-        want, got = model.eval()(x), run(x)
+        want, got = model.eval()(x), file.run(x)
     change = float((got - want).abs().max() / want.abs().max())
-    return f"run by {by} on {len(x)} image{'s' * (len(x) > 1)}: scores within {change:.1e} of the network's"
+    return f"run by {file.by} on {len(x)} image{'s' * (len(x) > 1)}: scores within {change:.1e} of the network's"
 
 
 def _against_static(path: Path, model: nn.Module, x: Tensor, dynamic: tuple[int, ...] | None) -> str:
@@ -184,36 +212,23 @@ def _against_static(path: Path, model: nn.Module, x: Tensor, dynamic: tuple[int,
     with tempfile.TemporaryDirectory() as folder:
         static = Path(folder) / path.name
         convary.export(convary.fold(model, [x]).model, x, static, dynamic=dynamic)
-        ours, base = _runner(path), _runner(static)
+        ours, base = _opened(path), _opened(static)
         if ours is None or base is None:
             return "not timed: onnxruntime is not installed"
         with torch.no_grad():
-            t = interleave(lambda: ours[0](x), lambda: base[0](x), seconds=3.0)
+            t = interleave(lambda: ours.run(x), lambda: base.run(x), seconds=3.0)
     return (
         f"{t.ms:.1f} ms, {t.ratio:.2f} times ({t.low:.2f} to {t.high:.2f}) the {t.base_ms:.1f} ms of the static "
         f"network's file"
     )
 
 
-def _runner(path: Path) -> tuple[Callable[[Tensor], Tensor], str] | None:
-    """What runs a file, and its name; None where onnxruntime is not installed."""
-    import torch
+def _opened(path: Path) -> Exported | None:
+    """What runs a file, by one thread; None where onnxruntime is not installed."""
+    from importlib.util import find_spec
 
-    import convary
+    from convary._exported import open_exported
 
-    if path.suffix == ".pt2":
-        return torch.export.load(path).module(), "torch"
-    try:
-        import onnx
-        import onnxruntime
-    except ModuleNotFoundError:
+    if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
         return None
-    from convary._custom_ops import DOMAIN
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    if any(opset.domain == DOMAIN for opset in onnx.load(path, load_external_data=False).opset_import):
-        options.register_custom_ops_library(convary.custom_ops_library())
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), "onnxruntime"
+    return open_exported(path, threads=1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import types
 import typing
-from pathlib import Path
 from typing import Any
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-_NAMES = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
+from convary._cli.usage import KINDS
+
 REGISTRY = ConstructorRegistry()
 
 EXAMPLES = {
@@ -27,6 +27,8 @@ EXAMPLES = {
     "predict": (
         ("hdfnet photo.jpg", "the run in runs/hdfnet; the depth is photo_depth.png"),
         ("runs/mine street.jpg square.jpg", "another run"),
+        ("runs/mine/odconv/seed-0/checkpoint.pt cat.jpg", "its class, by a network of convary compare"),
+        ("model.onnx cat.jpg", "by what convary export made of that network"),
     ),
     "convert": (
         ("--model torchvision:resnet18 --method odconv --out model.pt", "with torchvision's weights"),
@@ -66,10 +68,10 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     parts = typing.get_args(kinds[0]) or (kinds[0],)
     open_ended = parts[-1] is Ellipsis
     item = parts[0]
-    if item not in _NAMES or any(part not in (item, Ellipsis) for part in parts):
+    if item not in KINDS or any(part not in (item, Ellipsis) for part in parts):
         return None
     one = kinds[0] is item
-    names = f"[{_NAMES[item]} ...]" if open_ended else " ".join([_NAMES[item]] * len(parts))
+    names = f"[{KINDS[item]} ...]" if open_ended else " ".join([KINDS[item]] * len(parts))
     return PrimitiveConstructorSpec(
         nargs="*" if open_ended else len(parts),
         metavar=names,
@@ -80,7 +82,7 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def examples(prog: str) -> str:
-    """Commands to copy, under the help of ``prog``; empty where there are none."""
+    """Commands to copy, a line each under a title, for the help of ``prog``; empty where there are none."""
     lines = [(f"{prog} {words}".rstrip(), what) for words, what in EXAMPLES.get(prog.removeprefix("convary "), ())]
-    shown = [f"  {command}" + (f"   # {what}" if what else "") for command, what in lines]
+    shown = [text for command, what in lines for text in (*([f"  # {what}"] if what else []), f"  {command}")]
     return "\n".join(["examples:", *shown]) if lines else ""

@@ -30,7 +30,7 @@ def parse_with_method(flags: type[Flags], argv: Sequence[str], prog: str) -> tup
         raise SystemExit(0)
     from convary.methods import method
 
-    both = parse(_with_options(flags, type(method(name))), argv, prog, description="")
+    both = parse(_with_options(flags, type(method(name))), argv, prog)
     return both.own, both.config
 
 

@@ -13,37 +13,35 @@ from typing import Any, TypeVar
 import tyro
 
 from convary._cli.help import REGISTRY, examples
+from convary._cli.usage import help_text
 from convary.errors import ConfigError, nearest
 
 Flags = TypeVar("Flags")
 
 
-def parse(
-    flags: type[Flags], argv: Sequence[str], prog: str, *, description: str | None = None, default: Flags | None = None
-) -> Flags:
+def parse(flags: type[Flags], argv: Sequence[str], prog: str, *, default: Flags | None = None) -> Flags:
     """An instance of the dataclass ``flags`` from a command line.
 
     Args:
         flags: the dataclass; its fields are the flags, its defaults theirs.
         argv: the arguments after the command.
         prog: what the user typed before them, as in ``"convary compare"``.
-        description: shown by --help above the flags; by default the dataclass's own docstring.
         default: gives the flags that are not there; without one the dataclass's defaults do.
 
     Raises:
         ConfigError: an unknown flag (with the nearest name), a missing or an impossible value.
         SystemExit: with code 0, after --help.
     """
+    if wants_help(argv):
+        print("\n\n".join(filter(None, (help_text(flags, prog, default), examples(prog)))))
+        raise SystemExit(0)
     _check_names(flags, argv, prog)
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
             more: dict[str, Any] = {} if default is None else {"default": default}
-            return tyro.cli(flags, args=list(argv), prog=prog, description=description, registry=REGISTRY, **more)
+            return tyro.cli(flags, args=list(argv), prog=prog, registry=REGISTRY, **more)
     except SystemExit as stop:
-        if not stop.code:
-            print(examples(prog))
-            raise
         raise ConfigError(f"{_one_line(told.getvalue())}; see {prog} --help") from stop
 
 

@@ -33,9 +33,9 @@ class Plan:
     init: Literal["upcycle", "paper"] = "upcycle"
     """upcycle: the network computes what it did before. paper: every expert initialised on its own."""
     classes: int | None = None
-    """Classes of the classifier; None is what the authors of the network gave it, or 10 for the small ones."""
+    """Classes of the classifier; by default what the authors of the network gave it, or 10 for the small ones."""
     shape: tuple[int, int, int] | None = None
-    """Channels, height and width of an image; None is what the small networks are made for, or 3 224 224."""
+    """Channels, height and width of an image; by default what the small networks are made for, or 3 224 224."""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from convary._cli.console import link, plain_console, stages
 from convary._cli.parse import parse, wants_help
@@ -23,14 +24,15 @@ LIKELIEST = 3  # classes
 class Predict:
     """Write pictures of what a system of convary train makes of your files, or say the classes of your photographs."""
 
-    system: Positional[str]
+    system: Annotated[Positional[str], arg(metavar="SYSTEM")]
     """A system of convary train, taken from the folder runs/SYSTEM; or the folder that it was trained into; or a
-    classifier of convary compare, OUT/METHOD/seed-N/checkpoint.pt."""
-    files: Positional[tuple[Path, ...]]
+    classifier: OUT/METHOD/seed-N/checkpoint.pt of convary compare, or the .onnx or .pt2 that convary export made of
+    it."""
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE ...")]
     """Photographs; for dfn-video and dfn-moving-mnist videos. hdfnet looks for the depth of NAME.jpg in NAME_depth.png
     beside it, or in a folder called depth beside its folder."""
     out: Path | None = None
-    """Folder for the pictures, which are named as the files; None is predictions in the folder of the system."""
+    """Folder for the pictures, which are named as the files; by default predictions in the folder of the system."""
     cpu: bool = False
     """Stay on the CPU where there is an accelerator."""
 
@@ -108,7 +110,7 @@ def _folder(system: str) -> Path:
         hint = f"run convary train {system}" if system in SYSTEMS else f"or give a system: {', '.join(SYSTEMS)}"
         raise ConfigError(
             f"there is no folder {folder} of a trained system; give one that has a checkpoint.pt, {hint}; "
-            "or a classifier of convary compare, OUT/METHOD/seed-N/checkpoint.pt"
+            "or a classifier: OUT/METHOD/seed-N/checkpoint.pt of convary compare, or what convary export made of it"
         )
     return folder
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from convary.data.normalisation import normalised
+from convary.data.photo_format import PhotoFormat
 from convary.data.reading import Reading
 from convary.errors import DataError
 
@@ -108,6 +109,12 @@ class DataSet:
         """Uint8 (B, C, H, W) to float32 of about zero mean and unit variance; other images are normalised already."""
         return images if images.is_floating_point() else normalised(images, self.mean, self.std)
 
+    @property
+    def photo_format(self) -> PhotoFormat:
+        """What a network that was trained on this set wants of a photograph, and what its scores are called."""
+        middle = (self.reading or Reading()).middle(self.shape[1])
+        return PhotoFormat(classes=self.classes, mean=self.mean, std=self.std, middle=middle)
+
     def digest(self) -> str:
         """Tells this set from another of its name: of all labels and of some images of both parts."""
         found = hashlib.sha256()
@@ -171,9 +178,3 @@ def _ranked(labels: Tensor) -> tuple[Tensor, Tensor]:
     counts = labels.bincount()
     rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     return labels.argsort(stable=True), rank
-
-
-def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Uint8 (B, C, H, W) to float32, by the mean and deviation of each channel in 0..1."""
-    middle, width = (torch.tensor(numbers, device=images.device).mul(255).reshape(-1, 1, 1) for numbers in (mean, std))
-    return (images.float() - middle) / width

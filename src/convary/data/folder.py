@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convary.data.crops import CENTRE, Middle
+from convary.data.crops import Middle
 from convary.data.dataset import DataSet, TensorSplit
 from convary.data.image import open_image
+from convary.data.normalisation import MEAN, STD
 from convary.data.reading import Broken, Reading, stream
 from convary.errors import DataError
 
@@ -90,9 +91,7 @@ def load_folder(path: Path, size: int, reading: Reading | None = None) -> DataSe
     if not path.is_dir():
         raise DataError(f"no folder {path}; give folder:PATH with one sub-folder of images per class")
     classes, train, test = _parts(path)
-    middle = Middle(size=reading.test_size or size, part=CENTRE, interpolation=reading.interpolation)
-    if not reading.crops:
-        middle = Middle(size=size)
+    middle = reading.middle(size)
     left_out: list[str] = []
     parts = [_split(path, files, middle, reading, left_out, tested=files is test) for files in (train, test)]
     return DataSet(
@@ -102,8 +101,8 @@ def load_folder(path: Path, size: int, reading: Reading | None = None) -> DataSe
         shape=(3, size, size),
         train=parts[0],
         test=parts[1],
-        mean=(0.485, 0.456, 0.406),  # ImageNet's, as every torchvision model assumes
-        std=(0.229, 0.224, 0.225),
+        mean=MEAN,
+        std=STD,
         license="unknown",
         source=str(path),
         padding=size // 8,

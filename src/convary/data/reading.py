@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from convary.data.crops import Interpolation, drawing
+from convary.data.crops import CENTRE, Interpolation, Middle, drawing
 from convary.errors import DataError
 from convary.files import writing
 
@@ -56,6 +56,12 @@ class Reading:
     interpolation: Interpolation = "bilinear"
     workers: int = 0
     skipped: Path | None = None
+
+    def middle(self, size: int) -> Middle:
+        """What is looked at in testing, of images that are trained on at this size."""
+        if not self.crops:
+            return Middle(size=size)
+        return Middle(size=self.test_size or size, part=CENTRE, interpolation=self.interpolation)
 
 
 class Broken(NamedTuple):

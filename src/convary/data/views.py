@@ -7,14 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convary.data.normalisation import normalised
 from convary.data.segmentation import IGNORE
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as every torchvision model assumes
-
-
-def normalized(image: Tensor) -> Tensor:
-    """(3, H, W) uint8 to float32 with ImageNet's mean and deviation taken out."""
-    return (image / 255 - torch.tensor(MEAN).reshape(3, 1, 1)) / torch.tensor(STD).reshape(3, 1, 1)
 
 
 def random_view(
@@ -36,7 +30,7 @@ def random_view(
     low, high = scales
     factor = low + (high - low) * torch.rand((), generator=rng).item()
     scaled = [max(1, round(side * factor)) for side in mask.shape]
-    x = F.interpolate(normalized(image)[None], size=scaled, mode="bilinear", antialias=True)
+    x = F.interpolate(normalised(image)[None], size=scaled, mode="bilinear", antialias=True)
     y = F.interpolate(mask[None, None].float(), size=scaled, mode="nearest-exact")
     top, left = (int(torch.randint(max(0, side - size) + 1, (), generator=rng)) for side in scaled)
     window = (..., slice(top, top + size), slice(left, left + size))

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from convary.data.normalisation import normalised
 from convary.errors import ConfigError, DataError
 from convary.methods.condinst import MaskHead, aligned_bilinear, mask_logits
 from convary.models.condinst import STRIDE, UNIT, CondInst, Dense
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's backbones assume
 _CHUNK = 16  # masks enlarged at a time: at the size of a photograph they are what memory goes to
 
 
@@ -173,9 +173,8 @@ def prepare(image: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise DataError(f"an image must be (3, H, W) uint8 and not empty; got {tuple(image.shape)} {image.dtype}")
-    mean, std = (torch.tensor(v, device=image.device).mul(255).reshape(3, 1, 1) for v in (MEAN, STD))
     x = F.interpolate(image.unsqueeze(0).float(), size=size, mode="bilinear", antialias=True, align_corners=False)[0]
-    return (x - mean) / std
+    return normalised(x)
 
 
 @torch.no_grad()

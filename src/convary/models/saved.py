@@ -9,6 +9,7 @@ from torch import nn
 
 from convary import _checkpoint as checkpoint
 from convary.errors import CheckpointError
+from convary.models.architecture import COMPARED, trained
 from convary.models.registry import create
 
 _NETWORK = "network"
@@ -30,15 +31,25 @@ def save(path: str | Path, name: str, model: nn.Module) -> None:
 
 
 def restore(path: str | Path) -> nn.Module:
-    """The network that ``convary convert`` or ``save`` wrote, in eval mode; nothing in the file is executed.
+    """The network that ``convary convert``, ``save`` or ``convary compare`` wrote, in eval mode.
+
+    Nothing in the file is executed.
+
+    Args:
+        path: The file; of ``convary compare`` OUT/METHOD/seed-N/checkpoint.pt.
 
     Raises:
         CheckpointError: no such file, not such a file, or one that does not fit the network it names.
         ConfigError: a recipe that does not fit it, or of a newer convary.
     """
-    read = checkpoint.read(path)
+    path = Path(path)
+    tensors, notes = checkpoint.contents(path)
+    if notes.get("format") == COMPARED:
+        return trained(notes, path)
+    read = checkpoint.converted(path, tensors, notes)
     if _NETWORK not in read.notes:
-        usual = "read it with convary.load(static, path), or write it with convary.models.save"
-        opener = checkpoint.OPENERS.get(str(read.notes.get("format")), usual)
-        raise CheckpointError(f"{path} does not say which network it is of in a way that restore reads; {opener}")
+        raise CheckpointError(
+            f"{path} does not say which network it is of; read it with convary.load(static, path), or write it with "
+            "convary.models.save"
+        )
     return read.fill(create(read.notes[_NETWORK]), inplace=True).eval()

@@ -200,7 +200,7 @@ def routing_by_depth(panel: Axes, methods: list[Method], look: dict[str, Look]) 
         mark(panel, method["name"], x, y, said)
     panel.set_ylim(-3, 103)  # a marker at either end is whole
     panel.set_yticks(range(0, 101, 20))
-    panel.locator_params(axis="x", integer=True)
+    panel.locator_params(axis="x", integer=True, min_n_ticks=1)
     titled(panel, "Share of routing variance between classes (%)", "dynamic layer, from input to output")
 
 
@@ -230,6 +230,6 @@ def _epochs(panel: Axes, methods: list[Method], *, from_start: bool = False) -> 
     curves = [seed["curve"] for method in methods for seed in method["seeds"]]
     first = 0.0 if from_start else min(curve[0]["epoch"] for curve in curves)
     last = max(curve[-1]["epoch"] for curve in curves)
-    margin = 0.03 * max(last - first, 0.5)
+    margin = 0.03 * (last - first) or 0.5  # of one epoch enough that its number alone is a whole one
     panel.set_xlim(first - margin, last + margin)
-    panel.locator_params(axis="x", integer=True)
+    panel.locator_params(axis="x", integer=True, min_n_ticks=1)

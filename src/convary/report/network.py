@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from convary.report.tables import decimals
+
 
 def networks(methods: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per dynamic network its layers; ``depth`` (parameters added) and MACs are fractions of the network's largest."""
@@ -27,6 +29,7 @@ def _network(method: dict[str, Any]) -> dict[str, Any]:
                 "before_macs": before / largest,
                 "more_macs": max(after - before, 0) / largest,
                 "millions": (before / 1e6, after / 1e6),
+                "digits": decimals(after / 1e6),
             }
             for row, new, (before, after) in zip(rows, added, costs, strict=True)
         ],

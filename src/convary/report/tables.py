@@ -62,7 +62,7 @@ def _ratio(entry: dict[str, Any], is_static: bool) -> dict[str, Any]:
     return {
         "ratio": "1" if is_static else f"{entry['ratio']:.2f}×",
         "range": f"{entry['low']:.2f}–{entry['high']:.2f}",
-        "ms": f"{entry['ms']:.1f} ms" if entry["ms"] < 100 else f"{entry['ms']:.0f} ms",
+        "ms": f"{entry['ms']:.{0 if entry['ms'] >= 100 else 1 if entry['ms'] >= 1 else 2}f} ms",
         "images": f"{1000 * entry['batch'] / entry['ms']:,.0f} images/s",
     }
 
@@ -82,12 +82,12 @@ def _size(method: Method, name: str, what: str) -> str | None:
 
 
 def decimals(largest: float) -> int:
-    """Decimal places that give a column's largest number three digits.
+    """Decimal places that give a column's largest number three digits, of millions at most down to one.
 
-    >>> [decimals(value) for value in (0.24, 7.8, 12.4, 300.8)]
-    [3, 2, 1, 0]
+    >>> [decimals(value) for value in (0.00052, 0.009, 0.24, 7.8, 12.4, 300.8, 0)]
+    [6, 5, 3, 2, 1, 0, 0]
     """
-    return 3 if largest < 1 else max(0, 2 - math.floor(math.log10(largest)))
+    return 0 if largest <= 0 else min(6, max(0, 2 - math.floor(math.log10(largest))))
 
 
 def signed(value: float) -> str:

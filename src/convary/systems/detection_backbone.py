@@ -13,9 +13,9 @@ from convary.errors import CheckpointError, ConfigError
 from convary.files import read_tensors
 from convary.methods import MethodConfig
 from convary.models import Comparator
+from convary.models.architecture import COMPARED, Architecture, trained
 from convary.nn import DynamicLayer
 from convary.train.arms import read_arm
-from convary.train.checkpoint import FORMAT, Architecture, load_model
 from convary.weights import load_exactly, read_weights
 
 _HEADS = ("fc.", "classifier.")
@@ -83,7 +83,7 @@ def _compared(path: Path, backbone: str, config: MethodConfig | None) -> nn.Modu
     if path.suffix == ".safetensors":
         return None
     content = read_tensors(path, "save a state dict: torch.save(model.state_dict(), path)")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != COMPARED:
         return None
     found = Architecture(**content["architecture"])
     if found.model != f"torchvision:{backbone}":
@@ -91,4 +91,4 @@ def _compared(path: Path, backbone: str, config: MethodConfig | None) -> nn.Modu
     if found.method is not None and (config is None or found.method != config.to_json()):
         wanted = "static" if config is None else config.to_json()
         raise ConfigError(f"{path} is of the method {found.method}, and wanted is {wanted}; make them the same")
-    return load_model(path).train()
+    return trained(content, path).train()

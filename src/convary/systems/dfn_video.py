@@ -54,7 +54,7 @@ class DFNVideoConfig(SystemConfig):
     every: int = 1
     """Take every n-th frame: what is slow then moves further from one to the next."""
     height: int | None = 68
-    """Bring the frames to this height; None keeps their size."""
+    """Bring the frames to this height; by default they keep their size."""
     cut: float = 0.04
     """Squared error (of 0..1) between two frames from which on another shot starts; no window reaches across."""
     seen: int = 3

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from convary.data.image import read_image
+from convary.data.normalisation import normalised
 from convary.data.segmentation import IGNORE, load_pairs, load_sample
-from convary.data.views import normalized, random_view
+from convary.data.views import random_view
 from convary.errors import ConfigError
 from convary.models.dmnet import DMNet
 from convary.systems.segments import draw_segments
@@ -196,4 +197,4 @@ def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
 
 def predict(model: nn.Module, image: Tensor, device: torch.device) -> Tensor:
     """The class ids (H, W) of an image (3, H, W) uint8."""
-    return model(normalized(image)[None].to(device))[0].argmax(0)
+    return model(normalised(image)[None].to(device))[0].argmax(0)

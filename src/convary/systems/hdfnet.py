@@ -16,6 +16,7 @@ from torchvision.transforms import functional as TF
 
 from convary._decay import param_groups
 from convary.data.image import read_image
+from convary.data.normalisation import MEAN, STD
 from convary.data.rgbd import RGBD, depth_beside, load_rgbd, read_depth, salient_scene
 from convary.errors import ConfigError
 from convary.files import write_whole
@@ -26,7 +27,6 @@ from convary.systems.hdfnet_loss import hybrid_enhanced_losses
 from convary.systems.saliency_scores import MEASURES, SaliencyScores
 from convary.train.system import LEARNED, System, SystemConfig
 
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
 POWER = 0.9  # of the schedule
 DEGREES, JITTER = 10.0, 0.1  # of the augmentation
 _PICTURED = 4  # photographs in the picture
@@ -132,7 +132,7 @@ class HDFNetSystem(System):
         image, depth, mask = resized(self.train[index], self.config.size)
         if self.config.augment:
             image, depth, mask = augmented(image, depth, mask, rng)
-        return {"image": TF.normalize(image, MEAN, STD), "depth": depth, "mask": mask}
+        return {"image": TF.normalize(image, list(MEAN), list(STD)), "depth": depth, "mask": mask}
 
     def model(self) -> HDFNet:
         """The network."""
@@ -185,7 +185,7 @@ class HDFNetSystem(System):
     def _saliency(self, model: nn.Module, photo: RGBD, device: torch.device) -> Tensor:
         """(s, s) in [0, 1]."""
         image, depth, _ = resized(photo, self.config.size)
-        image = TF.normalize(image, MEAN, STD)
+        image = TF.normalize(image, list(MEAN), list(STD))
         return model(image[None].to(device), depth[None].to(device)).float().sigmoid()[0, 0].cpu()
 
 

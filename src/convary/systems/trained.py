@@ -9,9 +9,10 @@ from torch import nn
 
 from convary.errors import CheckpointError
 from convary.systems import SYSTEMS, config_of
-from convary.train.checkpoint import SYSTEM, load_weights, read_checkpoint
+from convary.train.checkpoint import SYSTEM, read_checkpoint
 from convary.train.fit import CHECKPOINT
 from convary.train.system import System
+from convary.weights import load_weights
 
 
 def restored(folder: Path) -> tuple[System, nn.Module, int]:

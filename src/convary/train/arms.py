@@ -17,8 +17,9 @@ from convary.data import DataSet
 from convary.errors import ConfigError, nearest
 from convary.methods import METHODS, MethodConfig
 from convary.models import COMPARATORS, Comparator, fold_excitation
+from convary.models.architecture import Architecture
 from convary.models.registry import split_width
-from convary.train.checkpoint import Architecture, read_checkpoint
+from convary.train.checkpoint import read_checkpoint
 
 STATIC = "static"
 KNOWN = {config.name: config for config in (*METHODS, *COMPARATORS)}

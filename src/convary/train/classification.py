@@ -18,8 +18,8 @@ from convary._decay import param_groups
 from convary._recipe import recipe
 from convary._schedule import TemperatureAnnealing, anneal
 from convary.data import DataSet, balanced
+from convary.models.architecture import COMPARED
 from convary.train.arms import Arm, architecture, checkpoint_path, start_weights
-from convary.train.checkpoint import FORMAT
 from convary.train.config import CompareConfig
 from convary.train.dropout import drop_branches, drop_features
 from convary.train.evaluation import score
@@ -103,7 +103,7 @@ class Classification(System):
         accelerator: Accelerate's processes, which share the images.
     """
 
-    format: ClassVar[str] = FORMAT
+    format: ClassVar[str] = COMPARED
     scored_together: ClassVar[bool] = True
 
     def __init__(self, comparison: CompareConfig, run: Run, dataset: DataSet, accelerator: Accelerator) -> None:

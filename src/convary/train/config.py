@@ -7,24 +7,22 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from convary.catalogue import METHOD_NAMES
 from convary.errors import ConfigError
-from convary.train.options import ScaleOptions
+from convary.train.options import BasicOptions, LearningOptions, MachineOptions, ScaleOptions
 from convary.train.recipes import training_recipe
-from convary.train.run_config import Kind, RunConfig, check_threads
+from convary.train.run_config import RunConfig, check_threads
 
 if TYPE_CHECKING:
     from convary.data import DataSet
     from convary.train.arms import Arm
 
-Init = Literal["paper", "neutral", "upcycle"]
 SKIPPED = "skipped.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(ScaleOptions, RunConfig):
+class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions, RunConfig):
     """Train a static network and its dynamic versions on the same data, with the same budget and seeds."""
 
     command_name: ClassVar[tuple[str, ...]] = ("compare",)
@@ -34,124 +32,6 @@ class CompareConfig(ScaleOptions, RunConfig):
         *("recipe", "milestones", "nesterov", "decay", "dropout"),
         *(field.name for field in dataclasses.fields(ScaleOptions) if field.name not in ("workers", "skip_broken")),
     )
-
-    data: str = "fashion-mnist-mini"
-    """fashion-mnist-mini (embedded), control (a made-up task that needs a dynamic kernel), fashion-mnist, cifar10,
-    cifar10-conditions (day, night, negatives, on its side), cifar100, or folder:PATH with one sub-folder per class."""
-
-    model: str = "mobilenet_v2_tiny"
-    """mobilenet_v2_tiny, convnet_nano (3,332 parameters for ten classes in grey), resnet20, one_conv,
-    torchvision:NAME or timm:NAME; convnet_nano@1.25 is 1.25 times as wide."""
-
-    methods: tuple[str, ...] = ("static", *METHOD_NAMES)
-    """What to train: static and any of the methods, in the order of the report. odconv:experts=2,sharing=per_kernel is
-    a method with options of its own, odconv:init=neutral one with another start than the others. static@1.25 is a
-    static network 1.25 times as wide, static@macs:odconv (or static@params:odconv) one as expensive as the network of
-    a method. se, cbam, eca and we (weight excitation) are what the papers compare with."""
-
-    where: str = "paper"
-    """Which layers become dynamic: paper, or a selector as in 'all & ~first'; see convary plan."""
-
-    epochs: int = 3
-    """Passes over the training images, for every method."""
-
-    seeds: int = 1
-    """How many times to train each method, with the seeds 0, 1, ...; more than one gives a standard deviation."""
-
-    out: Path = Path("runs/compare")
-    """Folder for the report, results.json and checkpoints. An interrupted run in it is resumed."""
-
-    limit_train: int | None = None
-    """Train on this many images only, balanced over the classes."""
-
-    batch_size: int = 32
-    """Images per training step, over all processes."""
-
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw; or sgd with Nesterov momentum 0.9, which wants lr=0.1 and weight_decay=0.0005. In a short training
-    adamw lets routers learn before their temperature falls."""
-
-    lr: tuple[float, ...] = (0.01,)
-    """Highest learning rate: it rises during the warm-up, then falls along a cosine. Of several, every network gets
-    the one that is best for it on the held-out part of the training images; test images are not looked at for it."""
-
-    held_out: float = 0.1
-    """Part of the training images that the choice of a learning rate is judged on; the final trainings have it too."""
-
-    lr_seeds: int = 1
-    """Seeds with which each of several learning rates is tried."""
-
-    weight_decay: float = 0.05
-    """Weight decay of kernels and linear layers; routers, gates, norms and biases have none, see cv.param_groups."""
-
-    warmup: float = 0.1
-    """Part of all steps over which the learning rate rises to its highest value."""
-
-    clip: float | None = 1.0
-    """Largest norm of a step's gradient; longer ones are scaled down. Routers that sharpen give such steps."""
-
-    label_smoothing: float = 0.0
-    """Label smoothing of the training loss."""
-
-    augment: bool = False
-    """Shift and mirror the training images at random. Helps long trainings, costs short ones."""
-
-    init: Init = "paper"
-    """paper: every expert is initialised on its own, as published. neutral: experts likewise, but routers begin with
-    the same coefficients for every image, at their final temperature. upcycle: from the seed's static weights."""
-
-    anneal_epochs: float | None = None
-    """Epochs over which temperatures fall to their last value; by default as published, but at most a third of all."""
-
-    start: Path | None = None
-    """Folder of a finished comparison: every network starts as what its trained static network of the same seed
-    computes, and trains on; add --init upcycle. What static gains by training on is then no gain of a method. It has
-    seen the images that several lr are judged on; a single lr needs no judge."""
-
-    image_size: int | None = None
-    """Height and width for the images of folder:PATH; 64 by default."""
-
-    root: Path | None = None
-    """Where data sets lie; by default $CONVARY_DATA, or a folder in your cache."""
-
-    threads: int | None = None
-    """CPU threads; by default torch's own choice. Another number may give other roundings."""
-
-    cpu: bool = False
-    """Stay on the CPU even where there is an accelerator."""
-
-    jobs: int = 1
-    """Trainings at a time, each in a process of its own with one thread (or --threads); for CPUs. With --threads 1
-    another number of jobs gives the same results to the last digit."""
-
-    save_every: float = 20.0
-    """Seconds between checkpoints inside an epoch."""
-
-    watch: bool = False
-    """Write report.html while it trains too, after each epoch; an open page reloads itself."""
-
-    log: tuple[Kind, ...] = ()
-    """Write losses and scores as they come: to csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb."""
-
-    measure_seconds: float = 1.0
-    """Seconds for each timing of a dynamic network against the static one."""
-
-    recipe: str | None = None
-    """A published training, as in odconv-resnet: it sets epochs, batch size, optimizer, learning rate, decay, dropout
-    and more, each of which its own flag overrides. The results name the recipe and what was changed."""
-
-    milestones: tuple[int, ...] = ()
-    """Epochs after which the learning rate falls to a tenth; without any it falls along a cosine."""
-
-    nesterov: bool = True
-    """Whether the momentum of sgd is Nesterov's."""
-
-    decay: Literal["kernels", "weights", "all"] = "kernels"
-    """What weight_decay shrinks: kernels and linear layers; weights, which are all but biases and those of one axis; or
-    all parameters, routers among them, as most papers did."""
-
-    dropout: float | None = None
-    """Probability of dropping a feature before the classifier; by default the network's own."""
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without data.

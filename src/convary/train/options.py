@@ -1,21 +1,137 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What large and published trainings have beyond small ones: streamed images, crops and mixes, averaged weights."""
+"""The fields of ``CompareConfig``, in the groups that its help shows."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
 
+from convary.catalogue import METHOD_NAMES
 from convary.errors import ConfigError
+from convary.train.run_config import Kind
 
 _RAND_AUGMENT = re.compile(r"rand(-(m|n|p|mstd|mmax|inc)[0-9.]+)+")
 Precision = Literal["fp32", "bf16", "fp16"]
+Init = Literal["paper", "neutral", "upcycle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasicOptions:
+    """What is compared, how long, and where it goes."""
+
+    group: ClassVar[str] = "what to compare"
+
+    data: str = "fashion-mnist-mini"
+    """fashion-mnist-mini (embedded), control (a made-up task that needs a dynamic kernel), fashion-mnist, cifar10,
+    cifar10-conditions (day, night, negatives, on its side), cifar100, or folder:PATH with one sub-folder per class."""
+
+    model: str = "mobilenet_v2_tiny"
+    """mobilenet_v2_tiny, convnet_nano (3,332 parameters for ten classes in grey), resnet20, one_conv,
+    torchvision:NAME or timm:NAME; convnet_nano@1.25 is 1.25 times as wide."""
+
+    methods: tuple[str, ...] = ("static", *METHOD_NAMES)
+    """What to train: static and any of the methods, in the order of the report. odconv:experts=2,sharing=per_kernel is
+    a method with options of its own, odconv:init=neutral one with another start than the others. static@1.25 is a
+    static network 1.25 times as wide, static@macs:odconv (or static@params:odconv) one as expensive as the network of
+    a method. se, cbam, eca and we (weight excitation) are what the papers compare with."""
+
+    where: str = "paper"
+    """Which layers become dynamic: paper, or a selector as in 'all & ~first'; see convary plan."""
+
+    epochs: int = 3
+    """Passes over the training images, for every method."""
+
+    seeds: int = 1
+    """How many times to train each method, with the seeds 0, 1, ...; more than one gives a standard deviation."""
+
+    lr: tuple[float, ...] = (0.01,)
+    """Highest learning rate: it rises during the warm-up, then falls along a cosine. Of several, every network gets
+    the one that is best for it on the held-out part of the training images; test images are not looked at for it."""
+
+    out: Path = Path("runs/compare")
+    """Folder for the report, results.json and checkpoints. An interrupted run in it is resumed."""
+
+    limit_train: int | None = None
+    """Train on this many images only, balanced over the classes."""
+
+    image_size: int | None = None
+    """Height and width for the images of folder:PATH; 64 by default."""
+
+    recipe: str | None = None
+    """A published training, as in odconv-resnet: it sets epochs, batch size, optimizer, learning rate, decay, dropout
+    and more, each of which its own flag overrides. The results name the recipe and what was changed."""
+
+    cpu: bool = False
+    """Stay on the CPU even where there is an accelerator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningOptions:
+    """How networks start and learn."""
+
+    group: ClassVar[str] = "training"
+
+    batch_size: int = 32
+    """Images per training step, over all processes."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw; or sgd with Nesterov momentum 0.9, which wants lr=0.1 and weight_decay=0.0005. In a short training
+    adamw lets routers learn before their temperature falls."""
+
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rate falls to a tenth; without any it falls along a cosine."""
+
+    nesterov: bool = True
+    """Whether the momentum of sgd is Nesterov's."""
+
+    weight_decay: float = 0.05
+    """Weight decay of kernels and linear layers; routers, gates, norms and biases have none, see cv.param_groups."""
+
+    decay: Literal["kernels", "weights", "all"] = "kernels"
+    """What weight_decay shrinks: kernels and linear layers; weights, which are all but biases and those of one axis; or
+    all parameters, routers among them, as most papers did."""
+
+    warmup: float = 0.1
+    """Part of all steps over which the learning rate rises to its highest value."""
+
+    clip: float | None = 1.0
+    """Largest norm of a step's gradient; longer ones are scaled down. Routers that sharpen give such steps."""
+
+    label_smoothing: float = 0.0
+    """Label smoothing of the training loss."""
+
+    dropout: float | None = None
+    """Probability of dropping a feature before the classifier; by default the network's own."""
+
+    augment: bool = False
+    """Shift and mirror the training images at random. Helps long trainings, costs short ones."""
+
+    init: Init = "paper"
+    """paper: every expert is initialised on its own, as published. neutral: experts likewise, but routers begin with
+    the same coefficients for every image, at their final temperature. upcycle: from the seed's static weights."""
+
+    anneal_epochs: float | None = None
+    """Epochs over which temperatures fall to their last value; by default as published, but at most a third of all."""
+
+    start: Path | None = None
+    """Folder of a finished comparison: every network starts as what its trained static network of the same seed
+    computes, and trains on; add --init upcycle. What static gains by training on is then no gain of a method. It has
+    seen the images that several lr are judged on; a single lr needs no judge."""
+
+    held_out: float = 0.1
+    """Part of the training images that the choice of a learning rate is judged on; the final trainings have it too."""
+
+    lr_seeds: int = 1
+    """Seeds with which each of several learning rates is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleOptions:
-    """Fields of ``CompareConfig``."""
+    """What large trainings have beyond small ones."""
+
+    group: ClassVar[str] = "large and published trainings"
 
     workers: int = 0
     """Processes that read and augment images; 0: the training process itself. Another number gives the same results."""
@@ -88,3 +204,32 @@ class ScaleOptions:
             raise ConfigError("mixup_epochs is a part of --mixup; give both, or neither")
         if self.precision not in get_args(Precision):
             raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where it runs and what it writes meanwhile."""
+
+    group: ClassVar[str] = "machine, files and watching"
+
+    root: Path | None = None
+    """Where data sets lie; by default $CONVARY_DATA, or a folder in your cache."""
+
+    threads: int | None = None
+    """CPU threads; by default torch's own choice. Another number may give other roundings."""
+
+    jobs: int = 1
+    """Trainings at a time, each in a process of its own with one thread (or --threads); for CPUs. With --threads 1
+    another number of jobs gives the same results to the last digit."""
+
+    save_every: float = 20.0
+    """Seconds between checkpoints inside an epoch."""
+
+    watch: bool = False
+    """Write report.html while it trains too, after each epoch; an open page reloads itself."""
+
+    log: tuple[Kind, ...] = ()
+    """Write losses and scores as they come: to csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb."""
+
+    measure_seconds: float = 1.0
+    """Seconds for each timing of a dynamic network against the static one."""

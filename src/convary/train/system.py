@@ -36,6 +36,7 @@ class SystemConfig(RunConfig, abc.ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     citation: ClassVar[str]
+    group: ClassVar[str] = "training"  # the title of these options in the help
     places: ClassVar[tuple[str, ...]] = (*RunConfig.places, "workers", "threads", "cpu")
 
     out: Path

@@ -26,10 +26,11 @@ from convary.errors import CheckpointError, ConfigError, DataError, TemperatureW
 from convary.nn import DynamicLayer
 from convary.nn.modes import evaluating
 from convary.train.average import Average
-from convary.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from convary.train.checkpoint import read_checkpoint, write_checkpoint
 from convary.train.interrupt import Interrupt
 from convary.train.progress import Progress, RunInfo, StepInfo
 from convary.train.system import System
+from convary.weights import load_weights
 
 _WEIGHTS, _DROPOUT = 1, 3  # set the random numbers of different uses apart; 2 is the items'
 

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file that ``convary.export`` wrote, opened: what it says of itself, and what runs it."""
+
+from __future__ import annotations
+
+import importlib
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convary.errors import CheckpointError
+from convary.extras import require
+from convary.ops import native
+from convary.ops.native import library
+
+SUFFIXES = (".onnx", ".pt2")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported network of one input.
+
+    Attributes:
+        by: What runs it.
+        batch: How many samples it takes at a time; None is any number.
+        run: From (B, C, *S) to its first output.
+    """
+
+    by: str
+    batch: int | None
+    run: Callable[[Tensor], Tensor]
+
+
+def open_exported(path: Path, threads: int = 0) -> Exported:
+    """What runs a file on the CPU.
+
+    Args:
+        path: Of one of ``SUFFIXES``.
+        threads: Of onnxruntime; 0 is its own choice.
+
+    Raises:
+        CheckpointError: a truncated file, or one of something else.
+        MissingExtraError: ONNX without onnxruntime.
+    """
+    if path.suffix == ".pt2":
+        program = _program(path, {})
+        name = next(iter(program.graph_signature.user_inputs))
+        size = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape[0]
+        return Exported("torch", size if isinstance(size, int) else None, program.module())
+    require(f"running {path}", "export", "onnxruntime")
+    session = _session(path, threads)
+    (first, *_) = session.get_inputs()
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {first.name: x.numpy()})[0])
+
+    size = first.shape[0]
+    return Exported("onnxruntime", size if isinstance(size, int) else None, run)
+
+
+def note(path: Path, key: str) -> str:
+    """What ``convary.export`` wrote under a key into the metadata of a file; empty where it wrote nothing.
+
+    Raises:
+        CheckpointError: a truncated file, or one of something else.
+        MissingExtraError: ONNX without onnx.
+    """
+    if path.suffix == ".pt2":
+        extra = {key: ""}
+        _program(path, extra)
+        return extra[key]
+    require("reading the metadata of ONNX", "export", "onnx")
+    onnx: Any = importlib.import_module("onnx")
+    broken = importlib.import_module("google.protobuf.message").DecodeError
+    try:
+        held = onnx.load(path, load_external_data=False).metadata_props
+    except (broken, OSError) as error:
+        raise _no_export(path, error) from error
+    return next((entry.value for entry in held if entry.key == key), "")
+
+
+def _program(path: Path, extra: dict[str, str]) -> torch.export.ExportedProgram:
+    if not zipfile.is_zipfile(path):
+        raise _no_export(path, "it is no archive")
+    try:
+        return torch.export.load(path, extra_files=extra)
+    except RuntimeError as error:
+        raise _no_export(path, error) from error
+
+
+def _session(path: Path, threads: int) -> Any:
+    runtime: Any = importlib.import_module("onnxruntime")
+    states = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    names = ("InvalidProtobuf", "InvalidArgument", "InvalidGraph", "NoSuchFile", "NotImplemented", "Fail")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if native.available() is None:  # for files that keep convary's operators
+        options.register_custom_ops_library(library.loaded().path)
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except tuple(getattr(states, name) for name in names) as error:
+        raise _no_export(path, error) from error
+
+
+def _no_export(path: Path, reason: object) -> CheckpointError:
+    return CheckpointError(f"{path} can't be read as {path.suffix}: {str(reason).splitlines()[0]}; export it again")
