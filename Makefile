@@ -67,10 +67,9 @@ test: $(STAMP)
 	$(PYTEST) $(ARGS)
 
 slow: $(CLIENTS_STAMP)
-	$(PYTEST) -m "slow and not sweep" $(ARGS)
-	$(PYTEST) tests/clients -m "not slow"  # those that make test skips for want of the programs
+	$(PYTEST) -m "not sweep and (slow or clients)" $(ARGS)
 
-# What is left out of the slow tests: the rest of timm's families.
+# What is left out of the slow tests: the rest of timm's families, and trainings of minutes.
 sweep: $(STAMP)
 	$(PYTEST) -m sweep $(ARGS)
 

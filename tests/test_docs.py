@@ -23,7 +23,7 @@ PAGES = (
     "docs/index.md",
     "docs/which-method.md",
     "docs/citing.md",
-    pytest.param("docs/tutorial.md", marks=pytest.mark.slow),
+    pytest.param("docs/tutorial.md", marks=[pytest.mark.slow, pytest.mark.sweep]),
     "docs/guides/train.md",
     "docs/guides/migrating.md",
     "docs/guides/programs.md",

@@ -186,13 +186,17 @@ def test_folding_says_how_lossy_it_is(config):
     assert "relative error of the outputs" in str(folded) and next(iter(folded.spread)) in str(folded)
 
 
-def test_the_mean_kernel_is_the_mean_of_the_kernels():
-    layer = excite(cv.ODConv2d(3, 4, 3, padding=1, experts=3)).eval()
+@pytest.mark.parametrize("kind", [cv.ODConv2d, cv.DyConv2d])  # whose bias is static, and mixed
+def test_the_mean_kernel_is_the_mean_of_the_kernels(kind):
+    layer = excite(kind(3, 4, 3, padding=1, experts=3)).eval()
     x = torch.randn(20, 3, 8, 8)
-    folded = cv.fold(layer, [x[:17], x[17:]])
     with torch.no_grad():
-        kernels = cv.ops.mix_kernels(layer.weight, layer.coefficients(x))
+        layer.bias.normal_()
+        coeffs = layer.coefficients(x)
+        kernels, biases = cv.ops.mix_kernels(layer.weight, coeffs), layer.biases(coeffs)
+    folded = cv.fold(layer, [x[:17], x[17:]])
     torch.testing.assert_close(folded.model.weight, kernels.mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(folded.model.bias, biases.mean(0), rtol=1e-4, atol=1e-6)
     spread = (kernels - kernels.mean(0)).norm() / kernels.norm()
     assert folded.spread[""] == pytest.approx(float(spread), rel=1e-3)
 

@@ -10,6 +10,7 @@ import nbformat  # noqa: E402  (comes with nbclient)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:(zmq|jupyter_client|nbformat|tornado).*")
 def test_every_cell_runs():
     book = nbformat.read(NOTEBOOK, as_version=4)

@@ -142,13 +142,13 @@ def check(runtime: str, name: str, layer: nn.Module, strategy: str, folder: Path
 @pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
 def test_methods(runtime, config, tmp_path, record_property):
     torch.manual_seed(0)
-    for strategy in ("bmm", "outputs") if config.constant_weights else ("bmm",):
-        for groups in (1, 2):
-            layer = excite(config.build(nn.Conv2d(4, 6, 3, padding=1, groups=groups)))
-            folder = tmp_path / f"{strategy}{groups}"
-            folder.mkdir()
-            if not check(runtime, config.name, layer, strategy, folder):
-                record_property("support", "no")
+    # Without groups, outputs makes a part of the graph that it makes with two; tests/test_front_ends.py has both.
+    for strategy, groups in (("bmm", 1), ("bmm", 2), ("outputs", 2))[: 3 if config.constant_weights else 2]:
+        layer = excite(config.build(nn.Conv2d(4, 6, 3, padding=1, groups=groups)))
+        folder = tmp_path / f"{strategy}{groups}"
+        folder.mkdir()
+        if not check(runtime, config.name, layer, strategy, folder):
+            record_property("support", "no")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -46,6 +46,19 @@ def test_odconv(name, strategy):
         case.close(key, getattr(layer.router.norm, key.rpartition(".")[2]))
 
 
+def test_channel_attention_scales_inputs_and_filter_attention_outputs():
+    """In a layer with as many inputs as outputs, where nothing but the numbers tells one from the other."""
+    layer = cv.ODConv2d(4, 4, 1, experts=1, attentions=("channel", "filter"), bias=False).eval()
+    weight, bias = layer.router.heads.weight, layer.router.heads.bias
+    with torch.no_grad():
+        weight.zero_()
+        bias.normal_()
+    channel, filter = bias.detach().sigmoid().split(4)
+    x = torch.randn(2, 4, 3, 3)
+    want = nn.functional.conv2d(x * channel[:, None, None], layer.weight[0]) * filter[:, None, None]
+    torch.testing.assert_close(layer(x), want)
+
+
 def test_odconv_temperature_schedule():
     case = Case("odconv_temperature_schedule")
     per_epoch, epochs = case.kwargs["iter_per_epoch"], case.kwargs["temp_epoch"]

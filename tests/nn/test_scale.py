@@ -57,6 +57,19 @@ def test_there_is_one_only_where_it_is_not_1(config):
     assert layer.scale is None or layer.scale == 1
 
 
+class MixedBias(cv.ODConv2d):
+    """A user's layer whose bias is mixed too: the channel and tap factors, of 1/2 each, do not act on it."""
+
+    mixed_bias = True
+
+
+def test_a_mixed_bias_is_upcycled_exactly_whatever_does_not_act_on_it():
+    static = nn.Conv2d(8, 8, 3)
+    layer = MixedBias(8, 8, 3, experts=3)
+    layer.load_static(static.weight, static.bias, noise=0.5)
+    torch.testing.assert_close(layer.eval()(X), static(X), rtol=1e-4, atol=1e-5)
+
+
 def test_odconv_is_scaled_by_8():
     """All its attentions are 1/2 at the start, and those of the kernels 1/K."""
     assert upcycled(cv.ODConv()).scale == 8

@@ -164,5 +164,6 @@ def test_the_page_has_every_table_and_no_other():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_page_is_what_the_script_writes():
     assert whole_page() == paper_tables.PAGE.read_text(), "run python scripts/paper_tables.py"

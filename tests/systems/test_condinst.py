@@ -245,6 +245,7 @@ def test_is_a_system():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_learns_its_photographs(tmp_path):
     """The score that the issue asks for, by the defaults: make condinst."""
     results = fit(CondInstConfig(out=tmp_path, cpu=True))

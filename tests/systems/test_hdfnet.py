@@ -132,6 +132,7 @@ def test_the_published_setting_wants_data(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_learns_its_photograph(tmp_path):
     """The default run: what ``make hdfnet`` does."""
     scores = fit(HDFNetConfig(out=tmp_path, cpu=True))["scores"]

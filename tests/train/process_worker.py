@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One of two processes of tests/train/test_processes.py: fits a line over gloo on the CPU.
 
-Arguments: the folder of the run, and the step at which the second process alone hears Ctrl-C, or 0.
+Arguments: the step at which the second process alone hears Ctrl-C in the last run, or 0; and the folders of the runs.
 """
 
 import os
@@ -28,8 +28,11 @@ class StraightConfig(LineConfig):
 
 
 if __name__ == "__main__":
-    stop = int(sys.argv[2]) if os.environ.get("RANK") == "1" else 0
+    stop, *before, last = sys.argv[1:]
+    for folder in before:
+        fit(StraightConfig(out=Path(folder), cpu=True))
+    hears = stop != "0" and os.environ.get("RANK") == "1"
     try:
-        fit(StraightConfig(out=Path(sys.argv[1]), cpu=True), StopAt(stop) if stop else Progress())
+        fit(StraightConfig(out=Path(last), cpu=True), StopAt(int(stop)) if hears else Progress())
     except KeyboardInterrupt:
         sys.exit(130)

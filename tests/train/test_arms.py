@@ -67,6 +67,7 @@ def test_a_neutral_start_routes_all_images_alike_at_the_final_temperature():
         assert len(banks) == 3 and all(bank.std(0).max() > 0 for bank in banks)  # experts stay apart
 
 
+@pytest.mark.slow
 def test_everything_starts_from_a_trained_network(make, tmp_path):
     net = {"model": "convnet_nano", "where": "all & ~first"}
     first = compare(make(**net, methods=("static",), out=tmp_path / "first", seeds=2))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from convary.errors import ConfigError, ConvaryError
+from convary.errors import CheckpointError, ConfigError, ConvaryError
+from convary.train.checkpoint import FORMAT, SYSTEM, read_checkpoint, write_checkpoint
 from convary.train.files import claim_folder
 
 RUN = {"epochs": 3, "lr": 0.1}
@@ -67,3 +68,12 @@ def test_killed_while_claiming(tmp_path):
     (tmp_path / "run.json.part").write_text("{")
     claim_folder(tmp_path, RUN, "now")
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(("written", "wanted", "writer"), [(SYSTEM, FORMAT, "compare"), (FORMAT, SYSTEM, "train")])
+def test_a_checkpoint_of_the_other_command_is_refused(tmp_path, written, wanted, writer):
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint(path, {"step": 1}, format=written)
+    assert read_checkpoint(path, format=written)["step"] == 1
+    with pytest.raises(CheckpointError, match=f"is not such a checkpoint; give a file that convary {writer} wrote"):
+        read_checkpoint(path, format=wanted)

@@ -67,6 +67,7 @@ def test_what_was_resumed_is_not_counted_as_fast(forecast):
     assert forecast.part == (100 + 150) / 400
 
 
+@pytest.mark.slow
 def test_work_counts_every_step_of_a_comparison_and_a_page_follows(make):
     class Ear(Progress):
         work, steps = None, {}

@@ -15,16 +15,20 @@ import torch
 from convary.systems import SYSTEMS
 from convary.train import read_checkpoint
 from convary.train.checkpoint import SYSTEM
+from convary.train.fit import fit
+from tests.train.process_worker import StraightConfig
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package"),
 ]
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("process_worker.py")
+PROCESSES = 2
 
 
-def start(*command: str, processes: int = 2) -> list[int]:
+def start(*command: str) -> list[int]:
     """Run a command as a launcher would; the exit codes by rank."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -32,10 +36,10 @@ def start(*command: str, processes: int = 2) -> list[int]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     usual = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     started = []
-    for rank in range(processes):
-        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    for rank in range(PROCESSES):
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
         group |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        env = usual | ({name: str(value) for name, value in group.items()} if processes > 1 else {})
+        env = usual | {name: str(value) for name, value in group.items()}
         started.append(subprocess.Popen([sys.executable, *command], env=env, stderr=subprocess.PIPE, text=True))
     try:
         errors = [process.communicate(timeout=300)[1] for process in started]
@@ -47,8 +51,8 @@ def start(*command: str, processes: int = 2) -> list[int]:
     return codes
 
 
-def line(folder: Path, stop: int = 0, processes: int = 2) -> list[int]:
-    return start(str(WORKER), str(folder), str(stop), processes=processes)
+def line(*folders: Path, stop: int = 0) -> list[int]:
+    return start(str(WORKER), str(stop), *map(str, folders))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -56,10 +60,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_learn_what_one_learns_and_where_one_is_interrupted_all_stop_and_go_on_together(tmp_path):
-    assert line(tmp_path / "one", processes=1) == [0]
-    assert line(tmp_path / "whole") == [0, 0]
+    fit(StraightConfig(out=tmp_path / "one", cpu=True))
+    assert line(tmp_path / "whole", tmp_path / "broken", stop=5) == [130, 130]
     torch.testing.assert_close(weights(tmp_path / "one"), weights(tmp_path / "whole"))
-    assert line(tmp_path / "broken", stop=5) == [130, 130]
     assert read_checkpoint(tmp_path / "broken" / "checkpoint.pt", format=SYSTEM)["step"] == 5
     assert line(tmp_path / "broken") == [0, 0]
     for name, want in weights(tmp_path / "whole").items():
@@ -74,9 +77,21 @@ def test_compare_on_two_processes(make, tmp_path):
     assert (config.out / "report.html").is_file()
 
 
-@pytest.mark.parametrize("name", [name for name in SYSTEMS if not name.endswith("-published")])
-def test_every_system_on_two_processes(name, tmp_path):
+NAMES = [name for name in SYSTEMS if not name.endswith("-published")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with each system's run and what went wrong. One start of two processes serves all."""
+    folder = tmp_path_factory.mktemp("systems")
+    assert start(str(WORKER.with_name("system_worker.py")), str(folder), *NAMES) == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_system_on_two_processes(name, trained):
     """Each parameter gets its gradient in every step, which DDP insists on."""
-    options = ["--out", str(tmp_path / "run"), "--steps", "3", "--batch-size", "2", "--cpu", "--threads", "1"]
-    assert start("-m", "convary", "train", name, *options) == [0, 0]
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
+    for rank in range(PROCESSES):
+        wrong = json.loads((trained / f"rank{rank}.json").read_text())[name]
+        assert not wrong, wrong
+    assert json.loads((trained / name / "results.json").read_text())["scores"]
