@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: complete, honest, self-contained, whole or not written at all."""
+"""The page: complete, honest, self-contained, whole or not written at all."""
 
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 from html.parser import HTMLParser
@@ -13,9 +12,9 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from convary import METHODS, report
-from convary.errors import ConvaryError, DataError
-from convary.report import figures, health, images, network, page, routing, stream, style, tables
+from convary import report
+from convary.errors import ConvaryError
+from convary.report import figures, network, routing
 from convary.text import spell
 
 
@@ -101,22 +100,6 @@ def test_every_figure_has_a_name_and_knows_its_networks(html):
     )
 
 
-def test_health_is_a_badge_with_names(synthetic):
-    odconv = synthetic(methods=("static", "odconv"), layers=4)["methods"][1]
-    for at, layer in enumerate(odconv["diagnosis"]["layers"]):
-        layer |= {"variation": 0.5 if at == 1 else 0.001, "dead": [2, 3] if at == 1 else [], "duplicates": []}
-    names = [layer["layer"] for layer in odconv["diagnosis"]["layers"]]
-    assert health.badges(odconv) == [
-        {"kind": "bad", "text": "3 of 4 layers ignore their input", "names": f"{names[0]}, {names[2]} and 1 more"},
-        {"kind": "bad", "text": "2 dead experts", "names": names[1]},
-    ]
-    assert health.trouble(odconv) == 4
-    for layer in odconv["diagnosis"]["layers"]:
-        layer |= {"variation": 0.5, "dead": []}
-    assert health.badges(odconv) == [{"kind": "good", "text": "all 4 layers in use", "names": ""}]
-    assert health.badges(synthetic(methods=("static",))["methods"][0]) == []
-
-
 def test_the_table_has_throughput_time_and_size(html, synthetic):
     results = synthetic(methods=("static", "odconv"))
     text, odconv = Page(html(results)).text, results["methods"][1]
@@ -141,14 +124,6 @@ def test_paths_are_shown_at_every_temperature(html):
     assert 'data-t="' not in html(methods=("static", "condconv"))
 
 
-def test_a_mix_is_a_bar_of_its_shares():
-    bar = images.mix([0.25, 0.75])
-    assert bar["css"] == (
-        "linear-gradient(90deg,var(--series-0) 0.0% 25.0%,var(--series-1) 25.0% 100.0%,transparent 100.0%)"
-    )
-    assert bar["text"] == "25 75 %"
-
-
 def test_confusions_are_drawn_and_told(html, synthetic):
     results = synthetic(methods=("static",))
     results["methods"][0]["confusion"][6][0] = 77
@@ -170,13 +145,6 @@ def test_the_plan_is_drawn_on_the_network(html, synthetic):
     assert (first["depth"], second["depth"]) == (0, second["added"] / max(r["params_after"] - 1152 for r in rows))
 
 
-def test_expert_shares_over_training_are_stacked():
-    svg = stream.stream([1.0, 2.0], [[0.5, 0.5], [0.9, 0.1]], "conv")
-    assert 'points="0.0,38.0 220.0,7.6 220.0,76.0 0.0,76.0"' in svg
-    assert "expert 1 of conv: 50 % after epoch 1, 90 % after epoch 2" in svg
-    assert stream.streams({"seeds": [{"curve": [{"epoch": 1.0}]}]}) == []
-
-
 def test_results_of_an_earlier_version_make_a_page(html, synthetic):
     older = copy.deepcopy(synthetic(methods=("static", "odconv")))
     del older["pictures"]
@@ -191,13 +159,6 @@ def test_results_of_an_earlier_version_make_a_page(html, synthetic):
 
 def test_tables_stay_tables(html):
     assert not re.search("<table[^>]* data-marks", html()), "the script would make a group of it"
-
-
-def test_a_map_has_all_of_its_cells():
-    grid = routing.Grid(row=15, column=10, margin=0, font=0)
-    svg = routing.heat_map([[0.25, 0.75], [0.5, 0.5]], ["a", "<b>"], 0.5, grid, "conv, kernels")
-    assert svg.count(' mark"') == 6  # of the mean and of two classes
-    assert 'data-marks="2"' in svg and "<title>&lt;b&gt;: 0.500  0.500</title>" in svg
 
 
 def test_ids_are_unique_over_all_figures(html):
@@ -302,18 +263,6 @@ def test_too_few_images_of_a_class_give_no_share(html, synthetic):
     assert "needs several test images" not in text and ">7 %" in text
 
 
-def test_axes_of_percentages_end_at_100(synthetic):
-    results = synthetic(methods=("static", "odconv"), layers=2)
-    for method, top1 in zip(results["methods"], (50.0, 100.0), strict=True):
-        method["top1"]["mean"] = top1
-        method["seeds"][0]["curve"][-1]["test_top1"] = top1
-    look = style.looks(["static", "odconv"])
-    for draw, args in ((figures.accuracy_against_params, ()), (figures.learning_curve, ("top1", "Top-1"))):
-        _, (panel,) = style.figure(3, 3)
-        draw(panel, results["methods"], look, *args)
-        assert 100 < panel.get_ylim()[1] <= 104 and max(panel.get_yticks()) == 100
-
-
 def test_a_failed_write_leaves_the_old_page_and_nothing_else(synthetic, tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
@@ -326,143 +275,6 @@ def test_a_failed_write_leaves_the_old_page_and_nothing_else(synthetic, tmp_path
         report.write(synthetic(methods=("static",)), path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.html"]
-
-
-@pytest.mark.parametrize(("name", "start"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml"), ("p.pdf", b"%PDF")])
-def test_picture(synthetic, tmp_path, name, start):
-    report.picture(synthetic(methods=("static", "odconv"), seeds=2), tmp_path / name)
-    assert (tmp_path / name).read_bytes().startswith(start)
-
-
-def test_picture_is_the_same_every_time(synthetic, tmp_path):
-    for name in ("a.svg", "b.svg"):
-        report.picture(synthetic(methods=("static", "odconv")), tmp_path / name)
-    svg = (tmp_path / "a.svg").read_text()
-    assert svg == (tmp_path / "b.svg").read_text()
-    assert len(ids := re.findall('id="([^"]*)"', svg)) == len(set(ids)) and " " not in "".join(ids)
-
-
-def test_a_method_keeps_its_colour_whatever_else_is_in_the_report():
-    names = ["static", *(method.name for method in METHODS)]
-    alone = {name: style.looks([name])[name] for name in names}
-    assert style.looks(reversed(names)) == alone
-    assert len({(look.color, look.marker) for look in alone.values()}) == len(names)
-
-
-def test_unknown_methods_get_colours_too():
-    variants = style.looks(["odconv:experts=2", "odconv", "odconv:experts=8"])
-    assert {look.color for look in variants.values()} == {style.looks(["odconv"])["odconv"].color}
-    assert len({look.marker for look in variants.values()}) == 3
-    looks = style.looks([f"new{index}" for index in range(12)])
-    assert len({(look.color, look.marker) for look in looks.values()}) == 12
-
-
-def test_colours_of_figures_are_told_apart_by_value():
-    light = [pair[0] for pair in style.COLORS.values()]
-    assert len(set(light)) == len(light)
-
-
-def gaps(low, mean, high, wins):
-    return {"gaps": [mean] * 5, "mean": mean, "std": 1.0, "low": low, "high": high, "wins": wins}
-
-
-def test_summary_of_one_seed_ranks_nothing(synthetic):
-    results = synthetic(methods=("static", "odconv"))
-    results["methods"][0]["top1"]["mean"], results["methods"][1]["top1"]["mean"] = 80.0, 82.5
-    said = tables.summary(results)
-    assert said.startswith("One seed, which ranks nothing") and "ODConv +2.50 points" in said
-
-
-def test_summary_calls_a_difference_only_what_its_interval_shows(synthetic):
-    results = synthetic(methods=("static", "dyconv", "odconv", "condconv"), seeds=5, layers=2)
-    static, dyconv, odconv, condconv = results["methods"]
-    static["top1"]["mean"] = 80.0
-    dyconv["paired"], odconv["paired"] = gaps(-0.2, 0.5, 1.2, 4), gaps(0.4, 1.5, 2.6, 5)
-    condconv["paired"] = gaps(-2.0, -1.2, -0.4, 0)
-    above, below, none = tables.summary(results).split(". ")
-    assert above.startswith("Above static’s 80.0 % top-1") and "ODConv by 1.50 points (+0.40 to +2.60; 5 of 5" in above
-    assert below.startswith("Below static’s") and "CondConv by 1.20 points" in below
-    assert none == "No difference to static is shown for DyConv (+0.50, −0.20 to +1.20)."
-    assert "+0.40 to +2.60" in page.page(results)
-
-
-def test_equal_gaps_of_all_seeds_are_no_certainty(synthetic):
-    results = synthetic(methods=("static", "odconv"), seeds=3, layers=2)
-    results["methods"][1]["paired"] = {**gaps(1.5, 1.5, 1.5, 3), "gaps": [1.5] * 3, "std": 0.0}
-    assert tables.summary(results) == "No difference to static is shown for ODConv (+1.50 for every seed)."
-    assert tables.headline(results)[1]["interval"] == "–"
-    assert "+1.50 to" not in page.page(results)
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_few_test_images_cannot_show_a_difference(synthetic, seeds):
-    results = synthetic(methods=("static", "odconv"), seeds=seeds, layers=2)
-    results["data"]["test"] = 2
-    results["methods"][1]["paired"] = gaps(40, 50, 60, 3)
-    assert tables.summary(results).startswith("2 test images can’t show a difference: one image is 50 points. Top-1: ")
-    assert "With 2 test images, one image is 50 points: nothing can be concluded." in tables.caveats(results)
-    results["data"]["test"] = 10_000
-    results["methods"][0]["top1"]["mean"] = results["methods"][1]["top1"]["mean"] = 50.0
-    said = " ".join(tables.caveats(results))
-    assert "top-1 near 50 % is about 0.5 points, and of the difference of two networks 0.7" in said
-
-
-def test_load_reads_what_json_holds(synthetic, tmp_path):
-    results = synthetic()
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    assert report.load(tmp_path / "results.json") == results
-
-
-def test_load_names_a_file_that_is_no_json(tmp_path):
-    (tmp_path / "results.json").write_text('{"schema": 1,')
-    with pytest.raises(DataError, match=r"results\.json is not JSON"):
-        report.load(tmp_path / "results.json")
-
-
-def _remove(*keys):
-    def change(results):
-        inner = results
-        for key in keys[:-1]:
-            inner = inner[key]
-        del inner[keys[-1]]
-
-    return change
-
-
-def _set(value, *keys):
-    def change(results):
-        inner = results
-        for key in keys[:-1]:
-            inner = inner[key]
-        inner[keys[-1]] = value
-
-    return change
-
-
-BROKEN = [
-    (_set(2, "schema"), "has schema 2, this convary reads schema 1"),
-    (_remove("machine"), "'machine' is missing"),
-    (_remove("methods", 2, "top1", "mean"), r"methods\[2\].top1: 'mean' is missing"),
-    (_set("87", "methods", 0, "top1", "mean"), r"top1.mean is '87'; want a number"),
-    (_set(True, "methods", 0, "params"), "params is True; want int"),
-    (_set({}, "methods"), "methods is {}; want a list"),
-    (_set([], "methods"), "methods is empty"),
-    (_set([], "methods", 0, "seeds"), "has a seed without a curve"),
-    (_set([[0.5, 0.5]], "methods", 1, "routing", 0, "by_class"), "want one row of equal length for each of the 10"),
-    (_set([0.5, 0.2, 0.1, 0.1], "methods", 1, "correlation", "bands"), "want 4 fractions that sum to 1"),
-    (_set("javascript:", "pictures", "0", "png"), "want a PNG in base64"),
-    (_set([[0.5]], "methods", 1, "confusion"), r"confusion\[0\]\[0\] is 0.5; want int"),
-    (_set(None, "methods", 1, "correlation"), "correlation is None; want an object"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), BROKEN)
-def test_results_that_break_the_schema_are_refused_by_place(synthetic, tmp_path, change, message):
-    results = copy.deepcopy(synthetic())
-    change(results)
-    with pytest.raises(DataError, match=message):
-        report.write(results, tmp_path / "report.html")
-    assert not os.listdir(tmp_path)
 
 
 def test_a_curve_of_one_epoch_has_one_tick():

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``compare`` end to end, and what ``eval`` and ``predict`` make of its checkpoints; ``data``."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from convary._cli import compare as compare_command
+from convary._cli.parse import parse
+from convary.data import load as load_data
+from convary.data.image import read_image
+from convary.train import CompareConfig, load_model
+from tests.cli.calls import command_line, environment, one_line
+
+
+def test_more_images_at_a_time_than_there_are(run, images, tmp_path):
+    words = f"--data folder:{images} --image-size 16 --model mobilenet_v2_tiny --epochs 1 --batch-size 100000000"
+    flags = "--methods static --measure-seconds 0.01 --threads 1 --cpu"
+    assert run("compare", *words.split(), *flags.split(), "--out", tmp_path / "out")[0] == 0
+
+
+def test_data_lists_the_sets(run, tmp_path):
+    code, out, _ = run("data", "--root", tmp_path)
+    assert code == 0
+    assert re.search(r"fashion-mnist-mini +yes", out)
+    assert re.search(r"cifar100 +no", out)
+    assert "convary data NAME" in out
+    for name in ("train", "test", "meta"):
+        (tmp_path / "cifar-100-python").mkdir(exist_ok=True)
+        (tmp_path / "cifar-100-python" / name).touch()
+    assert re.search(r"cifar100 +yes", run("data", "--root", tmp_path)[1])
+
+
+def test_data_describes_a_set_that_is_here(run):
+    code, out, _ = run("data", "fashion-mnist-mini")
+    assert code == 0
+    assert "10 classes" in out
+    assert "MIT" in out
+
+
+def test_compare_writes_results_and_report_and_prints_the_table(finished):
+    out, code, said = finished
+    assert code == 0
+    results = json.loads((out / "results.json").read_text())
+    assert [method["name"] for method in results["methods"]] == ["static", "dyconv"]
+    assert "std needs at least 2 seeds" in (out / "report.html").read_text()
+    assert re.search(r"^DyConv +\d+\.\d\d +[+−]\d", said, re.MULTILINE)
+    assert str(out / "report.html") in said
+    assert "DyConv, seed 0: epoch 1/1" in said
+
+
+def test_a_finished_comparison_is_only_shown_again(run, finished, tiny):
+    out = finished[0]
+    before = (out / "results.json").read_bytes()
+    code, said, _ = run("compare", *tiny, "--out", out)
+    assert code == 0
+    assert "DyConv" in said
+    assert "epoch" not in said
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_a_folder_of_another_run_is_refused(run, finished, tiny):
+    out = finished[0]
+    code, _, err = run("compare", *tiny, "--lr", 0.02, "--out", out)
+    assert code == 2
+    assert "is the folder of another run: lr 0.01 there and 0.02 here" in one_line(err)
+
+
+def test_eval_prints_top1_and_classes(run, finished):
+    out = finished[0]
+    top1 = json.loads((out / "results.json").read_text())["methods"][1]["top1"]["mean"]
+    code, said, _ = run("eval", out / "dyconv" / "seed-0" / "checkpoint.pt")
+    assert code == 0
+    assert f"top-1 {top1:.2f} %" in said
+    assert "bright" in said
+    assert "dark" in said
+
+
+def test_few_test_images_are_called_few(run, finished):
+    out, _, compared = finished
+    few = json.loads((out / "results.json").read_text())["data"]["test"]
+    _, evaluated, _ = run("eval", out / "static" / "seed-0" / "checkpoint.pt")
+    for words in (evaluated, compared):
+        said = f"Only {few} test images: one image is {100 / few:.2g} points, so nothing can be concluded."
+        assert said in " ".join(words.split())
+
+
+def test_predict_says_the_classes_of_photographs(run, finished, images):
+    """Those that the network says in evaluation, whatever is given of its folder; a photograph may have any size."""
+    out = finished[0]
+    photos = [images / "test" / name / "1.png" for name in ("dark", "bright")]
+    code, said, _ = run("predict", out / "dyconv" / "seed-0" / "checkpoint.pt", *photos, "--cpu")
+    assert code == 0
+    model, data = load_model(out / "dyconv" / "seed-0" / "checkpoint.pt"), load_data(f"folder:{images}", image_size=16)
+    for photo, line in zip(photos, said.splitlines(), strict=True):
+        with torch.no_grad():
+            scores = model(data.normalise(read_image(photo, size=16)[None])).softmax(1)[0]
+        best = int(scores.argmax())
+        assert line.startswith(f"{photo}  {data.classes[best]} {scores[best]:.2f}, {data.classes[1 - best]} ")
+    for folder in (out / "dyconv", out / "dyconv" / "seed-0"):
+        assert run("predict", folder, *photos, "--cpu")[:2] == (0, said)
+    code, _, err = run("predict", out, photos[0])
+    assert code == 2 and "has several classifiers; give one, such as" in err and "seed-0/checkpoint.pt" in err
+    code, _, err = run("predict", out / "dyconv", out / "results.json", "--cpu")
+    assert code == 2 and "results.json is not a readable image" in one_line(err)
+
+
+def test_few_photos_to_test_on_are_told_with_the_way_to_more(run, tmp_path):
+    for part, count in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
+    code, said, _ = run("data", f"folder:{tmp_path}")
+    assert code == 0 and "8 training and 4 test images" in said
+    assert "One of 4 test images is 25 points of accuracy: keep more for testing. Folders train/CLASS" in said
+
+
+def test_eval_of_a_truncated_checkpoint(run, finished, tmp_path):
+    whole = (finished[0] / "static" / "seed-0" / "checkpoint.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    code, _, err = run("eval", tmp_path / "cut.pt")
+    assert code == 2
+    assert f"{tmp_path}/cut.pt is truncated" in one_line(err)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_resume(tiny, tmp_path):
+    out = tmp_path / "out"
+    words = ["compare", *tiny, "--epochs", "500", "--out", out]
+    started = subprocess.Popen(
+        command_line(*words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not (out / "static").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert "Traceback" not in err
+    assert f"saved in {out}" in err
+    command = shlex.split(err.partition("Resume with: ")[2])
+    assert command[:2] == ["convary", "compare"]
+    given = parse(CompareConfig, [str(word) for word in words[1:]], "given")
+    assert parse(CompareConfig, command[2:], "resumed") == given
+    assert (out / "static" / "seed-0" / "checkpoint.pt").exists()
+
+
+def test_the_table_has_a_spread_for_several_seeds():
+    from rich.console import Console
+
+    ratio = {"ms": 1.0, "ratio": 1.0, "low": 1.0, "high": 1.0}
+    method = {
+        "name": "static",
+        "title": "static",
+        "citation": None,
+        "layers": 0,
+        "params": 10,
+        "macs": {"convolution": 10, "routing": 0, "assembly": 0, "other": 0},
+        "latency": [{"batch": 1, **ratio}],
+        "step": {"batch": 2, **ratio},
+        "top1": {"mean": 81.234, "std": 0.567},
+    }
+    console = Console(width=100)
+    with console.capture() as said:
+        console.print(compare_command.results_table({"run": {"seeds": [0, 1]}, "methods": [method]}))
+    assert "81.23 ± 0.57" in said.get()
+    assert "Mean ± std over 2 seeds" in said.get()

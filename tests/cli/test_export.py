@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``export``, of what ``convert`` and ``compare`` wrote and of a network by name."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import convary
+from convary.data.photo_format import KEY
+from convary.train.classifier import Classifier
+from tests.cli.calls import one_line
+
+EXPORTED = {
+    "any.onnx": ["--dynamic", "0"],
+    "one.onnx": ["--image"],
+    "two.onnx": ["--dynamic"],  # of two images at a time, and no other number
+    "any.pt2": ["--dynamic", "0"],
+    "two.pt2": ["--dynamic"],
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_predict_says_the_same_by_an_exported_file(run, finished, images, tmp_path, name):
+    checkpoint = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxruntime")
+    out = tmp_path / name
+    code, told, _ = run("export", checkpoint, "--out", out, "--no-run", *EXPORTED[name])
+    assert code == 0 and f"it knows its 2 classes: convary predict {out} PHOTO..." in " ".join(told.split())
+    photos = [images / "test" / kind / "1.png" for kind in ("dark", "bright")]
+    want, got = (run("predict", file, *photos, "--cpu") for file in (checkpoint, out))
+    assert got == want and got[0] == 0
+
+
+def test_an_exported_file_of_other_images_says_their_size(run, finished, images, tmp_path):
+    words = ("--no-run", "--image", finished[0] / "static" / "seed-0" / "checkpoint.pt")
+    assert run("export", *words, "--shape", 3, 32, 32, "--out", tmp_path / "large.pt2")[0] == 0
+    assert Classifier(tmp_path / "large.pt2").format.shape == (3, 32, 32)
+    assert run("predict", tmp_path / "large.pt2", images / "test" / "dark" / "1.png", "--cpu")[0] == 0
+    told = run("export", *words, "--shape", 3, 32, 16, "--out", tmp_path / "long.pt2")[1]
+    assert "photographs are seen as squares, which --shape is not" in " ".join(told.split())
+    with pytest.raises(convary.CheckpointError, match="does not say its classes"):
+        Classifier(tmp_path / "long.pt2")
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_predict_of_a_file_that_says_no_classes(run, images, tmp_path, suffix):
+    photo, net = images / "test" / "dark" / "1.png", torch.nn.Flatten()
+    broken, bare, odd = (tmp_path / f"{name}.{suffix}" for name in ("broken", "bare", "odd"))
+    broken.write_text("no network")
+    convary.export(net, (1, 3, 4, 4), bare, dynamic=())
+    convary.export(net, (1, 3, 4, 4), odd, dynamic=(), notes={KEY: "{}"})
+    wanted = {
+        broken: f"{broken} can't be read as .{suffix}: .*; export it again",
+        bare: f"{bare} does not say its classes; export it from a checkpoint of convary compare, or with convary",
+        odd: "'{}' does not say how photographs are read; export the file again",
+    }
+    for file, message in wanted.items():
+        code, told, err = run("predict", file, photo, "--cpu")
+        assert (code, told) == (2, "") and re.search(message, one_line(err))
+
+
+def told_change(told: str) -> float:
+    return float(re.search(r"scores within (\S+) of the network's", " ".join(told.split()))[1])
+
+
+@pytest.mark.slow
+def test_export_of_what_convert_and_compare_wrote(run, finished, tmp_path):
+    words = ("--model", "timm:test_byobnet", "--method", "odconv", "--experts", 2, "--weights", "random")
+    assert run("convert", *words, "--where", "last", "--out", tmp_path / "model.pt")[0] == 0
+    checkpoint = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
+    sources = {
+        "free.pt2": (tmp_path / "model.pt", "--shape", 3, 64, 64, "--dynamic", 0),
+        "fixed.pt2": (checkpoint, "--strategy", "outputs", "--dynamic"),
+    }
+    for name, source in sources.items():
+        code, told, error = run("export", *source, "--out", tmp_path / name)
+        assert (code, error) == (0, "")
+        told = " ".join(told.split())
+        assert f"wrote {tmp_path / name} (" in told and "of the static network's file" in told
+        form = {"free.pt2": "bmm (mixed_conv): mixed kernels", "fixed.pt2": "outputs (mixed_conv): a convolution per"}
+        assert form[name] in told and told_change(told) < 1e-4
+        batch = {"free.pt2": 1, "fixed.pt2": 2}[name]
+        assert f"run by torch on {batch} image" in told
+    assert torch.export.load(tmp_path / "free.pt2").module()(torch.randn(5, 3, 64, 64)).shape[0] == 5
+
+
+@pytest.mark.slow
+def test_export_to_onnx_is_run_by_onnxruntime(run, finished, tmp_path):
+    pytest.importorskip("onnxruntime")
+    checkpoint = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
+    code, told, _ = run("export", checkpoint, "--out", tmp_path / "model.onnx", "--dynamic", 0)
+    assert code == 0 and "run by onnxruntime on 1 image" in told and told_change(told) < 1e-3
+    words = ("--image", "--runtime", "onnxruntime", "--no-run", "--out", tmp_path / "one.onnx")
+    code, told, _ = run("export", checkpoint, *words)
+    assert code == 0 and "nodes" in told and "grouped (mixed_conv)" in told and "run by" not in told
+
+
+def test_export_tells_of_a_hot_router(run, tmp_path):
+    words = ("--model", "timm:test_byobnet", "--method", "kernelwarehouse", "--where", "last", "--weights", "random")
+    code, told, error = run("export", *words, "--shape", 3, 64, 64, "--dynamic", 0, "--out", tmp_path / "model.pt2")
+    assert (code, error) == (0, "")
+    assert "note: exporting routers at temperature 1, above the final 0" in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "wants FILE or --model, and not both"),
+        ("{tmp}/none.pt --model timm:test_byobnet", "wants FILE or --model, and not both"),
+        ("{tmp}/none.pt --method odconv", "none.pt says itself what it is"),
+        ("{tmp}/none.pt", "there is no file {tmp}/none.pt"),
+        ("{tmp}/text.pt", "text.pt is truncated or no checkpoint"),
+        (
+            "--model timm:test_byobnet --weights random --dynamic 4",
+            "--dynamic takes axes of the input, 0 to 3; got (4,)",
+        ),
+        ("--model timm:test_byobnt", "did you mean"),
+        ("--model timm:test_byobnet --weights random --method odconf", "did you mean 'odconv'?"),
+        ("--model timm:test_byobnet --weights random --strategy loop", "invalid choice 'loop'"),
+        ("--model timm:test_byobnet --weights random --image --dynamic 0", "--image is for one image of one shape"),
+        ("--model timm:test_byobnet --weights random --runtime onnxruntime", "is for .onnx files; got"),
+        ("--model timm:test_byobnet --weights random --out {tmp}/model.pb", "must end in .onnx (ONNX) or .pt2"),
+        (
+            "--model timm:test_byobnet --weights random --out {tmp}/no/model.pt2 --shape 3 64 64 --dynamic 0",
+            "no folder",
+        ),
+    ],
+)
+def test_export_says_what_is_wrong_and_writes_nothing(run, tmp_path, words, message):
+    (tmp_path / "text.pt").write_text("text")
+    argv = words.format(tmp=tmp_path).split()
+    code, told, error = run("export", *argv, *([] if "--out" in argv else ["--out", tmp_path / "model.pt2"]))
+    assert (code, told) == (2, "")
+    assert message.format(tmp=tmp_path) in one_line(error)
+    assert not list(tmp_path.glob("model.*"))

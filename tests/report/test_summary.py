@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The summary calls a difference only what the seeds and the test images show."""
+
+from __future__ import annotations
+
+import pytest
+
+from convary.report import page, tables
+
+
+def gaps(low, mean, high, wins):
+    return {"gaps": [mean] * 5, "mean": mean, "std": 1.0, "low": low, "high": high, "wins": wins}
+
+
+def test_summary_of_one_seed_ranks_nothing(synthetic):
+    results = synthetic(methods=("static", "odconv"))
+    results["methods"][0]["top1"]["mean"], results["methods"][1]["top1"]["mean"] = 80.0, 82.5
+    said = tables.summary(results)
+    assert said.startswith("One seed, which ranks nothing") and "ODConv +2.50 points" in said
+
+
+def test_summary_calls_a_difference_only_what_its_interval_shows(synthetic):
+    results = synthetic(methods=("static", "dyconv", "odconv", "condconv"), seeds=5, layers=2)
+    static, dyconv, odconv, condconv = results["methods"]
+    static["top1"]["mean"] = 80.0
+    dyconv["paired"], odconv["paired"] = gaps(-0.2, 0.5, 1.2, 4), gaps(0.4, 1.5, 2.6, 5)
+    condconv["paired"] = gaps(-2.0, -1.2, -0.4, 0)
+    above, below, none = tables.summary(results).split(". ")
+    assert above.startswith("Above static’s 80.0 % top-1") and "ODConv by 1.50 points (+0.40 to +2.60; 5 of 5" in above
+    assert below.startswith("Below static’s") and "CondConv by 1.20 points" in below
+    assert none == "No difference to static is shown for DyConv (+0.50, −0.20 to +1.20)."
+    assert "+0.40 to +2.60" in page.page(results)
+
+
+def test_equal_gaps_of_all_seeds_are_no_certainty(synthetic):
+    results = synthetic(methods=("static", "odconv"), seeds=3, layers=2)
+    results["methods"][1]["paired"] = {**gaps(1.5, 1.5, 1.5, 3), "gaps": [1.5] * 3, "std": 0.0}
+    assert tables.summary(results) == "No difference to static is shown for ODConv (+1.50 for every seed)."
+    assert tables.headline(results)[1]["interval"] == "–"
+    assert "+1.50 to" not in page.page(results)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_few_test_images_cannot_show_a_difference(synthetic, seeds):
+    results = synthetic(methods=("static", "odconv"), seeds=seeds, layers=2)
+    results["data"]["test"] = 2
+    results["methods"][1]["paired"] = gaps(40, 50, 60, 3)
+    assert tables.summary(results).startswith("2 test images can’t show a difference: one image is 50 points. Top-1: ")
+    assert "With 2 test images, one image is 50 points: nothing can be concluded." in tables.caveats(results)
+    results["data"]["test"] = 10_000
+    results["methods"][0]["top1"]["mean"] = results["methods"][1]["top1"]["mean"] = 50.0
+    said = " ".join(tables.caveats(results))
+    assert "top-1 near 50 % is about 0.5 points, and of the difference of two networks 0.7" in said
