@@ -31,15 +31,15 @@ struct Route {
     float epsilon;
 };
 
-// X(name, return type, parameters)
+// X(name, return type, parameters). Those without a type in their names take float and bf16.
 #define CONVARY_KERNELS(X)                                                                                             \
     X(mix_kernels_f32, void, (const MixTile& tile, int64_t b0, int64_t b1, int64_t n0, int64_t n1))                    \
     X(route_pool_f32, void, (const Route& route, int64_t map))                                                         \
     X(route_f32, void, (const Route& route, int64_t b, float* scratch))                                                \
-    X(mixed_conv_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))                    \
-    X(mixed_conv_depthwise_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))          \
-    X(mixed_conv_grad_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                         \
-    X(mixed_conv_depthwise_grad_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))               \
+    X(mixed_conv, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))                        \
+    X(mixed_conv_depthwise, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))              \
+    X(mixed_conv_grad_weights, void, (const ConvGrad& grad, int64_t item, float* scratch))                             \
+    X(mixed_conv_depthwise_grad_weights, void, (const ConvGrad& grad, int64_t item, float* scratch))                   \
     X(sample_conv_thin_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))              \
     X(sample_conv_thin_grad_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                   \
     X(pixel_conv_f32, void, (const PixelConv& conv, int64_t item, float* scratch))                                     \
