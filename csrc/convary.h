@@ -128,6 +128,7 @@ typedef struct {
     int64_t pieces[4];  // the outputs of the last layer, N, fall into pieces of these lengths; 0: no piece
     int64_t gates;      // this many pieces come first, with a sigmoid
     int64_t rest;       // the activation of each of the others: 0 none, 1 sigmoid, 2 softmax
+    int64_t half;       // 1: x is bf16; 0: float
     float epsilon;      // of the normalisation
 } convary_route_sizes;
 
@@ -137,7 +138,7 @@ typedef struct {
 // norm(z) = (z - mean) / sqrt(variance + epsilon) * gain + shift, each (hidden), all NULL for none.
 // squeeze (hidden, C), head (N, hidden or C); the biases and temperature (one number) may be NULL.
 // pooled (B, C) is written on the way.
-CONVARY_API int32_t convary_route_f32(const convary_route_sizes* sizes, const float* x, const float* squeeze,
+CONVARY_API int32_t convary_route(const convary_route_sizes* sizes, const void* x, const float* squeeze,
                                       const float* squeeze_bias, const float* mean, const float* variance,
                                       const float* gain, const float* shift, const float* head, const float* head_bias,
                                       const float* temperature, float* pooled, float* out);

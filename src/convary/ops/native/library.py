@@ -30,7 +30,7 @@ _POINTERS = {
     "mixed_conv": 9, "mixed_conv_grad_x": 8, "mixed_conv_grad_blocks": 2, "mixed_conv_grad_bank": 12,
     "sample_conv": 6, "sample_conv_grad_x": 5, "sample_conv_grad_weight": 5,
     "pixel_conv_f32": 4, "pixel_conv_grad_x_f32": 4, "pixel_conv_grad_weight_f32": 4,
-    "route_f32": 13,
+    "route": 13,
 }  # fmt: skip
 
 
