@@ -37,7 +37,12 @@ void put_rows(const Conv& conv, const Window& window, const float* sums, X* y) {
         if (conv.y_column == 1) {
             copy(y, sums, window.columns);
         } else {
-            for (int64_t j = 0; j < window.columns; ++j) copy(y + j * conv.y_column, sums + j, 1);
+            for (int64_t j = 0; j < window.columns; j += lanes) {
+                X row[lanes];
+                store(row, load(sums + j));
+                const int64_t n = least(lanes, window.columns - j);
+                for (int64_t k = 0; k < n; ++k) y[(j + k) * conv.y_column] = row[k];
+            }
         }
     }
 }
