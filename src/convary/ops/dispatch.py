@@ -16,6 +16,7 @@ from torch import Tensor
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost
 from convary.ops.cost import measured
+from convary.ops.geometry import autocast_dtype
 from convary.ops.native import eligible, library
 from convary.ops.problem import Problem
 from convary.ops.tracing import forced, is_portable, is_traced, needs_gradient
@@ -151,7 +152,8 @@ def run(op: Op, arguments: Arguments) -> Tensor:
     shapes, indexed = tuple([None if t is None else t.shape for t in tensors]), arguments.images is not None
     gradient, slowdown = needs_gradient(*tensors), library.slowdown()
     alike = obstacle is None and eligible.all_exact(tensors)
-    key = (op.name, shapes, indexed, arguments[-1], gradient, x.device, x.dtype, obstacle, slowdown, alike)
+    dtype = x.dtype if alike else autocast_dtype(x) or x.dtype
+    key = (op.name, shapes, indexed, arguments[-1], gradient, x.device, dtype, obstacle, slowdown, alike)
     if measured.is_on():
         key = (*key, *measured.state(x))
     name = _choices.get(key) if forced.get() is None else None

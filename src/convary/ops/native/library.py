@@ -4,7 +4,8 @@
 A torch older than 2.10 does not give its pool away: the kernels then run on the thread that calls them.
 
 ``CONVARY_LIBRARY`` names another build of the library (for example one with sanitizers); ``CONVARY_ISA`` forces a lower
-instruction set than the CPU's best (``baseline``, ``avx2``, ``avx512``, ``avx512_bf16``, ``neon``). Both are read once, at first use.
+instruction set than the CPU's best (``baseline``, ``avx2``, ``avx512``, ``avx512_bf16``, ``neon``). Both are read once,
+at first use.
 """
 
 from __future__ import annotations
