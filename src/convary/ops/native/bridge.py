@@ -181,6 +181,7 @@ def _gradients(ctx, grad: Tensor, *, operators: bool) -> Iterable[Tensor | None]
     op, settings = ctx.op, ctx.settings
     saved = ctx.saved_tensors
     x, *weights = widened(saved) if operators else op.taken(saved, grad.dtype)
+    assert x is not None
     if x.dtype is torch.float32:
         grad = wide(grad)  # autograd narrows each gradient by itself
     needs_x, *needs = ctx.needs_input_grad[: 1 + len(weights)]
