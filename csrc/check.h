@@ -14,33 +14,35 @@ namespace convary {
 
 constexpr int64_t most_size = INT32_MAX;  // of any one size: products of two then fit 64 bits
 
-// A dense tensor as the ABI sees it: where it starts and how many elements of four bytes it has.
+// A dense tensor as the ABI sees it: where it starts and ends.
 struct Extent {
     const void* data;
-    int64_t count;
+    int64_t count, bytes;
+
+    const void* end() const { return static_cast<const char*>(data) + bytes; }
 };
 
-// count = a * b elements of four bytes; CONVARY_OK, CONVARY_NEGATIVE_SIZE or CONVARY_SIZE_OVERFLOW.
-inline int32_t extent(const void* data, int64_t a, int64_t b, Extent* result) {
+// count = a * b elements of `size` bytes; CONVARY_OK, CONVARY_NEGATIVE_SIZE or CONVARY_SIZE_OVERFLOW.
+inline int32_t extent(const void* data, int64_t a, int64_t b, Extent* result, int64_t size = 4) {
     if (a < 0 || b < 0) return CONVARY_NEGATIVE_SIZE;
-    int64_t bytes = 0;
-    if (__builtin_mul_overflow(a, b, &result->count) || __builtin_mul_overflow(result->count, int64_t{4}, &bytes) ||
-        bytes > INTPTR_MAX) {
+    if (__builtin_mul_overflow(a, b, &result->count) || __builtin_mul_overflow(result->count, size, &result->bytes) ||
+        result->bytes > INTPTR_MAX) {
         return CONVARY_SIZE_OVERFLOW;
     }
     result->data = data;
-    if (bytes == 0) return CONVARY_OK;
+    if (result->bytes == 0) return CONVARY_OK;
     if (data == nullptr) return CONVARY_NULL_POINTER;
     const uintptr_t address = reinterpret_cast<uintptr_t>(data);
-    if (address % 4 != 0) return CONVARY_MISALIGNED;
+    if (address % static_cast<uintptr_t>(size) != 0) return CONVARY_MISALIGNED;
     uintptr_t end = 0;
-    return __builtin_add_overflow(address, static_cast<uintptr_t>(bytes), &end) ? CONVARY_SIZE_OVERFLOW : CONVARY_OK;
+    return __builtin_add_overflow(address, static_cast<uintptr_t>(result->bytes), &end) ? CONVARY_SIZE_OVERFLOW
+                                                                                        : CONVARY_OK;
 }
 
 inline bool overlap(const Extent& a, const Extent& b) {
     if (a.count == 0 || b.count == 0) return false;
     const uintptr_t a0 = reinterpret_cast<uintptr_t>(a.data), b0 = reinterpret_cast<uintptr_t>(b.data);
-    return a0 < b0 + static_cast<uintptr_t>(b.count) * 4 && b0 < a0 + static_cast<uintptr_t>(a.count) * 4;
+    return a0 < b0 + static_cast<uintptr_t>(b.bytes) && b0 < a0 + static_cast<uintptr_t>(a.bytes);
 }
 
 // Asks for huge pages under an output that is about to be written for the first time. Outputs of 32 MiB and more come

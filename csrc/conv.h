@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 
+#include "half.h"
 #include "math.h"
 
 namespace convary {
@@ -35,14 +36,16 @@ struct TapRange {
 // W[b,o,c,t] = sum_k kernel[b,k] filter[b,k,o] channel[b,k,c] tap[b,k,t] bank[k,o,c,t]; a null factor counts as 1,
 // and one with a single row is shared by the kernels. Where each sample has kernels of its own, K is 1.
 struct Conv {
-    const float *x, *bank, *kernel, *filter, *channel, *tap, *bias;
-    float* y;
+    const void *x, *bank;
+    const float *kernel, *filter, *channel, *tap, *bias;
+    void* y;
+    bool half, half_bank;  // bf16 in place of float: x and y; the bank
     int64_t B, C, O, K, G;
     int64_t filter_rows, channel_rows, tap_rows;  // 1 or K
     int64_t bias_step;                            // from one sample's bias to the next: 0 or O
     int64_t bank_step;                            // from one sample's bank to the next: 0 where they share one
     int64_t images;                               // samples of x
-    const float *x_end, *bank_end;
+    const void *x_end, *bank_end;
     Axis h, w;
 
     // Sample b of y is made from the kernels and the input of sample b. `image` says whose input that is; `members`, in
@@ -72,8 +75,13 @@ struct Conv {
     }
     CONVARY_INLINE int64_t x_map() const { return channels_last ? 1 : h.in * w.in; }
     CONVARY_INLINE int64_t x_column() const { return channels_last ? C : 1; }
-    CONVARY_INLINE const float* input(int64_t sample, int64_t c) const {
-        return x + source(sample) * C * h.in * w.in + c * x_map();
+    template <typename X>
+    CONVARY_INLINE const X* input(int64_t sample, int64_t c) const {
+        return static_cast<const X*>(x) + source(sample) * C * h.in * w.in + c * x_map();
+    }
+    template <typename X>
+    CONVARY_INLINE X* output(int64_t sample, int64_t o) const {
+        return static_cast<X*>(y) + sample * y_sample + o * y_map;
     }
     CONVARY_INLINE int64_t P() const { return h.out * w.out; }
     CONVARY_INLINE int64_t Cg() const { return C / G; }
@@ -120,7 +128,7 @@ struct ConvScratch : Scratch {
 // bank of its own, that is the result, and each sample has its own items.
 struct ConvGrad {
     Conv conv;
-    const float* grad_y;
+    const void* grad_y;  // bf16 where x is
     float* grad_bank;
     // Sums over a work item's weights of mixed gradient * bank * the other factors except kernel:
     float* part_tap;      // (items, B, K, T), without tap

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 // Raised with every change of a signature or of a meaning below; convary.ops.native refuses any other number.
-#define CONVARY_ABI_VERSION 6
+#define CONVARY_ABI_VERSION 7
 
 #if defined(_WIN32)
 #define CONVARY_API __declspec(dllexport)
@@ -44,8 +44,9 @@ typedef int32_t (*convary_parallel_for_fn)(int64_t begin, int64_t end, int64_t g
 
 CONVARY_API int32_t convary_abi_version(void);
 
-// The instruction set picked when the library was loaded ("baseline", "avx2", "avx512", "neon"): the best this CPU has,
-// or the one that the environment variable CONVARY_ISA names. NULL where that one is unknown or unsupported.
+// The instruction set picked when the library was loaded ("baseline", "avx2", "avx512", "avx512_bf16", "neon"): the
+// best this CPU has, or the one that the environment variable CONVARY_ISA names. NULL where that one is unknown or
+// unsupported.
 CONVARY_API const char* convary_cpu_isa(void);
 
 // Comma-separated names of every instruction set that this library holds and this CPU can run, best first.
@@ -69,7 +70,9 @@ typedef struct {
     int64_t filter_rows, channel_rows, tap_rows;  // 1: shared by the kernels; K: one row for each
     int64_t bias_rows;                            // 1: for all samples; B: one row for each
     int64_t channels_last;                        // 1: x, y and their gradients are (B, H, W, C), (B, H, W, O); else 0
-    int64_t threads;  // how many threads to cut the work for; y and the gradient of x do not depend on it
+    int64_t half;       // 1: x, y and their gradients are bf16, the upper halves of floats; 0: all numbers are floats
+    int64_t half_bank;  // 1: so is the bank; only where half is. Factors, biases and other gradients are always floats
+    int64_t threads;    // how many threads to cut the work for; y and the gradient of x do not depend on it
 } convary_conv_sizes;
 
 // y[b, o, p] = bias[b, o] + sum_c sum_t W[b, o, c, t] x[b, c, p * stride + t * dilation - pad]
@@ -78,16 +81,16 @@ typedef struct {
 // bias (bias_rows, O) may be NULL: 1, or no bias.
 // y (B, O, (H + 2 pad_h - dilation_h (kernel_h - 1) - 1) / stride_h + 1, likewise W). A sample's result does not depend
 // on the others, bit for bit.
-CONVARY_API int32_t convary_mixed_conv_f32(const convary_conv_sizes* sizes, const float* x, const float* bank,
-                                           const float* kernel, const float* filter, const float* channel,
-                                           const float* tap, const float* bias, float* y);
+CONVARY_API int32_t convary_mixed_conv(const convary_conv_sizes* sizes, const void* x, const void* bank,
+                                       const float* kernel, const float* filter, const float* channel, const float* tap,
+                                       const float* bias, void* y);
 
 // The gradient of x from that of y, bias aside; same sizes.
-CONVARY_API int32_t convary_mixed_conv_grad_x_f32(const convary_conv_sizes* sizes, const float* grad_y,
-                                                  const float* bank, const float* kernel, const float* filter,
-                                                  const float* channel, const float* tap, float* grad_x);
+CONVARY_API int32_t convary_mixed_conv_grad_x(const convary_conv_sizes* sizes, const void* grad_y, const void* bank,
+                                              const float* kernel, const float* filter, const float* channel,
+                                              const float* tap, void* grad_x);
 
-// How many parts the sums of convary_mixed_conv_grad_bank_f32 come in: blocks[0] of part_tap, blocks[1] of part_filter,
+// How many parts the sums of convary_mixed_conv_grad_bank come in: blocks[0] of part_tap, blocks[1] of part_filter,
 // blocks[2] of part_channel.
 CONVARY_API int32_t convary_mixed_conv_grad_blocks(const convary_conv_sizes* sizes, int64_t* blocks);
 
@@ -98,26 +101,25 @@ CONVARY_API int32_t convary_mixed_conv_grad_blocks(const convary_conv_sizes* siz
 //     part_channel (blocks[2], B, R, C)  sum over o, t of filter tap E; may be NULL, not written where depthwise
 // R is K where the filter or the channel factor has K > 1 rows, and 1 where the kernels share them: those sums go over
 // k too, of kernel times what is written there. Elsewhere the kernel factor is in no sum. Depthwise is C = O = G.
-CONVARY_API int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const float* x,
-                                                     const float* grad_y, const float* bank, const float* kernel,
-                                                     const float* filter, const float* channel, const float* tap,
-                                                     float* grad_bank, float* part_tap, float* part_filter,
-                                                     float* part_channel);
+CONVARY_API int32_t convary_mixed_conv_grad_bank(const convary_conv_sizes* sizes, const void* x, const void* grad_y,
+                                                 const void* bank, const float* kernel, const float* filter,
+                                                 const float* channel, const float* tap, float* grad_bank,
+                                                 float* part_tap, float* part_filter, float* part_channel);
 
 // A convolution with kernels given per sample. In the sizes K counts the kernels, weight (K, O, C / G, kernel_h,
 // kernel_w), and so the samples of y; the rows of factors are 1, those of the bias 1 or K, and channels_last is 0.
 // y[n, o, p] = bias[n, o] + sum_c sum_t weight[n, o, c, t] x[index[n], c, p * stride + t * dilation - pad]
 // y (K, O, ...) as above. index (K,) may be NULL: n, and K is B then. Else every number is in [0, B).
-CONVARY_API int32_t convary_sample_conv_f32(const convary_conv_sizes* sizes, const float* x, const float* weight,
-                                            const float* bias, const int64_t* index, float* y);
+CONVARY_API int32_t convary_sample_conv(const convary_conv_sizes* sizes, const void* x, const void* weight,
+                                        const float* bias, const int64_t* index, void* y);
 
 // The gradient of x (B, C, H, W): of the samples of one image, added up in their order; 0 where an image has none.
-CONVARY_API int32_t convary_sample_conv_grad_x_f32(const convary_conv_sizes* sizes, const float* grad_y,
-                                                   const float* weight, const int64_t* index, float* grad_x);
+CONVARY_API int32_t convary_sample_conv_grad_x(const convary_conv_sizes* sizes, const void* grad_y, const void* weight,
+                                               const int64_t* index, void* grad_x);
 
 // The gradient of weight (K, O, C / G, kernel_h, kernel_w).
-CONVARY_API int32_t convary_sample_conv_grad_weight_f32(const convary_conv_sizes* sizes, const float* x,
-                                                        const float* grad_y, const int64_t* index, float* grad_weight);
+CONVARY_API int32_t convary_sample_conv_grad_weight(const convary_conv_sizes* sizes, const void* x, const void* grad_y,
+                                                    const int64_t* index, float* grad_weight);
 
 // A router in inference: pooling, at most one hidden layer, a last layer, activations.
 typedef struct {
@@ -126,6 +128,7 @@ typedef struct {
     int64_t pieces[4];  // the outputs of the last layer, N, fall into pieces of these lengths; 0: no piece
     int64_t gates;      // this many pieces come first, with a sigmoid
     int64_t rest;       // the activation of each of the others: 0 none, 1 sigmoid, 2 softmax
+    int64_t half;       // 1: x is bf16; 0: float
     float epsilon;      // of the normalisation
 } convary_route_sizes;
 
@@ -135,7 +138,7 @@ typedef struct {
 // norm(z) = (z - mean) / sqrt(variance + epsilon) * gain + shift, each (hidden), all NULL for none.
 // squeeze (hidden, C), head (N, hidden or C); the biases and temperature (one number) may be NULL.
 // pooled (B, C) is written on the way.
-CONVARY_API int32_t convary_route_f32(const convary_route_sizes* sizes, const float* x, const float* squeeze,
+CONVARY_API int32_t convary_route(const convary_route_sizes* sizes, const void* x, const float* squeeze,
                                       const float* squeeze_bias, const float* mean, const float* variance,
                                       const float* gain, const float* shift, const float* head, const float* head_bias,
                                       const float* temperature, float* pooled, float* out);

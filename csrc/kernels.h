@@ -22,24 +22,26 @@ struct MixTile {
 
 constexpr int64_t route_pieces = 4;
 
-// A router in inference; pointers and sizes as convary_route_f32 in convary.h.
+// A router in inference; pointers and sizes as convary_route in convary.h.
 struct Route {
-    const float *x, *squeeze, *squeeze_bias, *mean, *variance, *gain, *shift, *head, *head_bias, *temperature;
+    const void* x;
+    const float *squeeze, *squeeze_bias, *mean, *variance, *gain, *shift, *head, *head_bias, *temperature;
     float *pooled, *out;
     int64_t B, C, P, hidden, outputs, gates, rest;
     const int64_t* pieces;
     float epsilon;
+    bool half;  // x is bf16
 };
 
-// X(name, return type, parameters)
+// X(name, return type, parameters). Those without a type in their names take float and bf16.
 #define CONVARY_KERNELS(X)                                                                                             \
     X(mix_kernels_f32, void, (const MixTile& tile, int64_t b0, int64_t b1, int64_t n0, int64_t n1))                    \
-    X(route_pool_f32, void, (const Route& route, int64_t map))                                                         \
-    X(route_f32, void, (const Route& route, int64_t b, float* scratch))                                                \
-    X(mixed_conv_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))                    \
-    X(mixed_conv_depthwise_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))          \
-    X(mixed_conv_grad_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                         \
-    X(mixed_conv_depthwise_grad_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))               \
+    X(route_pool, void, (const Route& route, int64_t map))                                                         \
+    X(route, void, (const Route& route, int64_t b, float* scratch))                                                \
+    X(mixed_conv, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))                        \
+    X(mixed_conv_depthwise, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))              \
+    X(mixed_conv_grad_weights, void, (const ConvGrad& grad, int64_t item, float* scratch))                             \
+    X(mixed_conv_depthwise_grad_weights, void, (const ConvGrad& grad, int64_t item, float* scratch))                   \
     X(sample_conv_thin_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))              \
     X(sample_conv_thin_grad_weights_f32, void, (const ConvGrad& grad, int64_t item, float* scratch))                   \
     X(pixel_conv_f32, void, (const PixelConv& conv, int64_t item, float* scratch))                                     \

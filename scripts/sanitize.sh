@@ -52,7 +52,7 @@ log=log_path=$probe/report
 env LD_PRELOAD="$preload" ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1:detect_odr_violation=0:$log" UBSAN_OPTIONS="print_stacktrace=1:$log" \
     CONVARY_LIBRARY="$PWD/$build/libconvary.so" OMP_NUM_THREADS=1 CONVARY_HOSTILE_CALLS=800 \
     "$python" -m pytest -q -n auto --maxprocesses 8 --dist worksteal tests/test_custom_ops.py \
-    tests/ops/native/test_{library,router}.py tests/ops/*/test_{hostile,native*}.py || {
+    tests/ops/native/test_{library,router}.py tests/ops/*/test_{hostile,native*,bf16}.py || {
     cat "$probe"/report.* 2> /dev/null || true  # pytest has no say when its process ends
     exit 1
 }

@@ -12,6 +12,10 @@ namespace convary {
 // CONVARY_OK with the sizes of `conv` filled in, or what is wrong. A bank for all samples until `bank_step` is set.
 int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv);
 
+// Bytes of a number of x, y and their gradients, and of the bank.
+inline int64_t feature_size(const Conv& conv) { return conv.half ? 2 : 4; }
+inline int64_t bank_size(const Conv& conv) { return conv.half_bank ? 2 : 4; }
+
 // CONVARY_OK with the extents of kernel, filter, channel and tap, or what is wrong with them.
 int32_t check_factors(const Conv& conv, Extent* results);
 

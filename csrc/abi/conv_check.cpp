@@ -42,6 +42,8 @@ int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv) {
                            sizes.tap_rows,
                            sizes.bias_rows,
                            sizes.channels_last,
+                           sizes.half,
+                           sizes.half_bank,
                            sizes.threads};
     for (const int64_t size : all) {
         if (size < 0) return CONVARY_NEGATIVE_SIZE;
@@ -49,13 +51,14 @@ int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv) {
     }
     const auto rows = [&](int64_t count) { return count == 1 || count == sizes.K; };
     if (sizes.G < 1 || sizes.C % sizes.G != 0 || sizes.O % sizes.G != 0 || !rows(sizes.filter_rows) ||
-        !rows(sizes.channel_rows) || !rows(sizes.tap_rows) || sizes.channels_last > 1 ||
-        (sizes.bias_rows != 1 && sizes.bias_rows != sizes.B)) {
+        !rows(sizes.channel_rows) || !rows(sizes.tap_rows) || sizes.channels_last > 1 || sizes.half > 1 ||
+        sizes.half_bank > sizes.half || (sizes.bias_rows != 1 && sizes.bias_rows != sizes.B)) {
         return CONVARY_BAD_GEOMETRY;
     }
     conv->B = conv->images = sizes.B, conv->C = sizes.C, conv->O = sizes.O, conv->K = sizes.K, conv->G = sizes.G;
     conv->filter_rows = sizes.filter_rows, conv->channel_rows = sizes.channel_rows, conv->tap_rows = sizes.tap_rows;
     conv->channels_last = sizes.channels_last == 1;
+    conv->half = sizes.half == 1, conv->half_bank = sizes.half_bank == 1;
     conv->bias_step = sizes.bias_rows == 1 ? 0 : sizes.O;
     conv->h = {sizes.H, 0, sizes.kernel_h, sizes.stride_h, sizes.pad_h, sizes.dilation_h, 1};
     conv->w = {sizes.W, 0, sizes.kernel_w, sizes.stride_w, sizes.pad_w, sizes.dilation_w, 1};
@@ -72,7 +75,7 @@ namespace {
 // (a, b, c, d) elements; a null pointer means none where the tensor is optional.
 int32_t check_tensor(const void* data, bool optional, int64_t a, int64_t b, int64_t c, int64_t d, Extent* result) {
     if (optional && data == nullptr) {
-        *result = {nullptr, 0};
+        *result = {};
         return CONVARY_OK;
     }
     return extent(data, a * b, c * d, result);  // each size is below 2^31
@@ -97,16 +100,17 @@ int32_t check_tensors(Conv* call, bool transposed, int64_t bias_rows, Extent* y)
     const int64_t banks = conv.bank_step == 0 ? 1 : conv.B;  // K is 1 where there are several
     const int64_t features = conv.images * conv.C, results = conv.B * conv.O;
     Extent inputs[7] = {};
-    int32_t code = extent(conv.x, transposed ? results : features, transposed ? out : in, &inputs[0]);
-    if (code == CONVARY_OK) code = extent(conv.bank, banks * conv.K * conv.O, kernel, &inputs[1]);
+    const int64_t size = feature_size(conv);
+    int32_t code = extent(conv.x, transposed ? results : features, transposed ? out : in, &inputs[0], size);
+    if (code == CONVARY_OK) code = extent(conv.bank, banks * conv.K * conv.O, kernel, &inputs[1], bank_size(conv));
     if (code == CONVARY_OK) code = check_factors(conv, &inputs[2]);
     if (code == CONVARY_OK) code = check_tensor(conv.bias, true, bias_rows, conv.O, 1, 1, &inputs[6]);
-    if (code == CONVARY_OK) code = extent(conv.y, transposed ? features : results, transposed ? in : out, y);
+    if (code == CONVARY_OK) code = extent(conv.y, transposed ? features : results, transposed ? in : out, y, size);
     for (const Extent& input : inputs) {
         if (code == CONVARY_OK && overlap(*y, input)) code = CONVARY_OVERLAP;
     }
     if (code == CONVARY_OK && kernels() == nullptr) code = CONVARY_NO_ISA;
-    if (code == CONVARY_OK) call->x_end = conv.x + inputs[0].count, call->bank_end = conv.bank + inputs[1].count;
+    if (code == CONVARY_OK) call->x_end = inputs[0].end(), call->bank_end = inputs[1].end();
     // Without channels (or kernels) there is nothing to sum; nobody asks for that.
     if (code == CONVARY_OK && (conv.C == 0 || conv.K == 0 || conv.O == 0) && y->count > 0) code = CONVARY_BAD_GEOMETRY;
     return code;

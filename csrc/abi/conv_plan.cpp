@@ -93,7 +93,7 @@ bool in_place(const Conv& conv) {
 // Positions of a window, whole vectors; 0 where the convolution is not thin.
 int64_t thin_columns(const Conv& conv, int64_t lanes) {
     // A gradient at one phase of the stride may have one tap of a larger kernel, whose weights lie apart.
-    if (!in_place(conv) || conv.T_bank != 1 || conv.bank_step == 0) return 0;
+    if (conv.half || !in_place(conv) || conv.T_bank != 1 || conv.bank_step == 0) return 0;
     if (conv.Cg() > thin_channels || conv.Og() > thin_channels) return 0;
     return ceil_div(even(conv.w.out, thin_floats / (conv.Cg() + conv.Og())), lanes) * lanes;
 }
@@ -119,7 +119,7 @@ void cut_by_sample(const Conv& conv, int64_t threads, Blocks* blocks) {
 Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     Blocks blocks = {};
     blocks.depthwise = conv.Cg() == 1 && conv.Og() == 1;
-    blocks.direct = !blocks.depthwise && in_place(conv);
+    blocks.direct = !blocks.depthwise && !conv.half && in_place(conv);
     blocks.panel = blocks.depthwise ? lanes : 2 * lanes;
     cut_window(conv, lanes, &blocks);
     if (blocks.depthwise) {
@@ -135,6 +135,7 @@ Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     } else {
         blocks.pack_bank = cut_for_reuse(conv, threads, &blocks);
         if (!blocks.pack_bank) cut_by_sample(conv, threads, &blocks);
+        if (conv.half && blocks.channels < conv.Cg()) blocks.channels += blocks.channels % 2;  // whole pairs
         blocks.o_blocks = ceil_div(ceil_div(conv.Og(), blocks.panel), blocks.panels);
     }
     blocks.b_blocks = ceil_div(conv.B, blocks.samples);
@@ -174,7 +175,8 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) {
     const double full = static_cast<double>(blocks.channels) * static_cast<double>(conv.T_bank);  // unused taps too
     floats[weights] = together * (blocks.depthwise ? full : depth) * panel;
     floats[bank] = blocks.pack_bank ? K * depth * panel * static_cast<double>(blocks.panels) : 0;
-    floats[factors] = together * K * full + panel;
+    // An odd number of channels makes one pair more.
+    floats[factors] = together * K * full + panel + static_cast<double>(conv.T_bank);
     floats[filter] = together * K * panel;
     const double maps_together =
         blocks.depthwise ? static_cast<double>(blocks.panels) : together * static_cast<double>(blocks.channels);

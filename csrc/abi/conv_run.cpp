@@ -34,9 +34,9 @@ int32_t execute(Conv conv, int64_t threads) {
     const Blocks blocks = cut(conv, table.lanes, most(threads, 1));
     const ConvScratch scratch(conv, blocks);
     if (!scratch.fits) return CONVARY_NO_MEMORY;
-    const auto kernel = blocks.depthwise ? table.mixed_conv_depthwise_f32
+    const auto kernel = blocks.depthwise ? table.mixed_conv_depthwise
                         : blocks.thin    ? table.sample_conv_thin_f32
-                                         : table.mixed_conv_f32;
+                                         : table.mixed_conv;
     const int64_t items = blocks.items(conv), samples = conv.first == nullptr ? conv.B : conv.first[conv.B];
     const double outputs = static_cast<double>(samples * conv.O) * static_cast<double>(conv.P());
     const int64_t grain = grain_of(items, outputs * static_cast<double>(conv.Cg() * conv.T()));
@@ -77,12 +77,14 @@ int32_t execute_grad_x(const Conv& conv, int64_t threads) {
     back.y_row = conv.w.in * conv.h.stride * column, back.y_column = conv.w.stride * column;
     const bool gaps =
         conv.h.phases() < conv.h.stride || conv.w.phases() < conv.w.stride;  // positions that no tap reaches
-    if (gaps || conv.h.in == 0 || conv.w.in == 0) memset(conv.y, 0, static_cast<size_t>(conv.B * conv.C * map) * 4);
+    if (gaps || conv.h.in == 0 || conv.w.in == 0) {
+        memset(conv.y, 0, static_cast<size_t>(conv.B * conv.C * map * feature_size(conv)));
+    }
     for (int64_t i = 0; i < conv.h.stride && i < conv.h.in; ++i) {
         for (int64_t j = 0; j < conv.w.stride && j < conv.w.in; ++j) {
             if (!transpose_axis(conv.h, i, conv.w.taps, &back.h, &back.h_taps)) continue;
             if (!transpose_axis(conv.w, j, 1, &back.w, &back.w_taps)) continue;
-            back.y = conv.y + (i * conv.w.in + j) * column;
+            back.y = static_cast<char*>(conv.y) + (i * conv.w.in + j) * column * feature_size(conv);
             const int32_t code = execute(back, threads);
             if (code != CONVARY_OK) return code;
         }
@@ -101,9 +103,9 @@ int32_t execute_grad_weights(const ConvGrad& grad) {
     const Kernels& table = *kernels();
     const GradScratch scratch(grad, table.lanes);
     if (!scratch.fits) return CONVARY_NO_MEMORY;
-    const auto kernel = grad.depthwise ? table.mixed_conv_depthwise_grad_weights_f32
+    const auto kernel = grad.depthwise ? table.mixed_conv_depthwise_grad_weights
                         : grad.thin    ? table.sample_conv_thin_grad_weights_f32
-                                       : table.mixed_conv_grad_weights_f32;
+                                       : table.mixed_conv_grad_weights;
     return run_items(grad.items(), 1, scratch.total(),
                      [&](int64_t item, float* memory) { kernel(grad, item, memory); });
 }

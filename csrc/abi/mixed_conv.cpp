@@ -27,7 +27,9 @@ int32_t check_part(const void* data, bool optional, int64_t blocks, int64_t each
     return extent(data, rows, n, result);
 }
 
-int32_t check_grads(const ConvGrad& grad, Extent* grad_bank) {
+// CONVARY_OK with `x_end`, `bank_end` and the extent of the bank's gradient filled in, or what is wrong.
+int32_t check_grads(ConvGrad* call, Extent* grad_bank) {
+    const ConvGrad& grad = *call;
     const Conv& conv = grad.conv;
     Extent outs[4] = {}, ins[7] = {};
     const int64_t kernel = conv.Cg() * conv.T(), rows = grad.factor_rows();
@@ -35,9 +37,9 @@ int32_t check_grads(const ConvGrad& grad, Extent* grad_bank) {
     if (code == CONVARY_OK) code = check_part(grad.part_tap, false, grad.items(), conv.B * conv.K, conv.T(), &outs[1]);
     if (code == CONVARY_OK) code = check_part(grad.part_filter, true, grad.c_blocks, conv.B * rows, conv.O, &outs[2]);
     if (code == CONVARY_OK) code = check_part(grad.part_channel, true, grad.o_blocks, conv.B * rows, conv.C, &outs[3]);
-    if (code == CONVARY_OK) code = extent(conv.x, conv.B * conv.C, conv.h.in * conv.w.in, &ins[0]);
-    if (code == CONVARY_OK) code = extent(conv.bank, conv.K * conv.O, kernel, &ins[1]);
-    if (code == CONVARY_OK) code = extent(grad.grad_y, conv.B * conv.O, conv.P(), &ins[2]);
+    if (code == CONVARY_OK) code = extent(conv.x, conv.B * conv.C, conv.h.in * conv.w.in, &ins[0], feature_size(conv));
+    if (code == CONVARY_OK) code = extent(conv.bank, conv.K * conv.O, kernel, &ins[1], bank_size(conv));
+    if (code == CONVARY_OK) code = extent(grad.grad_y, conv.B * conv.O, conv.P(), &ins[2], feature_size(conv));
     if (code == CONVARY_OK) code = check_factors(conv, &ins[3]);
     for (int i = 0; i < 4 && code == CONVARY_OK; ++i) {
         for (const Extent& in : ins) {
@@ -48,15 +50,15 @@ int32_t check_grads(const ConvGrad& grad, Extent* grad_bank) {
         }
     }
     *grad_bank = outs[0];
+    call->conv.x_end = ins[0].end(), call->conv.bank_end = ins[1].end();
     return code;
 }
 
 }  // namespace
 }  // namespace convary
 
-int32_t convary_mixed_conv_f32(const convary_conv_sizes* sizes, const float* x, const float* bank, const float* kernel,
-                               const float* filter, const float* channel, const float* tap, const float* bias,
-                               float* y) {
+int32_t convary_mixed_conv(const convary_conv_sizes* sizes, const void* x, const void* bank, const float* kernel,
+                           const float* filter, const float* channel, const float* tap, const float* bias, void* y) {
     using namespace convary;
     if (sizes == nullptr) return CONVARY_NULL_POINTER;
     Conv conv = {};
@@ -71,9 +73,9 @@ int32_t convary_mixed_conv_f32(const convary_conv_sizes* sizes, const float* x, 
     return execute(conv, sizes->threads);
 }
 
-int32_t convary_mixed_conv_grad_x_f32(const convary_conv_sizes* sizes, const float* grad_y, const float* bank,
-                                      const float* kernel, const float* filter, const float* channel, const float* tap,
-                                      float* grad_x) {
+int32_t convary_mixed_conv_grad_x(const convary_conv_sizes* sizes, const void* grad_y, const void* bank,
+                                  const float* kernel, const float* filter, const float* channel, const float* tap,
+                                  void* grad_x) {
     using namespace convary;
     if (sizes == nullptr) return CONVARY_NULL_POINTER;
     Conv conv = {};
@@ -98,10 +100,10 @@ int32_t convary_mixed_conv_grad_blocks(const convary_conv_sizes* sizes, int64_t*
     return CONVARY_OK;
 }
 
-int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const float* x, const float* grad_y,
-                                         const float* bank, const float* kernel, const float* filter,
-                                         const float* channel, const float* tap, float* grad_bank, float* part_tap,
-                                         float* part_filter, float* part_channel) {
+int32_t convary_mixed_conv_grad_bank(const convary_conv_sizes* sizes, const void* x, const void* grad_y,
+                                     const void* bank, const float* kernel, const float* filter, const float* channel,
+                                     const float* tap, float* grad_bank, float* part_tap, float* part_filter,
+                                     float* part_channel) {
     using namespace convary;
     if (sizes == nullptr) return CONVARY_NULL_POINTER;
     ConvGrad grad = {};
@@ -112,10 +114,8 @@ int32_t convary_mixed_conv_grad_bank_f32(const convary_conv_sizes* sizes, const 
     grad.grad_y = grad_y, grad.grad_bank = grad_bank;
     grad.part_tap = part_tap, grad.part_filter = part_filter, grad.part_channel = part_channel;
     Extent out = {};
-    code = check_grads(grad, &out);
+    code = check_grads(&grad, &out);
     if (code != CONVARY_OK) return code;
     expect_fresh(out);
-    conv.x_end = x + conv.B * conv.C * conv.h.in * conv.w.in;
-    conv.bank_end = bank + conv.K * conv.O * conv.Cg() * conv.T();
     return execute_grad_weights(grad);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// convary_route_f32: checks, pools on the caller's threads, then takes the samples one by one.
+// convary_route: checks, pools on the caller's threads, then takes the samples one by one.
 #include "../check.h"
 #include "../convary.h"
 #include "../kernels.h"
@@ -14,24 +14,24 @@ int64_t grain(int64_t numbers) { return most(1, grain_numbers / most(1, numbers)
 int32_t check(const convary_route_sizes& sizes, Route* call) {
     const Route& route = *call;
     const int64_t all[] = {sizes.B,         sizes.C,         sizes.P,         sizes.hidden, sizes.pieces[0],
-                           sizes.pieces[1], sizes.pieces[2], sizes.pieces[3], sizes.gates};
+                           sizes.pieces[1], sizes.pieces[2], sizes.pieces[3], sizes.gates, sizes.half};
     for (const int64_t size : all) {
         if (size < 0) return CONVARY_NEGATIVE_SIZE;
         if (size > most_size) return CONVARY_SIZE_OVERFLOW;
     }
     for (const int64_t length : sizes.pieces) call->outputs += length;
     if (route.outputs > most_size) return CONVARY_SIZE_OVERFLOW;
-    if (sizes.C < 1 || sizes.P < 1 || sizes.gates > route_pieces || sizes.rest < 0 || sizes.rest > 2) {
+    if (sizes.C < 1 || sizes.P < 1 || sizes.gates > route_pieces || sizes.rest < 0 || sizes.rest > 2 || sizes.half > 1) {
         return CONVARY_BAD_GEOMETRY;
     }
     const bool normed =
         route.mean != nullptr || route.variance != nullptr || route.gain != nullptr || route.shift != nullptr;
     const int64_t width = sizes.hidden > 0 ? sizes.hidden : sizes.C, norm = normed ? sizes.hidden : 0;
     const struct {
-        const float* data;
-        int64_t rows, columns;
+        const void* data;
+        int64_t rows, columns, size = 4;
     } inputs[] = {
-        {route.x, sizes.B * sizes.C, sizes.P},
+        {route.x, sizes.B * sizes.C, sizes.P, route.half ? 2 : 4},
         {route.squeeze, sizes.hidden, sizes.C},
         {route.squeeze_bias, 1, route.squeeze_bias == nullptr ? 0 : sizes.hidden},
         {route.mean, 1, norm},
@@ -47,7 +47,7 @@ int32_t check(const convary_route_sizes& sizes, Route* call) {
     if (code == CONVARY_OK) code = extent(route.out, sizes.B, route.outputs, &out);
     if (code == CONVARY_OK && overlap(pooled, out)) code = CONVARY_OVERLAP;
     for (const auto& input : inputs) {
-        if (code == CONVARY_OK) code = extent(input.data, input.rows, input.columns, &in);
+        if (code == CONVARY_OK) code = extent(input.data, input.rows, input.columns, &in, input.size);
         if (code == CONVARY_OK && (overlap(pooled, in) || overlap(out, in))) code = CONVARY_OVERLAP;
     }
     return code == CONVARY_OK && kernels() == nullptr ? CONVARY_NO_ISA : code;
@@ -56,7 +56,7 @@ int32_t check(const convary_route_sizes& sizes, Route* call) {
 }  // namespace
 }  // namespace convary
 
-int32_t convary_route_f32(const convary_route_sizes* sizes, const float* x, const float* squeeze,
+int32_t convary_route(const convary_route_sizes* sizes, const void* x, const float* squeeze,
                           const float* squeeze_bias, const float* mean, const float* variance, const float* gain,
                           const float* shift, const float* head, const float* head_bias, const float* temperature,
                           float* pooled, float* out) {
@@ -65,14 +65,14 @@ int32_t convary_route_f32(const convary_route_sizes* sizes, const float* x, cons
     Route route = {x,           squeeze,       squeeze_bias,  mean,          variance, gain,
                    shift,       head,          head_bias,     temperature,   pooled,   out,
                    sizes->B,    sizes->C,      sizes->P,      sizes->hidden, 0,        sizes->gates,
-                   sizes->rest, sizes->pieces, sizes->epsilon};
+                   sizes->rest, sizes->pieces, sizes->epsilon, sizes->half == 1};
     int32_t code = check(*sizes, &route);
     if (code != CONVARY_OK || sizes->B == 0) return code;
     const Kernels& table = *kernels();
     code = run_items(sizes->B * sizes->C, grain(sizes->P), 0,
-                     [&](int64_t map, float*) { table.route_pool_f32(route, map); });
+                     [&](int64_t map, float*) { table.route_pool(route, map); });
     if (code != CONVARY_OK) return code;
     const int64_t width = sizes->hidden > 0 ? sizes->hidden : sizes->C;
     return run_items(sizes->B, grain(sizes->hidden * sizes->C + route.outputs * width), route.hidden,
-                     [&](int64_t b, float* scratch) { table.route_f32(route, b, scratch); });
+                     [&](int64_t b, float* scratch) { table.route(route, b, scratch); });
 }

@@ -67,8 +67,8 @@ public:
 }  // namespace
 }  // namespace convary
 
-int32_t convary_sample_conv_f32(const convary_conv_sizes* sizes, const float* x, const float* weight, const float* bias,
-                                const int64_t* index, float* y) {
+int32_t convary_sample_conv(const convary_conv_sizes* sizes, const void* x, const void* weight, const float* bias,
+                            const int64_t* index, void* y) {
     using namespace convary;
     if (sizes == nullptr) return CONVARY_NULL_POINTER;
     Conv conv = {};
@@ -83,8 +83,8 @@ int32_t convary_sample_conv_f32(const convary_conv_sizes* sizes, const float* x,
     return execute(conv, sizes->threads);
 }
 
-int32_t convary_sample_conv_grad_x_f32(const convary_conv_sizes* sizes, const float* grad_y, const float* weight,
-                                       const int64_t* index, float* grad_x) {
+int32_t convary_sample_conv_grad_x(const convary_conv_sizes* sizes, const void* grad_y, const void* weight,
+                                   const int64_t* index, void* grad_x) {
     using namespace convary;
     if (sizes == nullptr) return CONVARY_NULL_POINTER;
     Conv conv = {};
@@ -98,7 +98,7 @@ int32_t convary_sample_conv_grad_x_f32(const convary_conv_sizes* sizes, const fl
     if (index == nullptr) return execute_grad_x(conv, sizes->threads);
     const Members members(conv);
     if (members.numbers == nullptr) return CONVARY_NO_MEMORY;
-    if (members.lonely) memset(grad_x, 0, static_cast<size_t>(out.count) * 4);
+    if (members.lonely) memset(grad_x, 0, static_cast<size_t>(out.bytes));
     if (conv.B == 0) return CONVARY_OK;
     conv.first = members.numbers;
     conv.members = members.numbers + conv.images + 1;
@@ -107,8 +107,8 @@ int32_t convary_sample_conv_grad_x_f32(const convary_conv_sizes* sizes, const fl
     return execute_grad_x(conv, sizes->threads);
 }
 
-int32_t convary_sample_conv_grad_weight_f32(const convary_conv_sizes* sizes, const float* x, const float* grad_y,
-                                            const int64_t* index, float* grad_weight) {
+int32_t convary_sample_conv_grad_weight(const convary_conv_sizes* sizes, const void* x, const void* grad_y,
+                                        const int64_t* index, float* grad_weight) {
     using namespace convary;
     if (sizes == nullptr) return CONVARY_NULL_POINTER;
     ConvGrad grad = {};
@@ -120,14 +120,14 @@ int32_t convary_sample_conv_grad_weight_f32(const convary_conv_sizes* sizes, con
     int64_t map = 0;
     if (__builtin_mul_overflow(conv.h.out, conv.w.out, &map)) return CONVARY_SIZE_OVERFLOW;
     Extent features = {}, results = {}, out = {};
-    code = extent(x, conv.images * conv.C, conv.h.in * conv.w.in, &features);
-    if (code == CONVARY_OK) code = extent(grad_y, conv.B * conv.O, map, &results);
+    code = extent(x, conv.images * conv.C, conv.h.in * conv.w.in, &features, feature_size(conv));
+    if (code == CONVARY_OK) code = extent(grad_y, conv.B * conv.O, map, &results, feature_size(conv));
     if (code == CONVARY_OK) code = extent(grad_weight, conv.B, conv.bank_step, &out);
     if (code == CONVARY_OK && (overlap(out, features) || overlap(out, results))) code = CONVARY_OVERLAP;
     if (code == CONVARY_OK) code = check_index(conv, out);
     if (code == CONVARY_OK && kernels() == nullptr) code = CONVARY_NO_ISA;
     if (code != CONVARY_OK || out.count == 0) return code;
-    conv.x_end = x + features.count;
+    conv.x_end = features.end();
     plan_grad_weights(&grad, sizes->threads);
     return execute_grad_weights(grad);
 }

@@ -32,7 +32,7 @@ constexpr size_t line_bytes = 64;
 #if defined(__x86_64__)
 // Read from the processor itself: __builtin_cpu_supports calls compiler-rt, which clang-cl does not link.
 struct Features {
-    bool avx2 = false, avx512 = false;
+    bool avx2 = false, avx512 = false, avx512_bf16 = false;
 
     Features() {
         constexpr unsigned basic = bit_OSXSAVE | bit_FMA;
@@ -44,6 +44,8 @@ struct Features {
         if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
         avx2 = (saved & ymm) == ymm && (b & bit_AVX2) != 0;
         avx512 = avx2 && (saved & zmm) == zmm && (b & sets) == sets;
+        constexpr unsigned bf16 = 1u << 5;
+        avx512_bf16 = avx512 && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bf16) != 0;
     }
 };
 #endif
@@ -53,6 +55,7 @@ struct Features {
 bool cpu_runs(const char* isa) {
 #if defined(__x86_64__)
     const Features features;
+    if (strcmp(isa, "avx512_bf16") == 0) return features.avx512_bf16;
     if (strcmp(isa, "avx512") == 0) return features.avx512;
     if (strcmp(isa, "avx2") == 0) return features.avx2;
 #endif
@@ -80,8 +83,8 @@ void expect_fresh(const Extent& out) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t huge = uintptr_t{2} << 20;
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.data) + huge - 1) / huge * huge;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(out.data) + static_cast<uintptr_t>(out.count) * 4) / huge * huge;
-    if (out.count >= fresh_floats) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(out.data) + static_cast<uintptr_t>(out.bytes)) / huge * huge;
+    if (out.bytes >= fresh_floats * 4) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
     (void)out;
 #endif

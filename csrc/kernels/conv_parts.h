@@ -32,18 +32,40 @@ inline void copy(float* to, const float* from, int64_t n) {
     }
 }
 
+// The same of numbers of 16 bits, rounded.
+inline void copy(bf16* to, const float* from, int64_t n) {
+    if (n >= lanes) {
+        for (int64_t i = 0; i + lanes <= n; i += lanes) store(to + i, load(from + i));
+        store(to + n - lanes, load(from + n - lanes));
+        return;
+    }
+    alignas(vector_bytes) float numbers[lanes] = {};
+    bf16 rounded[lanes];
+    for (int64_t i = 0; i < n; ++i) numbers[i] = from[i];
+    store(rounded, load(numbers));
+    for (int64_t i = 0; i < n; ++i) to[i] = rounded[i];
+}
+
 inline void clear(float* to, int64_t n) {
     for (int64_t i = 0; i < n; ++i) to[i] = 0.0f;
 }
 
 inline vec broadcast(float value) { return value - vec{}; }
 
-// The first `count` numbers, and zeros.
-inline vec keep(vec v, int64_t count) {
-    typedef int32_t whole __attribute__((vector_size(vector_bytes)));
+typedef int32_t whole __attribute__((vector_size(vector_bytes)));
+
+inline whole before(int64_t count) {  // -1 in the first `count` lanes
     whole index;
     for (int32_t i = 0; i < lanes; ++i) index[i] = i;
-    return reinterpret_cast<vec>(reinterpret_cast<whole>(v) & (index < static_cast<int32_t>(count)));
+    return index < static_cast<int32_t>(count);
+}
+
+// The first `count` numbers, and zeros.
+inline vec keep(vec v, int64_t count) { return reinterpret_cast<vec>(reinterpret_cast<whole>(v) & before(count)); }
+
+// Pairs, of which only the first `count` have a second number.
+inline vec keep_seconds(vec v, int64_t count) {
+    return reinterpret_cast<vec>(reinterpret_cast<whole>(v) & (before(count) | 0xffff));
 }
 
 // The two halves of rows a and b interleaved: a0 b0 a1 b1 ...
@@ -99,43 +121,82 @@ struct Window {
     }
 };
 
-// Packs the inputs of a window out of one channel's map (H, W), zeros where it reaches past the edge. Up to a vector
-// behind the last packed number is written.
-void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed);
+// Numbers of either type, widened. Reads may go on to `end`; up to a vector of zeros is written behind the n numbers.
+inline void copy(float* to, const bf16* from, int64_t n, const void* end) {
+    int64_t i = 0;
+    for (; i < n && from + i + lanes <= end; i += lanes) store(to + i, keep(load(from + i), n - i));
+    for (; i < n; ++i) to[i] = widen(from[i]);
+}
+inline void copy(float* to, const float* from, int64_t n, const void*) { copy(to, from, n); }
 
-// The same where channels are innermost: `channels` numbers of each position, from the image's `first`; `width` numbers
-// in `packed`, where zeros fill a vector.
-void pack_pixels(const Conv& conv, const Window& window, const float* first, int64_t channels, int64_t width,
+// What a packed word is: a number, or, where the instruction set multiplies pairs of bf16, the numbers of two channels.
+template <typename X>
+constexpr bool in_pairs = has_pairs && sizeof(X) == 2;
+
+// Words of an input: of channel `first` alone, or paired with `second`, which may be null: zeros.
+template <bool pairs, typename X>
+struct Words {
+    const X *first, *second;
+
+    const X* furthest() const { return pairs && second != nullptr ? second : first; }
+    vec load_from(int64_t i) const {
+        if constexpr (!pairs)
+            return load(first + i);
+        else {
+            const bits low = load_bits(first + i);
+            return reinterpret_cast<vec>(second == nullptr ? low : low | load_bits(second + i) << 16);
+        }
+    }
+    float one(int64_t i) const {
+        if constexpr (!pairs)
+            return widen(first[i]);
+        else
+            return word(first[i], second == nullptr ? bf16{0} : second[i]);
+    }
+};
+
+// Packs the inputs of a window out of one channel's map (H, W), or out of two, zeros where it reaches past the edge.
+// Up to a vector behind the last packed word is written.
+template <bool pairs, typename X>
+void pack_plane(const Conv& conv, const Window& window, Words<pairs, X> maps, float* packed);
+
+// The same where channels are innermost: the words of `channels` numbers of each position, from the image's `first`;
+// channel i is paired with i + half. A position has `width` words in `packed`; zeros fill a vector.
+template <bool pairs, typename X>
+void pack_pixels(const Conv& conv, const Window& window, const X* first, int64_t channels, int64_t half, int64_t width,
                  float* packed);
 
 // y[n] of each position = acc[position, n] * scale[n] + shift[n], n in [0, count); y has its channels innermost.
+template <typename X>
 void store_pixels(const Conv& conv, const Window& window, const float* acc, int64_t width, int64_t count,
-                  const float* scale, const float* shift, float* y);
+                  const float* scale, const float* shift, X* y);
 
 // n numbers brought into the cache, to be read or written soon.
 enum { read, write };
-template <int use>
-inline void fetch(const float* at, int64_t n) {
-    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(at + i, use, 3);
+template <int use, typename X>
+inline void fetch(const X* at, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(X))) __builtin_prefetch(at + i, use, 3);
 }
 
-// Memory that will be read next: K groups of `rows` rows of `length` floats. Fetched into the level-2 cache a line at a
-// time while a product keeps the arithmetic busy, so that a bank larger than the caches costs its bandwidth, not its
+// Memory that will be read next: K groups of `rows` rows of `length` numbers. Fetched into the level-2 cache a line at
+// a time while a product keeps the arithmetic busy, so that a bank larger than the caches costs its bandwidth, not its
 // latency on top of the arithmetic.
 struct Ahead {
-    const float *at, *end;  // of the row being fetched
-    int64_t step, rate;     // floats from one fetch to the next, 0 when nothing is left; fetches per step of a depth
-    const float* first;
-    int64_t K, k_step, rows, row_step, length, k, row;
+    const char *at, *end;  // of the row being fetched
+    int64_t step, rate;    // bytes from one fetch to the next, 0 when nothing is left; fetches per step of a depth
+    const char* first;
+    int64_t K, k_step, rows, row_step, length, k, row;  // steps and length in bytes
 
     // Nothing to fetch: the same place again and again.
-    explicit Ahead(const float* anywhere) : at(anywhere), end(anywhere + 1), step(0), rate(1), K(0) {}
+    explicit Ahead(const void* anywhere)
+        : at(static_cast<const char*>(anywhere)), end(at + 1), step(0), rate(1), first(at), K(0) {}
 
     // `steps` steps of some depth are ahead, to spread the fetches over.
-    Ahead(const float* first, int64_t K, int64_t k_step, int64_t rows, int64_t row_step, int64_t length, int64_t steps)
-        : at(first), end(first + length), step(line), rate(1), first(first), K(K), k_step(k_step), rows(rows),
-          row_step(row_step), length(length), k(0), row(0) {
-        const int64_t lines = K * rows * ceil_div(length, line);
+    template <typename X>
+    Ahead(const X* from, int64_t K, int64_t k_step, int64_t rows, int64_t row_step, int64_t length, int64_t steps)
+        : at(reinterpret_cast<const char*>(from)), end(at + length * size<X>), step(line), rate(1), first(at), K(K),
+          k_step(k_step * size<X>), rows(rows), row_step(row_step * size<X>), length(length * size<X>), k(0), row(0) {
+        const int64_t lines = K * rows * ceil_div(this->length, line);
         while (rate < 4 && rate * steps < lines) ++rate;
     }
 
@@ -149,11 +210,15 @@ struct Ahead {
         end = at + length;
     }
 
-    static constexpr int64_t line = 16;
+    static constexpr int64_t line = 64;
+    template <typename X>
+    static constexpr int64_t size = sizeof(X);
 };
 
 // acc[p, n] (+)= sum_d weights[d, n] * x[offsets[d] + p] over a window's positions p, columns `step` and rows `pitch`
-// floats apart in x, and the `width` numbers n, one or two vectors. acc is (rows * columns, width).
+// floats apart in x, and the `width` numbers n, one or two vectors. acc is (rows * columns, width). A weight and an
+// input may be a pair of numbers each: both products are added.
+template <bool pairs>
 void multiply(const float* weights, const int64_t* offsets, int64_t depth, const float* x, int64_t step, int64_t pitch,
               int64_t rows, int64_t columns, int64_t width, float* acc, bool add, Ahead* ahead);
 
@@ -164,31 +229,48 @@ void mixing_factors(const Conv& conv, int64_t b, int64_t g, int64_t c0, int64_t 
 
 // K rows of `count` sources each: source r of kernel k begins at rows + k * k_step + r * row_step. Reads may go on to
 // `end`, past what is asked for.
+template <typename W>
 struct Rows {
-    const float *rows, *end;
+    const W* rows;
+    const void* end;
     int64_t K, k_step, row_step, count;
+};
+
+// Where the second number of a pair is: `rows` further on in the sources and `factors` in the factors. The first
+// `depth` steps have one.
+struct Second {
+    int64_t rows, factors, depth;
 };
 
 // out[place[d] * out_step + r] = sum_k factors[k * factor_step + d] * filter[k * width + r] * source(k, r)[d] for d in
 // [0, depth) where place[d] is not negative; place may be null: d. Zeros for r in [count, width). filter may be null.
-// Up to a vector of factors behind the last are read.
-void mix_transposed(const Rows& rows, int64_t depth, const float* factors, int64_t factor_step, const float* filter,
-                    int64_t width, const int64_t* place, float* out, int64_t out_step);
+// Up to a vector of factors behind the last are read. With pairs each sum is the first number of a word.
+template <bool pairs, typename W>
+void mix_transposed(const Rows<W>& rows, int64_t depth, const Second& second, const float* factors, int64_t factor_step,
+                    const float* filter, int64_t width, const int64_t* place, float* out, int64_t out_step);
+
+// The sources themselves, widened: out[d * out_step + r] = source(0, r)[d]. `ones` has `depth` and a vector of them.
+template <typename W>
+inline void turn(const Rows<W>& rows, int64_t depth, const float* ones, int64_t width, float* out, int64_t out_step) {
+    mix_transposed<false>(rows, depth, {}, ones, 0, nullptr, width, nullptr, out, out_step);
+}
 
 // filter[k * lanes + r] = channel and filter factor of channel c + r in sample b of a depthwise convolution, 1 from
 // count.
 void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float* filter);
 
 // out[s, d, n] = sum_k factors[s, k, d] * filter[s][k, n] * packed[d, k, n]; filter may be null, and so is filter[s]'s
-// row step then.
-void mix_packed(const float* packed, int64_t K, int64_t depth, int64_t width, const float* factors, const float* filter,
-                int64_t samples, float* out);
+// row step then. With pairs d goes to `half`, and step d + half is the second of a word, as far as there is one.
+template <bool pairs>
+void mix_packed(const float* packed, int64_t K, int64_t depth, int64_t half, int64_t width, const float* factors,
+                const float* filter, int64_t samples, float* out);
 
 // maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n] for p in [0, positions) and n in [0, count), written whole,
 // and past the cache where that is asked for and the maps lie on vectors. acc is (positions, width) of which `count`
 // are used, and may be read up to a vector's rows further on; scale and shift have `width` numbers.
+template <typename X>
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
-                const float* shift, float* maps, int64_t map_step, bool past = false);
+                const float* shift, X* maps, int64_t map_step, bool past = false);
 
 }  // namespace convary::CONVARY_VARIANT
 

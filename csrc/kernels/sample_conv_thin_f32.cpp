@@ -149,8 +149,8 @@ void sample_conv_thin_f32(const Conv& conv, const Blocks& blocks, int64_t item, 
     }
     for (int64_t term = 0; term < terms; ++term) {
         const int64_t sample = conv.term(b, term);
-        const float* weights = conv.bank + sample * conv.bank_step + g * Og * Cg;
-        const float* x = conv.x + (conv.source(sample) * conv.C + g * Cg) * map + column;
+        const float* weights = static_cast<const float*>(conv.bank) + sample * conv.bank_step + g * Og * Cg;
+        const float* x = conv.input<float>(sample, g * Cg) + column;
         add_products(weights, steps, Og, Cg, x, map, vectors, sums, sum_step);
         if (rest > 0) {
             pack_tail(x + vectors * lanes, map, Cg, rest, tail);
@@ -158,7 +158,7 @@ void sample_conv_thin_f32(const Conv& conv, const Blocks& blocks, int64_t item, 
         }
     }
     for (int64_t o = 0; o < Og && terms > 0; ++o) {
-        copy(conv.y + (b * conv.O + g * Og + o) * conv.y_map + column, sums + o * sum_step, columns);
+        copy(conv.output<float>(b, g * Og + o) + column, sums + o * sum_step, columns);
     }
 }
 
@@ -167,8 +167,8 @@ void sample_conv_thin_grad_weights_f32(const ConvGrad& grad, int64_t item, float
     const int64_t Cg = conv.Cg(), Og = conv.Og(), P = conv.w.out, b = item / conv.G, g = item % conv.G;
     const GradScratch size(grad, lanes);
     float *dots = size.part(scratch, size.sums), *x_tail = dots + Og * Cg * lanes, *y_tail = x_tail + Cg * lanes;
-    const float* x = conv.x + (conv.source(b) * conv.C + g * Cg) * P;
-    const float* y = grad.grad_y + (b * conv.O + g * Og) * P;
+    const float* x = conv.input<float>(b, g * Cg);
+    const float* y = static_cast<const float*>(grad.grad_y) + (b * conv.O + g * Og) * P;
     clear(dots, Og * Cg * lanes);
     for (int64_t column = 0; column < P; column += grad.columns) {
         const int64_t columns = least(grad.columns, P - column), vectors = columns / lanes, rest = columns % lanes;

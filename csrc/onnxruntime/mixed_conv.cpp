@@ -38,27 +38,15 @@ bool fit(const Geometry& geometry, const Tensor& x, const Tensor& kernels, conva
         if (room < 0) return false;
         y[2 + i] = room / geometry.stride[axis] + 1;
     }
-    *sizes = {x.size[0],
-              x.size[1],
-              in[0],
-              in[1],
-              kernels.size[1],
-              kernels.size[0],
-              geometry.groups,
-              taps[0],
-              taps[1],
-              geometry.stride[0],
-              geometry.stride[1],
-              geometry.pad[0],
-              geometry.pad[1],
-              geometry.dilation[0],
-              geometry.dilation[1],
-              1,
-              1,
-              1,
-              1,
-              0,
-              Threads::count()};
+    *sizes = {};
+    sizes->B = x.size[0], sizes->C = x.size[1], sizes->H = in[0], sizes->W = in[1];
+    sizes->K = kernels.size[0], sizes->O = kernels.size[1], sizes->G = geometry.groups;
+    sizes->kernel_h = taps[0], sizes->kernel_w = taps[1];
+    sizes->stride_h = geometry.stride[0], sizes->stride_w = geometry.stride[1];
+    sizes->pad_h = geometry.pad[0], sizes->pad_w = geometry.pad[1];
+    sizes->dilation_h = geometry.dilation[0], sizes->dilation_w = geometry.dilation[1];
+    sizes->filter_rows = sizes->channel_rows = sizes->tap_rows = sizes->bias_rows = 1;
+    sizes->threads = Threads::count();
     return true;
 }
 
@@ -99,8 +87,8 @@ struct MixedConv {
         }
         float* y = run.output(0, shape, x.rank);
         if (run.failed != nullptr) return;
-        run.check(convary_mixed_conv_f32(&sizes, x.numbers(), bank.numbers(), kernel.numbers(), filter.numbers(),
-                                         channel.numbers(), tap.numbers(), bias.numbers(), y));
+        run.check(convary_mixed_conv(&sizes, x.numbers(), bank.numbers(), kernel.numbers(), filter.numbers(),
+                                     channel.numbers(), tap.numbers(), bias.numbers(), y));
     }
 };
 
@@ -124,8 +112,8 @@ struct SampleConv {
         shape[0] = sizes.K;
         float* y = run.output(0, shape, x.rank);
         if (run.failed != nullptr) return;
-        run.check(convary_sample_conv_f32(&sizes, x.numbers(), weight.numbers(), bias.numbers(),
-                                          static_cast<const int64_t*>(index.data), y));
+        run.check(convary_sample_conv(&sizes, x.numbers(), weight.numbers(), bias.numbers(),
+                                      static_cast<const int64_t*>(index.data), y));
     }
 };
 

@@ -34,25 +34,13 @@ struct PixelConv {
         if (x.rank != axes + 2 || weight.rank != axes + 3 || weight.size[2] != taps || weight.size[0] != x.size[0]) {
             return run.fail("x and weight of a convolution by convary do not fit together");
         }
-        const bool flat = axes == 1;
-        const convary_pixel_sizes sizes = {x.size[0],
-                                           x.size[1],
-                                           flat ? 1 : x.size[2],
-                                           x.size[x.rank - 1],
-                                           weight.size[1],
-                                           kernel[0],
-                                           kernel[1],
-                                           stride[0],
-                                           stride[1],
-                                           pad[0],
-                                           pad[1],
-                                           dilation[0],
-                                           dilation[1],
-                                           flat ? 1 : scale,
-                                           scale,
-                                           border,
-                                           interleaved,
-                                           Threads::count()};
+        convary_pixel_sizes sizes = {};
+        sizes.B = x.size[0], sizes.C = x.size[1], sizes.G = weight.size[1];
+        sizes.H = axes == 1 ? 1 : x.size[2], sizes.W = x.size[x.rank - 1];
+        sizes.kernel_h = kernel[0], sizes.kernel_w = kernel[1], sizes.stride_h = stride[0], sizes.stride_w = stride[1];
+        sizes.pad_h = pad[0], sizes.pad_w = pad[1], sizes.dilation_h = dilation[0], sizes.dilation_w = dilation[1];
+        sizes.scale_h = axes == 1 ? 1 : scale, sizes.scale_w = scale;
+        sizes.border = border, sizes.interleaved = interleaved, sizes.threads = Threads::count();
         int64_t shape[most_axes] = {x.size[0], x.size[1]};
         for (size_t i = 0; i < axes; ++i) {
             const size_t axis = 2 - axes + i;

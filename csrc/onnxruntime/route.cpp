@@ -34,8 +34,8 @@ struct Router {
         if (memory == nullptr) return run.check(CONVARY_NO_MEMORY);
         const float* l[inputs - 1];
         for (size_t i = 0; i < inputs - 1; ++i) l[i] = layers[i].numbers();
-        run.check(convary_route_f32(&sizes, x.numbers(), l[0], l[1], l[2], l[3], l[4], l[5], l[6], l[7], l[8], memory,
-                                    memory + pooled));
+        run.check(convary_route(&sizes, x.numbers(), l[0], l[1], l[2], l[3], l[4], l[5], l[6], l[7], l[8], memory,
+                                memory + pooled));
         const float* from = memory + pooled;
         for (size_t i = 0; i < outputs && pieces[i] > 0 && run.failed == nullptr; ++i) {
             const int64_t shape[] = {sizes.B, pieces[i]};
@@ -58,8 +58,10 @@ private:
         if (x.rank < 3) return false;
         int64_t positions = 1, outs = 0;
         for (size_t i = 2; i < x.rank; ++i) positions *= x.size[i];
-        *sizes = {x.size[0], x.size[1], positions, squeeze.data == nullptr ? 0 : squeeze.size[0],
-                  {},        gates,     rest,      epsilon};
+        *sizes = {};
+        sizes->B = x.size[0], sizes->C = x.size[1], sizes->P = positions;
+        sizes->hidden = squeeze.data == nullptr ? 0 : squeeze.size[0];
+        sizes->gates = gates, sizes->rest = rest, sizes->epsilon = epsilon;
         for (size_t i = 0; i < outputs; ++i) outs += sizes->pieces[i] = pieces[i];
         const int64_t hidden = sizes->hidden, width = hidden > 0 ? hidden : sizes->C;
         bool fits = head.is(outs, width) && has(layers[7], outs) && has(layers[8], 1);

@@ -21,7 +21,7 @@ def reloaded(monkeypatch, tmp_path):
     return load
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline", "neon"])
+@pytest.fixture(params=["avx512_bf16", "avx512", "avx2", "baseline", "neon"])
 def another_isa(request, reloaded):
     """The native calls of a test run on this instruction set; the CPU's best one is skipped: all other tests run it."""
     isa = request.param

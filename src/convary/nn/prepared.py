@@ -44,13 +44,14 @@ class _Plan:
     def __init__(
         self, layer: DynamicConv, router: PerceptronRouter, layers: native_route.Layers, x: Tensor, pieces: list[Tensor]
     ) -> None:
-        self.shape, self.circumstances = x.shape, _circumstances()
+        self.shape, self.circumstances = x.shape, _circumstances(x)
         self.options = _options(layer, router)
         coeffs = router.to_coefficients(pieces)
         _, geometry = resolve(x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
         factors = (coeffs.kernel, coeffs.filter, coeffs.channel, coeffs.tap)
-        self.sizes, self.y_shape = structure(x.shape, layer.weight, factors, layer.bias, geometry)
-        self.route_sizes = native_route.sizes(x.shape, layers)
+        half = x.dtype is torch.bfloat16
+        self.sizes, self.y_shape = structure(x.shape, layer.weight, factors, layer.bias, geometry, half=half)
+        self.route_sizes = native_route.sizes(x, layers)
         self.address, self.route_address = addressof(self.sizes), addressof(self.route_sizes)
         self.route_pointers = [None if t is None else t.data_ptr() for t in layers[: native_route.TENSORS]]
         self.offsets = [None if f is None else f.data_ptr() - pieces[0].data_ptr() for f in factors]
@@ -69,7 +70,7 @@ class _Plan:
 
     def holds(self, layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> bool:
         """Whether everything is where it was and nobody watches the layers that are passed over."""
-        if x.shape != self.shape or _circumstances() != self.circumstances:
+        if x.shape != self.shape or _circumstances(x) != self.circumstances:
             return False
         if _options(layer, router) != self.options or is_hooked(router):
             return False
@@ -84,7 +85,8 @@ class _Plan:
     def run(self, x: Tensor) -> Tensor:
         """Route and convolve."""
         entries = library.loaded().entries
-        scratch, y = x.new_empty(self.pooled + self.outputs), x.new_empty(self.y_shape)
+        scratch = torch.empty(self.pooled + self.outputs, dtype=torch.float32, device="cpu")
+        y = x.new_empty(self.y_shape)
         pooled = scratch.data_ptr()
         out = pooled + FLOAT * self.pooled
         code = entries["route"](self.route_address, x.data_ptr(), *self.route_pointers, pooled, out)
@@ -123,8 +125,8 @@ class _Seen(NamedTuple):
     slower_with: tuple | None = None
 
 
-def _circumstances() -> tuple:
-    return torch.get_num_threads(), measured.is_on()
+def _circumstances(x: Tensor) -> tuple:
+    return torch.get_num_threads(), measured.is_on(), x.dtype, torch.is_autocast_enabled("cpu")
 
 
 _plans: weakref.WeakKeyDictionary[nn.Module, _Plan | _Seen] = weakref.WeakKeyDictionary()
@@ -147,7 +149,7 @@ def infer(layer: DynamicConv, x: Tensor) -> Tensor | None:
     if plan is None or plan.shape != x.shape:
         _plans[layer] = _Seen(x.shape)
         return None
-    if isinstance(plan, _Seen) and plan.slower_with == _circumstances():
+    if isinstance(plan, _Seen) and plan.slower_with == _circumstances(x):
         return None
     made = _plans[layer] = _prepare(layer, router, x)
     return made.run(x) if isinstance(made, _Plan) else None
@@ -164,7 +166,7 @@ def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan |
     coeffs = router.to_coefficients(pieces)
     geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
     if decide(mixed.OP, problem_of(mixed.OP, x, layer.weight, coeffs, layer.bias, **geometry)) != "native":
-        return _Seen(x.shape, _circumstances())
+        return _Seen(x.shape, _circumstances(x))
     # The coefficients must be what the router made, where it made them: the pieces, unchanged.
     memory = pieces[0].untyped_storage().data_ptr()
     for factor in coeffs.factors().values():

@@ -14,11 +14,17 @@ from convary.nn.arguments import Device
 from convary.nn.kin import Kin
 from convary.nn.opaque import Opaque
 from convary.ops.geometry import autocasting
+from convary.ops.tracing import is_traced
 
 
 def pool(x: Tensor) -> Tensor:
     """Global average pooling: (B, C, *S) to (B, C)."""
-    return x.mean(tuple(range(2, x.ndim))) if x.ndim > 2 else x
+    if x.ndim < 3:
+        return x
+    axes = tuple(range(2, x.ndim))
+    if x.dtype is torch.bfloat16 and x.is_cpu and not is_traced(x):  # mean would write x in float32 before it adds up
+        return x.sum(axes).float() / x[0, 0].numel()
+    return x.mean(axes)
 
 
 class Router(Opaque):

@@ -152,8 +152,8 @@ def run(op: Op, arguments: Arguments) -> Tensor:
     shapes, indexed = tuple([None if t is None else t.shape for t in tensors]), arguments.images is not None
     gradient, slowdown = needs_gradient(*tensors), library.slowdown()
     alike = obstacle is None and eligible.all_exact(tensors)
-    dtype = autocast_dtype(x) or x.dtype
-    key = (op.name, shapes, indexed, arguments[-1], gradient, x.device, x.dtype, dtype, obstacle, slowdown, alike)
+    dtype = x.dtype if alike else autocast_dtype(x) or x.dtype
+    key = (op.name, shapes, indexed, arguments[-1], gradient, x.device, dtype, obstacle, slowdown, alike)
     if measured.is_on():
         key = (*key, *measured.state(x))
     name = _choices.get(key) if forced.get() is None else None

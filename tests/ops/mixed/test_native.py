@@ -169,6 +169,8 @@ def good() -> tuple[dict, list]:
         "K": 2,
         "pad_h": 0,
         "pad_w": 0,
+        "half": 0,
+        "half_bank": 0,
     }
     tensors = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 3), torch.randn(2, 2), torch.randn(2, 5), torch.randn(2, 3),
                torch.randn(2, 1), torch.randn(5), torch.full((2, 5, 4, 4), torch.nan)]  # fmt: skip
@@ -196,8 +198,8 @@ class TestRawInterface:
         "change",
         [
             {"G": 0}, {"G": 2}, {"kernel_h": 0}, {"stride_w": 0}, {"dilation_h": 0}, {"kernel_w": 5}, {"H": 0},
-            {"filter_rows": 3}, {"channel_rows": 0}, {"channels_last": 2}, {"tap_rows": 3}, {"bias_rows": 3},
-            {"C": 0}, {"K": 0},
+            {"filter_rows": 3}, {"channel_rows": 0}, {"channels_last": 2}, {"half": 2}, {"half_bank": 1},
+            {"tap_rows": 3}, {"bias_rows": 3}, {"C": 0}, {"K": 0},
         ],
     )  # fmt: skip
     def test_no_convolution(self, change):

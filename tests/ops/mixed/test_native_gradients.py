@@ -181,7 +181,8 @@ class TestGradients:
 
 
 SIZES = [name for name, _ in ConvSizes._fields_]
-SMALL = dict.fromkeys(SIZES, 1) | {"B": 2, "C": 3, "H": 4, "W": 4, "O": 5, "K": 2, "pad_h": 0, "pad_w": 0}
+ABSENT = dict.fromkeys(("pad_h", "pad_w", "half", "half_bank"), 0)
+SMALL = dict.fromkeys(SIZES, 1) | {"B": 2, "C": 3, "H": 4, "W": 4, "O": 5, "K": 2} | ABSENT
 
 
 def buffers() -> dict[str, list[torch.Tensor]]:

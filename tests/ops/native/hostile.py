@@ -18,9 +18,11 @@ GUARD = 32
 MOST = 1 << 14  # elements of a tensor that is really there
 
 
-def guarded(shape: tuple[int, ...], value: float | None, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def guarded(
+    shape: tuple[int, ...], value: float | None, seed: int, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A tensor, random or filled, between two margins of NaN; the whole and the tensor."""
-    whole = torch.full((prod(shape) + 2 * GUARD,), torch.nan)
+    whole = torch.full((prod(shape) + 2 * GUARD,), torch.nan, dtype=dtype)
     inner = whole[GUARD : whole.numel() - GUARD].view(shape)
     inner.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(seed)) if value is None else inner)
     return whole, inner
@@ -40,7 +42,7 @@ def spoil(rng: random.Random, pointers: list, output: int) -> str:
         pointers[target] = tensor.data_ptr() + 1
         return f"{target} is misaligned"
     # The first of the output's bytes lie where the other tensor's last ones are; refused before any is read.
-    if kind == "overlap" and target != output and tensor.dtype is torch.float32:
+    if kind == "overlap" and target != output and tensor.dtype.is_floating_point:
         pointers[target] = pointers[output].data_ptr()
         return f"{target} is the output"
     return ""

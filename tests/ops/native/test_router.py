@@ -159,7 +159,7 @@ def test_gives_way(use, monkeypatch):
     assert not calls
 
 
-RAW = {"B": 2, "C": 3, "P": 5, "hidden": 4, "pieces": (3, 0, 2, 1), "gates": 1, "rest": 2, "epsilon": 0.0}
+RAW = {"B": 2, "C": 3, "P": 5, "hidden": 4, "pieces": (3, 0, 2, 1), "gates": 1, "rest": 2, "half": 0, "epsilon": 0.0}
 
 
 def raw(**changes) -> tuple[int, torch.Tensor]:

@@ -157,6 +157,6 @@ def fitted() -> dict:
             return read_json(path, wanted=("machine", "torch", "native", "threads", "rates"))
         except ConvaryError as error:
             warnings.warn(f"the shipped costs are used: {error}", stacklevel=2)
-    wide = native.available() is None and native.isa() == "avx512"
+    wide = native.available() is None and native.isa().startswith("avx512")
     shipped = resources.files(__name__).joinpath("avx512.json" if wide else "avx2.json")
     return json.loads(shipped.read_text(encoding="utf-8"))

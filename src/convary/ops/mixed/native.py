@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -48,12 +49,19 @@ def structure(
     geometry: Geometry,
     *,
     channels_last: bool = False,
+    half: bool = False,
 ) -> tuple[ctypes.Structure, tuple[int, ...]]:
-    """The C structure of a call and the shape of y, for x of that shape and memory format."""
+    """The C structure of a call and the shape of y, for x of that shape and memory format, in bfloat16 if ``half``."""
     _, filter, channel, tap = factors
     bias_rows = bias.shape[0] if bias is not None and bias.ndim == 2 else 1
     rows = (_rows(filter), _rows(channel), _rows(tap), bias_rows)
-    return call.conv_sizes(x, bank.shape, geometry, rows, channels_last, library.threads())
+    halves = (half, bank.dtype is torch.bfloat16)
+    return call.conv_sizes(x, bank.shape, geometry, rows, channels_last, library.threads(), halves)
+
+
+def _kind(features: Tensor) -> dict[str, bool]:
+    """What :func:`structure` asks about features besides their shape."""
+    return {"channels_last": is_channels_last(features), "half": features.dtype is torch.bfloat16}
 
 
 def _forward(
@@ -69,7 +77,7 @@ def _forward(
     """The convolution (B, O, *S_out)."""
     channels_last = is_channels_last(x)
     factors = (kernel, filter, channel, tap)
-    sizes, shape = structure(x.shape, bank, factors, bias, geometry, channels_last=channels_last)
+    sizes, shape = structure(x.shape, bank, factors, bias, geometry, **_kind(x))
     tensors = call.all_dense(bank, kernel, filter, channel, tap, bias)
     x = call.features(x, channels_last=channels_last)
     y = call.empty(x, shape, channels_last=channels_last)
@@ -81,7 +89,7 @@ def _gradient_of_x(grad: Tensor, size: torch.Size, bank: Tensor, *rest) -> Tenso
     """The gradient of x, whose size is (B, C, *S), from that of y and in its memory format."""
     *factors, geometry = rest
     channels_last = is_channels_last(grad)
-    sizes, _ = structure(size, bank, factors, None, geometry, channels_last=channels_last)
+    sizes, _ = structure(size, bank, factors, None, geometry, **_kind(grad))
     tensors = call.all_dense(bank, *factors)
     grad = call.features(grad, channels_last=channels_last)
     grad_x = call.empty(grad, size, channels_last=channels_last)
@@ -97,7 +105,7 @@ def _gradient_of_bank(grad: Tensor, x: Tensor, bank: Tensor, *rest) -> list[Tens
     *factors, geometry = rest
     _, filter, channel, _ = factors
     channels_last = is_channels_last(x)
-    sizes, _ = structure(x.shape, bank, factors, None, geometry, channels_last=channels_last)
+    sizes, _ = structure(x.shape, bank, factors, None, geometry, **_kind(x))
     tensors = call.all_dense(bank, *factors)
     x, grad = (call.features(t, channels_last=channels_last) for t in (x, grad))
     blocks = (ctypes.c_int64 * 3)()
@@ -105,12 +113,13 @@ def _gradient_of_bank(grad: Tensor, x: Tensor, bank: Tensor, *rest) -> list[Tens
     call.check(code, "mixed_conv_grad_blocks", sizes)
     (B, C), (K, O) = x.shape[:2], bank.shape[:2]
     depthwise = geometry.groups == C == O
-    by_tap = x.new_empty(blocks[0], B, K, bank[0, 0, 0].numel())
+    new = functools.partial(torch.empty, dtype=torch.float32, device="cpu")  # whatever the features are
+    by_tap = new(blocks[0], B, K, bank[0, 0, 0].numel())
     both = channel is not None and depthwise
     rows = max(_rows(filter), _rows(channel))
-    by_filter = x.new_empty(blocks[1], B, rows, O) if filter is not None or both else None
-    by_channel = x.new_empty(blocks[2], B, rows, C) if channel is not None and not depthwise else None
-    grad_bank = bank.new_empty(bank.shape)
+    by_filter = new(blocks[1], B, rows, O) if filter is not None or both else None
+    by_channel = new(blocks[2], B, rows, C) if channel is not None and not depthwise else None
+    grad_bank = new(bank.shape)
     call.call("mixed_conv_grad_bank", sizes, x, grad, *tensors, grad_bank, by_tap, by_filter, by_channel)
     sums = [None if part is None else part.sum(0) for part in (by_filter, by_channel)]
     return [grad_bank, *_of_factors(factors, by_tap.sum(0), *sums, depthwise=depthwise)]
@@ -204,4 +213,5 @@ NATIVE = NativeOp(
     again=_again,
     flops=_flops,
     result=half.of_convolution,
+    halves=True,
 )

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import register_flop_formula
 from convary.errors import ConvaryError, DtypeError, ShapeError
 from convary.ops.native import library
 from convary.ops.native.autograd import apply, differentiable
-from convary.ops.native.half import exactly, wide, widened
+from convary.ops.native.half import exactly, kept, wide, widened
 from convary.ops.shapes import in_format_of
 from convary.ops.tracing import is_intercepted, is_portable, needs_gradient
 
@@ -53,6 +53,7 @@ class NativeOp:
         again: y without a bias, of x, the weights and the settings, by operations that can be differentiated twice.
         flops: Of the shapes of y and of the kernels, and passes over the kernels: 2 for the gradients of the weights.
         result: The dtype of y, of all tensors.
+        halves: Whether the kernels read and write bfloat16 as it lies.
     """
 
     name: str
@@ -69,6 +70,7 @@ class NativeOp:
     again: Callable[..., Tensor]
     flops: Callable[..., int]
     result: Callable[[Sequence[Tensor | None]], torch.dtype]
+    halves: bool = False
 
     def __post_init__(self) -> None:
         """Declare the operators."""
@@ -87,7 +89,8 @@ class NativeOp:
     def run(self, *arguments: Any) -> Tensor:
         """The op's strategy ``native``: y of all tensors and the settings, after the op's checks.
 
-        Numbers of 16 bits are computed with in float32, by graphs as well: their operators take nothing else.
+        Numbers of 16 bits are widened for graphs, whose operators take nothing else. Elsewhere features become bfloat16
+        where that is asked for, as for torch's own convolutions.
         """
         *tensors, settings = arguments
         dtype = self.result(tensors)
@@ -95,9 +98,15 @@ class NativeOp:
             suffix = "" if is_portable() or needs_gradient(*tensors) else "_forward"
             y = self.operator(suffix)(*widened(tensors), *settings)
             return in_format_of(tensors[0], y.to(dtype))
+        if self.halves and dtype is torch.bfloat16:
+            tensors[0] = exactly(tensors[0], dtype)
         if needs_gradient(*tensors):
-            return apply(_Eager, *arguments, self, dtype)
-        return exactly(self.forward(*widened(tensors), settings), dtype)
+            return apply(_Eager, *tensors, settings, self, dtype)
+        return exactly(self.forward(*self.taken(tensors, dtype), settings), dtype)
+
+    def taken(self, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+        """The tensors as the kernels take them, for a result of this dtype."""
+        return kept(tensors, dtype) if self.halves else widened(tensors)
 
     def check_dtypes(self, *tensors: Tensor | None) -> None:
         """Raise DtypeError unless the kernels take the tensors."""
@@ -148,7 +157,7 @@ class _Eager(torch.autograd.Function):
     def forward(ctx, *arguments: Any) -> Tensor:
         *tensors, settings, op, dtype = arguments
         _keep(ctx, op, tensors, settings)
-        return exactly(op.forward(*widened(tensors), settings), dtype)
+        return exactly(op.forward(*op.taken(tensors, dtype), settings), dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -171,14 +180,17 @@ def _gradients(ctx, grad: Tensor, *, operators: bool) -> Iterable[Tensor | None]
     """The gradients of all tensors that are asked for."""
     op, settings = ctx.op, ctx.settings
     saved = ctx.saved_tensors
-    grad, x, weights = wide(grad), wide(saved[0]), widened(saved[1:])  # autograd narrows each gradient by itself
+    x, *weights = widened(saved) if operators else op.taken(saved, grad.dtype)
+    assert x is not None
+    if x.dtype is torch.float32:
+        grad = wide(grad)  # autograd narrows each gradient by itself
     needs_x, *needs = ctx.needs_input_grad[: 1 + len(weights)]
     needs_bias = zip(ctx.bias_ndims, ctx.needs_input_grad[1 + len(weights) :], strict=False)
     bias = [_gradient_of_bias(grad, ndim) if needed else None for ndim, needed in needs_bias]
     if torch.is_grad_enabled():
         with torch.autocast("cpu", enabled=False):
             again = lambda *tensors: op.again(*widened(tensors), settings)  # noqa: E731
-            return *differentiable(again, saved, (needs_x, *needs), grad), *bias
+            return *differentiable(again, saved, (needs_x, *needs), wide(grad)), *bias
     if operators:
         grad_x = op.operator("_grad_x")(grad, x.shape, *weights, *settings) if needs_x else None
         found = op.operator(op.suffix)(grad, x, *weights, *settings) if any(needs) else ()
@@ -194,7 +206,7 @@ def _is_of_numbers(weight: Tensor | None) -> bool:
 
 
 def _gradient_of_bias(grad: Tensor, ndim: int) -> Tensor:
-    by_sample = grad.flatten(2).sum(2)
+    by_sample = grad.flatten(2).sum(2, dtype=torch.float32)
     return by_sample if ndim == 2 else by_sample.sum(0)
 
 

@@ -23,7 +23,8 @@ def structure(name: str, *fields: str) -> type[ctypes.Structure]:
 ConvSizes = structure(  # convary_conv_sizes of csrc/convary.h
     "ConvSizes",
     "B", "C", "H", "W", "O", "K", "G", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h",
-    "dilation_w", "filter_rows", "channel_rows", "tap_rows", "bias_rows", "channels_last", "threads",
+    "dilation_w", "filter_rows", "channel_rows", "tap_rows", "bias_rows", "channels_last", "half",
+    "half_bank", "threads",
 )  # fmt: skip
 
 
@@ -35,8 +36,12 @@ def conv_sizes(
     rows: tuple[int, int, int, int],
     channels_last: bool,
     threads: int,
+    halves: tuple[bool, bool] = (False, False),
 ) -> tuple[ctypes.Structure, tuple[int, ...]]:
-    """The C structure and the shape of y, for shapes of one call; rows of filter, channel, tap and bias."""
+    """The C structure and the shape of y, for shapes of one call.
+
+    ``rows`` are those of filter, channel, tap and bias; ``halves`` says whether features and kernels are bfloat16.
+    """
     line = (1,) * (4 - len(x))  # one spatial axis is a map one row high
     B, C, *size = x
     K, O, _, *kernel_size = kernels
@@ -45,7 +50,7 @@ def conv_sizes(
         (*line, *geometry.dilation),
     ]  # fmt: skip
     flat = [n for axis in axes[1:] for n in axis]
-    sizes = ConvSizes(B, C, *axes[0], O, K, geometry.groups, *flat, *rows, channels_last, threads)
+    sizes = ConvSizes(B, C, *axes[0], O, K, geometry.groups, *flat, *rows, channels_last, *halves, threads)
     return sizes, (B, O, *geometry.out_size(size, kernel_size))
 
 

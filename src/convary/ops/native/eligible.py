@@ -23,7 +23,9 @@ _TAKEN = (torch.float32, *HALVES)
 _told = False
 
 
-def obstacle(tensors: Sequence[Tensor | None], index: Tensor | None = None, *, dispatched: bool = True) -> str | None:
+def obstacle(
+    tensors: Sequence[Tensor | None], index: Tensor | None = None, *, dispatched: bool = True, halves: bool = False
+) -> str | None:
     """Why the native kernels can't take these tensors in the modes of torch that are on, or None.
 
     Args:
@@ -32,10 +34,11 @@ def obstacle(tensors: Sequence[Tensor | None], index: Tensor | None = None, *, d
         dispatched: Whether a dispatcher runs the call, who obeys a forced strategy himself, shows tracers and
             dispatch modes an operator, and widens numbers of 16 bits. Mixing kernels and routing have no strategy, and
             do neither.
+        halves: Whether features in bfloat16 are taken as they lie all the same, also where autocast made them so.
     """
     if (absent := available()) is not None:  # asked on every call, so the order is by price
         return absent
-    dtypes = _TAKEN if dispatched else _EXACT
+    dtypes = _TAKEN if dispatched else (torch.float32, torch.bfloat16) if halves else _EXACT
     for tensor in tensors:
         if tensor is not None and (reason := refusal(tensor, dtypes)) is not None:
             return reason
@@ -46,7 +49,7 @@ def obstacle(tensors: Sequence[Tensor | None], index: Tensor | None = None, *, d
             return f"strategy {name!r} is forced"
         if is_intercepted(*[t for t in tensors if t is not None]):
             return "a tracer or a dispatch mode, such as a counter, is watching and would not see it"
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") and not (halves and _is_as_autocast_has_it(tensors)):
             return "autocast wants torch's own operations, whose dtype it chooses"
     return _mode_obstacle()
 
@@ -97,6 +100,11 @@ def why_not(problem: Problem) -> str | None:
     if max(problem.B, problem.C, problem.O, problem.K, *problem.size, *problem.reach, *problem.out_size) >= 2**31:
         return "a size is beyond 32 bits"
     return None
+
+
+def _is_as_autocast_has_it(tensors: Sequence[Tensor | None]) -> bool:
+    dtype = torch.get_autocast_dtype("cpu")
+    return dtype is torch.bfloat16 and all(t is None or t.dtype is dtype for t in tensors)
 
 
 def _mode_obstacle() -> str | None:

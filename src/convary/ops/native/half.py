@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Half precision on the CPU: numbers are kept in 16 bits, computed with in float32, and rounded once at the end.
+"""Half precision on the CPU: numbers are kept in 16 bits, summed in float32, and rounded once at the end.
 
-So a convolution under autocast costs what it costs in float32 and two passes over features. Torch's own convolutions in
-half precision are faster than that only where the processor multiplies such numbers.
+The convolutions by banks and by given kernels read and write bfloat16 as it lies, beside kernels in bfloat16 or
+float32. Where the processor multiplies pairs of such numbers (``avx512_bf16``) the mixed kernels are rounded to
+bfloat16 as well, once, after mixing in float32; elsewhere nothing is rounded but the result. Everything else (float16,
+``pixel_conv``, graphs) is widened to float32, which costs a pass over features on each side.
 """
 
 from __future__ import annotations
@@ -24,6 +26,17 @@ def wide(tensor: Tensor) -> Tensor:
 def widened(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
     """Several of them."""
     return [None if t is None else wide(t) for t in tensors]
+
+
+def kept(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """What the convolutions' kernels take for a result of ``dtype``: x, then the kernels, then all else in float32."""
+    x, kernels, *rest = tensors
+    assert x is not None
+    if not x.dtype is dtype is torch.bfloat16:
+        return widened(tensors)
+    if kernels is not None and kernels.dtype is not torch.bfloat16:
+        kernels = wide(kernels)
+    return [x, kernels, *widened(rest)]
 
 
 def exactly(y: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,8 @@
 A torch older than 2.10 does not give its pool away: the kernels then run on the thread that calls them.
 
 ``CONVARY_LIBRARY`` names another build of the library (for example one with sanitizers); ``CONVARY_ISA`` forces a lower
-instruction set than the CPU's best (``baseline``, ``avx2``, ``avx512``, ``neon``). Both are read once, at first use.
+instruction set than the CPU's best (``baseline``, ``avx2``, ``avx512``, ``avx512_bf16``, ``neon``). Both are read once,
+at first use.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ import torch
 
 from convary.errors import ConvaryError
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 _FILES = {"linux": "libconvary.so", "darwin": "libconvary.so", "win32": "libconvary.dll"}
 _TORCH_FILES = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}
 
 # Entries and how many pointers each takes (csrc/convary.h); ``mix_kernels`` takes three numbers besides.
 _POINTERS = {
     "mix_kernels_f32": 3,
-    "mixed_conv_f32": 9, "mixed_conv_grad_x_f32": 8, "mixed_conv_grad_blocks": 2, "mixed_conv_grad_bank_f32": 12,
-    "sample_conv_f32": 6, "sample_conv_grad_x_f32": 5, "sample_conv_grad_weight_f32": 5,
+    "mixed_conv": 9, "mixed_conv_grad_x": 8, "mixed_conv_grad_blocks": 2, "mixed_conv_grad_bank": 12,
+    "sample_conv": 6, "sample_conv_grad_x": 5, "sample_conv_grad_weight": 5,
     "pixel_conv_f32": 4, "pixel_conv_grad_x_f32": 4, "pixel_conv_grad_weight_f32": 4,
-    "route_f32": 13,
+    "route": 13,
 }  # fmt: skip
 
 

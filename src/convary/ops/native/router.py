@@ -31,7 +31,7 @@ class RouteSizes(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("B", "C", "P", "hidden")),
         ("pieces", ctypes.c_int64 * PIECES),
-        *((name, ctypes.c_int64) for name in ("gates", "rest")),
+        *((name, ctypes.c_int64) for name in ("gates", "rest", "half")),
         ("epsilon", ctypes.c_float),
     )
 
@@ -117,18 +117,20 @@ def can_record(x: Tensor, layers: Layers) -> bool:
 
 def can_run_on(x: Tensor) -> bool:
     """Whether :func:`route` takes x, in the modes that are on now."""
-    return eligible.obstacle((x,), dispatched=False) is None and is_dense(x) and x.numel() > 0
+    return eligible.obstacle((x,), dispatched=False, halves=True) is None and is_dense(x) and x.numel() > 0
 
 
 @lru_cache(maxsize=1024)
-def _sizes(x: torch.Size, hidden: int, pieces: tuple[int, ...], gates: int, rest: str, epsilon: float) -> RouteSizes:
-    return RouteSizes(*x[:2], x[2:].numel(), hidden, pieces, gates, ACTIVATIONS[rest], epsilon)
+def _sizes(
+    x: torch.Size, half: bool, hidden: int, pieces: tuple[int, ...], gates: int, rest: str, epsilon: float
+) -> RouteSizes:
+    return RouteSizes(*x[:2], x[2:].numel(), hidden, pieces, gates, ACTIVATIONS[rest], half, epsilon)
 
 
-def sizes(x: torch.Size, layers: Layers) -> RouteSizes:
-    """The C structure for x of this shape."""
+def sizes(x: Tensor, layers: Layers) -> RouteSizes:
+    """The C structure for x of this shape and dtype."""
     hidden = 0 if layers.squeeze is None else layers.squeeze.shape[0]
-    return _sizes(x, hidden, layers.pieces, layers.gates, layers.rest, layers.epsilon)
+    return _sizes(x.shape, x.dtype is torch.bfloat16, hidden, layers.pieces, layers.gates, layers.rest, layers.epsilon)
 
 
 def route(x: Tensor, layers: Layers) -> list[Tensor]:
@@ -138,8 +140,8 @@ def route(x: Tensor, layers: Layers) -> list[Tensor]:
         ConvaryError: the library refuses; the sizes are named.
     """
     B = x.shape[0]
-    pooled, out = x.new_empty(x.shape[:2]), x.new_empty(B * layers.last.shape[0])
-    call("route", sizes(x.shape, layers), x, *layers[:TENSORS], pooled, out)
+    pooled, out = layers.last.new_empty(x.shape[:2]), layers.last.new_empty(B * layers.last.shape[0])
+    call("route", sizes(x, layers), x, *layers[:TENSORS], pooled, out)
     pieces, first = [], 0
     for length in layers.pieces:
         pieces.append(out.as_strided((B, length), (length, 1), first))

@@ -10,11 +10,14 @@
 namespace convary::CONVARY_VARIANT {
 namespace {
 
+// X is the type of x and y, W that of the bank. In pairs, step d of the depth holds channels c and c + half of a block.
+template <typename X, typename W>
 class Item {
 public:
     Item(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch)
         : conv(conv), blocks(blocks), window(window_of(conv, blocks, item)), positions(window.rows * window.columns),
-          single(conv.at_once(blocks.channels)), own(conv.bank), ahead(conv.bank) {
+          single(conv.at_once(blocks.channels)), bank_begin(static_cast<const W*>(conv.bank)), own(bank_begin),
+          ahead(own) {
         const int64_t o_block = item / (blocks.column_blocks * blocks.row_blocks * blocks.b_blocks);
         g = o_block / blocks.o_blocks;
         o0 = o_block % blocks.o_blocks * blocks.panels * blocks.panel;
@@ -30,7 +33,8 @@ public:
         for (term = 0; term < terms; ++term) {
             for (c0 = 0; c0 < conv.Cg(); c0 += blocks.channels) {
                 channels = least(blocks.channels, conv.Cg() - c0);
-                depth = channels * conv.T();
+                half = pairs ? ceil_div(channels, 2) : channels;
+                depth = half * conv.T();
                 last = term + 1 == terms && c0 + channels == conv.Cg();
                 find_offsets();
                 if (blocks.pack_bank) pack_bank();
@@ -41,14 +45,16 @@ public:
     }
 
 private:
+    static constexpr bool pairs = in_pairs<X>;
     const Conv& conv;
     const Blocks& blocks;
     const Window window;
     const int64_t positions;
     const bool single;  // one block makes the whole result: sums need not be kept
-    const float* own;   // the bank of the sample in work
-    Ahead ahead;        // the part of the bank that is mixed next
-    int64_t g, o0, o1, b0, b1, c0, channels, depth, term;
+    const W* const bank_begin;
+    const W* own;  // the bank of the sample in work
+    Ahead ahead;   // the part of the bank that is mixed next
+    int64_t g, o0, o1, b0, b1, c0, channels, half, depth, term;
     bool last;
     float *weights, *bank, *factors, *filter, *inputs, *sums, *maps, *scale, *shift;
     int64_t *offsets, *taps, *places,
@@ -90,12 +96,12 @@ private:
     int64_t width(int64_t panel) const { return ceil_div(count(panel), lanes) * lanes; }
 
     void find_offsets() {
-        for (int64_t c = 0, d = 0; c < channels; ++c) {
+        for (int64_t c = 0, d = 0; c < half; ++c) {
             for (int64_t i = 0; i < conv.h.taps; ++i) {
                 for (int64_t j = 0; j < conv.w.taps; ++j, ++d) {
                     const int64_t at = blocks.direct ? 0 : window.offset(conv, i, j);
                     const int64_t map = blocks.direct ? conv.w.in : window.plane;
-                    offsets[d] = conv.channels_last ? at * channels + c : c * map + at;
+                    offsets[d] = conv.channels_last ? at * half + c : c * map + at;
                 }
             }
         }
@@ -105,21 +111,27 @@ private:
 
     // The weights of a panel and the block of channels mixed, depth by width. In the bank a panel's output channels are
     // rows of the whole depth, or, transposed, neighbours of which each input channel of the depth has its own rows.
+    // With `in_pairs`, of the first half of the channels, and those of the others beside them.
+    template <bool in_pairs>
     void mix_bank(int64_t panel, int64_t first, int64_t K, const float* factors, int64_t factor_step,
                   const float* filter, float* out, int64_t out_step) const {
-        const int64_t begin = panel_begin(panel), T = conv.T_bank;
-        Rows rows = {nullptr, conv.bank_end, K, kernel_step(), 0, count(panel)};
+        const int64_t begin = panel_begin(panel), T = conv.T_bank, steps = in_pairs ? half : channels;
+        const int64_t seconds = in_pairs ? channels - half : 0;
+        Rows<W> rows = {nullptr, conv.bank_end, K, kernel_step(), 0, count(panel)};
         if (!conv.transposed) {
             rows.rows = own + first * kernel_step() + ((g * conv.Og() + begin) * conv.Cg() + c0) * T;
             rows.row_step = conv.Cg() * T;
-            mix_transposed(rows, depth, factors, factor_step, filter, width(panel), nullptr, out, out_step);
-            return;
+            const Second second = {seconds == 0 ? 0 : half * T, half * T, seconds * T};
+            return mix_transposed<in_pairs>(rows, steps * T, second, factors, factor_step, filter, width(panel),
+                                            nullptr, out, out_step);
         }
         rows.row_step = T;
-        for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t c = 0; c < steps; ++c) {
             rows.rows = own + first * kernel_step() + ((g * conv.Cg() + c0 + c) * conv.Og() + begin) * T;
-            mix_transposed(rows, T, factors + c * T, factor_step, filter, width(panel), places,
-                           out + c * conv.T() * out_step, out_step);
+            const bool paired = c < seconds;
+            const Second second = {paired ? half * conv.Og() * T : 0, half * T, paired ? T : 0};
+            mix_transposed<in_pairs>(rows, T, second, factors + c * T, factor_step, filter, width(panel), places,
+                                     out + c * conv.T() * out_step, out_step);
         }
     }
 
@@ -137,9 +149,9 @@ private:
         const int64_t next = least(blocks.channels, conv.Cg() - c), T = conv.T_bank;
         const int64_t tiles = ceil_div(positions, tile_positions) * (blocks.pack_bank ? panels() : 1);
         const int64_t steps = products * tiles * depth;
-        ahead = conv.transposed ? Ahead(conv.bank + ((g * conv.Cg() + c) * conv.Og() + begin) * T, conv.K,
+        ahead = conv.transposed ? Ahead(bank_begin + ((g * conv.Cg() + c) * conv.Og() + begin) * T, conv.K,
                                         kernel_step(), next, conv.Og() * T, (end - begin) * T, steps)
-                                : Ahead(conv.bank + ((g * conv.Og() + begin) * conv.Cg() + c) * T, conv.K,
+                                : Ahead(bank_begin + ((g * conv.Og() + begin) * conv.Cg() + c) * T, conv.K,
                                         kernel_step(), end - begin, conv.Cg() * T, next * T, steps);
     }
 
@@ -149,7 +161,7 @@ private:
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
             for (int64_t k = 0; k < conv.K; ++k) {
-                mix_bank(panel, k, 1, factors, 0, nullptr, bank_tile(panel) + k * n, conv.K * n);
+                mix_bank<false>(panel, k, 1, factors, 0, nullptr, bank_tile(panel) + k * n, conv.K * n);
             }
         }
     }
@@ -157,10 +169,10 @@ private:
 
     // Samples [b, b + samples): pack their inputs, then panel by panel mix, multiply and, after the last block, store.
     void serve(int64_t b, int64_t samples) {
-        own = conv.bank + conv.term(b, term) * conv.bank_step;
+        own = bank_begin + conv.term(b, term) * conv.bank_step;
         for (int64_t s = 0; s < samples; ++s) {
             if (!blocks.direct) pack_inputs(b + s, inputs + s * blocks.channels * window.plane);
-            float* to = factors + s * conv.K * depth;
+            float* to = factors + s * conv.K * channels * conv.T();
             if (blocks.pack_bank) {
                 mixing_factors(conv, b + s, g, c0, channels, taps, conv.T(), to);
             } else {
@@ -173,23 +185,27 @@ private:
             for (int64_t s = 0; s < samples; ++s) {
                 const int64_t kept = single ? 0 : (b + s - b0) * blocks.panels + panel;
                 float* acc = sums + kept * blocks.rows * blocks.columns * blocks.panel;
-                const float* x = blocks.direct ? map(b + s) + window.column * conv.x_column()
-                                               : inputs + s * blocks.channels * window.plane;
-                const int64_t step = !conv.channels_last ? 1 : blocks.direct ? conv.C : conv.w.stride * channels;
-                const int64_t pitch = conv.channels_last ? conv.h.stride * window.pitch * channels : window.pitch;
-                multiply(weights + s * depth * width(panel), offsets, depth, x, step, pitch, window.rows,
-                         window.columns, width(panel), acc, term + c0 > 0, &ahead);
+                const float* x = inputs + s * blocks.channels * window.plane;
+                if constexpr (sizeof(X) == 4) {
+                    if (blocks.direct) x = map(b + s) + window.column * conv.x_column();
+                }
+                const int64_t step = !conv.channels_last ? 1 : blocks.direct ? conv.C : conv.w.stride * half;
+                const int64_t pitch = conv.channels_last ? conv.h.stride * window.pitch * half : window.pitch;
+                multiply<pairs>(weights + s * depth * width(panel), offsets, depth, x, step, pitch, window.rows,
+                                window.columns, width(panel), acc, term + c0 > 0, &ahead);
                 if (last) finish(b + s, panel, acc);
             }
         }
     }
 
-    const float* map(int64_t b) const { return conv.input(conv.term(b, term), g * conv.Cg() + c0); }
+    const X* map(int64_t b) const { return conv.input<X>(conv.term(b, term), g * conv.Cg() + c0); }
 
     void pack_inputs(int64_t b, float* to) const {
-        if (conv.channels_last) return pack_pixels(conv, window, map(b), channels, channels, to);
-        for (int64_t c = 0; c < channels; ++c) {
-            pack_plane(conv, window, map(b) + c * conv.h.in * conv.w.in, to + c * window.plane);
+        if (conv.channels_last) return pack_pixels<pairs>(conv, window, map(b), channels, half, half, to);
+        const int64_t size = conv.h.in * conv.w.in;
+        for (int64_t c = 0; c < half; ++c) {
+            const X* second = pairs && c + half < channels ? map(b) + (c + half) * size : nullptr;
+            pack_plane(conv, window, Words<pairs, X>{map(b) + c * size, second}, to + c * window.plane);
         }
     }
 
@@ -207,9 +223,10 @@ private:
         }
         const float* filters = filtered() ? filter : nullptr;
         if (blocks.pack_bank) {
-            mix_packed(bank_tile(panel), conv.K, depth, n, factors, filters, samples, weights);
+            mix_packed<pairs>(bank_tile(panel), conv.K, channels * conv.T(), depth, n, factors, filters, samples,
+                              weights);
         } else {
-            mix_bank(panel, 0, conv.K, factors, channels * conv.T_bank, filters, weights, n);
+            mix_bank<pairs>(panel, 0, conv.K, factors, channels * conv.T_bank, filters, weights, n);
         }
     }
 
@@ -219,13 +236,12 @@ private:
             scale[n] = conv.filter != nullptr && !filtered() ? conv.filter[b * conv.O + first + n] : 1.0f;
             shift[n] = conv.bias != nullptr ? conv.bias[b * conv.bias_step + first + n] : 0.0f;
         }
-        float* y =
-            conv.y + b * conv.y_sample + first * conv.y_map + window.row * conv.y_row + window.column * conv.y_column;
+        X* y = conv.output<X>(b, first) + window.row * conv.y_row + window.column * conv.y_column;
         const int64_t n = width(panel);
         if (conv.channels_last) {
             store_pixels(conv, window, acc, n, used, scale, shift, y);
         } else if (conv.y_column != 1) {
-            store_maps(acc, n, positions, used, scale, shift, maps, positions);
+            store_maps<X>(acc, n, positions, used, scale, shift, reinterpret_cast<X*>(maps), positions);
             scatter(used, y);
         } else if (window.columns == conv.y_row) {  // whole rows follow each other
             store_maps(acc, n, positions, used, scale, shift, y, conv.y_map);
@@ -237,11 +253,11 @@ private:
         }
     }
 
-    void scatter(int64_t count, float* y) const {
-        const float* from = maps;
+    void scatter(int64_t count, X* y) const {
+        const X* from = reinterpret_cast<const X*>(maps);
         for (int64_t n = 0; n < count; ++n) {
             for (int64_t r = 0; r < window.rows; ++r) {
-                float* to = y + n * conv.y_map + r * conv.y_row;
+                X* to = y + n * conv.y_map + r * conv.y_row;
                 for (int64_t i = 0; i < window.columns; ++i) to[i * conv.y_column] = *from++;
             }
         }
@@ -250,8 +266,10 @@ private:
 
 }  // namespace
 
-void mixed_conv_f32(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
-    Item(conv, blocks, item, scratch).run();
+void mixed_conv(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
+    if (!conv.half) return Item<float, float>(conv, blocks, item, scratch).run();
+    if (!conv.half_bank) return Item<bf16, float>(conv, blocks, item, scratch).run();
+    Item<bf16, bf16>(conv, blocks, item, scratch).run();
 }
 
 }  // namespace convary::CONVARY_VARIANT

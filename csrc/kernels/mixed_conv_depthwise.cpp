@@ -31,18 +31,25 @@ void stencil(const float* weights, const int64_t* taps, const int64_t* offsets, 
 }
 
 // The window's rows without what lies between them.
-void put_rows(const Conv& conv, const Window& window, const float* sums, float* y) {
+template <typename X>
+void put_rows(const Conv& conv, const Window& window, const float* sums, X* y) {
     for (int64_t i = 0; i < window.rows; ++i, sums += window.pitch, y += conv.y_row) {
         if (conv.y_column == 1) {
             copy(y, sums, window.columns);
         } else {
-            for (int64_t j = 0; j < window.columns; ++j) y[j * conv.y_column] = sums[j];
+            for (int64_t j = 0; j < window.columns; j += lanes) {
+                X row[lanes];
+                store(row, load(sums + j));
+                const int64_t n = least(lanes, window.columns - j);
+                for (int64_t k = 0; k < n; ++k) y[(j + k) * conv.y_column] = row[k];
+            }
         }
     }
 }
 
 // upright[row * columns + column, r] = map r at (row, column), both counted from the padding's edge; zeros around.
-void stand(const Conv& conv, const float* maps, int64_t count, float* upright) {
+template <typename X>
+void stand(const Conv& conv, const X* maps, int64_t count, float* upright) {
     const Axis &h = conv.h, &w = conv.w;
     const int64_t rows = h.extent(), columns = w.extent(), map = h.in * w.in;
     clear(upright, rows * columns * lanes);
@@ -50,12 +57,12 @@ void stand(const Conv& conv, const float* maps, int64_t count, float* upright) {
         const int64_t first = map >= lanes ? least(p, map - lanes) : 0, n = least(lanes, map - first);
         vec square[lanes];
         for (int64_t r = 0; r < lanes; ++r) {
-            const float* from = maps + (r < count ? r : 0) * map + first;
+            const X* from = maps + (r < count ? r : 0) * map + first;
             if (from + lanes <= conv.x_end) {
                 square[r] = load(from);
             } else {
                 alignas(vector_bytes) float edge[lanes] = {};
-                copy(edge, from, n);
+                copy(edge, from, n, conv.x_end);
                 square[r] = load(edge);
             }
         }
@@ -124,7 +131,10 @@ void channel_filter(const Conv& conv, int64_t b, int64_t c, int64_t count, float
     }
 }
 
-void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
+namespace {
+
+template <typename X, typename W>
+void run_depthwise(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
     const ConvScratch size(conv, blocks);
     float *weights = size.part(scratch, size.weights), *factors = size.part(scratch, size.factors);
     float *filter = size.part(scratch, size.filter), *inputs = size.part(scratch, size.inputs);
@@ -151,8 +161,9 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
     without.channel = nullptr;
     mixing_factors(without, b, 0, 0, 1, all_taps, T, factors);
     const auto mix = [&](int64_t sample) {
-        const Rows rows = {conv.bank + sample * conv.bank_step + c * T, conv.bank_end, conv.K, conv.O * T, T, count};
-        mix_transposed(rows, T, factors, T, filtered ? filter : nullptr, lanes, nullptr, weights, lanes);
+        const W* own = static_cast<const W*>(conv.bank) + sample * conv.bank_step + c * T;
+        const Rows<W> rows = {own, conv.bank_end, conv.K, conv.O * T, T, count};
+        mix_transposed<false>(rows, T, {}, factors, T, filtered ? filter : nullptr, lanes, nullptr, weights, lanes);
     };
     const int64_t terms = conv.terms(b);
     if (terms == 1) mix(conv.term(b, 0));
@@ -167,16 +178,17 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
             scale[r] = 1.0f;
             shift[r] = conv.bias != nullptr && r < count ? conv.bias[b * conv.bias_step + c + r] : 0.0f;
         }
-        float* y = conv.y + b * conv.y_sample + c * conv.y_map + row * conv.y_row + column * conv.y_column;
+        X* y = conv.output<X>(b, c) + row * conv.y_row + column * conv.y_column;
         if (!conv.channels_last) fetch<write>(y, count * conv.y_map);
         for (int64_t term = 0; term < terms; ++term) {
             const int64_t sample = conv.term(b, term);
             if (terms > 1) mix(sample);
             if (conv.channels_last) {
-                pack_pixels(conv, window, conv.input(sample, c), count, lanes, inputs);
+                pack_pixels<false>(conv, window, conv.input<X>(sample, c), count, 0, lanes, inputs);
             } else {
-                fetch<read>(conv.input(sample, c + count), lanes * conv.x_map());  // the next item's maps follow these
-                stand(conv, conv.input(sample, c), count, inputs);
+                fetch<read>(conv.input<X>(sample, c + count),
+                            lanes * conv.x_map());  // the next item's maps follow these
+                stand(conv, conv.input<X>(sample, c), count, inputs);
             }
             upright_stencil(conv, window, weights, taps, offsets, inputs, pitch, sums, term > 0);
         }
@@ -192,10 +204,11 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
         const int64_t maps = least(blocks.panels, count - r0), first = c + r0;
         for (int64_t term = 0; term < terms; ++term) {
             const int64_t sample = conv.term(b, term);
-            const float* x = conv.input(sample, c + r0);
+            const X* x = conv.input<X>(sample, c + r0);
             if (terms > 1) mix(sample);
             for (int64_t r = 0; r < maps; ++r) {
-                pack_plane(conv, window, x + r * conv.h.in * conv.w.in, inputs + r * window.plane);
+                const Words<false, X> map = {x + r * conv.h.in * conv.w.in, nullptr};
+                pack_plane(conv, window, map, inputs + r * window.plane);
             }
             for (int64_t r = 0; r < maps; ++r) {
                 const float start = conv.bias == nullptr ? 0.0f : conv.bias[b * conv.bias_step + c + r0 + r];
@@ -204,11 +217,18 @@ void mixed_conv_depthwise_f32(const Conv& conv, const Blocks& blocks, int64_t it
             }
         }
         for (int64_t r = 0; r < maps && terms > 0; ++r) {
-            float* y =
-                conv.y + b * conv.y_sample + (first + r) * conv.y_map + row * conv.y_row + column * conv.y_column;
+            X* y = conv.output<X>(b, first + r) + row * conv.y_row + column * conv.y_column;
             put_rows(conv, window, sums + r * room, y);
         }
     }
+}
+
+}  // namespace
+
+void mixed_conv_depthwise(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
+    if (!conv.half) return run_depthwise<float, float>(conv, blocks, item, scratch);
+    if (!conv.half_bank) return run_depthwise<bf16, float>(conv, blocks, item, scratch);
+    run_depthwise<bf16, bf16>(conv, blocks, item, scratch);
 }
 
 }  // namespace convary::CONVARY_VARIANT

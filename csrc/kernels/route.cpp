@@ -12,7 +12,8 @@ float lane_sum(vec v) {
     return sum;
 }
 
-float sum(const float* from, int64_t n) {
+template <typename X>
+float sum(const X* from, int64_t n) {
     vec sums[4] = {};
     int64_t i = 0;
     for (; i + 4 * lanes <= n; i += 4 * lanes) {
@@ -21,7 +22,7 @@ float sum(const float* from, int64_t n) {
     }
     for (; i + lanes <= n; i += lanes) sums[0] += load(from + i);
     float rest = 0.0f;
-    for (; i < n; ++i) rest += from[i];
+    for (; i < n; ++i) rest += widen(from[i]);
     return lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
 }
 
@@ -69,11 +70,14 @@ void softmax(float* v, int64_t n) {
 
 }  // namespace
 
-void route_pool_f32(const Route& route, int64_t map) {
-    route.pooled[map] = sum(route.x + map * route.P, route.P) / static_cast<float>(route.P);
+void route_pool(const Route& route, int64_t map) {
+    const int64_t first = map * route.P;
+    const float total = route.half ? sum(static_cast<const bf16*>(route.x) + first, route.P)
+                                   : sum(static_cast<const float*>(route.x) + first, route.P);
+    route.pooled[map] = total / static_cast<float>(route.P);
 }
 
-void route_f32(const Route& route, int64_t b, float* scratch) {
+void route(const Route& route, int64_t b, float* scratch) {
     const float* v = route.pooled + b * route.C;
     int64_t n = route.C;
     if (route.hidden > 0) {

@@ -26,14 +26,15 @@ void correlate(const float* grads, const float* inputs, const int64_t* offsets, 
 
 // dots[t * lanes ..] += the sum over a window's outputs of gradient * input, channels in the lanes. `grads` is (B, H,
 // W, C), and is not read from `end` on.
-void correlate_upright(const Conv& conv, const Window& window, const float* grads, const float* end, int64_t count,
+template <typename X>
+void correlate_upright(const Conv& conv, const Window& window, const X* grads, const X* end, int64_t count,
                        const float* inputs, const int64_t* offsets, float* dots) {
     for (int64_t i = 0; i < window.rows; ++i) {
         for (int64_t j = 0; j < window.columns; ++j) {
-            const float* at = grads + (i * conv.w.out + j) * conv.C;
+            const X* at = grads + (i * conv.w.out + j) * conv.C;
             alignas(vector_bytes) float edge[lanes] = {};
-            if (at + lanes > end) copy(edge, at, count);
-            const vec gradient = keep(load(at + lanes > end ? edge : at), count);
+            if (at + lanes > end) copy(edge, at, count, end);
+            const vec gradient = keep(at + lanes > end ? load(edge) : load(at), count);
             const float* from = inputs + (i * conv.h.stride * window.pitch + j * conv.w.stride) * lanes;
             for (int64_t t = 0; t < conv.T(); ++t) {
                 float* to = dots + t * lanes;
@@ -50,9 +51,8 @@ void put_columns(const float* from, int64_t step, int64_t T, int64_t count, floa
     }
 }
 
-}  // namespace
-
-void mixed_conv_depthwise_grad_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
+template <typename X, typename W>
+void run_depthwise(const ConvGrad& grad, int64_t item, float* scratch) {
     const Conv& conv = grad.conv;
     const GradScratch size(grad, lanes);
     float *bank = size.part(scratch, size.bank), *grad_bank = size.part(scratch, size.grad_bank);
@@ -66,11 +66,12 @@ void mixed_conv_depthwise_grad_weights_f32(const ConvGrad& grad, int64_t item, f
     const int64_t c0 = item % grad.o_blocks * lanes, count = least(lanes, conv.C - c0), T = conv.T(), K = conv.K;
     const int64_t b0 = own ? item / grad.o_blocks : 0, b1 = own ? b0 + 1 : conv.B;
     const int64_t map = conv.h.in * conv.w.in;
+    const X *grad_y = static_cast<const X*>(grad.grad_y), *grad_end = grad_y + conv.B * conv.C * conv.P();
     for (int64_t i = 0; i < size.size(size.ones); ++i) ones[i] = 1.0f;
     for (int64_t t = 0; t < T; ++t) all_taps[t] = t;
     for (int64_t k = 0; k < K && !own; ++k) {
-        const Rows rows = {conv.bank + (k * conv.O + c0) * T, conv.bank_end, 1, 0, T, count};
-        mix_transposed(rows, T, ones, 0, nullptr, lanes, nullptr, bank + k * lanes, K * lanes);
+        const W* from = static_cast<const W*>(conv.bank) + (k * conv.O + c0) * T;
+        turn(Rows<W>{from, conv.bank_end, 1, 0, T, count}, T, ones, lanes, bank + k * lanes, K * lanes);
     }
     clear(grad_bank, T * K * lanes);
     for (int64_t b = b0; b < b1; ++b) {
@@ -81,10 +82,9 @@ void mixed_conv_depthwise_grad_weights_f32(const ConvGrad& grad, int64_t item, f
                                     least(grad.columns, conv.w.out - column));
                 for (int64_t t = 0; t < T; ++t) offsets[t] = window.offset(conv, t / conv.w.taps, t % conv.w.taps);
                 if (conv.channels_last) {
-                    pack_pixels(conv, window, conv.input(b, c0), count, lanes, inputs);
-                    const float* grads_at = grad.grad_y + (b * conv.P() + row * conv.w.out + column) * conv.C + c0;
-                    correlate_upright(conv, window, grads_at, grad.grad_y + conv.B * conv.C * conv.P(), count, inputs,
-                                      offsets, dots);
+                    pack_pixels<false>(conv, window, conv.input<X>(b, c0), count, 0, lanes, inputs);
+                    const X* grads_at = grad_y + (b * conv.P() + row * conv.w.out + column) * conv.C + c0;
+                    correlate_upright(conv, window, grads_at, grad_end, count, inputs, offsets, dots);
                     continue;
                 }
                 const int64_t n =
@@ -93,10 +93,10 @@ void mixed_conv_depthwise_grad_weights_f32(const ConvGrad& grad, int64_t item, f
                 // What is read past the window meets zeros of the gradient, but an earlier window may have left an Inf.
                 clear(inputs + window.plane, unroll * lanes);
                 for (int64_t r = 0; r < count; ++r) {
-                    pack_plane(conv, window, conv.x + (conv.source(b) * conv.C + c0 + r) * map, inputs);
-                    const float* from = grad.grad_y + (b * conv.C + c0 + r) * conv.P() + row * conv.w.out + column;
+                    pack_plane(conv, window, Words<false, X>{conv.input<X>(b, c0) + r * map, nullptr}, inputs);
+                    const X* from = grad_y + (b * conv.C + c0 + r) * conv.P() + row * conv.w.out + column;
                     for (int64_t i = 0; i < window.rows; ++i) {
-                        copy(grads + i * window.pitch, from + i * conv.w.out, window.columns);
+                        copy(grads + i * window.pitch, from + i * conv.w.out, window.columns, grad_end);
                     }
                     correlate(grads, inputs, offsets, T, n, dots + r * lanes);
                 }
@@ -150,6 +150,14 @@ void mixed_conv_depthwise_grad_weights_f32(const ConvGrad& grad, int64_t item, f
     for (int64_t k = 0; k < K; ++k) {
         put_columns(grad_bank + k * lanes, K * lanes, T, count, grad.grad_bank + (k * conv.O + c0) * T);
     }
+}
+
+}  // namespace
+
+void mixed_conv_depthwise_grad_weights(const ConvGrad& grad, int64_t item, float* scratch) {
+    if (!grad.conv.half) return run_depthwise<float, float>(grad, item, scratch);
+    if (!grad.conv.half_bank) return run_depthwise<bf16, float>(grad, item, scratch);
+    run_depthwise<bf16, bf16>(grad, item, scratch);
 }
 
 }  // namespace convary::CONVARY_VARIANT

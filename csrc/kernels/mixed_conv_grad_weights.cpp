@@ -9,6 +9,8 @@
 namespace convary::CONVARY_VARIANT {
 namespace {
 
+// X is the type of x and of the gradient of y, W that of the bank. In pairs, a word holds two neighbours of a row.
+template <typename X, typename W>
 class WeightItem {
 public:
     WeightItem(const ConvGrad& grad, int64_t item, float* scratch)
@@ -47,8 +49,8 @@ public:
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
             for (int64_t k = 0; k < conv.K; ++k) {
-                Rows rows = {bank_row(panel, k), conv.bank_end, 1, 0, row_step(), count(panel)};
-                mix_transposed(rows, depth, ones, 0, nullptr, n, nullptr, tile(bank, panel) + k * n, conv.K * n);
+                const Rows<W> rows = {bank_row(panel, k), conv.bank_end, 1, 0, row_step(), count(panel)};
+                turn(rows, depth, ones, n, tile(bank, panel) + k * n, conv.K * n);
             }
             clear(tile(grad_bank, panel), depth * conv.K * n);
         }
@@ -57,6 +59,7 @@ public:
     }
 
 private:
+    static constexpr bool pairs = in_pairs<X>;
     const ConvGrad& grad;
     const Conv& conv;
     const int64_t item;
@@ -71,8 +74,12 @@ private:
     int64_t width(int64_t panel) const { return ceil_div(count(panel), lanes) * lanes; }
     int64_t row_step() const { return conv.Cg() * conv.T(); }
     int64_t kernel_step() const { return conv.O * row_step(); }
-    const float* bank_row(int64_t panel, int64_t k) const {
-        return conv.bank + k * kernel_step() + first(panel) * row_step() + c0 * conv.T();
+    int64_t bank_at(int64_t panel, int64_t k) const {
+        return k * kernel_step() + first(panel) * row_step() + c0 * conv.T();
+    }
+    const W* bank_row(int64_t panel, int64_t k) const { return static_cast<const W*>(conv.bank) + bank_at(panel, k); }
+    const X* map_of_y(int64_t b, int64_t o) const {
+        return static_cast<const X*>(grad.grad_y) + (b * conv.O + o) * conv.P();
     }
     float* tile(float* tiles, int64_t panel) const { return tiles + panel * depth * conv.K * grad.panel; }
     // Gradient of the mixed weights of one sample of those served together: (T, channels, width).
@@ -98,15 +105,14 @@ private:
         const int64_t steps = panels() * conv.T() * ceil_div(channels, tile_positions) * conv.P() / 2;
         if (conv.bank_step == 0 && b + 1 < conv.B) {
             const int64_t map = conv.h.in * conv.w.in;
-            const float* next = conv.x + ((b + 1) * conv.C + g * conv.Cg() + c0) * map;
             if (conv.channels_last) return;  // a block's channels lie apart
+            const X* next = static_cast<const X*>(conv.x) + ((b + 1) * conv.C + g * conv.Cg() + c0) * map;
             ahead[0] = Ahead(next, 1, 0, 1, 0, channels * map, steps);
-            next = grad.grad_y + ((b + 1) * conv.O + first(0)) * conv.P();
-            ahead[1] = Ahead(next, 1, 0, 1, 0, (o1 - o0) * conv.P(), steps);
+            ahead[1] = Ahead(map_of_y(b + 1, first(0)), 1, 0, 1, 0, (o1 - o0) * conv.P(), steps);
         } else if (conv.bank_step == 0 && c0 + channels < conv.Cg()) {
             const int64_t more = least(grad.channels, conv.Cg() - c0 - channels) * conv.T();
             for (int64_t panel = 0; panel < least(2, panels()); ++panel) {
-                const float* next = bank_row(panel, 0) + channels * conv.T();
+                const W* next = bank_row(panel, 0) + channels * conv.T();
                 ahead[panel] = Ahead(next, conv.K, kernel_step(), count(panel), row_step(), more, steps);
             }
         }
@@ -150,26 +156,38 @@ private:
     // The window's share of the mixed gradient of every panel.
     void add_window(int64_t b, int64_t s, int64_t row, int64_t rows, int64_t column, int64_t columns) {
         pack_inputs(b, row, rows, column, columns);
+        const int64_t words = pairs ? ceil_div(columns, 2) : columns, apart = (pairs ? 2 : 1) * conv.w.stride;
         for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t i = 0; i < columns; ++i) {
-                offsets[r * columns + i] = (r * conv.h.stride * pitch + i * conv.w.stride) * grad.width;
+            for (int64_t i = 0; i < words; ++i) {
+                offsets[r * words + i] = (r * conv.h.stride * pitch + i * apart) * grad.width;
             }
         }
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
             if (conv.channels_last) copy_gradients(b, row, rows, column, columns, panel);
-            const float* maps = grad.grad_y + (b * conv.O + first(panel)) * conv.P() + row * conv.w.out + column;
-            const float* end = grad.grad_y + conv.B * conv.O * conv.P();
+            const X *maps = map_of_y(b, first(panel)) + row * conv.w.out + column, *end = map_of_y(conv.B, 0);
             const bool whole = columns == conv.w.out;
             for (int64_t r = 0; r < (conv.channels_last ? 0 : whole ? 1 : rows); ++r) {
-                const Rows from = {maps + r * conv.w.out, end, 1, 0, conv.P(), count(panel)};
-                mix_transposed(from, whole ? rows * columns : columns, ones, 0, nullptr, n, nullptr,
-                               grads + r * columns * n, n);
+                const Rows<X> from = {maps + r * conv.w.out, end, 1, 0, conv.P(), count(panel)};
+                turn(from, whole ? rows * columns : columns, ones, n, grads + r * columns * n, n);
+            }
+            for (int64_t r = 0; r < (pairs ? rows : 0); ++r) {
+                pair_up(grads + r * columns * n, columns, n, 1, 2, grads + r * words * n);
             }
             for (int64_t t = 0; t < conv.T(); ++t) {
                 const int64_t i = t / conv.w.taps * conv.h.dilation, j = t % conv.w.taps * conv.w.dilation;
-                multiply(grads, offsets, rows * columns, inputs + (i * pitch + j) * grad.width, 1, 0, 1, channels, n,
-                         mixed(panel, s) + t * channels * n, row + column > 0, &ahead[panel % 2]);
+                multiply<pairs>(grads, offsets, rows * words, inputs + (i * pitch + j) * grad.width, 1, 0, 1, channels,
+                                n, mixed(panel, s) + t * channels * n, row + column > 0, &ahead[panel % 2]);
+            }
+        }
+    }
+
+    // Every `step`-th of a row of positions, each of `width` numbers, with the one that is `second` further on.
+    static void pair_up(const float* row, int64_t columns, int64_t width, int64_t second, int64_t step, float* to) {
+        for (int64_t i = 0; i < columns; i += step, to += width) {
+            for (int64_t n = 0; n < width; n += lanes) {
+                const float* at = row + i * width + n;
+                store(to + n, pair(load(at), i + second < columns ? load(at + second * width) : vec{}));
             }
         }
     }
@@ -178,23 +196,32 @@ private:
         const int64_t n = width(panel), used = count(panel);
         for (int64_t p = 0; p < rows * columns; ++p) {
             const int64_t position = (row + p / columns) * conv.w.out + column + p % columns;
-            copy(grads + p * n, grad.grad_y + (b * conv.P() + position) * conv.O + first(panel), used);
+            const X* from = map_of_y(b, 0) + position * conv.O + first(panel);
+            copy(grads + p * n, from, used, map_of_y(conv.B, 0));
             clear(grads + p * n + used, n - used);
         }
     }
 
     // inputs[row, column, channel] with the window's zero padding.
     void pack_inputs(int64_t b, int64_t row, int64_t rows, int64_t column, int64_t columns) {
-        if (conv.channels_last) {
-            const Window window(conv, row, rows, column, grad.columns);  // whose pitch all windows have
-            return pack_pixels(conv, window, conv.input(b, g * conv.Cg() + c0), channels, grad.width, inputs);
-        }
-        const int64_t map = conv.h.in * conv.w.in;
-        const float* maps = conv.x + (conv.source(b) * conv.C + g * conv.Cg() + c0) * map;
-        const float* end = conv.x_end;
         const int64_t height = (rows - 1) * conv.h.stride + (conv.h.taps - 1) * conv.h.dilation + 1;
         const int64_t needed = (columns - 1) * conv.w.stride + (conv.w.taps - 1) * conv.w.dilation + 1;
-        const int64_t top = row * conv.h.stride - conv.h.pad, left = column * conv.w.stride - conv.w.pad;
+        if (conv.channels_last) {
+            const Window window(conv, row, rows, column, grad.columns);  // whose pitch all windows have
+            const X* first = conv.input<X>(b, g * conv.Cg() + c0);
+            pack_pixels<false>(conv, window, first, channels, 0, grad.width, inputs);
+        } else {
+            pack_maps(b, row * conv.h.stride - conv.h.pad, height, column * conv.w.stride - conv.w.pad, needed);
+        }
+        for (int64_t i = 0; i < (pairs ? height : 0); ++i) {
+            float* line = inputs + i * pitch * grad.width;
+            pair_up(line, needed, grad.width, conv.w.stride, 1, line);
+        }
+    }
+
+    void pack_maps(int64_t b, int64_t top, int64_t height, int64_t left, int64_t needed) {
+        const int64_t map = conv.h.in * conv.w.in;
+        const X* maps = conv.input<X>(b, g * conv.Cg() + c0);
         const int64_t j0 = least(needed, most(0, -left)), j1 = most(j0, least(needed, conv.w.in - left));
         for (int64_t i = 0; i < height; ++i) {
             float* to = inputs + i * pitch * grad.width;
@@ -203,9 +230,8 @@ private:
                 continue;
             }
             clear(to, j0 * grad.width);
-            const Rows from = {maps + (top + i) * conv.w.in + left + j0, end, 1, 0, map, channels};
-            mix_transposed(from, j1 - j0, ones, 0, nullptr, ceil_div(channels, lanes) * lanes, nullptr,
-                           to + j0 * grad.width, grad.width);
+            const Rows<X> from = {maps + (top + i) * conv.w.in + left + j0, conv.x_end, 1, 0, map, channels};
+            turn(from, j1 - j0, ones, ceil_div(channels, lanes) * lanes, to + j0 * grad.width, grad.width);
             clear(to + j1 * grad.width, (needed - j1) * grad.width);
         }
     }
@@ -253,7 +279,7 @@ private:
         for (int64_t panel = 0; panel < panels(); ++panel) {
             const int64_t n = width(panel);
             for (int64_t k = 0; k < conv.K; ++k) {
-                float* to = grad.grad_bank + (bank_row(panel, k) - conv.bank);
+                float* to = grad.grad_bank + bank_at(panel, k);
                 store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to,
                            row_step(), past);
             }
@@ -264,8 +290,10 @@ private:
 
 }  // namespace
 
-void mixed_conv_grad_weights_f32(const ConvGrad& grad, int64_t item, float* scratch) {
-    WeightItem(grad, item, scratch).run();
+void mixed_conv_grad_weights(const ConvGrad& grad, int64_t item, float* scratch) {
+    if (!grad.conv.half) return WeightItem<float, float>(grad, item, scratch).run();
+    if (!grad.conv.half_bank) return WeightItem<bf16, float>(grad, item, scratch).run();
+    WeightItem<bf16, bf16>(grad, item, scratch).run();
 }
 
 }  // namespace convary::CONVARY_VARIANT

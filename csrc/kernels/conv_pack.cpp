@@ -16,35 +16,46 @@ inline vec even(vec a, vec b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6,
 inline vec even(vec a, vec b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
 #endif
 
+// n words from the i-th on. Reads may go on to `last`, writes a vector past n.
+template <bool pairs, typename X>
+void copy_words(float* to, Words<pairs, X> from, int64_t i, int64_t n, const void* last) {
+    if constexpr (sizeof(X) == 4) return copy(to, from.first + i, n);
+    int64_t done = 0;
+    for (; done < n && from.furthest() + i + done + lanes <= last; done += lanes)
+        store(to + done, from.load_from(i + done));
+    for (; done < n; ++done) to[done] = from.one(i + done);
+}
+
 // to[i] = from[first + i * stride] where that lies in [0, size), else 0. Reads may go on to `last`, writes a vector
 // past n.
-void pack_row(const float* from, const float* last, int64_t size, int64_t first, int64_t stride, int64_t n, float* to) {
+template <bool pairs, typename X>
+void pack_row(Words<pairs, X> from, const void* last, int64_t size, int64_t first, int64_t stride, int64_t n,
+              float* to) {
     if (stride == 1) {  // without the divisions below: rows may be a few numbers long
         const int64_t begin = least(n, most(0, -first)), end = most(begin, least(n, size - first));
         clear(to, begin);
-        copy(to + begin, from + first + begin, end - begin);
+        copy_words(to + begin, from, first + begin, end - begin, last);
         clear(to + end, n - end);
         return;
     }
     const int64_t begin = first < 0 ? least(n, (-first + stride - 1) / stride) : 0;
     const int64_t end = first < size ? most(begin, least(n, (size - first + stride - 1) / stride)) : begin;
     clear(to, begin);
+    int64_t i = begin;
     if (stride == 2) {
-        int64_t i = begin;
-        for (; i < end && from + first + 2 * (i + lanes) <= last; i += lanes) {
-            const float* pair = from + first + 2 * i;
-            store(to + i, even(load(pair), load(pair + lanes)));
+        for (; i < end && from.furthest() + first + 2 * (i + lanes) <= last; i += lanes) {
+            const int64_t at = first + 2 * i;
+            store(to + i, even(from.load_from(at), from.load_from(at + lanes)));
         }
-        for (; i < end; ++i) to[i] = from[first + i * 2];
-    } else {
-        for (int64_t i = begin; i < end; ++i) to[i] = from[first + i * stride];
     }
+    for (; i < end; ++i) to[i] = from.one(first + i * stride);
     clear(to + end, n - end);
 }
 
 // Up to a vector of positions of up to a vector of channels.
+template <typename X>
 inline void store_square(const float* acc, int64_t width, int64_t positions, int64_t count, vec scale, vec shift,
-                         float* maps, int64_t map_step, bool past) {
+                         X* maps, int64_t map_step, bool past) {
     vec rows[lanes];
 #pragma GCC unroll 16
     for (int64_t p = 0; p < lanes; ++p) rows[p] = load(acc + p * width) * scale + shift;
@@ -64,37 +75,57 @@ inline void store_square(const float* acc, int64_t width, int64_t positions, int
     for (int64_t n = 0; n < count; ++n) copy(maps + n * map_step, square + n * lanes, positions);
 }
 
+// `words` words of one position, and zeros up to `width`; writes may go a vector past that. The second numbers of pairs
+// are as many further on.
+template <bool pairs, typename X>
+inline void pack_pixel(const X* from, int64_t channels, int64_t words, int64_t width, const void* last, float* to) {
+    if constexpr (sizeof(X) == 4) {
+        const bool vectors = channels <= lanes && width >= lanes;
+        if (vectors && from + lanes <= last) return store(to, keep(load(from), channels));
+        if (vectors) store(to, vec{});
+        return copy(to, from, channels);
+    }
+    const Words<pairs, X> all = {from, pairs ? from + words : nullptr};
+    const int64_t seconds = channels - words;  // the last word of an odd number of channels has none
+    for (int64_t c = 0; c < width; c += lanes) {
+        if (all.furthest() + c + lanes <= last) {
+            const vec numbers = all.load_from(c);
+            store(to + c, pairs ? keep_seconds(numbers, seconds - c) : keep(numbers, words - c));
+        } else {
+            for (int64_t i = c; i < least(c + lanes, width); ++i) {
+                to[i] = i >= words ? 0.0f : i < seconds || !pairs ? all.one(i) : Words<pairs, X>{from, nullptr}.one(i);
+            }
+        }
+    }
+}
+
 }  // namespace
 
-void pack_pixels(const Conv& conv, const Window& window, const float* first, int64_t channels, int64_t width,
+template <bool pairs, typename X>
+void pack_pixels(const Conv& conv, const Window& window, const X* first, int64_t channels, int64_t half, int64_t width,
                  float* packed) {
     const int64_t left = window.column * conv.w.stride - conv.w.pad, top = window.row * conv.h.stride - conv.h.pad;
     const int64_t begin = least(window.pitch, most(0, -left)), end = most(begin, least(window.pitch, conv.w.in - left));
-    const bool vectors = channels <= lanes && width >= lanes;
+    const int64_t words = pairs ? half : channels;
     for (int64_t i = 0; i < window.packed_rows; ++i, packed += window.pitch * width) {
         if (top + i < 0 || top + i >= conv.h.in) {
             clear(packed, window.pitch * width);
             continue;
         }
-        const float* from = first + ((top + i) * conv.w.in + left) * conv.C;
+        const X* from = first + ((top + i) * conv.w.in + left) * conv.C;
         clear(packed, begin * width);
-        for (int64_t j = begin; j < end; ++j) {
-            if (vectors && from + j * conv.C + lanes <= conv.x_end) {
-                store(packed + j * width, keep(load(from + j * conv.C), channels));
-            } else {
-                if (vectors) store(packed + j * width, vec{});
-                copy(packed + j * width, from + j * conv.C, channels);
-            }
-        }
+        for (int64_t j = begin; j < end; ++j)
+            pack_pixel<pairs>(from + j * conv.C, channels, words, width, conv.x_end, packed + j * width);
         clear(packed + end * width, (window.pitch - end) * width);
     }
 }
 
+template <typename X>
 void store_pixels(const Conv& conv, const Window& window, const float* acc, int64_t width, int64_t count,
-                  const float* scale, const float* shift, float* y) {
+                  const float* scale, const float* shift, X* y) {
     for (int64_t i = 0; i < window.rows; ++i) {
         for (int64_t j = 0; j < window.columns; ++j, acc += width) {
-            float* to = y + i * conv.y_row + j * conv.y_column;
+            X* to = y + i * conv.y_row + j * conv.y_column;
             for (int64_t n = 0; n < count; n += lanes) {
                 const vec numbers = load(acc + n) * load(scale + n) + load(shift + n);
                 if (n + lanes <= count) {
@@ -109,7 +140,8 @@ void store_pixels(const Conv& conv, const Window& window, const float* acc, int6
     }
 }
 
-void pack_plane(const Conv& conv, const Window& window, const float* map, float* packed) {
+template <bool pairs, typename X>
+void pack_plane(const Conv& conv, const Window& window, Words<pairs, X> maps, float* packed) {
     const Axis &h = conv.h, &w = conv.w;
     for (int64_t i = 0; i < h.phases(); ++i) {
         for (int64_t j = 0; j < w.phases(); ++j) {
@@ -118,17 +150,20 @@ void pack_plane(const Conv& conv, const Window& window, const float* map, float*
                 const int64_t row = (window.row + r) * h.stride + h.residue(i) - h.pad;
                 if (row < 0 || row >= h.in) {
                     clear(packed, window.pitch);
-                } else {
-                    pack_row(map + row * w.in, conv.x_end, w.in, first, w.stride, window.pitch, packed);
+                    continue;
                 }
+                const Words<pairs, X> line = {maps.first + row * w.in,
+                                              maps.second == nullptr ? nullptr : maps.second + row * w.in};
+                pack_row(line, conv.x_end, w.in, first, w.stride, window.pitch, packed);
             }
         }
     }
-    if (w.stride == 2) store(packed, vec{});  // whatever was written there belongs to nobody
+    if (w.stride == 2 || sizeof(X) == 2) store(packed, vec{});  // whatever was written there belongs to nobody
 }
 
+template <typename X>
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
-                const float* shift, float* maps, int64_t map_step, bool past) {
+                const float* shift, X* maps, int64_t map_step, bool past) {
     past = past && reinterpret_cast<uintptr_t>(maps) % vector_bytes == 0 && map_step % lanes == 0;
     for (int64_t n = 0; n < count; n += lanes) {
         const vec scales = load(scale + n), shifts = load(shift + n);
@@ -141,5 +176,23 @@ void store_maps(const float* acc, int64_t width, int64_t positions, int64_t coun
         }
     }
 }
+
+#define CONVARY_PACK(pairs, X)                                                                                         \
+    template void pack_plane(const Conv&, const Window&, Words<pairs, X>, float*);                                     \
+    template void pack_pixels<pairs>(const Conv&, const Window&, const X*, int64_t, int64_t, int64_t, float*);
+CONVARY_PACK(false, float)
+CONVARY_PACK(false, bf16)
+#if defined(__AVX512BF16__)
+CONVARY_PACK(true, bf16)
+#endif
+#undef CONVARY_PACK
+
+#define CONVARY_STORE(X)                                                                                               \
+    template void store_pixels(const Conv&, const Window&, const float*, int64_t, int64_t, const float*, const float*, \
+                               X*);                                                                                    \
+    template void store_maps(const float*, int64_t, int64_t, int64_t, const float*, const float*, X*, int64_t, bool);
+CONVARY_STORE(float)
+CONVARY_STORE(bf16)
+#undef CONVARY_STORE
 
 }  // namespace convary::CONVARY_VARIANT
