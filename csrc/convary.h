@@ -71,7 +71,7 @@ typedef struct {
     int64_t bias_rows;                            // 1: for all samples; B: one row for each
     int64_t channels_last;                        // 1: x, y and their gradients are (B, H, W, C), (B, H, W, O); else 0
     int64_t half;       // 1: x, y and their gradients are bf16, the upper halves of floats; 0: all numbers are floats
-    int64_t half_bank;  // 1: so is the bank; only where half is. Factors, biases and other gradients are always floats
+    int64_t half_bank;  // 1: the bank is; for gradients of the weights, only where half is 1. All else is floats
     int64_t threads;    // how many threads to cut the work for; y and the gradient of x do not depend on it
 } convary_conv_sizes;
 
@@ -139,9 +139,9 @@ typedef struct {
 // squeeze (hidden, C), head (N, hidden or C); the biases and temperature (one number) may be NULL.
 // pooled (B, C) is written on the way.
 CONVARY_API int32_t convary_route(const convary_route_sizes* sizes, const void* x, const float* squeeze,
-                                      const float* squeeze_bias, const float* mean, const float* variance,
-                                      const float* gain, const float* shift, const float* head, const float* head_bias,
-                                      const float* temperature, float* pooled, float* out);
+                                  const float* squeeze_bias, const float* mean, const float* variance,
+                                  const float* gain, const float* shift, const float* head, const float* head_bias,
+                                  const float* temperature, float* pooled, float* out);
 
 // The sizes of a convolution with a kernel per position. A line (1-D) is a map one row high.
 typedef struct {

@@ -52,7 +52,7 @@ int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv) {
     const auto rows = [&](int64_t count) { return count == 1 || count == sizes.K; };
     if (sizes.G < 1 || sizes.C % sizes.G != 0 || sizes.O % sizes.G != 0 || !rows(sizes.filter_rows) ||
         !rows(sizes.channel_rows) || !rows(sizes.tap_rows) || sizes.channels_last > 1 || sizes.half > 1 ||
-        sizes.half_bank > sizes.half || (sizes.bias_rows != 1 && sizes.bias_rows != sizes.B)) {
+        sizes.half_bank > 1 || (sizes.bias_rows != 1 && sizes.bias_rows != sizes.B)) {
         return CONVARY_BAD_GEOMETRY;
     }
     conv->B = conv->images = sizes.B, conv->C = sizes.C, conv->O = sizes.O, conv->K = sizes.K, conv->G = sizes.G;

@@ -11,6 +11,7 @@ int32_t plan_grad(const convary_conv_sizes& sizes, ConvGrad* grad) {
     const int32_t code = check_sizes(sizes, &grad->conv);
     if (code != CONVARY_OK) return code;
     if (kernels() == nullptr) return CONVARY_NO_ISA;
+    if (sizes.half_bank > sizes.half) return CONVARY_BAD_GEOMETRY;
     if (sizes.B < 1 || sizes.C < 1 || sizes.O < 1 || sizes.K < 1) return CONVARY_BAD_GEOMETRY;
     int64_t kernel = 0, out = 0;
     if (__builtin_mul_overflow(grad->conv.Cg(), grad->conv.T(), &kernel)) return CONVARY_SIZE_OVERFLOW;

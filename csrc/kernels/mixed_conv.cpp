@@ -267,6 +267,7 @@ private:
 }  // namespace
 
 void mixed_conv(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
+    if (!conv.half && conv.half_bank) return Item<float, bf16>(conv, blocks, item, scratch).run();
     if (!conv.half) return Item<float, float>(conv, blocks, item, scratch).run();
     if (!conv.half_bank) return Item<bf16, float>(conv, blocks, item, scratch).run();
     Item<bf16, bf16>(conv, blocks, item, scratch).run();

@@ -226,6 +226,7 @@ void run_depthwise(const Conv& conv, const Blocks& blocks, int64_t item, float* 
 }  // namespace
 
 void mixed_conv_depthwise(const Conv& conv, const Blocks& blocks, int64_t item, float* scratch) {
+    if (!conv.half && conv.half_bank) return run_depthwise<float, bf16>(conv, blocks, item, scratch);
     if (!conv.half) return run_depthwise<float, float>(conv, blocks, item, scratch);
     if (!conv.half_bank) return run_depthwise<bf16, float>(conv, blocks, item, scratch);
     run_depthwise<bf16, bf16>(conv, blocks, item, scratch);

@@ -31,6 +31,7 @@ enum Place {
     custom_op_domain_add = 27,
     add_custom_op_domain = 28,
     get_tensor_mutable_data = 51,
+    get_element_type = 60,
     get_dimensions_count = 61,
     get_dimensions = 62,
     get_tensor_type_and_shape = 65,
@@ -66,8 +67,8 @@ private:
     const void* const* table;
 };
 
-constexpr int float32 = 1, int64 = 7;        // types of elements
-enum Presence : int { required, optional };  // of an input or output
+constexpr int any_type = 0, float32 = 1, int64 = 7, bfloat16 = 16;  // types of elements
+enum Presence : int { required, optional };                         // of an input or output
 
 // An operator, as the runtime reads it. What comes later in its table is for versions that ask for more.
 struct Operator {

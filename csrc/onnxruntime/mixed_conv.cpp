@@ -67,7 +67,8 @@ constexpr const char* misfit = "the tensors of a convolution by convary do not f
 
 struct MixedConv {
     static constexpr const char* name = "MixedConv";
-    static constexpr size_t inputs = 7, needed = 2, outputs = 1, whole = no_input;
+    static constexpr size_t inputs = 7, needed = 2, outputs = 1;
+    static int type(size_t i) { return i == 1 ? any_type : float32; }  // the bank may be bfloat16
     Geometry geometry;
 
     Status* read(const Api& api, const Info* info) { return ort::read(api, info, &geometry); }
@@ -78,6 +79,7 @@ struct MixedConv {
         if (run.failed != nullptr) return;
         convary_conv_sizes sizes = {};
         int64_t shape[most_axes] = {};
+        if (bank.type != float32 && bank.type != bfloat16) return run.fail("a bank must be float or bfloat16");
         if (!fit(geometry, x, bank, &sizes, shape) || (kernel.data != nullptr && !kernel.is(sizes.B, sizes.K)) ||
             !rows_of(filter, sizes.B, sizes.O, &sizes.filter_rows) ||
             !rows_of(channel, sizes.B, sizes.C, &sizes.channel_rows) ||
@@ -85,16 +87,18 @@ struct MixedConv {
             !rows_of_bias(bias, sizes.B, sizes.O, &sizes.bias_rows)) {
             return run.fail(misfit);
         }
+        sizes.half_bank = bank.type == bfloat16;
         float* y = run.output(0, shape, x.rank);
         if (run.failed != nullptr) return;
-        run.check(convary_mixed_conv(&sizes, x.numbers(), bank.numbers(), kernel.numbers(), filter.numbers(),
-                                     channel.numbers(), tap.numbers(), bias.numbers(), y));
+        run.check(convary_mixed_conv(&sizes, x.data, bank.data, kernel.numbers(), filter.numbers(), channel.numbers(),
+                                     tap.numbers(), bias.numbers(), y));
     }
 };
 
 struct SampleConv {
     static constexpr const char* name = "SampleConv";
-    static constexpr size_t inputs = 4, needed = 2, outputs = 1, whole = 2;
+    static constexpr size_t inputs = 4, needed = 2, outputs = 1;
+    static int type(size_t i) { return i == 2 ? int64 : float32; }
     Geometry geometry;
 
     Status* read(const Api& api, const Info* info) { return ort::read(api, info, &geometry); }

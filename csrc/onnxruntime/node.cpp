@@ -36,7 +36,8 @@ Tensor Run::input(size_t i) {
     Shape* shape = nullptr;
     failed = api.call(get_tensor_type_and_shape, value, &shape);
     if (failed != nullptr) return tensor;
-    failed = api.call(get_dimensions_count, static_cast<const Shape*>(shape), &tensor.rank);
+    failed = api.call(get_element_type, static_cast<const Shape*>(shape), &tensor.type);
+    if (failed == nullptr) failed = api.call(get_dimensions_count, static_cast<const Shape*>(shape), &tensor.rank);
     if (failed == nullptr && tensor.rank > most_axes)
         fail("a tensor has more axes than any of convary's operators takes");
     if (failed == nullptr) {

@@ -12,6 +12,7 @@ constexpr size_t most_axes = 8;
 
 struct Tensor {
     const void* data = nullptr;  // null where an optional one is absent
+    int type = float32;
     size_t rank = 0;
     int64_t size[most_axes] = {};
 

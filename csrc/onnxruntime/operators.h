@@ -41,8 +41,6 @@ struct Kernel {
     }
 };
 
-constexpr size_t no_input = SIZE_MAX;
-
 template <typename Node>
 const Operator* operator_of() {
     // Older forms of create and run stay empty: versions from 16 on take the later ones.
@@ -51,7 +49,7 @@ const Operator* operator_of() {
         nullptr,
         [](const Operator*) { return Node::name; },
         [](const Operator*) -> const char* { return nullptr; },
-        [](const Operator*, size_t i) { return i == Node::whole ? int64 : float32; },
+        [](const Operator*, size_t i) { return Node::type(i); },
         [](const Operator*) { return Node::inputs; },
         [](const Operator*, size_t) { return float32; },
         [](const Operator*) { return Node::outputs; },

@@ -7,7 +7,8 @@ namespace {
 
 struct PixelConv {
     static constexpr const char* name = "PixelConv";
-    static constexpr size_t inputs = 2, needed = 2, outputs = 1, whole = no_input;
+    static constexpr size_t inputs = 2, needed = 2, outputs = 1;
+    static int type(size_t) { return float32; }
     int64_t kernel[2], stride[2], pad[2], dilation[2], border, interleaved, scale;
     size_t axes;
 

@@ -7,7 +7,8 @@ namespace {
 
 struct Router {
     static constexpr const char* name = "Route";
-    static constexpr size_t inputs = 10, needed = 1, outputs = 4, whole = no_input;
+    static constexpr size_t inputs = 10, needed = 1, outputs = 4;
+    static int type(size_t) { return float32; }
     int64_t pieces[outputs], gates, rest;
     float epsilon;
 

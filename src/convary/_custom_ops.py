@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from convary.ops.native import library
 from convary.ops.native.router import ACTIVATIONS, PIECES
 from convary.ops.pixel.window import BORDERS
 
@@ -17,6 +18,21 @@ _WINDOW = {
     **dict.fromkeys(("kernel_size", "stride", "padding", "dilation"), "INTS"),
     **dict.fromkeys(("border", "interleaved", "scale_factor"), "INT"),
 }
+
+
+def custom_ops_library() -> str:
+    """The path of convary's native library, which has the operators of files exported with ``runtime="convary"``.
+
+    ``options.register_custom_ops_library(path)`` gives them to an ``onnxruntime.SessionOptions`` of version 1.17 or
+    newer, in any of its languages. The library needs neither Python nor torch: ship it beside the file.
+
+    Raises:
+        ConvaryError: the library is not available.
+
+    >>> custom_ops_library().rpartition(".")[2] in ("so", "dll")
+    True
+    """
+    return library.loaded().path
 
 
 def translations() -> dict[Callable, Callable]:
@@ -58,6 +74,19 @@ def translations() -> dict[Callable, Callable]:
         operators.pixel_conv_forward.default: pixel_conv,
         operators.route.default: route,
     }
+
+
+def narrow_banks(graph: Any) -> None:
+    """Store the banks of mixed convolutions in bfloat16: half the file, and half the memory to read for each image."""
+    import ml_dtypes
+    import onnx_ir as ir
+
+    for node in graph:
+        bank = node.inputs[1] if node.op_type == "MixedConv" else None
+        if bank is None or bank.const_value is None or bank.dtype != ir.DataType.FLOAT:
+            continue
+        bank.const_value = ir.tensor(bank.const_value.numpy().astype(ml_dtypes.bfloat16), name=bank.name)
+        bank.dtype = ir.DataType.BFLOAT16
 
 
 def spare_reshapes(graph: Any) -> None:

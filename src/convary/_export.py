@@ -8,14 +8,15 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from convary import ops
 from convary._blocked import block
-from convary._exported import SUFFIXES, note
+from convary._custom_ops import narrow_banks
+from convary._exported import FORMS, SUFFIXES, ExportForm
 from convary._lean import lean
 from convary._onnx import to_onnx
 from convary._schedule import tempered_routers
@@ -26,27 +27,9 @@ from convary.files import check_target, staged
 from convary.nn import Router, hooked
 from convary.ops import native, tracing
 from convary.ops.dispatch import listening
-from convary.ops.native import library
 
 Strategy = Literal["auto", "grouped", "outputs", "bmm"]
 Runtime = Literal["any", "onnxruntime", "convary"]
-FORMS = "convary.forms"  # the key of the metadata of a program and of a file
-
-
-class ExportForm(NamedTuple):
-    """How one dynamic layer was written.
-
-    Attributes:
-        layer: Its name in the model.
-        op: What it calls: "mixed_conv", "sample_conv" or "pixel_conv".
-        strategy: Of that op.
-        reason: What the strategy does, and why no other was taken.
-    """
-
-    layer: str
-    op: str
-    strategy: str
-    reason: str
 
 
 def export(
@@ -57,6 +40,7 @@ def export(
     strategy: Strategy = "auto",
     dynamic: Sequence[int] | None = None,
     runtime: Runtime = "any",
+    bank_dtype: torch.dtype = torch.float32,
     notes: Mapping[str, str] | None = None,
 ) -> torch.export.ExportedProgram:
     """Record a model in eval mode as a graph of plain torch operations, and write it as ONNX or as a torch program.
@@ -83,6 +67,8 @@ def export(
             than ``"any"``, which every runtime reads. ``"convary"`` keeps convary's native kernels, routers included,
             as operators, for any batch and size: a ``.pt2`` file then runs where convary is imported, an ONNX file in
             an onnxruntime that is given :func:`custom_ops_library`. In float32, in one or two dimensions.
+        bank_dtype: ``torch.bfloat16`` stores banks in half the bytes, in an ONNX file with ``runtime="convary"``: they
+            are rounded once to 8 bits of precision, and mixed and applied in float32.
         notes: More to write into the file's metadata, by name. ``convary.data.DataSet.photo_format.notes()`` are the
             classes and what a photograph must look like, for ``convary predict`` of the file.
 
@@ -104,7 +90,7 @@ def export(
     torch.Size([5, 4, 10, 8])
     """
     path = None if path is None else Path(path)
-    _check_target(path, strategy, runtime)
+    _check_target(path, strategy, runtime, bank_dtype)
     _check_notes(notes or {})
     _warn_if_hot(model)
     inputs = _inputs(model, example)
@@ -113,7 +99,7 @@ def export(
         program = _record(model, inputs, axes, strategy)
     if path is not None:
         names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, axes, strict=True)))
-        _write(program, path, model, names, runtime, notes or {})
+        _write(program, path, model, names, runtime, bank_dtype, notes or {})
     return program
 
 
@@ -131,21 +117,6 @@ def _keeping_operators(kept: bool, strategy: str) -> Iterator[None]:
         tracing.kept.reset(token)
 
 
-def custom_ops_library() -> str:
-    """The path of convary's native library, which has the operators of files exported with ``runtime="convary"``.
-
-    ``options.register_custom_ops_library(path)`` gives them to an ``onnxruntime.SessionOptions`` of version 1.17 or
-    newer, in any of its languages. The library needs neither Python nor torch: ship it beside the file.
-
-    Raises:
-        ConvaryError: the library is not available.
-
-    >>> custom_ops_library().rpartition(".")[2] in ("so", "dll")
-    True
-    """
-    return library.loaded().path
-
-
 def _inputs(model: nn.Module, example: Any) -> tuple[Tensor, ...]:
     example = input_like(model, example)
     inputs = example if isinstance(example, tuple) else (example,)
@@ -158,7 +129,7 @@ def _inputs(model: nn.Module, example: Any) -> tuple[Tensor, ...]:
     return inputs
 
 
-def _check_target(path: Path | None, strategy: str, runtime: str) -> None:
+def _check_target(path: Path | None, strategy: str, runtime: str, bank_dtype: torch.dtype) -> None:
     """Raise unless there is such a form of such a file."""
     if path is not None and path.suffix not in SUFFIXES:
         raise ConfigError(f"path must end in {' (ONNX) or '.join(SUFFIXES)} (torch.export); got {str(path)!r}")
@@ -167,6 +138,10 @@ def _check_target(path: Path | None, strategy: str, runtime: str) -> None:
             raise ConfigError(f"{name} must be one of {', '.join(get_args(known))}; got {value!r}")
     if runtime == "onnxruntime" and (path is None or path.suffix != ".onnx"):
         raise ConfigError(f"runtime={runtime!r} is for .onnx files; got {str(path)!r}")
+    if bank_dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f"bank_dtype must be torch.float32 or torch.bfloat16; got {bank_dtype}")
+    if bank_dtype is torch.bfloat16 and (runtime != "convary" or path is None or path.suffix != ".onnx"):
+        raise ConfigError(f"bank_dtype={bank_dtype} is for .onnx files with runtime='convary'; got {runtime=}, {path=}")
     if path is not None:
         check_target(path)
     if path is not None and path.suffix == ".onnx":
@@ -211,30 +186,6 @@ def _record(
     return program
 
 
-def export_forms(source: torch.export.ExportedProgram | str | Path) -> list[ExportForm]:
-    """How each dynamic layer was written into a program or a file, in the order in which they run.
-
-    Args:
-        source: What ``export`` returned, or a file that it wrote.
-
-    Raises:
-        ConfigError: a file that ``export`` did not write.
-        CheckpointError: a truncated file, or one of something else.
-
-    >>> from convary import CondConv2d
-    >>> layer = nn.Sequential(CondConv2d(3, 4, 3, experts=2))
-    >>> for form in export_forms(export(layer, torch.randn(1, 3, 8, 8), dynamic=())):
-    ...     print(form.layer, form.strategy)
-    0 grouped
-    """
-    if isinstance(source, torch.export.ExportedProgram):
-        return source.graph_module.meta[FORMS]
-    held = note(Path(source), FORMS)
-    if not held:
-        raise ConfigError(f"{str(source)!r} says nothing of its dynamic layers; convary.export writes that into a file")
-    return [ExportForm(*row) for row in json.loads(held)]
-
-
 def _axis_names(ndim: int, axes: tuple[int, ...], position: int) -> dict[int, str]:
     """What ONNX calls the free axes of an input."""
     spatial = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}.get(ndim, ())
@@ -270,6 +221,7 @@ def _write(
     model: nn.Module,
     names: tuple[dict[int, str], ...],
     runtime: Runtime,
+    bank_dtype: torch.dtype,
     notes: Mapping[str, str],
 ) -> None:
     """Large ONNX models are several files."""
@@ -283,6 +235,8 @@ def _write(
             converted = to_onnx(program, type(model).__name__, names)
             if runtime == "onnxruntime":
                 block(converted.model)
+            if bank_dtype is torch.bfloat16:
+                narrow_banks(converted.model.graph)
             converted.model.metadata_props.update(held)
             converted.save(str(target))
 

@@ -4,21 +4,39 @@
 from __future__ import annotations
 
 import importlib
+import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from convary.errors import CheckpointError
+from convary.errors import CheckpointError, ConfigError
 from convary.extras import require
 from convary.ops import native
 from convary.ops.native import library
 
 SUFFIXES = (".onnx", ".pt2")
+FORMS = "convary.forms"  # the key of the metadata of a program and of a file
+
+
+class ExportForm(NamedTuple):
+    """How one dynamic layer was written.
+
+    Attributes:
+        layer: Its name in the model.
+        op: What it calls: "mixed_conv", "sample_conv" or "pixel_conv".
+        strategy: Of that op.
+        reason: What the strategy does, and why no other was taken.
+    """
+
+    layer: str
+    op: str
+    strategy: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,30 @@ def open_exported(path: Path, threads: int = 0) -> Exported:
 
     size = first.shape[0]
     return Exported("onnxruntime", size if isinstance(size, int) else None, run)
+
+
+def export_forms(source: torch.export.ExportedProgram | str | Path) -> list[ExportForm]:
+    """How each dynamic layer was written into a program or a file, in the order in which they run.
+
+    Args:
+        source: What ``export`` returned, or a file that it wrote.
+
+    Raises:
+        ConfigError: a file that ``export`` did not write.
+        CheckpointError: a truncated file, or one of something else.
+
+    >>> from convary import CondConv2d
+    >>> layer = nn.Sequential(CondConv2d(3, 4, 3, experts=2))
+    >>> for form in export_forms(export(layer, torch.randn(1, 3, 8, 8), dynamic=())):
+    ...     print(form.layer, form.strategy)
+    0 grouped
+    """
+    if isinstance(source, torch.export.ExportedProgram):
+        return source.graph_module.meta[FORMS]
+    held = note(Path(source), FORMS)
+    if not held:
+        raise ConfigError(f"{str(source)!r} says nothing of its dynamic layers; convary.export writes that into a file")
+    return [ExportForm(*row) for row in json.loads(held)]
 
 
 def note(path: Path, key: str) -> str:

@@ -5,9 +5,11 @@ import convary.integrations as integrations
 from convary import __version__, ops, where
 from convary._checkpoint import load, save
 from convary._convert import convert
+from convary._custom_ops import custom_ops_library
 from convary._decay import param_groups
 from convary._diagnose import Diagnosis, LayerDiagnosis, diagnose
-from convary._export import ExportForm, custom_ops_library, export, export_forms
+from convary._export import export
+from convary._exported import ExportForm, export_forms
 from convary._fold import Folded, fold
 from convary._fold_norms import fold_norms
 from convary._plan import Plan, plan
