@@ -123,13 +123,14 @@ CONVARY_API int32_t convary_sample_conv_grad_weight(const convary_conv_sizes* si
 
 // A router in inference: pooling, at most one hidden layer, a last layer, activations.
 typedef struct {
-    int64_t B, C, P;    // x (B, C, P): P positions, at least one
-    int64_t hidden;     // 0: no hidden layer
-    int64_t pieces[4];  // the outputs of the last layer, N, fall into pieces of these lengths; 0: no piece
-    int64_t gates;      // this many pieces come first, with a sigmoid
-    int64_t rest;       // the activation of each of the others: 0 none, 1 sigmoid, 2 softmax
-    int64_t half;       // 1: x is bf16; 0: float
-    float epsilon;      // of the normalisation
+    int64_t B, C, P;      // x (B, C, P): P positions, at least one
+    int64_t hidden;       // 0: no hidden layer
+    int64_t pieces[4];    // the outputs of the last layer, N, fall into pieces of these lengths; 0: no piece
+    int64_t gates;        // this many pieces come first, with a sigmoid
+    int64_t rest;         // the activation of each of the others: 0 none, 1 sigmoid, 2 softmax
+    int64_t half;         // 1: x is bf16; 0: float
+    int64_t half_layers;  // 1: so are the layers, but for the temperature; only where half is
+    float epsilon;        // of the normalisation
 } convary_route_sizes;
 
 // v = mean of x over P;  h = relu(norm(squeeze v + squeeze_bias)), or v where hidden is 0
@@ -138,10 +139,10 @@ typedef struct {
 // norm(z) = (z - mean) / sqrt(variance + epsilon) * gain + shift, each (hidden), all NULL for none.
 // squeeze (hidden, C), head (N, hidden or C); the biases and temperature (one number) may be NULL.
 // pooled (B, C) is written on the way.
-CONVARY_API int32_t convary_route(const convary_route_sizes* sizes, const void* x, const float* squeeze,
-                                  const float* squeeze_bias, const float* mean, const float* variance,
-                                  const float* gain, const float* shift, const float* head, const float* head_bias,
-                                  const float* temperature, float* pooled, float* out);
+CONVARY_API int32_t convary_route(const convary_route_sizes* sizes, const void* x, const void* squeeze,
+                                  const void* squeeze_bias, const void* mean, const void* variance, const void* gain,
+                                  const void* shift, const void* head, const void* head_bias, const float* temperature,
+                                  float* pooled, float* out);
 
 // The sizes of a convolution with a kernel per position. A line (1-D) is a map one row high.
 typedef struct {

@@ -24,20 +24,20 @@ constexpr int64_t route_pieces = 4;
 
 // A router in inference; pointers and sizes as convary_route in convary.h.
 struct Route {
-    const void* x;
-    const float *squeeze, *squeeze_bias, *mean, *variance, *gain, *shift, *head, *head_bias, *temperature;
+    const void *x, *squeeze, *squeeze_bias, *mean, *variance, *gain, *shift, *head, *head_bias;
+    const float* temperature;
     float *pooled, *out;
     int64_t B, C, P, hidden, outputs, gates, rest;
     const int64_t* pieces;
     float epsilon;
-    bool half;  // x is bf16
+    bool half, half_layers;  // bf16 in place of float: x; the layers, temperature aside
 };
 
 // X(name, return type, parameters). Those without a type in their names take float and bf16.
 #define CONVARY_KERNELS(X)                                                                                             \
     X(mix_kernels_f32, void, (const MixTile& tile, int64_t b0, int64_t b1, int64_t n0, int64_t n1))                    \
-    X(route_pool, void, (const Route& route, int64_t map))                                                         \
-    X(route, void, (const Route& route, int64_t b, float* scratch))                                                \
+    X(route_pool, void, (const Route& route, int64_t map))                                                             \
+    X(route, void, (const Route& route, int64_t b, float* scratch))                                                    \
     X(mixed_conv, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))                        \
     X(mixed_conv_depthwise, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))              \
     X(mixed_conv_grad_weights, void, (const ConvGrad& grad, int64_t item, float* scratch))                             \

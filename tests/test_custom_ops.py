@@ -105,6 +105,33 @@ def test_what_has_no_such_operator_is_written_in_others(rank, dtype, tmp_path):
     torch.testing.assert_close(got, layer(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_banks_in_bfloat16_are_rounded_and_nothing_else(groups, tmp_path):
+    layer = excite(cv.ODConv().build(nn.Conv2d(16, 32, 3, padding=1, groups=groups)))
+    files = [tmp_path / f"{dtype}.onnx" for dtype in ("float32", "bfloat16")]
+    for path, dtype in zip(files, (torch.float32, torch.bfloat16), strict=True):
+        cv.export(layer, (2, 16, 9, 9), path, runtime="convary", bank_dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.bfloat16())
+    assert files[1].stat().st_size < files[0].stat().st_size - 1.9 * layer.weight.numel()
+    agrees(layer, files[1], (1, 16, 9, 9), (3, 16, 12, 11))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bank_dtype": torch.float16}, "must be torch.float32 or torch.bfloat16"),
+        ({"runtime": "any"}, "runtime='convary'"),
+        ({"path": "layer.pt2"}, "for .onnx files"),
+    ],
+)
+def test_only_onnx_files_of_ours_have_banks_in_bfloat16(changes, words, tmp_path):
+    given = {"path": "layer.onnx", "runtime": "convary", "bank_dtype": torch.bfloat16} | changes
+    given["path"] = tmp_path / given["path"]
+    with pytest.raises(cv.ConfigError, match=words):
+        cv.export(cv.CondConv2d(4, 4, 3), (1, 4, 8, 8), **given)
+
+
 def test_a_strategy_besides_is_an_error():
     with pytest.raises(cv.ConfigError, match="must be 'auto'; got 'bmm'"):
         cv.export(cv.CondConv2d(4, 4, 3), (1, 4, 8, 8), runtime="convary", strategy="bmm")

@@ -27,10 +27,11 @@ float sum(const X* from, int64_t n) {
 }
 
 // out[r] = rows[r] . v + bias[r], four rows at a time.
-void multiply(const float* rows, const float* v, const float* bias, int64_t count, int64_t n, float* out) {
+template <typename W>
+void multiply(const W* rows, const float* v, const W* bias, int64_t count, int64_t n, float* out) {
     for (int64_t r = 0; r < count; r += 4) {
         const int64_t together = count - r < 4 ? count - r : 4;
-        const float* from[4];
+        const W* from[4];
         for (int64_t j = 0; j < 4; ++j) from[j] = rows + (r + (j < together ? j : 0)) * n;
         vec sums[4] = {};
         int64_t i = 0;
@@ -41,17 +42,19 @@ void multiply(const float* rows, const float* v, const float* bias, int64_t coun
         }
         for (int64_t j = 0; j < together; ++j) {
             float total = lane_sum(sums[j]);
-            for (int64_t k = i; k < n; ++k) total += v[k] * from[j][k];
-            out[r + j] = total + (bias == nullptr ? 0.0f : bias[r + j]);
+            for (int64_t k = i; k < n; ++k) total += v[k] * widen(from[j][k]);
+            out[r + j] = total + (bias == nullptr ? 0.0f : widen(bias[r + j]));
         }
     }
 }
 
+template <typename W>
 void normalise(const Route& route, float* h) {
+    const auto number = [](const void* from, int64_t i) { return widen(static_cast<const W*>(from)[i]); };
     for (int64_t i = 0; i < route.hidden; ++i) {
         if (route.mean != nullptr) {
-            const float scaled = (h[i] - route.mean[i]) / __builtin_sqrtf(route.variance[i] + route.epsilon);
-            h[i] = scaled * route.gain[i] + route.shift[i];
+            const float deviation = __builtin_sqrtf(number(route.variance, i) + route.epsilon);
+            h[i] = (h[i] - number(route.mean, i)) / deviation * number(route.gain, i) + number(route.shift, i);
         }
         if (h[i] < 0.0f) h[i] = 0.0f;  // not a maximum: NaN stays
     }
@@ -68,6 +71,35 @@ void softmax(float* v, int64_t n) {
     for (int64_t i = 0; i < n; ++i) v[i] /= total;
 }
 
+template <typename W>
+void run(const Route& route, int64_t b, float* scratch) {
+    const auto numbers = [](const void* from, int64_t i) {
+        return from == nullptr ? nullptr : static_cast<const W*>(from) + i;
+    };
+    const float* v = route.pooled + b * route.C;
+    int64_t n = route.C;
+    if (route.hidden > 0) {
+        multiply(numbers(route.squeeze, 0), v, numbers(route.squeeze_bias, 0), route.hidden, n, scratch);
+        normalise<W>(route, scratch);
+        v = scratch;
+        n = route.hidden;
+    }
+    int64_t first = 0;  // output of the piece
+    for (int64_t i = 0; i < route_pieces; ++i) {
+        const int64_t length = route.pieces[i];
+        if (length == 0) continue;
+        float* out = route.out + route.B * first + b * length;
+        multiply(numbers(route.head, first * n), v, numbers(route.head_bias, first), length, n, out);
+        for (int64_t j = 0; j < length && route.temperature != nullptr; ++j) out[j] /= *route.temperature;
+        if (i < route.gates || route.rest == 1) {
+            sigmoid(out, length);
+        } else if (route.rest == 2) {
+            softmax(out, length);
+        }
+        first += length;
+    }
+}
+
 }  // namespace
 
 void route_pool(const Route& route, int64_t map) {
@@ -78,29 +110,7 @@ void route_pool(const Route& route, int64_t map) {
 }
 
 void route(const Route& route, int64_t b, float* scratch) {
-    const float* v = route.pooled + b * route.C;
-    int64_t n = route.C;
-    if (route.hidden > 0) {
-        multiply(route.squeeze, v, route.squeeze_bias, route.hidden, n, scratch);
-        normalise(route, scratch);
-        v = scratch;
-        n = route.hidden;
-    }
-    int64_t first = 0;  // output of the piece
-    for (int64_t i = 0; i < route_pieces; ++i) {
-        const int64_t length = route.pieces[i];
-        if (length == 0) continue;
-        float* out = route.out + route.B * first + b * length;
-        multiply(route.head + first * n, v, route.head_bias == nullptr ? nullptr : route.head_bias + first, length, n,
-                 out);
-        for (int64_t j = 0; j < length && route.temperature != nullptr; ++j) out[j] /= *route.temperature;
-        if (i < route.gates || route.rest == 1) {
-            sigmoid(out, length);
-        } else if (route.rest == 2) {
-            softmax(out, length);
-        }
-        first += length;
-    }
+    route.half_layers ? run<bf16>(route, b, scratch) : run<float>(route, b, scratch);
 }
 
 }  // namespace convary::CONVARY_VARIANT

@@ -69,6 +69,43 @@ def test_same_numbers(build):
         assert torch.equal(y, usual(layer, x))
 
 
+@pytest.mark.parametrize("build", LAYERS)
+def test_same_numbers_under_autocast(build):
+    layer, x = make(build), X.bfloat16()
+    for batch in (x, torch.cat((x, x + 1, -x))):
+        with torch.autocast("cpu", torch.bfloat16):
+            y, used = prepared(layer, batch)
+            want = usual(layer, batch)
+        assert used
+        assert y.dtype is torch.bfloat16
+        assert torch.equal(y, want)
+
+
+@pytest.mark.parametrize("build", LAYERS)
+def test_same_numbers_in_bfloat16(build):
+    """But that the coefficients, which the op wants in the bank's dtype, are not rounded on their way."""
+    layer = make(build).bfloat16()
+    y, used = prepared(layer, X.bfloat16())
+    assert used == (layer.bias is None)
+    assert y.dtype is torch.bfloat16
+    want = usual(copy.deepcopy(layer).double(), X.bfloat16().double())
+    torch.testing.assert_close(y.double(), want, rtol=2**-6, atol=2**-6 * want.abs().max().item())
+
+
+def test_another_autocast_is_another_plan():
+    layer = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert prepared(layer, X.bfloat16())[1]
+    for dtype in (torch.bfloat16, torch.float16):  # torch makes float32 features of that dtype
+        with torch.autocast("cpu", dtype):
+            y, used = prepared(layer)
+        assert y.dtype is dtype
+        assert not used
+    y, used = prepared(layer)
+    assert y.dtype is torch.float32
+    assert used
+
+
 def test_ever_new_sizes_are_not_prepared(monkeypatch):
     monkeypatch.setattr(module, "_prepare", None)
     layer = make()

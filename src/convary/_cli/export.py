@@ -60,6 +60,8 @@ class Export:
     runtime: Literal["any", "onnxruntime", "convary"] = "any"
     """onnxruntime: a file that only onnxruntime on a CPU reads, faster where the batch is fixed. convary: one for
     runtimes that are given convary's native library, the fastest on a CPU."""
+    bank_dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: banks of kernels in half the bytes, in an .onnx file with --runtime convary."""
     run: bool = True
     """Run the file, and a static network's of the same size beside it. --no-run only writes it."""
 
@@ -87,6 +89,7 @@ def run(argv: Sequence[str]) -> int:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", convary.TemperatureWarning)
         how = {"strategy": flags.strategy, "dynamic": dynamic, "runtime": flags.runtime, "notes": notes}
+        how["bank_dtype"] = getattr(torch, flags.bank_dtype)
         convary.export(model, x, flags.out, **how)
         x = x if dynamic is not None and 0 not in dynamic else x[:1]
         checked = [_checked(flags.out, model, x), _against_static(flags.out, model, x, dynamic)] if flags.run else []

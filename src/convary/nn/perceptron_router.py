@@ -66,7 +66,9 @@ class PerceptronRouter(Router):
             route = native_route.record if native_route.can_record(x, layers) else None
         else:
             route = native_route.route if native_route.can_run(x, layers) else None
-        return super()._route(x) if route is None else self.to_coefficients(route(x, layers))
+        if route is None:
+            return super()._route(x)
+        return self.to_coefficients([piece.to(layers.last.dtype) for piece in route(x, layers)])
 
     def pieces(self) -> tuple[int, ...]:
         """Lengths of the pieces of the logits: the sigmoids, then the others if there are any."""

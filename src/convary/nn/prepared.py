@@ -25,7 +25,7 @@ from convary.nn.conv import DynamicConv
 from convary.nn.layer import DynamicLayer
 from convary.nn.perceptron_router import PerceptronRouter, is_hooked
 from convary.nn.router import Router
-from convary.ops import mixed
+from convary.ops import Coefficients, mixed
 from convary.ops.cost import measured
 from convary.ops.dispatch import decide, problem_of
 from convary.ops.geometry import resolve
@@ -164,8 +164,11 @@ def _prepare(layer: DynamicConv, router: PerceptronRouter, x: Tensor) -> _Plan |
         return seen
     pieces = native_route.route(x, layers)
     coeffs = router.to_coefficients(pieces)
+    if layer.bias is not None and layer.bias.dtype is not torch.float32:  # the kernels want it in float32
+        return seen
     geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-    if decide(mixed.OP, problem_of(mixed.OP, x, layer.weight, coeffs, layer.bias, **geometry)) != "native":
+    asked = Coefficients(**{axis: factor.to(layer.weight.dtype) for axis, factor in coeffs.factors().items()})
+    if decide(mixed.OP, problem_of(mixed.OP, x, layer.weight, asked, layer.bias, **geometry)) != "native":
         return _Seen(x.shape, _circumstances(x))
     # The coefficients must be what the router made, where it made them: the pieces, unchanged.
     memory = pieces[0].untyped_storage().data_ptr()

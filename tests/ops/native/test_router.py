@@ -49,10 +49,14 @@ def native_calls(monkeypatch):
     B=st.integers(1, 5),
     C=st.sampled_from([1, 3, 16, 17, 33, 64]),
     size=st.sampled_from([(1, 1), (3, 5), (7, 7), (8, 8), (31, 2)]),
+    features=st.sampled_from([torch.float32, torch.bfloat16]),
+    layers=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_agrees_with_the_layers_in_float64(name, B, C, size):
-    layer = trained(name, C)
-    x = torch.randn(B, C, *size)
+def test_agrees_with_the_layers_in_float64(name, B, C, size, features, layers):
+    """In bfloat16 too, of the same numbers; coefficients for a bank in bfloat16 are rounded to it, once."""
+    layer = trained(name, C).to(layers)
+    x = torch.randn(B, C, *size).to(torch.bfloat16 if layers is torch.bfloat16 else features)
+    near = {"rtol": 2e-5 if layers is torch.float32 else 1.01 * 2**-8, "atol": 2e-6}
     with torch.no_grad():
         got = layer.router(x).factors()
         with ops.strategy("bmm"):
@@ -61,7 +65,8 @@ def test_agrees_with_the_layers_in_float64(name, B, C, size):
     for axis, factor in want.items():
         assert got[axis].shape == factor.shape
         assert got[axis].is_contiguous()  # as the convolution reads it, without a copy
-        torch.testing.assert_close(got[axis].double(), factor, rtol=2e-5, atol=2e-6)
+        assert got[axis].dtype is layers
+        torch.testing.assert_close(got[axis].double(), factor, **near)
 
 
 def test_every_instruction_set(another_isa):
@@ -69,11 +74,12 @@ def test_every_instruction_set(another_isa):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_is_one_call_in_inference(name, monkeypatch):
-    layer = trained(name, 16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_is_one_call_in_inference(name, dtype, monkeypatch):
+    layer = trained(name, 16).to(dtype)
     calls = native_calls(monkeypatch)
     with torch.inference_mode():
-        layer(torch.randn(2, 16, 7, 7))
+        layer(torch.randn(2, 16, 7, 7, dtype=dtype))
     assert calls == [1]
 
 
@@ -159,7 +165,10 @@ def test_gives_way(use, monkeypatch):
     assert not calls
 
 
-RAW = {"B": 2, "C": 3, "P": 5, "hidden": 4, "pieces": (3, 0, 2, 1), "gates": 1, "rest": 2, "half": 0, "epsilon": 0.0}
+RAW = {
+    "B": 2, "C": 3, "P": 5, "hidden": 4, "pieces": (3, 0, 2, 1), "gates": 1, "rest": 2, "half": 0, "half_layers": 0,
+    "epsilon": 0.0,
+}  # fmt: skip
 
 
 def raw(**changes) -> tuple[int, torch.Tensor]:
@@ -191,6 +200,8 @@ def test_each_piece_is_dense_and_nothing_else_is_written():
         ({"gates": -1}, 3),
         ({"rest": 3}, 8),
         ({"C": 0}, 8),
+        ({"half": 2}, 8),
+        ({"half_layers": 1}, 8),
     ],
 )
 def test_bad_sizes(change, code):

@@ -8,8 +8,8 @@ cost more than the convolution of a small layer.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -31,7 +31,7 @@ class RouteSizes(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("B", "C", "P", "hidden")),
         ("pieces", ctypes.c_int64 * PIECES),
-        *((name, ctypes.c_int64) for name in ("gates", "rest", "half")),
+        *((name, ctypes.c_int64) for name in ("gates", "rest", "half", "half_layers")),
         ("epsilon", ctypes.c_float),
     )
 
@@ -78,8 +78,12 @@ def can_run(x: Tensor, layers: Layers) -> bool:
     given = [t for t in layers[:TENSORS] if t is not None]
     if not can_run_on(x) or needs_gradient(x, *given):
         return False
+    dtype = layers.last.dtype
+    if dtype is not torch.float32 and (dtype is not torch.bfloat16 or x.dtype is not dtype):
+        return False
     for t in given:
-        if not is_dense(t) or eligible.refusal(t) is not None:
+        wanted = torch.float32 if t is layers.temperature else dtype
+        if not is_dense(t) or eligible.refusal(t, (wanted,)) is not None:
             return False
     return _fits(x, layers)
 
@@ -120,27 +124,37 @@ def can_run_on(x: Tensor) -> bool:
     return eligible.obstacle((x,), dispatched=False, halves=True) is None and is_dense(x) and x.numel() > 0
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def _sizes(
-    x: torch.Size, half: bool, hidden: int, pieces: tuple[int, ...], gates: int, rest: str, epsilon: float
+    x: torch.Size,
+    halves: tuple[bool, bool],
+    hidden: int,
+    pieces: tuple[int, ...],
+    gates: int,
+    rest: str,
+    epsilon: float,
 ) -> RouteSizes:
-    return RouteSizes(*x[:2], x[2:].numel(), hidden, pieces, gates, ACTIVATIONS[rest], half, epsilon)
+    return RouteSizes(*x[:2], x[2:].numel(), hidden, pieces, gates, ACTIVATIONS[rest], *halves, epsilon)
 
 
 def sizes(x: Tensor, layers: Layers) -> RouteSizes:
     """The C structure for x of this shape and dtype."""
     hidden = 0 if layers.squeeze is None else layers.squeeze.shape[0]
-    return _sizes(x.shape, x.dtype is torch.bfloat16, hidden, layers.pieces, layers.gates, layers.rest, layers.epsilon)
+    halves = (x.dtype is torch.bfloat16, layers.last.dtype is torch.bfloat16)
+    return _sizes(x.shape, halves, hidden, layers.pieces, layers.gates, layers.rest, layers.epsilon)
 
 
 def route(x: Tensor, layers: Layers) -> list[Tensor]:
     """The coefficients of x (B, C, *S) without a gradient: a tensor (B, length) for each piece, dense, in one memory.
 
+    They are float32, also where x and the layers are bfloat16.
+
     Raises:
         ConvaryError: the library refuses; the sizes are named.
     """
     B = x.shape[0]
-    pooled, out = layers.last.new_empty(x.shape[:2]), layers.last.new_empty(B * layers.last.shape[0])
+    new = functools.partial(torch.empty, dtype=torch.float32, device="cpu")  # whatever x and the layers are
+    pooled, out = new(x.shape[:2]), new(B * layers.last.shape[0])
     call("route", sizes(x, layers), x, *layers[:TENSORS], pooled, out)
     pieces, first = [], 0
     for length in layers.pieces:
