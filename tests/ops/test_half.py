@@ -97,8 +97,7 @@ def _is_rounded_once(got: Tensor, want: Tensor, dtype: torch.dtype, step: float 
 
 def _gradients(function, tensors, slope):
     leaves = [t.detach().requires_grad_() for t in tensors]
-    with ops.strategy("native"):  # not chosen everywhere: some processors multiply such numbers
-        y = function(*leaves)
+    y = function(*leaves)
     return y, torch.autograd.grad(y, leaves, slope.to(y.dtype))
 
 
@@ -115,7 +114,7 @@ def test_tensors_in_half_precision(name, half):
     _is_rounded_once(gradients[0], exact[0], half, terms=terms[1])
     for got, expected in zip(gradients[1:], exact[1:], strict=True):
         _is_rounded_once(got, expected, half)
-    with torch.no_grad(), ops.strategy("native"):
+    with torch.no_grad():
         assert torch.equal(run(*tensors), y)
 
 
@@ -143,14 +142,14 @@ def test_autocast(name, half, features):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_bank_of_biases_is_mixed_in_float32(half, autocast):
     """By float32 factors or not; of the kernel factor's gradient each of the two parts is rounded."""
-    _, _, (x, bank, kernel, *_) = _case("mixed_conv")
-    leaves = [t if autocast else t.to(half) for t in (x, bank, kernel, torch.randn(K, O))]
+    _, _, (x, bank, kernel) = _case("depthwise")  # whose mixed weights no processor rounds
+    leaves = [t if autocast else t.to(half) for t in (x, bank, kernel, torch.randn(K, C))]
     leaves = [t.requires_grad_() for t in leaves]
-    with ops.strategy("native"), torch.autocast("cpu", half, enabled=autocast):
-        y = ops.mixed_conv(*leaves[:2], Coefficients(kernel=leaves[2]), leaves[3])
+    with torch.autocast("cpu", half, enabled=autocast):
+        y = ops.mixed_conv(*leaves[:2], Coefficients(kernel=leaves[2]), leaves[3], groups=C)
     gradients = torch.autograd.grad(y, leaves, torch.ones_like(y))
     truth = lambda x, bank, kernel, bias: reference.mixed_conv(  # noqa: E731
-        x, bank, Coefficients(kernel=kernel), bias, **_geometry(2, padding=(0, 0))
+        x, bank, Coefficients(kernel=kernel), bias, **_geometry(2, padding=(0, 0), groups=C)
     )
     want, exact = _truth(truth, leaves)
     _is_rounded_once(y.detach(), want, half)
@@ -254,6 +253,6 @@ def test_a_choice_is_made_anew_where_autocast_has_another_dtype(monkeypatch):
     monkeypatch.setattr(ops.dispatch, "choose", lambda *a, call=ops.dispatch.choose: (chosen.append(a), call(*a))[1])
     monkeypatch.setattr(ops.dispatch, "_choices", {})
     for half in (*HALVES, *HALVES):
-        with torch.autocast("cpu", half):
+        with ops.strategy(None), torch.autocast("cpu", half):
             ops.sample_conv(x, weight)
     assert len(chosen) == len(HALVES)
