@@ -6,6 +6,8 @@ forward and backward in training mode; dynamic and static take turns in one proc
 with its 10th and 90th percentiles. The compilation is the first call, without any cache: seconds of this process and of
 the C++ compiler that it runs. All times are the processor's, so that waiting for other programs does not count.
 
+Mode ``packaged`` exports the network with convary's operators and compiles it ahead of time (AOTInductor).
+
     python benchmarks/compiled.py --models torchvision:mobilenet_v2 --methods odconv --modes inference
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -22,11 +25,13 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 import torch
 from torch import Tensor, nn
 
+import convary as cv
 from convary.bench.machine import load
 from convary.bench.models import networks, step
 from convary.bench.timing import interleave
 
 TOLERANCE = 1e-3  # of the largest score
+MODES = ["inference", "training", "packaged"]
 
 
 def spent() -> float:
@@ -40,16 +45,29 @@ def compiled(model: nn.Module, x: Tensor, arguments: argparse.Namespace, mode: s
     with torch.no_grad():
         want = model.eval()(x)
         model.train(mode == "training")
-    network = torch.compile(model, mode=arguments.compile_mode)
-    call = step(network, x, mode)
     start = spent()
+    network = packaged(model, x) if mode == "packaged" else torch.compile(model, mode=arguments.compile_mode)
+    call = step(network, x, _pass(mode))
     call()
     seconds = spent() - start
-    if mode == "inference":
+    if mode != "training":
         error = float((call() - want).abs().max() / want.abs().max())
         if not error < TOLERANCE:
             raise SystemExit(f"WRONG: off by {error:.1e} from eager torch; not timed")
     return call, seconds
+
+
+def _pass(mode: str) -> str:
+    return "training" if mode == "training" else "inference"
+
+
+def packaged(model: nn.Module, x: Tensor) -> Callable:
+    """The network compiled ahead of time into a file, and read from there."""
+    program = cv.export(model, x, dynamic=(), runtime="convary")
+    with tempfile.TemporaryDirectory() as folder:
+        return torch._inductor.aoti_load_package(
+            torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/network.pt2")
+        )
 
 
 def lines(name: str, mode: str, arguments: argparse.Namespace) -> None:
@@ -63,7 +81,12 @@ def lines(name: str, mode: str, arguments: argparse.Namespace) -> None:
                 base = compiled(static, x, arguments, mode)
             ours, seconds = compiled(dynamic, x, arguments, mode)
             t = interleave(ours, base[0], arguments.seconds, time.process_time)
-            eager = interleave(ours, step(dynamic, x, mode), arguments.seconds, time.process_time)
+            eager = interleave(
+                ours,
+                step(dynamic, x, _pass(mode)),
+                arguments.seconds,
+                time.process_time,
+            )
             what = f"| {name} | {method} | {mode} | {batch} | **{t.ratio:.2f}** ({t.low:.2f} to {t.high:.2f})"
             cost = f"{t.ms:.1f} / {t.base_ms:.1f} | {eager.base_ms:.1f}"
             print(f"{what} | {cost} | {seconds:.0f} / {base[1]:.0f} = {seconds / base[1]:.2f} |", flush=True)
@@ -74,7 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["torchvision:mobilenet_v2", "torchvision:resnet18"])
     parser.add_argument("--methods", nargs="+", default=["condconv", "dyconv", "odconv"])
-    parser.add_argument("--modes", nargs="+", default=["inference", "training"], choices=["inference", "training"])
+    parser.add_argument(
+        "--modes", nargs="+", default=["inference", "training"], choices=["inference", "training", "packaged"]
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--compile-mode", default="default", choices=["default", "reduce-overhead", "max-autotune"])
     parser.add_argument("--size", type=int, default=224)
