@@ -91,8 +91,8 @@ def export_forms(source: torch.export.ExportedProgram | str | Path) -> list[Expo
         ConfigError: a file that ``export`` did not write.
         CheckpointError: a truncated file, or one of something else.
 
-    >>> from convary import CondConv2d
-    >>> layer = nn.Sequential(CondConv2d(3, 4, 3, experts=2))
+    >>> from convary import CondConv2d, export
+    >>> layer = torch.nn.Sequential(CondConv2d(3, 4, 3, experts=2))
     >>> for form in export_forms(export(layer, torch.randn(1, 3, 8, 8), dynamic=())):
     ...     print(form.layer, form.strategy)
     0 grouped

@@ -65,6 +65,7 @@ def test_defaults_of_convert_and_export_are_those_of_the_functions():
     for flags, function in ((Convert, convary.convert), (Export, convary.export)):
         known = inspect.signature(function).parameters.values()
         options = {option.name: option.default for option in known if option.kind is option.KEYWORD_ONLY}
+        options = {k: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v for k, v in options.items()}
         given = {field.name: field.default for field in dataclasses.fields(flags) if field.name in options}
         assert given and given.items() <= options.items()
 

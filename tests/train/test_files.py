@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from convary.errors import CheckpointError, ConfigError, ConvaryError
-from convary.train.checkpoint import FORMAT, SYSTEM, read_checkpoint, write_checkpoint
+from convary.models.architecture import COMPARED
+from convary.train.checkpoint import SYSTEM, read_checkpoint, write_checkpoint
 from convary.train.files import claim_folder
 
 RUN = {"epochs": 3, "lr": 0.1}
@@ -70,7 +71,7 @@ def test_killed_while_claiming(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
 
 
-@pytest.mark.parametrize(("written", "wanted", "writer"), [(SYSTEM, FORMAT, "compare"), (FORMAT, SYSTEM, "train")])
+@pytest.mark.parametrize(("written", "wanted", "writer"), [(SYSTEM, COMPARED, "compare"), (COMPARED, SYSTEM, "train")])
 def test_a_checkpoint_of_the_other_command_is_refused(tmp_path, written, wanted, writer):
     path = tmp_path / "checkpoint.pt"
     write_checkpoint(path, {"step": 1}, format=written)
