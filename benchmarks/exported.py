@@ -15,21 +15,20 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
 import convary as cv
-from convary._blocked import block
 from convary.bench.machine import load
 from convary.bench.models import networks
 from convary.bench.timing import interleave
 
-TOLERANCE = 1e-4  # of the largest score
+TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of the largest score
 FORMS = {"image": (), "batch": (0,)}  # a file for one image, or for any batch: which axes are free
 
 
@@ -53,27 +52,22 @@ def in_openvino(path: Path, x: Tensor) -> Callable[[], np.ndarray]:
     return lambda: compiled(feed)[0]
 
 
-RUNTIMES = {
-    "onnxruntime": in_onnxruntime,
-    "onnxruntime alone": in_onnxruntime,
-    "onnxruntime convary": in_onnxruntime,
-    "openvino": in_openvino,
+BF16 = {"runtime": "convary", "bank_dtype": torch.bfloat16}  # rounded weights: another tolerance
+RUNTIMES: dict[str, tuple[Callable, dict[str, Any]]] = {  # what runs a file, and how it is exported
+    "onnxruntime": (in_onnxruntime, {}),
+    "onnxruntime alone": (in_onnxruntime, {"runtime": "onnxruntime"}),
+    "onnxruntime convary": (in_onnxruntime, {"runtime": "convary"}),
+    "onnxruntime convary bf16": (in_onnxruntime, BF16),
+    "openvino": (in_openvino, {}),
 }
 
 
-def export(model: nn.Module, x: Tensor, path: Path, arguments: argparse.Namespace, runtime: str = "any") -> float:
+def export(model: nn.Module, x: Tensor, path: Path, arguments: argparse.Namespace, **how: Any) -> float:
     """Seconds of this process that it took."""
+    how = {"strategy": arguments.strategy} | how if how.get("runtime") != "convary" else how
     start = time.process_time()
-    cv.export(model, x, path, dynamic=FORMS[arguments.form], strategy=arguments.strategy, runtime=runtime)
+    cv.export(model, x, path, dynamic=FORMS[arguments.form], **how)
     return time.process_time() - start
-
-
-def for_onnxruntime(path: Path) -> Path:
-    """The file that ``runtime="onnxruntime"`` writes, without a second export."""
-    model, alone = onnx_ir.load(path), path.with_stem(f"{path.stem}-alone")
-    block(model)
-    onnx_ir.save(model, alone)
-    return alone
 
 
 def nodes(path: Path) -> int:
@@ -90,27 +84,21 @@ def lines(name: str, arguments: argparse.Namespace, folder: Path) -> None:
         if first:
             export(static.eval(), x, folder / "warm.onnx", arguments)  # the first export of a process
             base_seconds, first = export(static, x, static_file, arguments), False
-        plain, kept = folder / f"{method}.onnx", folder / f"{method}-kept.onnx"
-        took = {}
-        if {runtime for runtime in arguments.runtimes if "convary" not in runtime}:
-            took[plain] = export(dynamic.eval(), x, plain, arguments)
-        if "onnxruntime convary" in arguments.runtimes:
-            took[kept] = export(dynamic.eval(), x, kept, arguments, "convary")
         with torch.no_grad():
-            want = dynamic(x).numpy()
+            want = dynamic.eval()(x).numpy()
         for runtime in arguments.runtimes:
-            file = source = kept if "convary" in runtime else plain
-            if "alone" in runtime:
-                file = for_onnxruntime(plain)
-            ours, base = RUNTIMES[runtime](file, x), RUNTIMES[runtime](static_file, x)
+            run, how = RUNTIMES[runtime]
+            file = folder / f"{method}-{runtime}.onnx"
+            seconds = export(dynamic, x, file, arguments, **how)
+            ours, base = run(file, x), run(static_file, x)
             error = float(np.abs(ours() - want).max() / np.abs(want).max())
             what = f"| {name} | {method} | {runtime} | {arguments.form} |"
-            if not error < TOLERANCE:
+            if not error < (HALF_TOLERANCE if how is BF16 else TOLERANCE):
                 print(what, f"WRONG: off by {error:.1e} from torch; not timed |")
                 continue
             t = interleave(ours, base, arguments.seconds, time.process_time)
             cost = f"**{t.ratio:.2f}** ({t.low:.2f} to {t.high:.2f}) | {t.ms:.1f} / {t.base_ms:.1f}"
-            size = f"{nodes(file)} / {nodes(static_file)} | {took[source]:.1f} / {base_seconds:.1f}"
+            size = f"{nodes(file)} / {nodes(static_file)} | {seconds:.1f} / {base_seconds:.1f}"
             print(what, f"{cost} | {size} | {error:.0e} |", flush=True)
 
 

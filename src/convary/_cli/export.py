@@ -59,7 +59,7 @@ class Export:
     """For one image of this shape at a time: nothing may change, and the dynamic layers are ordinary convolutions."""
     runtime: Literal["any", "onnxruntime", "convary"] = "any"
     """onnxruntime: a file that only onnxruntime on a CPU reads, faster where the batch is fixed. convary: one for
-    runtimes that are given convary's native library, the fastest on a CPU."""
+    runtimes that are given convary's native library, for every batch and size."""
     bank_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: banks of kernels in half the bytes, in an .onnx file with --runtime convary."""
     run: bool = True
