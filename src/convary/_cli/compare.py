@@ -62,8 +62,9 @@ def _finish(results: dict[str, Any], out: Path, console: Console) -> None:
 
 def _fitting(results: dict[str, Any], console: Console) -> Table:
     """The table, with the spread of times where the terminal has room for it."""
-    full = results_table(results)
-    return full if console.measure(full).maximum <= console.width else results_table(results, spread=False)
+    full, free = results_table(results), console.options.update(max_width=1000)  # else no table is wider than this
+    width = console.measure(full, options=free).maximum
+    return full if width <= console.width else results_table(results, spread=False)
 
 
 def results_table(results: dict[str, Any], *, spread: bool = True) -> Table:
