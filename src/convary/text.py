@@ -58,6 +58,16 @@ def spell(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def milliseconds(value: float) -> str:
+    """A time of so many milliseconds, to three digits; below one in microseconds.
+
+    >>> [milliseconds(value) for value in (628.4, 12.34, 0.9996, 0.5123, 0.0042)]
+    ['628 ms', '12.3 ms', '1.0 ms', '512 µs', '4.2 µs']
+    """
+    value, unit = (value, "ms") if value >= 0.9995 else (1000 * value, "µs")
+    return f"{value:.{0 if value >= 99.95 else 1}f} {unit}"
+
+
 def standard_error(percent: float, count: int) -> float:
     """Of a share of ``count`` images, in points; the share as Agresti and Coull's, so that 0 and 100 % aren't certain.
 

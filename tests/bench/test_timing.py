@@ -1,11 +1,14 @@
 """Interleaved timing."""
 
 import itertools
+import os
+import time
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from convary.bench.timing import interleave
+from convary.bench.timing import fitting_clock, interleave, one_thread
 
 
 def test_ratio_of_interleaved_calls():
@@ -30,3 +33,17 @@ def test_calls_alternate_who_is_first():
     calls = []
     interleave(lambda: calls.append("ours"), lambda: calls.append("static"), seconds=0)
     assert calls[6:] == ["ours", "static", "static", "ours"] * 4 + ["ours", "static"]
+
+
+def test_one_thread_of_a_cpu_is_timed_by_what_it_computed():
+    before = torch.get_num_threads()
+    alone = time.process_time if os.name == "posix" else time.perf_counter
+    with one_thread():
+        assert fitting_clock(torch.device("cpu")) is alone
+        assert fitting_clock(torch.device("cuda")) is time.perf_counter
+        torch.set_num_threads(2)
+        assert fitting_clock(torch.device("cpu")) is time.perf_counter
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == before

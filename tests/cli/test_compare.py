@@ -20,6 +20,7 @@ from convary.data import load as load_data
 from convary.data.image import read_image
 from convary.train import CompareConfig, load_model
 from tests.cli.calls import command_line, environment, one_line
+from tests.report.conftest import synthetic_results
 
 
 def test_more_images_at_a_time_than_there_are(run, images, tmp_path):
@@ -176,3 +177,34 @@ def test_the_table_has_a_spread_for_several_seeds():
         console.print(compare_command.results_table({"run": {"seeds": [0, 1]}, "methods": [method]}))
     assert "81.23 ± 0.57" in said.get()
     assert "Mean ± std over 2 seeds" in said.get()
+
+
+def test_the_table_shows_how_sure_times_are_where_there_is_room():
+    from rich.console import Console
+
+    results = synthetic_results(methods=("static", "odconv"))
+    entry = results["methods"][1]["latency"][0]
+    wide = Console(width=200).measure(compare_command.results_table(results)).maximum
+    for width, room in ((wide - 1, False), (wide, True)):
+        console = Console(width=width)
+        with console.capture() as said:
+            console.print(compare_command._fitting(results, console))
+        assert (f"{entry['low']:.2f}–{entry['high']:.2f}" in said.get()) == room
+        assert ("10th to 90th percentile" in " ".join(said.get().split())) == room
+        assert f"{entry['ratio']:.2f}×" in said.get() and "…" not in said.get()
+
+
+def test_times_of_a_busy_machine_are_not_shown_as_cost(tmp_path):
+    from rich.console import Console
+
+    results = synthetic_results(methods=("static", "odconv"))
+    static, odconv = results["methods"]
+    static["latency"][0] |= {"low": 0.96, "high": 470.32}
+    static["step"] |= {"low": 0.7, "high": 1.1}
+    console = Console(width=110)
+    with console.capture() as said:
+        compare_command._finish(results, tmp_path, console)
+    told = " ".join(said.get().split())
+    assert "static against itself took 0.70 to 470.32 times as long; measure again on a quiet one" in told
+    row = next(line for line in said.get().splitlines() if line.startswith("ODConv"))
+    assert row.split()[-5:] == ["too", "noisy", f"{odconv['latency'][1]['ratio']:.2f}×", "too", "noisy"]

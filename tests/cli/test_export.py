@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import convary
+from convary._cli.export import _against_static
+from convary.bench import timing
 from convary.data.photo_format import KEY
 from convary.train.classifier import Classifier
 from tests.cli.calls import one_line
@@ -65,6 +67,27 @@ def test_predict_of_a_file_that_says_no_classes(run, images, tmp_path, suffix):
 
 def told_change(told: str) -> float:
     return float(re.search(r"scores within (\S+) of the network's", " ".join(told.split()))[1])
+
+
+def test_a_torch_program_is_timed_by_one_thread(tmp_path, monkeypatch):
+    seen, net = [], torch.nn.Sequential(convary.CondConv2d(1, 2, 3, experts=2)).eval()
+    x, path, before = torch.randn(1, 1, 8, 8), tmp_path / "net.pt2", torch.get_num_threads()
+
+    def noted(ours, base, seconds, clock):
+        assert ours().shape == base().shape == (1, 2, 6, 6)
+        seen.append(torch.get_num_threads())
+        return timing.Timing(ms=0.5123, base_ms=12.34, ratio=2.0, low=1.9, high=2.1, pairs=9)
+
+    monkeypatch.setattr(timing, "interleave", noted)
+    convary.export(net, x, path, dynamic=())
+    torch.set_num_threads(2)
+    try:
+        told = _against_static(path, net, x, ())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
+    assert told == "512 µs, 2.00 times (1.90 to 2.10) the 12.3 ms of the static network's file"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from convary import report
 from convary.errors import ConvaryError
-from convary.report import figures, network, routing
+from convary.report import figures, network, routing, tables
 from convary.text import spell
 
 
@@ -294,4 +294,30 @@ def test_tiny_networks_keep_their_digits(html, synthetic):
         method["params"], method["macs"] = 518, dict.fromkeys(method["macs"], 16)
         method["latency"][0]["ms"] = 0.027
     shown = Page(html(results)).text
-    assert "0.000518" in shown and "0.000016" in shown and "0.03 ms" in shown
+    assert "0.000518" in shown and "0.000016" in shown and "27.0 µs" in shown
+
+
+@pytest.mark.parametrize(("low", "high", "noisy"), [(0.8, 1.25, False), (0.79, 1.0, True), (1.0, 1.26, True)])
+def test_latencies_of_a_busy_machine_are_no_cost(html, synthetic, low, high, noisy):
+    results = synthetic(methods=("static", "odconv"))
+    static, odconv = results["methods"]
+    static["latency"][0] |= {"low": low, "high": high}
+    odconv["latency"][0]["ratio"] = 54.93
+    shown = html(results)
+    text = " ".join(Page(shown).text.split())
+    assert ("too noisy" in text) == noisy == ("54.93×" not in text)
+    assert (f"static against itself took {low:.2f} to {high:.2f} times as long" in text) == noisy
+    assert f"{odconv['latency'][1]['ratio']:.2f}×" in text, "the other batch is as quiet as it was"
+    drawn = set(re.findall(r"against latency at batch (\d+)", shown))
+    assert drawn == ({"16"} if noisy else {"1", "16"}) and ("were too noisy are left out" in text) == noisy
+    assert ('data-v="54.93"' not in shown) == noisy
+
+
+def test_no_latency_is_drawn_where_all_are_too_noisy(html, synthetic, tmp_path):
+    results = synthetic(methods=("static", "odconv"))
+    for entry in results["methods"][0]["latency"]:
+        entry["high"] = 3.0
+    shown = html(results)
+    assert "against latency" not in shown and "Horizontal bars" not in shown
+    report.picture(results, tmp_path / "cost.svg")
+    assert "horizontal bars" not in tables.picture_note(results)

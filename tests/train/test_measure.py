@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from convary.bench.peak import peak
-from convary.train import CompareConfig
+from convary.bench.timing import fitting_clock
+from convary.train import CompareConfig, measure
 from convary.train.diagnose import ClassStatistics, filter_bands
 from convary.train.measure import memory
 
@@ -87,3 +88,18 @@ def test_memory_of_a_training_step_is_weights_optimizer_gradients_and_activation
     found = memory(model, x, y, config)
     assert 3 * weights < found < 5 * weights + 2 * activations  # Nesterov's step wants room too
     assert memory(model, x.repeat(20, 1, 1, 1), y.repeat(20), config) > 3 * weights + 40 * activations
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_times_are_those_of_the_process_where_one_thread_does_all(tmp_path, monkeypatch, threads):
+    clocks, before = [], torch.get_num_threads()
+    monkeypatch.setattr(measure, "interleave", lambda ours, base, seconds, clock: clocks.append(clock))
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.randn(1, 1, 2, 2)
+    torch.set_num_threads(threads)
+    try:
+        wanted = fitting_clock(x.device)
+        measure.latency(net, net, x, 0.1)
+        measure.training_step(net, net, x, torch.zeros(1, dtype=torch.long), CompareConfig(out=tmp_path), 0.1)
+    finally:
+        torch.set_num_threads(before)
+    assert clocks == [wanted, wanted]

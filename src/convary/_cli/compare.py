@@ -47,20 +47,28 @@ def run(argv: Sequence[str]) -> int:
 
 def _finish(results: dict[str, Any], out: Path, console: Console) -> None:
     from convary import report
+    from convary.report.noise import busy
     from convary.text import of_few
 
     report.write(results, out / REPORT)
     console.print()
-    console.print(results_table(results))
+    console.print(_fitting(results, console))
     best = max(method["top1"]["mean"] for method in results["methods"])
-    if doubt := of_few(best, results["data"]["test"]):
+    for doubt in filter(None, (of_few(best, results["data"]["test"]), busy(results["methods"]))):
         console.print(f"[yellow]{doubt}[/yellow]")
     console.print(f"\nreport   {link(out / REPORT)}", soft_wrap=True)
     console.print(f"results  {link(out / RESULTS)}", soft_wrap=True)
 
 
-def results_table(results: dict[str, Any]) -> Table:
-    """The comparison as a table for the terminal: one row per method."""
+def _fitting(results: dict[str, Any], console: Console) -> Table:
+    """The table, with the spread of times where the terminal has room for it."""
+    full, free = results_table(results), console.options.update(max_width=1000)  # else no table is wider than this
+    width = console.measure(full, options=free).maximum
+    return full if width <= console.width else results_table(results, spread=False)
+
+
+def results_table(results: dict[str, Any], *, spread: bool = True) -> Table:
+    """The comparison as a table for the terminal: one row per method, times with or without their spread."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -74,14 +82,16 @@ def results_table(results: dict[str, Any]) -> Table:
         else f"Mean ± std over {seeds} seeds; vs static: the mean of paired gaps, its 95 % interval, seeds won."
     )
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left")
-    table.caption = f"{note} Parameters and MACs in millions; times as ratios to static."
+    times = "times as ratios to static" + ", below them the 10th to 90th percentile" * spread
+    table.caption = f"{note} Parameters and MACs in millions; {times}."
     table.add_column("method")
     latency = [f"latency\nbatch {batch}" for batch in batches]
     names = ("top-1 %", "vs\nstatic", "params", "MACs", "routing\nMACs", "assembly\nMACs", *latency, "training\nstep")
     for name in names:
         table.add_column(name, justify="right")
     for row in headline(results):
-        ratios = [entry["ratio"] for entry in (*row["latency"], row["step"])]
+        times = (*row["latency"], row["step"])
+        ratios = [f"{time['ratio']}\n{time['range']}" if spread else time["ratio"] for time in times]
         top1 = f"{row['top1']} {row['std']}" if row["std"] else row["top1"]
         cells = [row["params"], row["total"], row["routing"], row["assembly"], *ratios]
         gain = f"{row['gain']}\n{row['interval']}\n{row['wins']} seeds" if row["interval"] else row["gain"] or "–"

@@ -207,8 +207,9 @@ def _against_static(path: Path, model: nn.Module, x: Tensor, dynamic: tuple[int,
     import torch
 
     import convary
-    from convary.bench.timing import interleave
+    from convary.bench.timing import fitting_clock, interleave, one_thread
     from convary.nn import DynamicLayer
+    from convary.text import milliseconds
 
     if not any(isinstance(module, DynamicLayer) for module in model.modules()):
         return "it has no dynamic layer"
@@ -218,16 +219,16 @@ def _against_static(path: Path, model: nn.Module, x: Tensor, dynamic: tuple[int,
         ours, base = _opened(path), _opened(static)
         if ours is None or base is None:
             return "not timed: onnxruntime is not installed"
-        with torch.no_grad():
-            t = interleave(lambda: ours.run(x), lambda: base.run(x), seconds=3.0)
+        with torch.no_grad(), one_thread():  # torch programs have torch's threads, onnxruntime its own
+            t = interleave(lambda: ours.run(x), lambda: base.run(x), seconds=3.0, clock=fitting_clock(x.device))
     return (
-        f"{t.ms:.1f} ms, {t.ratio:.2f} times ({t.low:.2f} to {t.high:.2f}) the {t.base_ms:.1f} ms of the static "
-        f"network's file"
+        f"{milliseconds(t.ms)}, {t.ratio:.2f} times ({t.low:.2f} to {t.high:.2f}) the {milliseconds(t.base_ms)} of the "
+        f"static network's file"
     )
 
 
 def _opened(path: Path) -> Exported | None:
-    """What runs a file, by one thread; None where onnxruntime is not installed."""
+    """What runs a file, by one thread in onnxruntime; None where that is not installed."""
     from importlib.util import find_spec
 
     from convary._exported import open_exported

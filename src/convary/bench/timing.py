@@ -7,8 +7,10 @@ ratios, with its 10th and 90th percentiles.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +69,26 @@ def interleave(
     low, middle, high = (times[:, 0] / times[:, 1]).quantile(times.new_tensor([0.1, 0.5, 0.9])).tolist()
     ms, base_ms = (1e3 * times.median(0).values).tolist()
     return Timing(ms=ms, base_ms=base_ms, ratio=middle, low=low, high=high, pairs=len(pairs))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fitting_clock(device: torch.device) -> Callable[[], float]:
+    """The clock that other programs disturb least: of the process where one thread of a CPU does all, else the wall's.
+
+    With more threads the time of the process is the sum of theirs; Windows counts it in steps of 16 ms.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1 and os.name == "posix"
+    return time.process_time if alone else time.perf_counter
 
 
 def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:

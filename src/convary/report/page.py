@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convary.files import write_whole
-from convary.report import figures, health, tables
+from convary.report import figures, health, noise, tables
 from convary.report.images import image_sections, symbols
 from convary.report.inline import anonymous, inline_svg
 from convary.report.network import networks
@@ -62,7 +62,7 @@ def picture(results: dict[str, Any], path: str | Path) -> None:
     methods = results["methods"]
     look = looks(method["name"] for method in methods)
     with rc(text_as_paths=True):
-        batches = _batches(methods)[:1]
+        batches = noise.quiet_batches(methods)[:1]
         drawn, panels = figure(9.2 if batches else 4.8, 3.9, 1 + len(batches))
         figures.accuracy_against_params(panels[0], methods, look)
         for panel, batch in zip(panels[1:], batches, strict=True):
@@ -124,7 +124,7 @@ def _figures(methods: list[dict[str, Any]], look: dict[str, Any]) -> dict[str, l
 
     with rc():
         add("cost", "Top-1 accuracy against parameters", figures.accuracy_against_params, methods, look)
-        for batch in _batches(methods):
+        for batch in noise.quiet_batches(methods):
             label = f"Top-1 accuracy against latency at batch {batch}"
             add("cost", label, figures.accuracy_against_latency, methods, look, batch)
         for quantity, title in (("top1", "Top-1 accuracy (%)"), ("loss", "Loss")):

@@ -7,6 +7,7 @@ import math
 from datetime import datetime
 from typing import Any
 
+from convary.report import noise
 from convary.report.health import badges, trouble
 from convary.text import TOO_FEW, counted, points_of_one, spell, standard_error
 
@@ -22,7 +23,8 @@ def headline(results: dict[str, Any]) -> list[dict[str, Any]]:
     columns["total"] = [sum(method["macs"].values()) for method in results["methods"]]
     columns["params"] = [method["params"] for method in results["methods"]]
     digits = {name: decimals(max(counts) / 1e6) for name, counts in columns.items()}
-    return [_row(method, static, digits) for method in results["methods"]]
+    rows = [_row(method, static, digits) for method in results["methods"]]
+    return [row | noise.timed(results["methods"], of) for row, of in zip(rows, results["methods"], strict=True)]
 
 
 def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[str, Any]:
@@ -42,8 +44,6 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
         "params": f"{method['params'] / 1e6:.{digits['params']}f}",
         "params_ratio": None,
         "total": f"{sum(macs.values()) / 1e6:.{digits['total']}f}",
-        "latency": [_ratio(entry, is_static) for entry in method["latency"]],
-        "step": _ratio(method["step"], is_static),
         "seconds": seconds,
         "took": None if seconds is None else spell(seconds),
         "file": _size(method, "bytes", "file"),
@@ -56,15 +56,6 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
         row["interval"], row["wins"] = _interval(method), _wins(method)
         row["params_ratio"] = f"{method['params'] / static['params']:.2f}×"
     return row
-
-
-def _ratio(entry: dict[str, Any], is_static: bool) -> dict[str, Any]:
-    return {
-        "ratio": "1" if is_static else f"{entry['ratio']:.2f}×",
-        "range": f"{entry['low']:.2f}–{entry['high']:.2f}",
-        "ms": f"{entry['ms']:.{0 if entry['ms'] >= 100 else 1 if entry['ms'] >= 1 else 2}f} ms",
-        "images": f"{1000 * entry['batch'] / entry['ms']:,.0f} images/s",
-    }
 
 
 def _seconds(method: Method) -> float | None:
@@ -181,8 +172,8 @@ def picture_note(results: dict[str, Any]) -> str:
     run, seeds = results["run"], len(results["run"]["seeds"])
     spread = "one seed" if seeds == 1 else f"{seeds} seeds (vertical bars: ± std)"
     epochs = f"{run['epochs']} epoch{'s' if run['epochs'] != 1 else ''}"
-    bars = "horizontal bars: 10th to 90th percentile"
-    return f"{run['model']} on {results['data']['title']}, {epochs}, {spread}; {bars}. {results['machine']['cpu']}."
+    bars = "; horizontal bars: 10th to 90th percentile" if noise.quiet_batches(results["methods"]) else ""
+    return f"{run['model']} on {results['data']['title']}, {epochs}, {spread}{bars}. {results['machine']['cpu']}."
 
 
 def caveats(results: dict[str, Any]) -> list[str]:
@@ -219,7 +210,7 @@ def caveats(results: dict[str, Any]) -> list[str]:
         "Latency and step time were measured on the machine below and hold for it; each ratio is the median of "
         "interleaved pairs with static, with the 10th to 90th percentile. The range of static against itself is noise."
     )
-    return said
+    return [*said, *filter(None, [noise.busy(results["methods"])])]
 
 
 def _doubt(top1: float, count: int) -> str:

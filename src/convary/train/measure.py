@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn, optim
 
 from convary.bench.peak import peak
-from convary.bench.timing import Timing, interleave
+from convary.bench.timing import Timing, fitting_clock, interleave
 from convary.train.classification import make_optimizer
 from convary.train.config import CompareConfig
 
@@ -21,14 +21,15 @@ def latency(model: nn.Module, static: nn.Module, x: Tensor, seconds: float) -> T
     model.eval()
     static.eval()
     with torch.inference_mode():
-        return interleave(lambda: model(x), lambda: static(x), seconds)
+        return interleave(lambda: model(x), lambda: static(x), seconds, fitting_clock(x.device))
 
 
 def training_step(
     model: nn.Module, static: nn.Module, x: Tensor, y: Tensor, config: CompareConfig, seconds: float
 ) -> Timing:
     """Forward, backward and optimizer step on x (B, C, H, W) and y (B,), with copies of both networks."""
-    return interleave(stepper(model, x, y, config), stepper(static, x, y, config), seconds)
+    ours, base = (stepper(net, x, y, config) for net in (model, static))
+    return interleave(ours, base, seconds, fitting_clock(x.device))
 
 
 def memory(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> int:

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times as the tables show them, and which of them say nothing because the machine was busy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convary.text import milliseconds
+
+Method = dict[str, Any]
+QUIET = (0.8, 1.25)  # what static against itself, its 10th to 90th percentile, may reach in a time that says something
+NOISY = "too noisy"
+
+
+def noisy(methods: list[Method], batch: int | None = None) -> bool:
+    """Whether the latency at this batch (None: the training step) of static against itself shows a busy machine."""
+    return any(not QUIET[0] <= e["low"] <= e["high"] <= QUIET[1] for e in _own(methods) if e["of"] == batch)
+
+
+def quiet_batches(methods: list[Method]) -> list[int]:
+    """The batches whose latency says something, of all networks."""
+    found = {entry["batch"] for method in methods for entry in method["latency"]}
+    return sorted(batch for batch in found if not noisy(methods, batch))
+
+
+def busy(methods: list[Method]) -> str:
+    """What to know where times are too noisy; nothing where all say something."""
+    found = [entry for entry in _own(methods) if noisy(methods, entry["of"])]
+    if not found:
+        return ""
+    low, high = min(entry["low"] for entry in found), max(entry["high"] for entry in found)
+    return (
+        f"{NOISY.capitalize()}: the machine was busy: static against itself took {low:.2f} to {high:.2f} times "
+        "as long; measure again on a quiet one."
+    )
+
+
+def timed(methods: list[Method], method: Method) -> dict[str, Any]:
+    """The cells ``latency``, one for each batch, and ``step`` of a row."""
+    is_static = method["name"] == "static"
+    latency = [_cell(entry, is_static, noisy(methods, entry["batch"])) for entry in method["latency"]]
+    return {"latency": latency, "step": _cell(method["step"], is_static, noisy(methods))}
+
+
+def _cell(entry: dict[str, Any], is_static: bool, is_noisy: bool) -> dict[str, Any]:
+    """Texts, and ``sort`` to sort by; of a noisy one the range alone, which shows why."""
+    spread = f"{entry['low']:.2f}–{entry['high']:.2f}"
+    if is_noisy:
+        return {"ratio": NOISY, "sort": "", "range": spread, "ms": None, "images": None}
+    return {
+        "ratio": "1" if is_static else f"{entry['ratio']:.2f}×",
+        "sort": entry["ratio"],
+        "range": spread,
+        "ms": milliseconds(entry["ms"]),
+        "images": f"{1000 * entry['batch'] / entry['ms']:,.0f} images/s",
+    }
+
+
+def _own(methods: list[Method]) -> list[dict[str, Any]]:
+    """Static's times against itself; ``of`` says the batch of a latency, None the training step."""
+    return [
+        {**entry, "of": of}
+        for method in methods
+        if method["name"] == "static"
+        for of, entry in [*((e["batch"], e) for e in method["latency"]), (None, method["step"])]
+    ]
