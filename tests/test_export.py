@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import convary as cv
-from convary import _export as export_module
 from convary import METHODS
+from convary import _export as export_module
 from convary._exported import note
 from convary.methods.cgc import GateRouter
 from tests.nets import Net, all_but_one_slow, dynamic_net, excite, onnx_session
@@ -293,7 +293,7 @@ def test_a_folder_that_is_missing_is_made(tmp_path):
 
 
 def test_a_model_that_fixes_its_size_is_not_said_to_take_any(tmp_path):
-    """torch records such a pooled and flattened network without a word, as a file that fails where it runs."""
+    """Torch records such a pooled and flattened network without a word, as a file that fails where it runs."""
     layers = (nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), cv.CondConv2d(4, 4, 3, padding=1), nn.MaxPool2d(2))
     model, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 2)).eval(), torch.randn(2, 3, 8, 8)
     with pytest.raises(cv.ExportError, match=r"(?s)fails at another, so the axes \[2, 3\] can't.*dynamic=\(0,\)"):

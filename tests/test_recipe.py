@@ -142,7 +142,7 @@ REFUSED = [
     ("another sort", Net,
      lambda told: told | {"layers": {"features": told["layers"]["features.1.conv.0.0"]}, "scaled": []},
      "has a Sequential 'features', where the recipe has a layer of ODConv"),
-    ("dynamic", lambda: converted(cv.DyConv()), lambda told: told, "features.1.conv.0.0 .* is a DyConv2d already"),
+    ("dynamic", lambda: converted(cv.DyConv()), lambda told: told, "features.1.conv.0.0 .* is a DyConv2d already; give the network"),
     ("more layers", Deeper, lambda told: told, "with 8 convolutions and linear layers; this Deeper has 9"),
     ("shared", Net, changed(shared=[["features.1.conv.0.0", "features.1.conv.1.0"]]), "of ODConv share no weights"),
     ("shared alone", Net, changed(shared=[["features.0.0"]]), "shares weights of features.0.0, which it does not conv"),
