@@ -10,6 +10,7 @@ from torch import nn
 
 import convary as cv
 from convary import METHODS
+from convary import _export as export_module
 from convary._exported import note
 from convary.methods.cgc import GateRouter
 from tests.nets import Net, all_but_one_slow, dynamic_net, excite, onnx_session
@@ -283,8 +284,33 @@ def test_bad_arguments(tmp_path):
         cv.export(layer, x, strategy="loop")
     with pytest.raises(cv.ExportError, match="has no form 'grouped'.*bake the batch size.*use one of outputs, bmm"):
         cv.export(cv.CondConv2d(3, 4, 3), x, strategy="grouped")
-    with pytest.raises(cv.ConfigError, match="no folder"):
-        cv.export(layer, x, tmp_path / "nowhere" / "model.pt2")
+
+
+def test_a_folder_that_is_missing_is_made(tmp_path):
+    path = tmp_path / "new" / "folder" / "model.pt2"
+    cv.export(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6), path)
+    assert path.is_file()
+
+
+def test_a_model_that_fixes_its_size_is_not_said_to_take_any(tmp_path):
+    """Torch records such a pooled and flattened network without a word, as a file that fails where it runs."""
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), cv.CondConv2d(4, 4, 3, padding=1), nn.MaxPool2d(2))
+    model, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 2)).eval(), torch.randn(2, 3, 8, 8)
+    with pytest.raises(cv.ExportError, match=r"(?s)fails at another, so the axes \[2, 3\] can't.*dynamic=\(0,\)"):
+        cv.export(model, x, tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+    batch = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(cv.export(model, x, dynamic=(0,)).module()(batch), model(batch))
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        assert x.shape[-1] % 2
+        return 2 * x
+
+
+def test_sizes_that_only_some_models_take_are_tried():
+    export_module._check_sizes(Odd(), (torch.zeros(2, 3, 5, 5),), [(0, 2, 3)])
 
 
 def test_a_hot_router_is_told_of():

@@ -133,6 +133,13 @@ def test_converting_twice_is_refused_by_layer():
         cv.convert(model, cv.DyConv(), where.all())
 
 
+def test_what_is_selected_and_stays_is_told_with_the_reason():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    told = r"2 convolutions and linear layers; those selected by where=.* stay as they are \(it makes predictions: .*\)"
+    with pytest.raises(cv.ConfigError, match=told):
+        cv.convert(model, cv.DyConv(), where.paper(cv.DyConv()) & where.name("2"))
+
+
 def test_nothing_selected_is_an_error():
     with pytest.raises(cv.ConfigError, match=r"nothing to convert: Net has 5 .* by where=name\('nope'\)"):
         cv.convert(Net(), cv.DyConv(), where.name("nope"))

@@ -18,7 +18,7 @@ RUN = RunInfo(
     name="odconv", title="ODConv (experts=2)", seed=0, trial=False, index=0, count=2, epochs=4, total_steps=100,
     start_step=0, params=12_345, layers=17,
 )  # fmt: skip
-WORK = Work(trainings=2, jobs=1, steps={"odconv": 200}, seconds={"odconv": 60.0})
+WORK = Work(trainings=2, jobs=1, each=100, steps={"odconv": 200}, seconds={"odconv": 60.0})
 STEP = StepInfo(step=50, losses={"loss": 1.2345, "top1": 87.65}, lr=0.01, temperature=28.9)
 POINT = {
     "step": 50,
@@ -55,8 +55,11 @@ def test_how_much_there_is_and_how_long_it_takes_is_said_at_the_start():
     with LiveProgress(Console(file=file, width=110)) as bars:
         bars.on_work(WORK)
         bars.on_work(dataclasses.replace(WORK, measuring=75.0))
-    first, second = file.getvalue().splitlines()
-    assert first == "2 trainings, about 3 h 20 min"
+        bars.on_work(dataclasses.replace(WORK, trainings=1, each=2))
+    first, second, short, doubt = file.getvalue().splitlines()
+    assert short == "1 training of 2 steps, about 3 h 20 min"
+    assert doubt.startswith("Only 2 training steps: little or nothing will be learnt; use more --epochs or a smaller")
+    assert first == "2 trainings of 100 steps each, about 3 h 20 min"
     assert second == f"{first}; measuring and the report take at least 1 min 15 s more"
 
 

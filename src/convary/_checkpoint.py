@@ -128,34 +128,42 @@ def read(path: str | Path) -> Checkpoint:
     return converted(Path(path), *contents(path))
 
 
-def contents(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+SAVED = "convary.save(model, path)"
+
+
+def contents(path: str | Path, writer: str = SAVED) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a .safetensors file by name, of another none; and whatever else is there.
+
+    Args:
+        path: The file.
+        writer: What writes a file that the caller reads, for messages.
 
     Raises:
         CheckpointError: no such file, or a truncated one.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path}; convary.save(model, path) writes one")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else ({}, _read_pickle(path))
+        raise CheckpointError(f"there is no file {path}; write one with {writer}")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else ({}, _read_pickle(path, writer))
 
 
-def converted(path: Path, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Checkpoint:
-    """What the contents of a file are, which must have a recipe."""
+def converted(path: Path, tensors: dict[str, Tensor], rest: dict[str, Any], writer: str = SAVED) -> Checkpoint:
+    """What the contents of a file are, which must have a recipe; ``writer`` as for ``contents``."""
     made = rest.pop("recipe", None)
     if not isinstance(made, Mapping):
         if (opener := OPENERS.get(str(rest.get("format")))) is not None:
             raise CheckpointError(f"{path} is a {rest['format']} without a recipe; {opener}")
+        beside = ", or put convary.recipe(model) beside its weights under 'recipe'" if writer == SAVED else ""
         raise CheckpointError(
-            f"{path} holds no recipe, so nobody knows which of its layers are dynamic; write it with "
-            "convary.save(model, path), or put convary.recipe(model) beside its weights under 'recipe'. If you know "
-            "how it was converted: convary.convert(static, config, where, upcycle=False), then load_state_dict"
+            f"{path} holds no recipe, so nobody knows which of its layers are dynamic; write it with {writer}{beside}. "
+            "If you know how it was converted: convary.convert(static, config, where, upcycle=False), then "
+            "load_state_dict"
         )
     return Checkpoint(path, dict(made), tensors or unwrap(rest, str(path)), rest)
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
-    content = read_tensors(path, "write it with convary.save(model, path)")
+def _read_pickle(path: Path, writer: str) -> dict[str, Any]:
+    content = read_tensors(path, f"write it with {writer}")
     return dict(content) if isinstance(content, Mapping) else {}
 
 

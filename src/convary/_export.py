@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,9 +46,10 @@ def export(
 ) -> torch.export.ExportedProgram:
     """Record a model in eval mode as a graph of plain torch operations, and write it as ONNX or as a torch program.
 
-    By default no size is written into the graph: one file serves every batch, and no convolution has the batch in its
-    groups. A file for one image at a time, ``dynamic=()`` with an example of one, is several times as fast: its dynamic
-    layers are ordinary convolutions, whose kernel is mixed before.
+    By default no size is written into the graph: one file serves every batch and size, and no convolution has the batch
+    in its groups. A model that fixes its size, as one that flattens its features does, is refused: it wants
+    ``dynamic=(0,)``. A file for one image at a time, ``dynamic=()`` with an example of one, is several times as fast:
+    its dynamic layers are ordinary convolutions, whose kernel is mixed before.
 
     Normalisations, temperatures and scales are folded into the layers before them where that is exact.
 
@@ -165,6 +167,7 @@ def _record(
     forced = None if strategy == "auto" else strategy
     with taken(model, inputs[0]):
         model = lean(model, inputs)
+    _check_sizes(model, inputs, axes)
     forms: dict[ExportForm, None] = {}  # a recorder may run a layer twice
 
     def note(op: str, strategy: str, reason: str) -> None:
@@ -184,6 +187,38 @@ def _record(
             ) from error
     program.graph_module.meta[FORMS] = list(forms)
     return program
+
+
+def _check_sizes(model: nn.Module, inputs: tuple[Tensor, ...], axes: list[tuple[int, ...]]) -> None:
+    """Raise where the model fixes free axes of height, width, ...: a recorder may write them as free all the same.
+
+    Twice the size keeps what divides it; where that fails one less is tried, as nets with aligned corners take it.
+    """
+    sizes = [tuple(axis for axis in free if axis > 1) for free in axes]
+    if not any(sizes):
+        return
+    doubled = tuple(
+        x.repeat([2 if axis in free else 1 for axis in range(x.ndim)]) for x, free in zip(inputs, sizes, strict=True)
+    )
+    less = tuple(functools.reduce(_without_last, free, x) for x, free in zip(doubled, sizes, strict=True))
+    failed: Exception | None = None
+    for larger in (doubled, less):
+        try:
+            with torch.no_grad():
+                model(*larger)
+            return
+        except Exception as error:  # whatever a model raises
+            failed = failed or error
+    wanted = sorted({axis for free in sizes for axis in free})
+    raise ExportError(
+        f"{type(model).__name__} runs at the example's size and fails at another, so the axes {wanted} can't be free: "
+        f"{str(failed).strip().partition(chr(10))[0]}\n"
+        "Give the axes that may change: dynamic=(0,), or --dynamic 0, is the batch alone."
+    ) from failed
+
+
+def _without_last(x: Tensor, axis: int) -> Tensor:
+    return x.narrow(axis, 0, x.shape[axis] - 1)
 
 
 def _axis_names(ndim: int, axes: tuple[int, ...], position: int) -> dict[int, str]:
@@ -225,8 +260,6 @@ def _write(
     notes: Mapping[str, str],
 ) -> None:
     """Large ONNX models are several files."""
-    if not path.parent.is_dir():
-        raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to; create it first")
     held = {**notes, FORMS: json.dumps(program.graph_module.meta[FORMS])}
     with staged(path) as target:
         if path.suffix == ".pt2":

@@ -241,9 +241,10 @@ def _nothing(model: nn.Module, selector: Selector, rows: list[PlanRow], left: bo
     already = "".join(f"{count} layers are {name} already; " for name, count in dynamic.items())
     reasons = sorted({row.reason for row in rows if row.reason and row.reason != "not selected"})
     found = f"{type(model).__name__} has {len(rows)} convolutions and linear layers"
-    why = f"; those asked for stay: {'; '.join(reasons)}" if reasons else ", none of them selected"
+    kept = f"; those selected by where={selector} stay as they are ({'; '.join(reasons)})"
+    why = kept if reasons else f", none of them selected by where={selector}"
     others = sorted({f"{type(module).__name__}: {reason}" for _, module, reason in unsited(model)})
     hint = "; try where=convary.where.all()" if left else f"; besides: {'; '.join(others)}" if others else ""
     if any(isinstance(module, Router) for module in model.modules()):
         hint += "; what routers are made of is left out"
-    return f"nothing to convert: {already}{found}{why} by where={selector}{hint}"
+    return f"nothing to convert: {already}{found}{why}{hint}"

@@ -178,7 +178,7 @@ def _check_model(model: nn.Module, recipe: Mapping[str, Any], configs: Mapping[s
     for name in [*configs, *recipe["routers"], *recipe["folded"].values()]:
         if isinstance(modules.get(name), Placed):
             raise ConfigError(
-                f"{name or 'the model'} of this {kind} is a {type(modules[name]).__name__} already; give reconvert the "
+                f"{name or 'the model'} of this {kind} is a {type(modules[name]).__name__} already; give the "
                 "network as its class builds it, before any conversion"
             )
         if name not in (layers if name in configs else modules):

@@ -58,17 +58,19 @@ def write_whole(path: Path, content: bytes) -> None:
 def staged(path: Path) -> Iterator[Path]:
     """For writers that make several files: where to write ``path`` and what belongs beside it.
 
-    They get to their places when the block ends; none does where it raises. The folder of ``path`` is there already.
+    They get to their places when the block ends; none does where it raises. The folder of ``path`` is made.
 
     Raises:
         ConvaryError: as ``write_whole``.
     """
-    with writing(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        yield Path(folder) / path.name
-        for file in Path(folder).iterdir():
-            _sync(file)
-            os.replace(file, path.parent / file.name)
-        _sync(path.parent)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            for file in Path(folder).iterdir():
+                _sync(file)
+                os.replace(file, path.parent / file.name)
+            _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

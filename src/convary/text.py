@@ -117,3 +117,20 @@ def of_few(percent: float, count: int) -> str:
     error = standard_error(percent, count)
     said = f"one standard error of this top-1 is about {error:.0f} points, of a difference of two about"
     return f"Only {counted(count)}: {said} {math.sqrt(2) * error:.0f}."
+
+
+FEW_STEPS = 100  # of a training, below which networks hardly leave their initial weights
+
+
+def of_few_steps(steps: int) -> str:
+    """What to know about a training of so few steps; nothing where they are enough.
+
+    >>> of_few_steps(2)
+    'Only 2 training steps: little or nothing will be learnt; use more --epochs or a smaller --batch-size.'
+    >>> of_few_steps(100)
+    ''
+    """
+    if steps >= FEW_STEPS:
+        return ""
+    many = f"{steps} training step{'s' if steps != 1 else ''}"
+    return f"Only {many}: little or nothing will be learnt; use more --epochs or a smaller --batch-size."

@@ -109,6 +109,11 @@ def test_predict_says_the_classes_of_photographs(run, finished, images):
         assert line.startswith(f"{photo}  {data.classes[best]} {scores[best]:.2f}, {data.classes[1 - best]} ")
     for folder in (out / "dyconv", out / "dyconv" / "seed-0"):
         assert run("predict", folder, *photos, "--cpu")[:2] == (0, said)
+    code, said, _ = run("predict", out / "dyconv", images / "test" / "dark", "--cpu")
+    assert code == 0
+    assert [line.split("  ")[0] for line in said.splitlines()] == [str(images / f"test/dark/{i}.png") for i in range(4)]
+    code, _, err = run("predict", out / "dyconv", images / "test", "--cpu")
+    assert code == 2 and f"the folder {images / 'test'} has no images" in one_line(err)
     code, _, err = run("predict", out, photos[0])
     assert code == 2 and "has several classifiers; give one, such as" in err and "seed-0/checkpoint.pt" in err
     code, _, err = run("predict", out / "dyconv", out / "results.json", "--cpu")

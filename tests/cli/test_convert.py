@@ -123,7 +123,7 @@ def test_what_restore_refuses(run, tmp_path):
         "nameless.pt": "does not say which network.*convary.load",
         "compared.pt": "has version 2, this convary reads 1",
         "system.pt": "convary train wrote it: draw with convary predict",
-        "foreign.pt": "holds no recipe.*write it with convary.save",
+        "foreign.pt": "holds no recipe.*write it with convary convert, convary compare or convary.models.save",
         "half.pt": "truncated",
         "none.pt": "there is no file",
         "unfit.pt": "does not fit ByobNet: .* is left over",

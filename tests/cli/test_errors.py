@@ -22,6 +22,7 @@ WRONG = [
     ("--versoin", "there is no flag '--versoin'"),
     ("compare --epoch 3", "no flag --epoch; did you mean '--epochs'?"),
     ("compare --epochs x", "--epochs: invalid literal for int()"),
+    ("compare --lr 0.1 fast", "--lr wants numbers; got '0.1 fast'"),
     ("compare --epochs 0", "epochs must be at least 1; got 0"),
     ("compare --methods static odcnov", "did you mean 'odconv'?"),
     ("compare --init papr", "invalid choice 'papr'"),

@@ -135,7 +135,8 @@ def test_export_tells_of_a_hot_router(run, tmp_path):
         ("", "wants FILE or --model, and not both"),
         ("{tmp}/none.pt --model timm:test_byobnet", "wants FILE or --model, and not both"),
         ("{tmp}/none.pt --method odconv", "none.pt says itself what it is"),
-        ("{tmp}/none.pt", "there is no file {tmp}/none.pt"),
+        ("{tmp}/none.pt", "there is no file {tmp}/none.pt; write one with convary convert, convary compare or"),
+        ("{tmp}/plain.pt", "which of its layers are dynamic; write it with convary convert, convary compare or"),
         ("{tmp}/text.pt", "text.pt is truncated or no checkpoint"),
         (
             "--model timm:test_byobnet --weights random --dynamic 4",
@@ -147,16 +148,14 @@ def test_export_tells_of_a_hot_router(run, tmp_path):
         ("--model timm:test_byobnet --weights random --image --dynamic 0", "--image is for one image of one shape"),
         ("--model timm:test_byobnet --weights random --runtime onnxruntime", "is for .onnx files; got"),
         ("--model timm:test_byobnet --weights random --out {tmp}/model.pb", "must end in .onnx (ONNX) or .pt2"),
-        (
-            "--model timm:test_byobnet --weights random --out {tmp}/no/model.pt2 --shape 3 64 64 --dynamic 0",
-            "no folder",
-        ),
     ],
 )
 def test_export_says_what_is_wrong_and_writes_nothing(run, tmp_path, words, message):
     (tmp_path / "text.pt").write_text("text")
+    torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "plain.pt")
     argv = words.format(tmp=tmp_path).split()
     code, told, error = run("export", *argv, *([] if "--out" in argv else ["--out", tmp_path / "model.pt2"]))
     assert (code, told) == (2, "")
     assert message.format(tmp=tmp_path) in one_line(error)
+    assert "convary.save(" not in error, "export reads none of its files"
     assert not list(tmp_path.glob("model.*"))

@@ -132,6 +132,18 @@ def test_confusions_are_drawn_and_told(html, synthetic):
     assert page.count("taken for") >= 90
 
 
+def test_no_confusion_is_said(html, synthetic):
+    results = synthetic(methods=("static",))
+    said = "No mistakes in seed 0."
+    assert said not in html(results)
+    matrix = results["methods"][0]["confusion"]
+    results["methods"][0]["confusion"] = [
+        [sum(row) * (i == j) for j in range(len(row))] for i, row in enumerate(matrix)
+    ]
+    page = html(results)
+    assert said in Page(page).text and "Rows are true classes" not in page
+
+
 def test_where_networks_differ_is_counted(html):
     text = Page(html(methods=("static", "odconv"))).text
     assert "Only ODConv is right: 12 of 2,000" in text and "Only static is right: 9 of 2,000" in text

@@ -14,7 +14,7 @@ RUN = RunInfo(
     name="static", title="static", seed=0, trial=False, index=0, count=2, epochs=2, total_steps=100, start_step=0,
     params=1, layers=0,
 )  # fmt: skip
-WORK = Work(trainings=2, jobs=1, steps={"static": 100, "odconv": 100}, seconds={"static": 1.0, "odconv": 3.0})
+WORK = Work(trainings=2, jobs=1, each=100, steps={"static": 100, "odconv": 100}, seconds={"static": 1.0, "odconv": 3.0})
 
 
 class Clock:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -42,7 +43,7 @@ def parse(flags: type[Flags], argv: Sequence[str], prog: str, *, default: Flags 
             more: dict[str, Any] = {} if default is None else {"default": default}
             return tyro.cli(flags, args=list(argv), prog=prog, registry=REGISTRY, **more)
     except SystemExit as stop:
-        raise ConfigError(f"{_one_line(told.getvalue())}; see {prog} --help") from stop
+        raise ConfigError(f"{_number_wanted(_one_line(told.getvalue()))}; see {prog} --help") from stop
 
 
 def wants_help(argv: Sequence[str]) -> bool:
@@ -63,6 +64,16 @@ def _names(flags: Any) -> Iterable[str]:
     for field in dataclasses.fields(flags):
         inner = field.metadata.get("flat")
         yield from _names(inner) if inner else [field.name]
+
+
+def _number_wanted(message: str) -> str:
+    """What a flag of several numbers wants, in place of what tyro says of it.
+
+    >>> _number_wanted("--lr: Could not find valid parse for arguments: ['0.1', 'fast']")
+    "--lr wants numbers; got '0.1 fast'"
+    """
+    found = re.fullmatch(r"(--[\w-]+): Could not find valid parse for arguments: (\[.*\])", message)
+    return message if found is None else f"{found[1]} wants numbers; got {' '.join(ast.literal_eval(found[2]))!r}"
 
 
 def _one_line(panel: str) -> str:

@@ -29,8 +29,8 @@ class Predict:
     classifier: OUT/METHOD/seed-N/checkpoint.pt of convary compare, or the .onnx or .pt2 that convary export made of
     it."""
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE ...")]
-    """Photographs; for dfn-video and dfn-moving-mnist videos. hdfnet looks for the depth of NAME.jpg in NAME_depth.png
-    beside it, or in a folder called depth beside its folder."""
+    """Photographs; for a classifier folders of them, too; for dfn-video and dfn-moving-mnist videos. hdfnet looks for
+    the depth of NAME.jpg in NAME_depth.png beside it, or in a folder called depth beside its folder."""
     out: Path | None = None
     """Folder for the pictures, which are named as the files; by default predictions in the folder of the system."""
     cpu: bool = False
@@ -84,7 +84,8 @@ def _classifier(path: Path) -> Path | None:
 
 def _classify(checkpoint: Path, flags: Predict) -> int:
     """Print the likeliest classes of each photograph."""
-    _check_files(flags.files)
+    photos = [photo for file in flags.files for photo in _photos(file)]
+    _check_files(photos)
     if flags.out is not None:
         raise ConfigError("--out is for pictures of systems; the classes that a classifier says are printed")
     console = plain_console()
@@ -96,11 +97,25 @@ def _classify(checkpoint: Path, flags: Predict) -> int:
 
         tell(f"reading {checkpoint}")
         classifier = Classifier(checkpoint, Accelerator(cpu=flags.cpu).device)
-        for photo in flags.files:
+        for photo in photos:
             best = list(classifier(photo).items())[:LIKELIEST]
             said = ", ".join(f"{name} {probability:.2f}" for name, probability in best)
             console.print(f"{photo}  {said}", markup=False, soft_wrap=True)
     return 0
+
+
+def _photos(file: Path) -> list[Path]:
+    """A photograph, or all that lie in a folder."""
+    if not file.is_dir():
+        return [file]
+    from convary.data.folder import EXTENSIONS
+
+    found = sorted(path for path in file.iterdir() if path.suffix.lower() in EXTENSIONS)
+    if not found:
+        raise DataError(
+            f"the folder {file} has no images ({', '.join(sorted(EXTENSIONS))}); give one that has, or files"
+        )
+    return found
 
 
 def _folder(system: str) -> Path:
@@ -133,5 +148,7 @@ def _check_files(files: Sequence[Path]) -> None:
     if not files:
         raise ConfigError("no file to predict; give one or more after the system")
     for file in files:
+        if file.is_dir():
+            raise DataError(f"{file} is a folder; give the files in it, as in {file / '*.jpg'}")
         if not file.is_file():
             raise DataError(f"there is no file {file}; give photographs, or videos for the dfn systems")

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from convary.text import spell
+from convary.text import of_few_steps, spell
 from convary.train import Progress as Listener
 from convary.train import RunInfo, StepInfo
 from convary.train.forecast import Forecast, Work
@@ -56,10 +56,13 @@ class LiveProgress(Listener):
         self.bars.stop()
 
     def on_work(self, work: Work) -> None:
-        """Say how long it will take, and open a bar for everything."""
+        """Say how much there is, how long it takes and whether it is too little; open a bar for everything."""
         many = f"{work.trainings} training{'s' if work.trainings != 1 else ''}"
         after = f"; measuring and the report take at least {spell(work.measuring)} more" if work.measuring else ""
-        self.console.print(f"{many}, about {spell(work.total)}{after}", markup=False, soft_wrap=True)
+        each = f"{work.each:,} step{'s' if work.each != 1 else ''}{' each' if work.trainings != 1 else ''}"
+        self.console.print(f"{many} of {each}, about {spell(work.total)}{after}", markup=False, soft_wrap=True)
+        if doubt := of_few_steps(work.each):
+            self.console.print(doubt, style="yellow", markup=False, soft_wrap=True)
         self.forecast = Forecast(work)
         self.all = self.bars.add_task(f"all {many}", total=1.0, said="", left=self.forecast)
 

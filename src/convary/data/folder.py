@@ -131,8 +131,8 @@ def _classes(folder: Path) -> tuple[str, ...]:
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
     if len(classes) < 2:
         raise DataError(
-            f"{folder} has {len(classes)} class folders; give a folder with two or more, one for each class"
-            f"{_above(folder)}"
+            f"{folder} has {len(classes)} class folder{'s' * (len(classes) != 1)}; give a folder with two or more, one "
+            f"for each class{_above(folder)}"
         )
     return classes
 

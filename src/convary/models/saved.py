@@ -13,6 +13,7 @@ from convary.models.architecture import COMPARED, trained
 from convary.models.registry import create
 
 _NETWORK = "network"
+_WRITERS = "convary convert, convary compare or convary.models.save"
 
 
 def save(path: str | Path, name: str, model: nn.Module) -> None:
@@ -43,10 +44,10 @@ def restore(path: str | Path) -> nn.Module:
         ConfigError: a recipe that does not fit it, or of a newer convary.
     """
     path = Path(path)
-    tensors, notes = checkpoint.contents(path)
+    tensors, notes = checkpoint.contents(path, _WRITERS)
     if notes.get("format") == COMPARED:
         return trained(notes, path)
-    read = checkpoint.converted(path, tensors, notes)
+    read = checkpoint.converted(path, tensors, notes, _WRITERS)
     if _NETWORK not in read.notes:
         raise CheckpointError(
             f"{path} does not say which network it is of; read it with convary.load(static, path), or write it with "

@@ -29,6 +29,7 @@ class Work:
     Attributes:
         trainings: How many, trials of learning rates among them.
         jobs: How many at a time.
+        each: Steps of one training; trials, which leave images out, have fewer.
         steps: By arm: of all of its trainings.
         seconds: By arm: of a step with its share of the evaluations, when it is alone; a guess.
         measuring: Seconds of the timings of the trained networks, which are the most of what follows.
@@ -36,6 +37,7 @@ class Work:
 
     trainings: int
     jobs: int
+    each: int
     steps: dict[str, int]
     seconds: dict[str, float]
     measuring: float = 0.0
@@ -49,16 +51,17 @@ class Work:
 def work(config: CompareConfig, dataset: DataSet, device: torch.device) -> Work:
     """Time a few batches of every arm; the networks are thrown away."""
     tried = len(config.lr) * config.lr_seeds if len(config.lr) > 1 else 0
+    size = min(config.batch_size, len(dataset.train.labels))
+    every = len(dataset.train.labels) // size
     kept = round(len(dataset.train.labels) * (1 - config.held_out))
     steps, seconds = {}, {}
     for name, arm in config.arms().items():
-        size = min(config.batch_size, len(dataset.train.labels))
-        every = len(dataset.train.labels) // size
         steps[name] = config.epochs * (config.seeds * every + tried * max(1, kept // size))
         step, forward = _timed(architecture(arm, config, dataset, 0).build().to(device), config, dataset, size, device)
         seconds[name] = step + forward * len(dataset.test.labels) / size / every
     trainings, measuring = len(steps) * (config.seeds + tried), len(steps) * TIMINGS * config.measure_seconds
-    return Work(trainings=trainings, jobs=config.jobs, steps=steps, seconds=seconds, measuring=measuring)
+    each = config.epochs * every
+    return Work(trainings=trainings, jobs=config.jobs, each=each, steps=steps, seconds=seconds, measuring=measuring)
 
 
 def _timed(
