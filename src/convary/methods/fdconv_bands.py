@@ -16,7 +16,7 @@ from convary.methods.fdconv_transforms import fft_macs, inverse, remainder, stan
 from convary.nn.arguments import Device, Dtype
 from convary.ops.geometry import CONV
 from convary.ops.shapes import plain_shape
-from convary.ops.tracing import is_onnx_trace, is_portable
+from convary.ops.tracing import is_exported, is_onnx_trace
 
 _GRID = 64  # the released masks are made for 64 positions per axis, and resized
 
@@ -85,7 +85,7 @@ class FrequencyBands(nn.Module):
     def lows(self, x: Tensor) -> list[Tensor]:
         """What of x is below each band's end, (B, C, *S) each."""
         size, axes, kept = x.shape[2:], tuple(range(2, x.ndim)), self.kept(x)
-        if is_onnx_trace() or (torch.compiler.is_compiling() and is_portable()):  # ONNX's transform takes no free sizes
+        if is_onnx_trace() or (torch.compiler.is_compiling() and is_exported()):  # ONNX's transform takes no free sizes
             return [_lowpass(x, masks) for masks in kept]
         if 0 in plain_shape(x):
             return [x for _ in kept]

@@ -41,9 +41,12 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def is_portable() -> bool:
-    """Whether the graph being recorded may run elsewhere (export, jit.trace): it keeps to torch's own operations."""
-    if kept.get():
-        return False
+    """Whether the graph being recorded keeps to torch's own operations: one for elsewhere, that may not hold ours."""
+    return not kept.get() and is_exported()
+
+
+def is_exported() -> bool:
+    """Whether the graph being recorded may run elsewhere (export, jit.trace)."""
     if not torch.compiler.is_compiling():
         return True
     return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()  # torch 2.7
@@ -51,7 +54,7 @@ def is_portable() -> bool:
 
 def holds_sizes(*sizes: object) -> bool:
     """Whether the graph being exported keeps these sizes as numbers: it then serves no others."""
-    return torch.compiler.is_compiling() and is_portable() and all(type(size) is int for size in sizes)
+    return torch.compiler.is_compiling() and is_exported() and all(type(size) is int for size in sizes)
 
 
 def is_onnx_trace() -> bool:
