@@ -320,6 +320,20 @@ def test_empty_batch_and_batch_of_one_in_training(config, rank):
     assert all(b.isfinite().all() for b in layer.buffers())
 
 
+@every_variant
+@pytest.mark.parametrize("autocast", [False, True])
+def test_empty_batch_in_bfloat16(config, autocast):
+    layer, static = build(config, 2, padding=1, stride=2)
+    excite(layer)
+    x = torch.randn(0, 4, *SIZE[2], dtype=torch.bfloat16)
+    if not autocast:
+        layer, static = layer.bfloat16(), static.bfloat16()
+    for training in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = layer.train(training)(x)
+            assert y.dtype is torch.bfloat16 and y.shape == static(x).shape
+
+
 @every_method
 @every_rank
 def test_single_sample_without_batch_axis(config, rank):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ def pool(x: Tensor) -> Tensor:
         return x
     axes = tuple(range(2, x.ndim))
     if x.dtype is torch.bfloat16 and x.is_cpu and not is_traced(x):  # mean would write x in float32 before it adds up
-        return x.sum(axes).float() / x[0, 0].numel()
+        return x.sum(axes).float() / math.prod(x.shape[2:])
     return x.mean(axes)
 
 
