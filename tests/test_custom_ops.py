@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that keep convary's operators: right in onnxruntime and as torch programs, at any batch and size."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import onnx
 import pytest
 import torch
@@ -133,6 +135,40 @@ def test_only_onnx_files_of_ours_have_banks_in_bfloat16(changes, words, tmp_path
     given["path"] = tmp_path / given["path"]
     with pytest.raises(cv.ConfigError, match=words):
         cv.export(cv.CondConv2d(4, 4, 3), (1, 4, 8, 8), **given)
+
+
+def test_two_layers_with_one_bank_in_bfloat16(tmp_path):
+    first = excite(cv.CondConv().build(nn.Conv2d(8, 8, 3, padding=1, bias=False)))
+    second = excite(cv.CondConv().build(nn.Conv2d(8, 8, 3, padding=1, bias=False)))
+    del second.weight
+    second.weight = first.weight
+    net = nn.Sequential(first, second).eval()
+    cv.export(net, (2, 8, 9, 9), tmp_path / "net.onnx", runtime="convary", bank_dtype=torch.bfloat16)
+    with torch.no_grad():
+        first.weight.copy_(first.weight.bfloat16())
+    agrees(net, tmp_path / "net.onnx", (1, 8, 9, 9), (3, 8, 6, 7))
+
+
+def test_without_a_bank_there_is_nothing_to_narrow(tmp_path):
+    layer = excite(cv.WeightNet().build(nn.Conv2d(8, 8, 3)))
+    with pytest.raises(cv.ExportError, match="leave it out"):
+        cv.export(layer, (2, 8, 9, 9), tmp_path / "layer.onnx", runtime="convary", bank_dtype=torch.bfloat16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sessions_on_several_threads_while_torch_works(tmp_path):
+    net = excite(dynamic_net(cv.CondConv()))
+    cv.export(net, (2, 3, 32, 32), tmp_path / "net.onnx", runtime="convary")
+    runs = [onnx_session(tmp_path / "net.onnx", threads=2, native=True) for _ in range(2)]
+    inputs = [torch.randn(batch, 3, 24, 40) for batch in (1, 2, 5)]
+    want = [net(x).detach() for x in inputs]
+
+    def work(run) -> float:
+        pairs = [(run(x)[0], net(x).detach(), y) for x, y in zip(inputs * 4, want * 4, strict=True)]
+        return max(float((a - y).abs().max() + (b - y).abs().max()) for a, b, y in pairs)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(work, runs * 2)) < 1e-4
 
 
 def test_a_strategy_besides_is_an_error():

@@ -69,9 +69,11 @@ bool read_axes(const Api& api, const Info* info, const char* name, int64_t missi
     return failed == nullptr || (api.release(failed), false);
 }
 
-Threads::Threads(const Api& api, Context* context) : Pool{run}, api(api), context(context) { pool = this; }
+Threads::Threads(const Api& api, Context* context) : Pool{run}, api(api), context(context), before(pool) {
+    pool = this;
+}
 
-Threads::~Threads() { pool = nullptr; }
+Threads::~Threads() { pool = before; }
 
 int64_t Threads::count() { return most(1, seen.load(std::memory_order_relaxed)); }
 

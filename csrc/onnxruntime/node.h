@@ -58,6 +58,7 @@ private:
     static int32_t run(const Pool& pool, int64_t end, int64_t grain, convary_range_fn fn, void* work);
     const Api& api;
     Context* context;
+    const Pool* before;  // of the thread, which may be waiting for work of another node
 };
 
 }  // namespace convary::ort

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from convary.errors import ExportError
 from convary.ops.native import library
 from convary.ops.native.router import ACTIVATIONS, PIECES
 from convary.ops.pixel.window import BORDERS
@@ -77,16 +78,29 @@ def translations() -> dict[Callable, Callable]:
 
 
 def narrow_banks(graph: Any) -> None:
-    """Store the banks of mixed convolutions in bfloat16: half the file, and half the memory to read for each image."""
+    """Store the banks of mixed convolutions in bfloat16: half the file, and half the memory to read for each image.
+
+    Raises:
+        ExportError: there is none.
+    """
     import ml_dtypes
     import onnx_ir as ir
 
-    for node in graph:
-        bank = node.inputs[1] if node.op_type == "MixedConv" else None
-        if bank is None or bank.const_value is None or bank.dtype != ir.DataType.FLOAT:
-            continue
+    banks = {id(node.inputs[1]): node.inputs[1] for node in graph if _is_mixed(node)}  # layers may share one
+    found = [bank for bank in banks.values() if bank.const_value is not None and all(map(_reads_bank, bank.uses()))]
+    if not found:
+        raise ExportError("no layer mixes a constant bank, so bank_dtype has nothing to narrow; leave it out")
+    for bank in found:
         bank.const_value = ir.tensor(bank.const_value.numpy().astype(ml_dtypes.bfloat16), name=bank.name)
         bank.dtype = ir.DataType.BFLOAT16
+
+
+def _is_mixed(node: Any) -> bool:
+    return node.domain == DOMAIN and node.op_type == "MixedConv"
+
+
+def _reads_bank(use: Any) -> bool:
+    return _is_mixed(use.node) and use.idx == 1
 
 
 def spare_reshapes(graph: Any) -> None:
