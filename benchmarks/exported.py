@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import convary as cv
 from convary.bench.machine import load
-from convary.bench.models import networks
+from convary.bench.models import networks, step
 from convary.bench.timing import interleave
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # of the largest score
@@ -84,6 +84,10 @@ def lines(name: str, arguments: argparse.Namespace, folder: Path) -> None:
         if first:
             export(static.eval(), x, folder / "warm.onnx", arguments)  # the first export of a process
             base_seconds, first = export(static, x, static_file, arguments), False
+            eager, base = step(static, x, "inference"), in_onnxruntime(static_file, x)
+            t = interleave(eager, base, arguments.seconds, time.process_time)
+            cost = f"**{t.ratio:.2f}** ({t.low:.2f} to {t.high:.2f}) | {t.ms:.1f} / {t.base_ms:.1f}"
+            print(f"| {name} | static | eager torch | - | {cost} | - | - | - |", flush=True)
         with torch.no_grad():
             want = dynamic.eval()(x).numpy()
         for runtime in arguments.runtimes:

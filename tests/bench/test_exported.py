@@ -17,6 +17,6 @@ def test_the_smallest_line():
     command = [sys.executable, str(SCRIPT), *words, "onnxruntime alone"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     head, _, *rows, machine = told
-    assert [row.split("|")[3].strip() for row in rows] == ["onnxruntime", "onnxruntime alone"]
+    assert [row.split("|")[3].strip() for row in rows] == ["eager torch", "onnxruntime", "onnxruntime alone"]
     assert all(row.count("|") == head.count("|") for row in rows) and "WRONG" not in "".join(rows)
     assert machine.startswith("load ")
