@@ -10,7 +10,7 @@ from typing import Any
 from convary.bench.tables import MEMORY_TARGET, Record, markdown, memory_numbers, target, verdict
 from convary.errors import ConfigError
 
-HALF = "models-bf16.json"  # where they were measured on another machine, the table says so
+HALF = "models-bf16*.json"  # of several machines, which their tables name
 FILES = {
     "models": "models.json", "layers": "layers.json", "models-grouped": "models-grouped.json",
     "layers-grouped": "layers-grouped.json",
@@ -51,8 +51,8 @@ def page(results: Path) -> str:
         if name in found:
             title = f"{name.partition('-')[0].capitalize().replace('Models', 'Networks')}, against released code's way"
             parts.append(_folded(title, GROUPED + "\n" + table(found[name], "grouped")))
-    if (results / HALF).exists():
-        parts.insert(2, _half(_read(results / HALF)))
+    if halves := sorted(results.glob(HALF), key=lambda path: (len(path.name), path.name)):
+        parts.insert(2, f"## Half precision\n\n{BF16}\n" + "\n".join(_half(_read(path)) for path in halves))
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -93,8 +93,9 @@ for the first two samples of the batch: layers within 1e-4 of the largest value,
 "layer 32, 512->512, 7, 3" is a convolution of 512 to 512 channels on a batch of 32 maps of 7x7 with a kernel of 3x3.
 """
 BF16 = """Both networks under `torch.autocast("cpu", torch.bfloat16)`, checked first: the error against
-float64 is at most 1.5 times the static network's own. A processor without bf16 instructions emulates them in torch's
-own convolutions; ours compute in float32. There a network is fastest in float32, static or dynamic.
+float64 is at most 1.5 times the static network's own. Where the processor multiplies bf16 (native kernels avx512_bf16),
+so do torch and we. Without such instructions torch's own convolutions emulate them, and ours compute in float32: there
+a network is fastest in float32, static or dynamic.
 """
 GROUPED = """The same networks and kernels, run as the released code of the methods runs them: the mixed kernels of all
 samples are written to memory and convolved with B groups. A ratio of 0.5 is twice as fast.
@@ -193,7 +194,7 @@ def _half(content: dict[str, Any]) -> str:
         plain = row.get("float32")
         wide = f"{plain['ratio']:.2f} ({plain['low']:.2f}-{plain['high']:.2f})" if plain else ""
         rows.append([*cells, ratio, spread, wide, ms])
-    return f"## Half precision\n\n{BF16}\n{_machine(content['machine'])}\n{markdown(header, rows)}\n"
+    return f"{_machine(content['machine'])}\n{markdown(header, rows)}\n"
 
 
 def _memory(content: dict[str, Any]) -> str:
