@@ -9,7 +9,9 @@ what static networks of this size like. Seeds are 0 to 4 everywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from convary.train import CompareConfig
 
@@ -56,7 +58,10 @@ class Block:
             "measure_seconds": 5.0,
         }
         flags = {name: out / str(value) if name == "start" else value for name, value in self.flags}
-        return CompareConfig(**usual | flags, methods=self.arms, out=out / self.name, root=root, jobs=jobs)  # type: ignore[arg-type]
+        given: dict[str, Any] = {**usual, **flags, "methods": self.arms, "out": out / self.name, "root": root}
+        recipe = given.pop("recipe", None)
+        make = CompareConfig if recipe is None else partial(CompareConfig.from_recipe, recipe)
+        return make(**given, jobs=jobs)
 
 
 _ODCONV = (("lr", (0.1,)),)  # variants of ODConv take the rate that was chosen for it in s2-papers
@@ -142,5 +147,11 @@ BLOCKS = (
         question="Do start and width of DyConv's router matter?",
         arms=("dyconv:init=neutral", "dyconv:extra_hidden=16"),
         base="s2-papers",
+    ),
+    Block(
+        name="s8-confirm",
+        question="Does the recipe that came out best hold on images that no choice was made on?",
+        arms=("static", "static@macs:condconv", "static@1.25", "condconv"),
+        flags=(("data", "fashion-mnist"), ("recipe", "best-small")),
     ),
 )
