@@ -46,7 +46,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(images):
     """The flags of the smallest comparison; --out is missing."""
-    flags = f"--data folder:{images} --image-size 16 --model mobilenet_v2_tiny --epochs 1 --batch-size 8"
+    flags = f"--data folder:{images} --image-size 16 --model convnet_nano --epochs 1 --batch-size 8"
     return [*flags.split(), "--methods", "static", "dyconv", "--measure-seconds", "0.01", "--threads", "1", "--cpu"]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from html.parser import HTMLParser
@@ -45,16 +46,15 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(synthetic, tmp_path_factory):
-    """The page of some synthetic results, made once for equal arguments."""
+    """The page of some synthetic results, made once for equal ones."""
     path, made = tmp_path_factory.mktemp("report") / "report.html", {}
 
     def make(results=None, **kwargs):
-        key = str(kwargs)
-        if results is not None or key not in made:
-            report.write(results or synthetic(**kwargs), path)
-        if results is None:
-            return made.setdefault(key, path.read_text())
-        return path.read_text()
+        results = results or synthetic(**kwargs)
+        if (key := json.dumps(results)) not in made:
+            report.write(results, path)
+            made[key] = path.read_text()
+        return made[key]
 
     return make
 
@@ -158,7 +158,7 @@ def test_the_plan_is_drawn_on_the_network(html, synthetic):
 
 
 def test_results_of_an_earlier_version_make_a_page(html, synthetic):
-    older = copy.deepcopy(synthetic(methods=("static", "odconv")))
+    older = copy.deepcopy(synthetic(methods=("static", "odconv"), layers=4))
     del older["pictures"]
     for method in older["methods"]:
         for name in ("plan", "bytes", "memory", "confusion", "experts", "paths", "differs", "diagnosis"):
@@ -239,7 +239,7 @@ def test_first_middle_and_last_layer_are_drawn_large(html, layers):
 
 
 def test_many_classes_stay_a_page_of_bounded_size(html, synthetic):
-    results = synthetic(methods=("static", "odconv"))
+    results = synthetic(methods=("static", "odconv"), layers=4)
     results["data"]["classes"] = [f"class {index}" for index in range(1000)]
     for entry in results["methods"][1]["routing"]:
         entry["by_class"] = (entry["by_class"] * 100)[:1000]
@@ -249,13 +249,13 @@ def test_many_classes_stay_a_page_of_bounded_size(html, synthetic):
 
 
 def test_text_from_the_results_is_escaped(html, synthetic):
-    results = synthetic(methods=("static", "odconv"))
+    results = synthetic(methods=("static", "odconv"), layers=4)
     results["data"]["title"] = results["data"]["classes"][0] = "<b>&amp;"
     assert "<b>&amp;" not in html(results)
 
 
 def test_no_pairs_of_filters_and_flat_coefficients_are_fine(html, synthetic):
-    results = synthetic(methods=("static", "dyconv"))
+    results = synthetic(methods=("static", "dyconv"), layers=4)
     results["methods"][0]["correlation"] |= {"bands": [0, 0, 0, 0], "layers": []}
     for entry in results["methods"][1]["routing"]:
         entry |= {"by_class": [[0.25] * 4] * 10, "between_class_std": 0.0, "within_class_std": 0.0}
@@ -311,7 +311,7 @@ def test_tiny_networks_keep_their_digits(html, synthetic):
 
 @pytest.mark.parametrize(("low", "high", "noisy"), [(0.8, 1.25, False), (0.79, 1.0, True), (1.0, 1.26, True)])
 def test_latencies_of_a_busy_machine_are_no_cost(html, synthetic, low, high, noisy):
-    results = synthetic(methods=("static", "odconv"))
+    results = synthetic(methods=("static", "odconv"), layers=4)
     static, odconv = results["methods"]
     static["latency"][0] |= {"low": low, "high": high}
     odconv["latency"][0]["ratio"] = 54.93
@@ -326,7 +326,7 @@ def test_latencies_of_a_busy_machine_are_no_cost(html, synthetic, low, high, noi
 
 
 def test_no_latency_is_drawn_where_all_are_too_noisy(html, synthetic, tmp_path):
-    results = synthetic(methods=("static", "odconv"))
+    results = synthetic(methods=("static", "odconv"), layers=4)
     for entry in results["methods"][0]["latency"]:
         entry["high"] = 3.0
     shown = html(results)
