@@ -214,10 +214,10 @@ def test_released_options_start_as_the_static_layer(options):
 def test_options_that_can_not_be():
     for options, reason in [
         ({"activation": "softmax"}, "kernel_attention_only=True"),
-        ({"param_ratio": 5}, "at most 256; got 5 with kernels=64"),
+        ({"param_ratio": 5}, "from 1 to 256 // kernels = 4; got 5"),
         ({"lowest_band": True, "bands": ()}, "lowest_band=True wants bands"),
         ({"band_activation": "softmax"}, "band_activation must be"),
-        ({"param_ratio": 0}, "param_ratio must be at least 1"),
+        ({"param_ratio": 0}, "param_ratio must be from 1 to 256"),
         ({"param_reduction": 0.0}, "param_reduction must be above 0"),
         ({"temperature": 0.0}, "temperature must be a finite number above 0"),
         ({"kernel_temperature": "1"}, "kernel_temperature must be a number or None"),

@@ -101,17 +101,13 @@ class FDConv(MethodConfig):
     def __post_init__(self) -> None:
         """Check the numbers."""
         super().__post_init__()
-        check_positive("reduction", self.reduction)
-        check_positive("min_hidden", self.min_hidden)
-        check_positive("temperature", self.temperature)
+        for name in ("reduction", "min_hidden", "temperature"):
+            check_positive(name, getattr(self, name))
         check_positive("kernel_temperature", self.temperatures["frequency"])
         if not 1 <= self.kernels <= _MOST:
             raise ConfigError(f"kernels must be from 1 to {_MOST}; got {self.kernels}")
-        if not 1 <= self.param_ratio <= _MOST // self.kernels:
-            raise ConfigError(
-                f"param_ratio must be at least 1, and kernels * param_ratio at most {_MOST}; got {self.param_ratio} "
-                f"with kernels={self.kernels}"
-            )
+        if not 1 <= self.param_ratio <= (most := _MOST // self.kernels):
+            raise ConfigError(f"param_ratio must be from 1 to {_MOST} // kernels = {most}; got {self.param_ratio}")
         if not 0 < self.param_reduction <= 1:
             raise ConfigError(f"param_reduction must be above 0 and at most 1; got {self.param_reduction}")
         if self.activation == "softmax" and not self.kernel_attention_only:
@@ -256,12 +252,10 @@ class _FDConvNd(ReleasedSpectralConv):
 
     def cannot_hold(self) -> str | None:
         """A part of the frequencies does not hold a kernel."""
-        if self.kept is None:
-            return None
-        return (
-            f"a spectrum with param_reduction={self.config.param_reduction} can't hold a trained kernel; use "
-            "param_reduction=1, or convert with upcycle=False"
-        )
+        part = self.config.param_reduction
+        wanted = "use param_reduction=1, or convert with upcycle=False"
+        told = f"a spectrum with param_reduction={part} can't hold a trained kernel; {wanted}"
+        return None if self.kept is None else told
 
     def take_(self, weight: Tensor, noise: float, router: Router | None) -> float:
         """Become a static layer, exactly: all attentions are 1 and the gates leave x as it is.
