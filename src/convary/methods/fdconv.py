@@ -106,7 +106,8 @@ class FDConv(MethodConfig):
         check_positive("kernel_temperature", self.temperatures["frequency"])
         if not 1 <= self.kernels <= _MOST:
             raise ConfigError(f"kernels must be from 1 to {_MOST}; got {self.kernels}")
-        if not 1 <= self.param_ratio <= (most := _MOST // self.kernels):
+        most = _MOST // self.kernels
+        if not 1 <= self.param_ratio <= most:
             raise ConfigError(f"param_ratio must be from 1 to {_MOST} // kernels = {most}; got {self.param_ratio}")
         if not 0 < self.param_reduction <= 1:
             raise ConfigError(f"param_reduction must be above 0 and at most 1; got {self.param_reduction}")
