@@ -103,7 +103,7 @@ class HDFNetPublishedConfig(HDFNetConfig):
 
 
 class HDFNetSystem(System):
-    """Binary cross entropy and the hybrid enhanced loss; SGD with a polynomial schedule by epochs."""
+    """The loss of ``hybrid_enhanced_losses``; SGD with a polynomial schedule by epochs."""
 
     measures = MEASURES
 
