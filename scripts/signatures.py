@@ -4,7 +4,8 @@
     python scripts/signatures.py
 
 The options are the fields of the method's config, which alone says them at run time. In the method's file, the layers'
-base has a block ``if TYPE_CHECKING:  # by scripts/signatures.py`` down to the docstring, which is replaced.
+base has a block from ``if TYPE_CHECKING:  # by scripts/signatures.py`` to the docstring, which is replaced. For a new
+method copy another's, whatever it says.
 """
 
 from __future__ import annotations
@@ -50,9 +51,16 @@ def _arguments(layer: type[DynamicLayer]) -> Iterator[str]:
 
 
 def written(file: Path) -> str:
-    """What a file should be."""
-    blocks = iter([block(layer) for layer in files()[file]])
-    return _BLOCK.sub(lambda _: next(blocks), file.read_text(encoding="utf-8"))
+    """What a file should be.
+
+    Raises:
+        SystemExit: it has another number of blocks than of layers.
+    """
+    text, blocks = file.read_text(encoding="utf-8"), [block(layer) for layer in files()[file]]
+    if len(found := _BLOCK.findall(text)) != len(blocks):
+        raise SystemExit(f"{file} has {len(found)} blocks for signatures, not {len(blocks)}; copy another method's")
+    waiting = iter(blocks)
+    return _BLOCK.sub(lambda _: next(waiting), text)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategy ``native`` of ``mixed_conv``: kernels of the native library that mix weights in cache, just before use."""
+"""Strategy ``native`` of ``mixed_conv``: kernels of the native library that mix weights in cache, just before use.
+
+This is the call. The kernels are in ``csrc/kernels/mixed_conv*.cpp`` and ``conv_*.cpp``, their choice and threads in
+``csrc/abi/conv_run.cpp``.
+"""
 
 from __future__ import annotations
 
