@@ -23,7 +23,7 @@ from convary.methods.dynet import DyNet, DyNetConv1d, DyNetConv2d, DyNetConv3d
 from convary.methods.fdconv import FDConv, FDConv1d, FDConv2d, FDConv3d
 from convary.methods.hdfnet import DDPM, DepthDC
 from convary.methods.involution import Involution, Involution2d
-from convary.methods.kernel_warehouse import (
+from convary.methods.kernelwarehouse import (
     KernelWarehouse,
     KernelWarehouse1d,
     KernelWarehouse2d,

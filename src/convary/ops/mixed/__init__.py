@@ -11,7 +11,7 @@ from convary.ops.geometry import Size
 from convary.ops.mixed import aten, native
 from convary.ops.mixed.arguments import spell
 from convary.ops.native import eligible
-from convary.ops.sample import gpu
+from convary.ops.sample import triton
 from convary.ops.sample.aten import bmm, grouped, loop, needs_fixed_batch
 
 
@@ -64,7 +64,7 @@ STRATEGIES = {
     "bmm": Strategy(lambda problem: None, aten.per_sample(bmm), "mixed kernels, a product with the windows of x", True),
     "native": Strategy(eligible.why_not, native.run, "fused CPU kernels"),
     "triton": Strategy(
-        gpu.why_not, aten.per_sample(gpu.run), "mixed kernels, a product with the windows of x", on_trial=True
+        triton.why_not, aten.per_sample(triton.run), "mixed kernels, a product with the windows of x", on_trial=True
     ),
 }
 OP = Op("mixed_conv", mixed_conv, spell, STRATEGIES)

@@ -8,7 +8,7 @@ from torch import Tensor
 from convary.ops.dispatch import Op, Strategy, run
 from convary.ops.geometry import Size
 from convary.ops.native import eligible
-from convary.ops.sample import aten, gpu, native
+from convary.ops.sample import aten, native, triton
 from convary.ops.sample.arguments import spell
 
 
@@ -57,6 +57,8 @@ STRATEGIES = {
     "loop": Strategy(aten.needs_fixed_batch, aten.loop, "a convolution per kernel"),
     "bmm": Strategy(lambda problem: None, aten.bmm, "a product with the windows of x", portable=True),
     "native": Strategy(eligible.why_not, native.run, "fused CPU kernels"),
-    "triton": Strategy(gpu.why_not, gpu.run, "a product with the windows of x, gathered on the way", on_trial=True),
+    "triton": Strategy(
+        triton.why_not, triton.run, "a product with the windows of x, gathered on the way", on_trial=True
+    ),
 }
 OP = Op("sample_conv", sample_conv, spell, STRATEGIES)

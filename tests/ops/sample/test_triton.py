@@ -11,10 +11,10 @@ from convary import ops
 from convary.errors import StrategyError
 from convary.ops import Coefficients
 from convary.ops.cost import measured
-from convary.ops.sample import gpu
+from convary.ops.sample import triton
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-KERNELS = "convary.ops.sample.kernels"
+KERNELS = "convary.ops.sample.triton_kernels"
 # B, C, O, groups, kernel, size, stride, padding, dilation
 GEOMETRIES = [
     (2, 16, 17, 1, (3, 3), (5, 4), 1, 1, 1),
@@ -31,7 +31,7 @@ def interpreter(monkeypatch):
     """Kernels are decorated for the interpreter when they are imported; blocks are small, for it is slow."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.delitem(sys.modules, KERNELS, raising=False)
-    monkeypatch.setattr(gpu, "BLOCK", {"POSITIONS": 16, "OUT": 16, "IN": 16})
+    monkeypatch.setattr(triton, "BLOCK", {"POSITIONS": 16, "OUT": 16, "IN": 16})
     yield
     sys.modules.pop(KERNELS, None)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError
-from convary.methods import kernel_warehouse_plan as plan
-from convary.methods.kernel_warehouse_attention import CellAttention, CellWeights
+from convary.methods import kernelwarehouse_plan as plan
+from convary.methods.kernelwarehouse_attention import CellAttention, CellWeights
 from convary.nn import DynamicLayer, Router
 from convary.nn.layout import Row, trailing
 from convary.nn.upcycle import spread

@@ -107,7 +107,7 @@ def _strides(weight: Tensor, G: int) -> tuple[int, ...]:
 
 
 def _gather(x: Tensor, weight: Tensor, y: Tensor, G: int, strides: tuple[int, ...], walk: tuple[int, ...]) -> None:
-    from convary.ops.sample.kernels import gather
+    from convary.ops.sample.triton_kernels import gather
 
     (B, C, H, W), (_, O, OH, OW) = x.shape, y.shape
     KH, KW = weight.shape[3:]
@@ -117,7 +117,7 @@ def _gather(x: Tensor, weight: Tensor, y: Tensor, G: int, strides: tuple[int, ..
 
 
 def _correlate(x: Tensor, grad: Tensor, weight: Tensor, G: int, walk: tuple[int, ...]) -> None:
-    from convary.ops.sample.kernels import correlate
+    from convary.ops.sample.triton_kernels import correlate
 
     (B, C, H, W), (_, O, OH, OW) = x.shape, grad.shape
     KH, KW = weight.shape[3:]

@@ -15,7 +15,7 @@ from torchvision import models
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 import convary as cv
-from convary.methods import kernel_warehouse_plan as plan
+from convary.methods import kernelwarehouse_plan as plan
 from convary.nn import sites
 from tests.nets import Net, excite, onnx_session
 

@@ -10,7 +10,7 @@ from 1 to 0, linearly per iteration, over twenty epochs; here it is the router's
 Li, Yao, "KernelWarehouse: Rethinking the Design of Dynamic Convolution", ICML 2024.
 
 Differences from the released code: a layer stands alone, with a warehouse of its own, and ``convert`` makes the layers
-of a stage share one, as one tied weight (``kernel_warehouse_plan`` says which, ``share_warehouse`` does it for any
+of a stage share one, as one tied weight (``kernelwarehouse_plan`` says which, ``share_warehouse`` does it for any
 layers); tau and beta are buffers, saved and moved with the model; any of ``nn.ConvNd``'s arguments works, and any cell
 ratio: where fewer cells than parts do not come out even (the released code stops there), the parts left over start as
 zeros.
@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from convary.errors import ConfigError
-from convary.methods import kernel_warehouse_plan as plan
+from convary.methods import kernelwarehouse_plan as plan
 from convary.methods.config import Annealing, MethodConfig, check_positive
-from convary.methods.kernel_warehouse_attention import CellAttention, CellWeights
-from convary.methods.kernel_warehouse_cells import StockedLayer, share_warehouse
+from convary.methods.kernelwarehouse_attention import CellAttention, CellWeights
+from convary.methods.kernelwarehouse_cells import StockedLayer, share_warehouse
 from convary.nn import AssembledConv, DynamicLinear, Site
 from convary.nn.arguments import Device, Dtype, PaddingMode, Size
 
