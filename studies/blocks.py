@@ -17,6 +17,7 @@ from convary.train import CompareConfig
 
 SEEDS = 5
 RATES = (0.02, 0.045, 0.1)
+SHAPE = (3, 32, 32)  # of the images that cost is measured on
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ import torch
 
 from convary.bench.machine import load as machine_load
 from convary.bench.machine import machine
-from convary.files import write_json
+from convary.files import read_json, write_json
 from convary.models import fold_excitation
 from convary.train import measure
 from convary.train.arms import Arm, architecture
 from convary.train.files import now
-from studies.blocks import BLOCKS
+from studies.blocks import BLOCKS, SHAPE
 from studies.results import FOLDER
 
 BATCHES = (1, 16, 128)
@@ -31,7 +31,7 @@ BATCHES = (1, 16, 128)
 class Images:
     """What ``architecture`` asks of a data set: CIFAR-10's size, without its images."""
 
-    shape, classes = (3, 32, 32), tuple("0123456789")
+    shape, classes = SHAPE, tuple("0123456789")
 
 
 def main(argv: list[str]) -> int:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     arms: dict[str, Any] = {}
     for block in BLOCKS:
-        if not (FOLDER / f"{block.name}.json").exists():
+        if not (path := FOLDER / f"{block.name}.json").exists() or tuple(read_json(path)["data"]["shape"]) != SHAPE:
             continue
         config = dataclasses.replace(block.config(FOLDER, None, 1), init="paper", start=None)
         static = architecture(Arm(name="static"), config, Images, 0).build()  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import jinja2
 from convary import METHODS
 from convary.files import read_json
 from studies import methods
-from studies.methods import EQUAL, said, table
+from studies.methods import EQUAL, SCRATCH, said, table
 from studies.pictures import gaps, picture
 from studies.results import AXES, FOLDER, Arm, read
 
@@ -83,10 +83,10 @@ class Page:
         """Markdown: a method as published and its variants, each beside static and beside that method.
 
         Args:
-            method: Its name in the block s2-papers.
+            method: Its name in a block of methods from scratch.
             blocks: Whose networks, those that are not there left out.
         """
-        whole = self.arm("s2-papers", method)
+        whole = next(arm for block in SCRATCH for arm in self.blocks.get(block, []) if arm.name == method)
         arms = [arm for block in blocks for arm in self.blocks.get(block, []) if arm.name.startswith(method)]
         head = ["network", "top-1 %", "gap to static", f"gap to {whole.entry['title']}", "multiply-adds", "parameters"]
         rows = [
@@ -111,9 +111,9 @@ class Page:
         rows = [[arm.entry["title"], *(self._equal(arm, axis) for axis in AXES)] for arm in dynamic]
         return table(head, rows)
 
-    def gap_at(self, name: str, axis: str) -> str:
+    def gap_at(self, name: str, axis: str, block: str = "s2-papers") -> str:
         """Gap of one network to a static one of the same cost."""
-        return self._equal(self.arm("s2-papers", name), axis)
+        return self._equal(self.arm(block, name), axis)
 
     def _equal(self, arm: Arm, axis: str) -> str:
         found = arm.gap_at_equal(axis, (other for arms in self.blocks.values() for other in arms))

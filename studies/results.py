@@ -13,7 +13,7 @@ import numpy as np
 from convary.errors import DataError
 from convary.files import read_json
 from convary.train.paired import paired
-from studies.blocks import BLOCKS, Block
+from studies.blocks import BLOCKS, SHAPE, Block
 
 FOLDER = Path(__file__).parent / "results"
 AXES = {
@@ -114,7 +114,8 @@ def _arms(block: Block, files: dict[str, Any], costs: dict[str, Any]) -> list[Ar
     base = next((arm for arm in files[home]["arms"] if arm["name"] == "static"), None)
     if base is None:
         raise DataError(f"{home} has no static network to pair {block.name} with")
-    return [Arm(entry, base, costs.get(entry["name"])) for entry in own["arms"]]
+    measured = costs if tuple(own["data"]["shape"]) == SHAPE else {}
+    return [Arm(entry, base, measured.get(entry["name"])) for entry in own["arms"]]
 
 
 def _check_pairing(name: str, own: dict[str, Any], home: str, other: dict[str, Any]) -> None:
