@@ -55,6 +55,10 @@ class LiveProgress(Listener):
             self.bars.update(self.measuring, completed=self.bars.tasks[-1].total, said="")
         self.bars.stop()
 
+    def on_weights(self, told: str) -> None:
+        """Say what was taken."""
+        self.console.print(f"weights  {told}", markup=False, soft_wrap=True)
+
     def on_work(self, work: Work) -> None:
         """Say how much there is, how long it takes and whether it is too little; open a bar for everything."""
         many = f"{work.trainings} training{'s' if work.trainings != 1 else ''}"

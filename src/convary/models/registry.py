@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,10 +114,23 @@ def create(name: str, *, pretrained: bool = False) -> nn.Module:
             raise
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise CheckpointError(
-            f"the weights of {name} can't be downloaded: {reason}; give a file's instead (on the command line "
-            "--weights FILE), or untrained ones (--weights random)"
+            f"the weights of {name} can't be downloaded: {reason}; {_by_hand(source, inner)}, or take untrained ones "
+            "(--weights random)"
         ) from error
     raise ConfigError(f"want torchvision:NAME or timm:NAME; got {name!r}{_where_it_is(name)}")
+
+
+def _by_hand(source: str, name: str) -> str:
+    """Which file brings a library's weights, and where it belongs."""
+    if source == "torchvision":
+        url = str(torchvision.models.get_model_weights(name)["DEFAULT"].url)  # type: ignore[attr-defined]
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+        return f"get {url} elsewhere and put it to {cache}, or give its path: --weights FILE"
+    found = importlib.import_module("timm").get_pretrained_cfg(name)
+    if found is None or not (found.hf_hub_id or found.url):
+        return "give a file of your own: --weights FILE"
+    what = f"model.safetensors of {found.hf_hub_id} on Hugging Face" if found.hf_hub_id else found.url
+    return f"get {what} elsewhere and give its path: --weights FILE"
 
 
 def _where_it_is(name: str) -> str:

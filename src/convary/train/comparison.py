@@ -14,7 +14,7 @@ from convary.data import DataSet
 from convary.data.reading import Listing
 from convary.files import read_json, write_json
 from convary.train import processes
-from convary.train.arms import architecture, checkpoint_path, start_weights
+from convary.train.arms import architecture, checkpoint_path, start_digest, start_weights, told
 from convary.train.checkpoint import load_model
 from convary.train.classification import Run
 from convary.train.config import SKIPPED, CompareConfig
@@ -33,7 +33,8 @@ SCHEMA = 1
 def compare(config: CompareConfig, progress: Progress | None = None, *, command: str | None = None) -> dict[str, Any]:
     """Train a static network and its dynamic versions alike, measure them and write ``OUT/results.json``.
 
-    An interrupted comparison goes on where it was when it is called again; a finished one is only read.
+    An interrupted comparison goes on where it was when it is called again; a finished one is only read. With more seeds
+    or other methods than before it trains what is missing, and gives what asking for all at once gives.
 
     Args:
         config: What to do.
@@ -56,20 +57,22 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = config.load_images()
-    path = config.out / RESULTS
-    origin = None if path.exists() else {"code of convary": code(), "images": dataset.digest()}
+    path, done = config.out / RESULTS, finished(config)
     with torch.random.fork_rng():
         _check_models(config, dataset)
         started = ""
         if accelerator.is_main_process:
-            started = claim_folder(config.out, config.identity(), now(), origin)
+            origin = _origin(config, dataset, final=done is not None)
+            started = claim_folder(config.out, config.identity(), now(), origin, config.places)
             listing = Listing(config.out / SKIPPED)
             for reason in dataset.left_out:
                 listing.note(reason)
         accelerator.wait_for_everyone()
-        if path.exists():
-            return read_json(path)
+        if done is not None:
+            return done
         if accelerator.is_main_process:
+            if config.pretrained:
+                progress.on_weights(told(config, dataset))
             progress.on_work(work(config, dataset, accelerator.device))
         curves, choices = _train(config, dataset, accelerator, progress)
         accelerator.wait_for_everyone()
@@ -80,6 +83,8 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
             run |= {**config.to_dict(), "seeds": list(range(config.seeds))}
             if config.recipe is not None:
                 run["training"] = config.training()
+            if config.pretrained:
+                run["start_from"] = told(config, dataset)
             left_out = sorted({*dataset.left_out, *Listing.read(config.out / SKIPPED)})
             content = {"run": run, "machine": machine(), "data": describe(dataset, left_out), "methods": methods}
             content["pictures"] = pictures
@@ -88,12 +93,36 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
     return read_json(path)
 
 
+def finished(config: CompareConfig) -> dict[str, Any] | None:
+    """What results.json holds where it is of all that is asked for, and of nothing else; otherwise None.
+
+    A folder keeps every training under its settings, so that asking for more seeds or methods trains what is missing,
+    and asking for fewer leaves them out of the results alone.
+    """
+    path = config.out / RESULTS
+    if not path.exists():
+        return None
+    results = read_json(path)
+    try:
+        asked = results["run"]["methods"], results["run"]["seeds"]
+    except (KeyError, TypeError):
+        return None
+    return results if asked == (list(config.methods), list(range(config.seeds))) else None
+
+
+def _origin(config: CompareConfig, dataset: DataSet, *, final: bool) -> dict[str, str]:
+    """What must be as it was when the folder was begun; of a final result only what it started from."""
+    found = {} if final else {"code of convary": code(), "images": dataset.digest()}
+    start = start_digest(config, dataset)
+    return {**found, "weights to start from": start} if start else found
+
+
 def _check_models(config: CompareConfig, dataset: DataSet) -> None:
     """Build every network and read every start once, so that what is wrong is known before anything is trained."""
-    for arm in config.arms().values():
-        architecture(arm, config, dataset, 0).build()
     for seed in range(config.seeds):
         start_weights(config, dataset, seed)
+    for arm in config.arms().values():
+        architecture(arm, config, dataset, 0).build()
 
 
 def _train(
