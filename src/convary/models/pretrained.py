@@ -23,6 +23,7 @@ from convary.weights import left_over, listed, missing, other_shapes, read_weigh
 
 RANDOM, PRETRAINED = "random", "pretrained"
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # torchvision's classifiers beside the last one, which we build without
+_QUIET = 0.01  # standard deviation
 _HALVES = ("googlenet", "inception_v3")  # torchvision's weights of these want pixels from -1 to 1
 
 
@@ -65,7 +66,7 @@ class Pretrained:
         """What a network of other classes takes.
 
         Args:
-            model: Its own initial weights are what is new.
+            model: Its own initial classifier, scaled down, is what is new.
             classes: What it is to tell apart.
             classifier: The names of the tensors whose shape says how many classes there are.
 
@@ -85,7 +86,18 @@ class Pretrained:
         problems += other_shapes(given, body)
         if problems:
             raise CheckpointError(f"{self.source} does not fit {type(model).__name__}: {listed(problems)}")
-        return Fitted({**own, **given}, tuple(name for name in own if name in new))
+        rows = {name: _quiet(own[name]) for name in new}
+        return Fitted({**own, **given, **rows}, tuple(name for name in own if name in new))
+
+
+def _quiet(initial: Tensor) -> Tensor:
+    """A new classifier that says nearly nothing at first: else its noise is what the trained layers learn from.
+
+    torchvision's MobileNets start like this; timm's start up to 70 times larger.
+    """
+    if initial.ndim < 2:
+        return torch.zeros_like(initial)
+    return initial * (_QUIET / initial.std().clamp(min=_QUIET))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +145,8 @@ def read(name: str, weights: str) -> Pretrained:
 
     Args:
         name: Of the network, as for :func:`convary.models.build`.
-        weights: ``"pretrained"``, or a file: a state dict (.pt, .pth, .safetensors), or what ``convary compare`` made of
-            a static network.
+        weights: ``"pretrained"``, or a file: a state dict (.pt, .pth, .safetensors), or what ``convary compare`` made
+            of a static network.
 
     Raises:
         ConfigError: the file is of another network, or of a dynamic one.
@@ -153,18 +165,14 @@ def _read(name: str, weights: str, stamp: tuple[int, int] | None) -> Pretrained:
         tensors = create(name, pretrained=True).state_dict()
         return Pretrained(source=PRETRAINED, tensors=tensors, seen=seen_by(name, weights))
     if stamp is None:
-        hint = nearest(weights, (PRETRAINED, RANDOM))
-        raise CheckpointError(
-            f"there is no file {weights}{hint or '; give weights, such as weights.pt, or pretrained'}"
-        )
+        hint = nearest(weights, (PRETRAINED, RANDOM)) or "; give weights, such as weights.pt, or pretrained"
+        raise CheckpointError(f"there is no file {weights}{hint}")
     path = Path(weights).expanduser()
     content = {} if path.suffix == ".safetensors" else read_tensors(path, "save a state dict: torch.save")
     if isinstance(content, Mapping) and content.get("format") == COMPARED:
         return _compared(name, path, content)
     if isinstance(content, Mapping) and "recipe" in content:
-        raise ConfigError(
-            f"{path} is dynamic already: convary convert wrote it; give the weights of the static network"
-        )
+        raise ConfigError(f"{path} is dynamic: convary convert wrote it; give the weights of the static network")
     tensors = read_weights(path) if path.suffix == ".safetensors" else unwrap(content, str(path))
     seen = Seen() if split_width(name)[0] in SMALL else seen_by(name, weights)
     return Pretrained(source=weights, tensors=tensors, seen=seen)

@@ -57,7 +57,7 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = config.load_images()
-    path, done = config.out / RESULTS, finished(config)
+    path, done = config.out / RESULTS, _finished(config)
     with torch.random.fork_rng():
         _check_models(config, dataset)
         started = ""
@@ -73,7 +73,7 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         if accelerator.is_main_process:
             if config.pretrained:
                 progress.on_weights(told(config, dataset))
-            progress.on_work(work(config, dataset, accelerator.device))
+            progress.on_work(work(config, dataset, accelerator.device, _trained_before(config)))
         curves, choices = _train(config, dataset, accelerator, progress)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -93,7 +93,7 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
     return read_json(path)
 
 
-def finished(config: CompareConfig) -> dict[str, Any] | None:
+def _finished(config: CompareConfig) -> dict[str, Any] | None:
     """What results.json holds where it is of all that is asked for, and of nothing else; otherwise None.
 
     A folder keeps every training under its settings, so that asking for more seeds or methods trains what is missing,
@@ -102,12 +102,15 @@ def finished(config: CompareConfig) -> dict[str, Any] | None:
     path = config.out / RESULTS
     if not path.exists():
         return None
-    results = read_json(path)
-    try:
-        asked = results["run"]["methods"], results["run"]["seeds"]
-    except (KeyError, TypeError):
-        return None
-    return results if asked == (list(config.methods), list(range(config.seeds))) else None
+    run = (results := read_json(path))["run"]
+    asked = list(config.methods), list(range(config.seeds))
+    return results if (run["methods"], run["seeds"]) == asked else None
+
+
+def _trained_before(config: CompareConfig) -> dict[str, int]:
+    """By arm: how many seeds the results that are there already have; the trainings themselves say the rest."""
+    path = config.out / RESULTS
+    return {arm["name"]: len(arm["seeds"]) for arm in read_json(path)["methods"]} if path.exists() else {}
 
 
 def _origin(config: CompareConfig, dataset: DataSet, *, final: bool) -> dict[str, str]:

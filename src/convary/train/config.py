@@ -180,8 +180,8 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
             return dataset
         if len(wanted.mean) != dataset.shape[0]:
             raise ConfigError(
-                f"the weights of {self.model} are of images with {len(wanted.mean)} channels, those of {self.data} have "
-                f"{dataset.shape[0]}; give --weights random, or other images"
+                f"the weights of {self.model} want images with {len(wanted.mean)} channels, but those of {self.data} "
+                f"have {dataset.shape[0]}; give --weights random, or other images"
             )
         return dataclasses.replace(dataset, mean=wanted.mean, std=wanted.std)
 
