@@ -128,8 +128,8 @@ def of_few_steps(steps: int, least: int = FEW_STEPS) -> str:
 
     >>> of_few_steps(2)
     'Only 2 training steps: little or nothing will be learnt; use more --epochs or a smaller --batch-size.'
-    >>> of_few_steps(100)
-    ''
+    >>> of_few_steps(100), of_few_steps(20, FEW_FINE)
+    ('', '')
     """
     if steps >= least:
         return ""

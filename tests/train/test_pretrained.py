@@ -85,6 +85,17 @@ def test_the_classifier_is_the_seeds_and_the_rest_is_taken(tuned, imagenet):
     assert "312 of 314 tensors" in said and "new for these 4 classes: classifier.1.weight, classifier.1.bias" in said
 
 
+def test_a_new_classifier_says_nearly_nothing(tmp_path):
+    """Those of timm start at a deviation of 0.41 for two classes."""
+    name = "timm:tf_efficientnet_lite0"
+    torch.save(create(name).state_dict(), tmp_path / "lite.pt")
+    fresh, rows = build(name, 2), frozenset({"classifier.weight", "classifier.bias"})
+    found = read(name, str(tmp_path / "lite.pt")).fit(fresh, ("a", "b"), rows)
+    assert fresh.classifier.weight.std() > 0.3 and found.new == ("classifier.weight", "classifier.bias")
+    assert float(found.state["classifier.weight"].std()) == pytest.approx(0.01, rel=1e-4)
+    assert not found.state["classifier.bias"].any()
+
+
 def test_images_are_read_as_the_weights_want_them(tuned):
     usual = tuned(image_size=None).load_images()
     assert usual.shape == (3, 224, 224) and usual.mean == (0.485, 0.456, 0.406)
@@ -186,7 +197,8 @@ def _no_network(*args, **options):
 def finished(make_for, imagenet, tmp_path_factory):
     """A short comparison from weights."""
     flags = {"model": MOBILE, "where": "paper", "weights": str(imagenet), "lr": (), "optimizer": "adamw", "epochs": 1}
-    config = make_for(tmp_path_factory.mktemp("tuned") / "run", methods=("static", "dcd"), image_size=32, **flags)
+    flags |= {"methods": ("static", "dcd"), "image_size": 32, "limit_train": 8}
+    config = make_for(tmp_path_factory.mktemp("tuned") / "run", **flags)
     return config, compare(config)
 
 

@@ -93,7 +93,7 @@ class Pretrained:
 def _quiet(initial: Tensor) -> Tensor:
     """A new classifier that says nearly nothing at first: else its noise is what the trained layers learn from.
 
-    torchvision's MobileNets start like this; timm's start up to 70 times larger.
+    torchvision's MobileNets start like this; timm's start up to 40 times larger.
     """
     if initial.ndim < 2:
         return torch.zeros_like(initial)
