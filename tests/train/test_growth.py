@@ -115,6 +115,15 @@ def test_other_code_trains_nothing_more(make, monkeypatch):
         compare(dataclasses.replace(config, seeds=2))
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"run": {"system": "hdfnet"}}'])
+def test_results_of_something_else_are_no_results(make, content):
+    config = make(methods=("static",))
+    config.out.mkdir()
+    (config.out / "results.json").write_text(content)
+    with pytest.raises(ConfigError, match="is not empty .* and not the folder of a run"):
+        compare(config)
+
+
 def test_a_folder_of_an_older_convary_is_shown(make):
     """Its record has the methods and seeds among what must not change."""
     config = make(methods=("static",), batch_size=16)

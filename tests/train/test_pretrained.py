@@ -99,15 +99,15 @@ def test_a_new_classifier_says_nearly_nothing(tmp_path):
 def test_images_are_read_as_the_weights_want_them(tuned):
     usual = tuned(image_size=None).load_images()
     assert usual.shape == (3, 224, 224) and usual.mean == (0.485, 0.456, 0.406)
-    lite = seen_by("timm:tf_efficientnet_lite0", "lite.pt")
+    lite = seen_by("timm:tf_efficientnet_lite0")
     assert (lite.size, lite.mean, lite.std) == (224, (0.5,) * 3, (0.5,) * 3)
-    assert seen_by("torchvision:inception_v3", "pretrained").mean == (0.5,) * 3  # its transform_input says the same
+    assert seen_by("torchvision:inception_v3").mean == (0.5,) * 3  # its transform_input says the same
     assert CompareConfig(data="folder:x", weights="pretrained", model=MOBILE).image_size is None
 
 
 def test_inception_sees_what_torchvisions_sees():
     """Torchvision's network with weights changes its input; ours has no such step, and other numbers instead."""
-    x, seen = torch.rand(1, 3, 4, 4), seen_by("torchvision:inception_v3", "pretrained")
+    x, seen = torch.rand(1, 3, 4, 4), seen_by("torchvision:inception_v3")
     theirs = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=True)
     imagenet = torchvision.models.get_model_weights("inception_v3").DEFAULT.transforms()
     mean, std = (torch.tensor(values)[:, None, None] for values in (imagenet.mean, imagenet.std))
@@ -155,6 +155,8 @@ def test_weights_that_do_not_fit_are_named_before_training(tuned, imagenet, tmp_
     for name, (error, message) in cases.items():
         with pytest.raises(error, match=message):
             compare(tuned(weights=str(tmp_path / name)))
+    with pytest.raises(ConfigError, match="timm has no weights 'resnet18.mine'"):
+        compare(tuned(model="timm:resnet18.mine"))
     with pytest.raises(CheckpointError, match="no file pretraind; did you mean 'pretrained'"):
         compare(tuned(weights="pretraind"))
     with pytest.raises(CheckpointError, match="does not fit ResNet: "):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from convary.errors import CheckpointError, ConfigError, nearest
 from convary.files import read_tensors
 from convary.models.architecture import COMPARED, check_version
-from convary.models.registry import SMALL, build, create, split_width
+from convary.models.registry import SMALL, build, check_timm, create, split_width
 from convary.weights import left_over, listed, missing, other_shapes, read_weights, unwrap, with_counters
 
 RANDOM, PRETRAINED = "random", "pretrained"
@@ -122,22 +121,24 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-def seen_by(name: str, weights: str) -> Seen:
-    """How the weights want images, of a library without reading them.
+def seen_by(name: str) -> Seen:
+    """How a library's weights of a network want images; nothing is known of other networks.
 
     Raises:
-        ConfigError: an unknown network.
-        CheckpointError: no such file, or a broken one.
+        ConfigError: timm has no such network, or no such weights of it.
     """
     source, _, inner = split_width(name)[0].partition(":")
     if source == "timm" and inner:
-        found = importlib.import_module("timm").get_pretrained_cfg(inner)
+        try:
+            found = check_timm(inner).get_pretrained_cfg(inner)
+        except RuntimeError as error:
+            raise ConfigError(f"timm has no weights {inner!r}: {error}; leave out what follows the point") from error
         return Seen() if found is None else Seen(size=found.input_size[-1], mean=found.mean, std=found.std)
     if source == "torchvision" and inner in torchvision.models.list_models(module=torchvision.models):
         view: Any = torchvision.models.get_model_weights(inner)["DEFAULT"].transforms()
         mean, std = ((0.5,) * 3,) * 2 if inner in _HALVES else (tuple(view.mean), tuple(view.std))
         return Seen(size=view.crop_size[0], mean=mean, std=std)
-    return Seen() if weights == PRETRAINED else read(name, weights).seen
+    return Seen()
 
 
 def read(name: str, weights: str) -> Pretrained:
@@ -163,7 +164,7 @@ def _read(name: str, weights: str, stamp: tuple[int, int] | None) -> Pretrained:
         if split_width(name)[0] in SMALL:
             raise ConfigError(f"nobody trained {name}; give a file that you trained yourself: --weights FILE")
         tensors = create(name, pretrained=True).state_dict()
-        return Pretrained(source=PRETRAINED, tensors=tensors, seen=seen_by(name, weights))
+        return Pretrained(source=PRETRAINED, tensors=tensors, seen=seen_by(name))
     if stamp is None:
         hint = nearest(weights, (PRETRAINED, RANDOM)) or "; give weights, such as weights.pt, or pretrained"
         raise CheckpointError(f"there is no file {weights}{hint}")
@@ -174,8 +175,7 @@ def _read(name: str, weights: str, stamp: tuple[int, int] | None) -> Pretrained:
     if isinstance(content, Mapping) and "recipe" in content:
         raise ConfigError(f"{path} is dynamic: convary convert wrote it; give the weights of the static network")
     tensors = read_weights(path) if path.suffix == ".safetensors" else unwrap(content, str(path))
-    seen = Seen() if split_width(name)[0] in SMALL else seen_by(name, weights)
-    return Pretrained(source=weights, tensors=tensors, seen=seen)
+    return Pretrained(source=weights, tensors=tensors, seen=seen_by(name))
 
 
 def _compared(name: str, path: Path, content: Mapping[str, Any]) -> Pretrained:

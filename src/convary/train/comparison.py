@@ -18,7 +18,7 @@ from convary.train.arms import architecture, checkpoint_path, start_digest, star
 from convary.train.checkpoint import load_model
 from convary.train.classification import Run
 from convary.train.config import SKIPPED, CompareConfig
-from convary.train.files import claim_folder, now
+from convary.train.files import RUN_FILE, claim_folder, now
 from convary.train.forecast import work
 from convary.train.jobs import check_jobs, train, train_at_once
 from convary.train.log import heard
@@ -99,18 +99,23 @@ def _finished(config: CompareConfig) -> dict[str, Any] | None:
     A folder keeps every training under its settings, so that asking for more seeds or methods trains what is missing,
     and asking for fewer leaves them out of the results alone.
     """
-    path = config.out / RESULTS
-    if not path.exists():
+    if not _holds_results(config):
         return None
-    run = (results := read_json(path))["run"]
+    run = (results := read_json(config.out / RESULTS)).get("run", {})
     asked = list(config.methods), list(range(config.seeds))
-    return results if (run["methods"], run["seeds"]) == asked else None
+    return results if (run.get("methods"), run.get("seeds")) == asked else None
 
 
 def _trained_before(config: CompareConfig) -> dict[str, int]:
     """By arm: how many seeds the results that are there already have; the trainings themselves say the rest."""
-    path = config.out / RESULTS
-    return {arm["name"]: len(arm["seeds"]) for arm in read_json(path)["methods"]} if path.exists() else {}
+    if not _holds_results(config):
+        return {}
+    return {arm["name"]: len(arm["seeds"]) for arm in read_json(config.out / RESULTS)["methods"]}
+
+
+def _holds_results(config: CompareConfig) -> bool:
+    """Whether the folder has results, and is that of a run at all: ``claim_folder`` answers for any other."""
+    return all((config.out / name).exists() for name in (RESULTS, RUN_FILE))
 
 
 def _origin(config: CompareConfig, dataset: DataSet, *, final: bool) -> dict[str, str]:

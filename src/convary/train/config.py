@@ -163,7 +163,7 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
         """The data set, read as this says; raises DataError where it is missing or broken."""
         from convary.data import load
         from convary.data.reading import Reading
-        from convary.models.pretrained import seen_by
+        from convary.models.pretrained import read
 
         reading = Reading(
             crops=self.crops,
@@ -172,7 +172,7 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
             workers=self.workers,
             skipped=self.out / SKIPPED if self.skip_broken else None,
         )
-        wanted = seen_by(self.model, self.weights) if self.pretrained else None
+        wanted = read(self.model, self.weights).seen if self.pretrained else None
         is_folder = self.data.startswith("folder:")
         size = self.image_size or (wanted.size if wanted is not None and is_folder else None)
         dataset = load(self.data, self.root, self.limit_train, image_size=size, reading=reading)
