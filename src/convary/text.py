@@ -120,17 +120,18 @@ def of_few(percent: float, count: int) -> str:
 
 
 FEW_STEPS = 100  # of a training, below which networks hardly leave their initial weights
+FEW_FINE = 15  # of one from trained weights, below which a new classifier hardly learns
 
 
-def of_few_steps(steps: int) -> str:
+def of_few_steps(steps: int, least: int = FEW_STEPS) -> str:
     """What to know about a training of so few steps; nothing where they are enough.
 
     >>> of_few_steps(2)
     'Only 2 training steps: little or nothing will be learnt; use more --epochs or a smaller --batch-size.'
-    >>> of_few_steps(100)
-    ''
+    >>> of_few_steps(100), of_few_steps(20, FEW_FINE)
+    ('', '')
     """
-    if steps >= FEW_STEPS:
+    if steps >= least:
         return ""
     many = f"{steps} training step{'s' if steps != 1 else ''}"
     return f"Only {many}: little or nothing will be learnt; use more --epochs or a smaller --batch-size."

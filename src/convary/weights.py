@@ -99,6 +99,12 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path} does not fit the network that it describes: {reason}") from error
 
 
+def with_counters(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With the batches that norms counted, which files of before 2018 lack and nothing of ours reads, as ``own``'s."""
+    lacking = {name: own[name] for name in own.keys() - tensors.keys() if name.endswith("num_batches_tracked")}
+    return {**tensors, **lacking}
+
+
 def missing(names: Iterable[str], candidates: Collection[str]) -> list[str]:
     """One problem per tensor that a checkpoint lacks."""
     return [f"{name} is missing{nearest(name, candidates)}" for name in sorted(names)]

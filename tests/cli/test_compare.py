@@ -69,6 +69,33 @@ def test_a_finished_comparison_is_only_shown_again(run, finished, tiny):
     assert (out / "results.json").read_bytes() == before
 
 
+def test_trained_weights_and_then_one_more_seed_by_commands_alone(run, finished, tiny, images, tmp_path):
+    """What is taken is said before anything is trained; a second seed keeps the first."""
+    weights, out = finished[0] / "static" / "seed-0" / "checkpoint.pt", tmp_path / "tuned"
+    words = ["compare", *tiny, "--weights", weights, "--out", out]
+    code, said, err = run(*words)
+    assert code == 0, err
+    taken = rf"^weights  (\d+) of \1 tensors from {re.escape(str(weights))}; images are 16x16, mean"
+    assert re.search(taken, said, re.MULTILINE)
+    assert "2 trainings of 3 steps each, about" in said
+    first = json.loads((out / "results.json").read_text())
+    assert f"tensors from {weights}" in (out / "report.html").read_text() and first["run"]["lr"] == [0.001]
+    code, said, _ = run(*words, "--seeds", 2)
+    assert code == 0 and "4 trainings of 3 steps each, 2 of them done before, about" in said
+    assert "seed 0: epoch" not in said and said.count("seed 1: epoch 1/1") == 2
+    second = json.loads((out / "results.json").read_text())
+    assert [method["seeds"][0] for method in second["methods"]] == [method["seeds"][0] for method in first["methods"]]
+    code, _, err = run(*words, "--lr", 0.01)
+    assert code == 2 and "another run: lr 0.001 there and 0.01 here; give the settings" in one_line(err)
+    code, _, err = run(*words, "--methods", "static", "static@1.25")
+    assert code == 2 and "static@1.25 cannot start from the weights" in one_line(err)
+    dynamic = out / "dyconv" / "seed-1" / "checkpoint.pt"
+    photo = images / "test" / "dark" / "1.png"
+    assert run("predict", dynamic, photo, "--cpu")[0] == 0
+    assert run("export", dynamic, "--out", tmp_path / "tuned.onnx", "--image")[0] == 0
+    assert run("predict", tmp_path / "tuned.onnx", photo, "--cpu")[1].startswith(str(photo))
+
+
 def test_a_folder_of_another_run_is_refused(run, finished, tiny):
     out = finished[0]
     code, _, err = run("compare", *tiny, "--lr", 0.02, "--out", out)

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 import convary
 from convary._cli.export import _against_static
@@ -159,3 +160,13 @@ def test_export_says_what_is_wrong_and_writes_nothing(run, tmp_path, words, mess
     assert message.format(tmp=tmp_path) in one_line(error)
     assert "convary.save(" not in error, "export reads none of its files"
     assert not list(tmp_path.glob("model.*"))
+
+
+def test_a_network_that_cannot_be_folded_is_exported_and_not_timed(tmp_path):
+    """TensorFlow's padding with a stride, as in all of timm's tf_* networks."""
+    model = nn.Sequential(convary.ODConv2d(3, 4, 3, stride=2, padding="same", experts=2)).eval()
+    convary.set_temperature(model, 1.0)
+    x, file = torch.randn(1, 3, 8, 8), tmp_path / "same.onnx"
+    convary.export(model, x, file)
+    said = _against_static(file, model, x, ())
+    assert said.startswith("not timed beside a static network: ODConv2d with padding='same' and a stride of (2, 2)")

@@ -77,7 +77,7 @@ def test_help_of_compare_shows_every_field_with_its_real_default(run):
 def test_help_of_compare_begins_with_what_a_newcomer_needs(run):
     _, out, _ = run("compare", "--help")
     flags = re.findall(r"^  --([\w-]+)", out, re.MULTILINE)
-    assert flags[:8] == ["data", "model", "methods", "where", "epochs", "seeds", "lr", "out"]
+    assert flags[:9] == ["data", "model", "weights", "methods", "where", "epochs", "seeds", "lr", "out"]
     titles = ["what to compare", "training", "large and published trainings", "machine, files and watching", "examples"]
     assert re.findall(r"^(\w[^:\n]*):$", out, re.MULTILINE) == titles
 

@@ -52,3 +52,11 @@ def test_a_short_finetune_specialises_the_experts(trained):
     assert apart > 0.7 * len(after.layers)
     assert after.divergence > before.divergence
     assert top1 > 50  # ten classes
+
+
+def test_the_weights_alone_for_compare(trained, tmp_path, monkeypatch):
+    file = tmp_path / "lite0.pt"
+    monkeypatch.setattr("sys.argv", ["efficientnet_lite.py", "--save", str(file)])
+    example.main()
+    saved, own = torch.load(file), trained[0].state_dict()
+    assert saved.keys() == own.keys() and all(torch.equal(saved[name], own[name]) for name in own)

@@ -46,7 +46,7 @@ def test_folder_is_claimed_once(tmp_path):
 
 def test_folder_of_another_run(tmp_path):
     claim_folder(tmp_path, RUN, "now")
-    with pytest.raises(ConfigError, match="another run: epochs 3 there and 4 here; choose another folder"):
+    with pytest.raises(ConfigError, match="another run: epochs 3 there and 4 here; give the settings"):
         claim_folder(tmp_path, {**RUN, "epochs": 4}, "now")
 
 

@@ -213,9 +213,13 @@ def _against_static(path: Path, model: nn.Module, x: Tensor, dynamic: tuple[int,
 
     if not any(isinstance(module, DynamicLayer) for module in model.modules()):
         return "it has no dynamic layer"
+    try:
+        folded = convary.fold(model, [x]).model
+    except ConfigError as error:  # such as TensorFlow's padding with a stride, which no layer of torch has
+        return f"not timed beside a static network: {error}"
     with tempfile.TemporaryDirectory() as folder:
         static = Path(folder) / path.name
-        convary.export(convary.fold(model, [x]).model, x, static, dynamic=dynamic)
+        convary.export(folded, x, static, dynamic=dynamic)
         ours, base = _opened(path), _opened(static)
         if ours is None or base is None:
             return "not timed: onnxruntime is not installed"

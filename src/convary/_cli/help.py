@@ -17,7 +17,10 @@ EXAMPLES = {
     "compare": (
         ("--epochs 1 --limit-train 500", "a first look, in a minute"),
         ("--data cifar10 --model resnet20 --methods static odconv --epochs 30 --seeds 5 --out runs/mine", ""),
-        ("--data folder:PHOTOS --model torchvision:mobilenet_v3_small --methods static odconv", "photos of your own"),
+        (
+            "--data folder:PHOTOS --model torchvision:mobilenet_v2 --weights pretrained --methods static odconv",
+            "photos of your own, from ImageNet's weights",
+        ),
     ),
     "plan": (
         ("--model torchvision:resnet18 --method odconv", ""),

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from convary.text import of_few_steps, spell
+from convary.text import FEW_FINE, FEW_STEPS, of_few_steps, spell
 from convary.train import Progress as Listener
 from convary.train import RunInfo, StepInfo
 from convary.train.forecast import Forecast, Work
@@ -55,13 +55,19 @@ class LiveProgress(Listener):
             self.bars.update(self.measuring, completed=self.bars.tasks[-1].total, said="")
         self.bars.stop()
 
+    def on_weights(self, told: str) -> None:
+        """Say what was taken."""
+        self.console.print(f"weights  {told}", markup=False, soft_wrap=True)
+
     def on_work(self, work: Work) -> None:
         """Say how much there is, how long it takes and whether it is too little; open a bar for everything."""
         many = f"{work.trainings} training{'s' if work.trainings != 1 else ''}"
         after = f"; measuring and the report take at least {spell(work.measuring)} more" if work.measuring else ""
         each = f"{work.each:,} step{'s' if work.each != 1 else ''}{' each' if work.trainings != 1 else ''}"
-        self.console.print(f"{many} of {each}, about {spell(work.total)}{after}", markup=False, soft_wrap=True)
-        if doubt := of_few_steps(work.each):
+        kept = f", {work.kept} of them done before" if work.kept else ""
+        told = f"{many} of {each}{kept}, about {spell(max(work.total - work.saved, 0.0))}{after}"
+        self.console.print(told, markup=False, soft_wrap=True)
+        if doubt := of_few_steps(work.each, FEW_FINE if work.pretrained else FEW_STEPS):
             self.console.print(doubt, style="yellow", markup=False, soft_wrap=True)
         self.forecast = Forecast(work)
         self.all = self.bars.add_task(f"all {many}", total=1.0, said="", left=self.forecast)

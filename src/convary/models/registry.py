@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,16 +108,29 @@ def create(name: str, *, pretrained: bool = False) -> nn.Module:
         if source == "timm" and inner:
             if width != 1:
                 raise ConfigError(f"{plain} has no width to choose; leave out the @ of {name!r}")
-            return _check_timm(inner).create_model(inner, pretrained=pretrained)
+            return check_timm(inner).create_model(inner, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise CheckpointError(
-            f"the weights of {name} can't be downloaded: {reason}; give a file's instead (on the command line "
-            "--weights FILE), or untrained ones (--weights random)"
+            f"the weights of {name} can't be downloaded: {reason}; {_by_hand(source, inner)}, or take untrained ones "
+            "(--weights random)"
         ) from error
     raise ConfigError(f"want torchvision:NAME or timm:NAME; got {name!r}{_where_it_is(name)}")
+
+
+def _by_hand(source: str, name: str) -> str:
+    """Which file brings a library's weights, and where it belongs."""
+    if source == "torchvision":
+        url = str(torchvision.models.get_model_weights(name)["DEFAULT"].url)  # type: ignore[attr-defined]
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+        return f"get {url} elsewhere and save it as {cache}, or give its path: --weights FILE"
+    found = importlib.import_module("timm").get_pretrained_cfg(name)
+    if found is None or not (found.hf_hub_id or found.url):
+        return "give a file of your own: --weights FILE"
+    what = f"model.safetensors of {found.hf_hub_id} on Hugging Face" if found.hf_hub_id else found.url
+    return f"get {what} elsewhere and give its path: --weights FILE"
 
 
 def _where_it_is(name: str) -> str:
@@ -136,7 +150,8 @@ def _check_torchvision(name: str) -> None:
         raise ConfigError(f"torchvision has no classification model {name!r}{nearest(name, known)}")
 
 
-def _check_timm(name: str) -> Any:
+def check_timm(name: str) -> Any:
+    """The library, which must have a network of that name."""
     require(f"the model timm:{name}", "vision", "timm")
     timm = importlib.import_module("timm")
     if not timm.is_model(name):
@@ -167,7 +182,7 @@ def _width(name: str, width: float) -> dict[str, object]:
 
 
 def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    return _check_timm(name).create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+    return check_timm(name).create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
 
 
 def _replace_first(model: nn.Module, in_channels: int) -> None:

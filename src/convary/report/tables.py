@@ -203,8 +203,10 @@ def caveats(results: dict[str, Any]) -> list[str]:
         )
     if run.get("limit_train"):
         said.append(f"Training used a class-balanced subset of {run['limit_train']:,} images.")
+    if run.get("start_from"):
+        said.append(f"Every network starts from trained weights: {run['start_from']}.")
     if run["init"] == "upcycle":
-        state = "trained" if run.get("start") else "untrained"
+        state = "trained" if run.get("start") or run.get("start_from") else "untrained"
         said.append(f"With init upcycle a dynamic network first computes what the seed’s {state} static one computes.")
     said.append(
         "Latency and step time were measured on the machine below and hold for it; each ratio is the median of "

@@ -18,6 +18,7 @@ from convary.errors import ConfigError, nearest
 from convary.methods import METHODS, MethodConfig
 from convary.models import COMPARATORS, Comparator, fold_excitation
 from convary.models.architecture import Architecture
+from convary.models.pretrained import Fitted, classifier, digest, read
 from convary.models.registry import split_width
 from convary.train.checkpoint import read_checkpoint
 
@@ -151,7 +152,7 @@ def architecture(arm: Arm, config: Any, dataset: DataSet, seed: int) -> Architec
     name, width = split_width(config.model)
     factor = _equal_width(arm, config, dataset) if arm.width is None else arm.width
     wide = name if factor * width == 1 else f"{name}@{factor * width:g}"
-    return Architecture.of(wide, dataset, arm.method, arm.init or config.init, seed, config.where)
+    return Architecture.of(wide, dataset, arm.method, config.start_of(arm), seed, config.where)
 
 
 @lru_cache(maxsize=64)
@@ -189,7 +190,7 @@ def _cost(network: Architecture, axis: str) -> int:
 
 
 def start_weights(config: Any, dataset: DataSet, seed: int) -> dict[str, Any] | None:
-    """State dict of the static network that everything with this seed starts from; None where ``start`` is not given.
+    """State dict of the static network that everything with this seed starts from; None where that is untrained.
 
     Args:
         config: The ``CompareConfig``.
@@ -200,6 +201,8 @@ def start_weights(config: Any, dataset: DataSet, seed: int) -> dict[str, Any] | 
         CheckpointError: there is no such checkpoint, or a broken one.
         ConfigError: it is of another network, or not trained to its end.
     """
+    if config.pretrained:
+        return fitted(config, dataset, seed).state
     if config.start is None:
         return None
     path = checkpoint_path(config.start, STATIC, seed)
@@ -216,3 +219,33 @@ def start_weights(config: Any, dataset: DataSet, seed: int) -> dict[str, Any] | 
                 "comparison of the same network and images"
             )
     return content["model"]
+
+
+def fitted(config: Any, dataset: DataSet, seed: int) -> Fitted:
+    """What the static network takes of the weights of ``config``; its classifier is the seed's.
+
+    Raises:
+        CheckpointError: no such weights, or weights that do not fit.
+        ConfigError: weights of another network.
+    """
+    static = architecture(Arm(name=STATIC), config, dataset, seed)
+    given = read(static.model, config.weights)
+    rows = classifier(static.model, static.num_classes, static.shape)
+    return given.fit(static.build(), dataset.classes, rows)
+
+
+def told(config: Any, dataset: DataSet) -> str:
+    """What the networks take of the weights, and how they see images, in words."""
+    found, size = fitted(config, dataset, 0), dataset.shape[1]
+    taken = f"{len(found.state) - len(found.new)} of {len(found.state)} tensors from {config.weights}"
+    new = f"; new for these {len(dataset.classes)} classes: {', '.join(found.new)}" if found.new else ""
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (dataset.mean, dataset.std))
+    return f"{taken}{new}; images are {size}x{size}, mean {mean}, std {std}"
+
+
+def start_digest(config: Any, dataset: DataSet) -> str:
+    """Tells what everything starts from from anything else; empty where that is untrained."""
+    if config.pretrained:
+        return read(config.model, config.weights).digest()
+    state = start_weights(config, dataset, 0)
+    return "" if state is None else digest(state)

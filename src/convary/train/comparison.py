@@ -14,11 +14,11 @@ from convary.data import DataSet
 from convary.data.reading import Listing
 from convary.files import read_json, write_json
 from convary.train import processes
-from convary.train.arms import architecture, checkpoint_path, start_weights
+from convary.train.arms import architecture, checkpoint_path, start_digest, start_weights, told
 from convary.train.checkpoint import load_model
 from convary.train.classification import Run
 from convary.train.config import SKIPPED, CompareConfig
-from convary.train.files import claim_folder, now
+from convary.train.files import RUN_FILE, claim_folder, now
 from convary.train.forecast import work
 from convary.train.jobs import check_jobs, train, train_at_once
 from convary.train.log import heard
@@ -33,7 +33,8 @@ SCHEMA = 1
 def compare(config: CompareConfig, progress: Progress | None = None, *, command: str | None = None) -> dict[str, Any]:
     """Train a static network and its dynamic versions alike, measure them and write ``OUT/results.json``.
 
-    An interrupted comparison goes on where it was when it is called again; a finished one is only read.
+    An interrupted comparison goes on where it was when it is called again; a finished one is only read. With more seeds
+    or other methods than before it trains what is missing, and gives what asking for all at once gives.
 
     Args:
         config: What to do.
@@ -56,21 +57,23 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = config.load_images()
-    path = config.out / RESULTS
-    origin = None if path.exists() else {"code of convary": code(), "images": dataset.digest()}
+    path, done = config.out / RESULTS, _finished(config)
     with torch.random.fork_rng():
         _check_models(config, dataset)
         started = ""
         if accelerator.is_main_process:
-            started = claim_folder(config.out, config.identity(), now(), origin)
+            origin = _origin(config, dataset, final=done is not None)
+            started = claim_folder(config.out, config.identity(), now(), origin, config.places)
             listing = Listing(config.out / SKIPPED)
             for reason in dataset.left_out:
                 listing.note(reason)
         accelerator.wait_for_everyone()
-        if path.exists():
-            return read_json(path)
+        if done is not None:
+            return done
         if accelerator.is_main_process:
-            progress.on_work(work(config, dataset, accelerator.device))
+            if config.pretrained:
+                progress.on_weights(told(config, dataset))
+            progress.on_work(work(config, dataset, accelerator.device, _trained_before(config)))
         curves, choices = _train(config, dataset, accelerator, progress)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -80,6 +83,8 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
             run |= {**config.to_dict(), "seeds": list(range(config.seeds))}
             if config.recipe is not None:
                 run["training"] = config.training()
+            if config.pretrained:
+                run["start_from"] = told(config, dataset)
             left_out = sorted({*dataset.left_out, *Listing.read(config.out / SKIPPED)})
             content = {"run": run, "machine": machine(), "data": describe(dataset, left_out), "methods": methods}
             content["pictures"] = pictures
@@ -88,12 +93,44 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
     return read_json(path)
 
 
+def _finished(config: CompareConfig) -> dict[str, Any] | None:
+    """What results.json holds where it is of all that is asked for, and of nothing else; otherwise None.
+
+    A folder keeps every training under its settings, so that asking for more seeds or methods trains what is missing,
+    and asking for fewer leaves them out of the results alone.
+    """
+    if not _holds_results(config):
+        return None
+    run = (results := read_json(config.out / RESULTS)).get("run", {})
+    asked = list(config.methods), list(range(config.seeds))
+    return results if (run.get("methods"), run.get("seeds")) == asked else None
+
+
+def _trained_before(config: CompareConfig) -> dict[str, int]:
+    """By arm: how many seeds the results that are there already have; the trainings themselves say the rest."""
+    if not _holds_results(config):
+        return {}
+    return {arm["name"]: len(arm["seeds"]) for arm in read_json(config.out / RESULTS)["methods"]}
+
+
+def _holds_results(config: CompareConfig) -> bool:
+    """Whether the folder has results, and is that of a run at all: ``claim_folder`` answers for any other."""
+    return all((config.out / name).exists() for name in (RESULTS, RUN_FILE))
+
+
+def _origin(config: CompareConfig, dataset: DataSet, *, final: bool) -> dict[str, str]:
+    """What must be as it was when the folder was begun; of a final result only what it started from."""
+    found = {} if final else {"code of convary": code(), "images": dataset.digest()}
+    start = start_digest(config, dataset)
+    return {**found, "weights to start from": start} if start else found
+
+
 def _check_models(config: CompareConfig, dataset: DataSet) -> None:
     """Build every network and read every start once, so that what is wrong is known before anything is trained."""
-    for arm in config.arms().values():
-        architecture(arm, config, dataset, 0).build()
     for seed in range(config.seeds):
         start_weights(config, dataset, seed)
+    for arm in config.arms().values():
+        architecture(arm, config, dataset, 0).build()
 
 
 def _train(

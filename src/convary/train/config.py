@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from convary.train.arms import Arm
 
 SKIPPED = "skipped.txt"
+RANDOM = "random"
+USUAL = {"init": "paper", "lr": (0.01,)}
+TUNED = {"init": "upcycle", "lr": (0.001,)}  # with trained weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +30,9 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
 
     command_name: ClassVar[tuple[str, ...]] = ("compare",)
     shown: ClassVar[tuple[str, ...]] = ("data", "model", "methods", "epochs", "seeds", "out")
-    places: ClassVar[tuple[str, ...]] = (*RunConfig.places, "workers", "skip_broken")
+    places: ClassVar[tuple[str, ...]] = (*RunConfig.places, "workers", "skip_broken", "methods", "seeds")
     later: ClassVar[tuple[str, ...]] = (
-        *("recipe", "milestones", "nesterov", "decay", "dropout"),
+        *("weights", "recipe", "milestones", "nesterov", "decay", "dropout"),
         *(field.name for field in dataclasses.fields(ScaleOptions) if field.name not in ("workers", "skip_broken")),
     )
 
@@ -39,6 +42,9 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
         Raises:
             ConfigError: a value that cannot work.
         """
+        for name, value in (TUNED if self.pretrained else USUAL).items():
+            if getattr(self, name) in (None, ()):
+                object.__setattr__(self, name, value)
         object.__setattr__(self, "lr", (self.lr,) if isinstance(self.lr, (int, float)) else tuple(sorted(self.lr)))
         for name in ("methods", "milestones", "log"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -62,6 +68,8 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
                 raise ConfigError(f"{name} must be at least 0 and below {top}; got {getattr(self, name)}")
         if self.anneal_epochs is not None and not 0 <= self.anneal_epochs <= self.epochs:
             raise ConfigError(f"anneal_epochs must be between 0 and epochs={self.epochs}; got {self.anneal_epochs}")
+        if self.start is not None and self.pretrained:
+            raise ConfigError(f"start={self.start} and weights={self.weights} both say what to start from; give one")
         self._check_recipe()
         self.check_scale()
         for arm in self.arms().values():
@@ -90,7 +98,8 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
 
     def usual(self, field: dataclasses.Field) -> Any:
         """The default of a flag, which is the recipe's where there is one."""
-        options = {} if self.recipe is None else training_recipe(self.recipe).options()
+        options = TUNED if self.pretrained else USUAL
+        options = options if self.recipe is None else {**options, **training_recipe(self.recipe).options()}
         return options.get(field.name, field.default)
 
     def identity(self) -> dict[str, Any]:
@@ -111,7 +120,7 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
         return "; ".join([self.recipe, *changed])
 
     def _check_arm(self, arm: Arm) -> None:
-        init = arm.init or self.init
+        init = self.start_of(arm)
         if self.decay != "kernels" and init == "upcycle":
             raise ConfigError(
                 f"decay={self.decay} is for networks that start anew; with init=upcycle leave it out (kernels)"
@@ -121,20 +130,40 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
                 "init=neutral starts at the last temperature and anneals nothing; leave anneal_epochs out"
             )
         if init == "upcycle" and arm.method is not None and not arm.method.upcycles:
-            raise ConfigError(f"{arm.name} cannot start as what the static network computes; give another init")
-        if self.start is not None and init != "upcycle":
-            raise ConfigError(f"start={self.start} wants init=upcycle: add --init upcycle; {arm.name} has init={init}")
-        if self.start is not None and arm.method is None and not arm.is_static:
-            raise ConfigError(f"{arm.name} cannot start from the static network of {self.start}: it is another one")
+            instead = "give another init" if self.trained is None else "leave it out"
+            raise ConfigError(f"{arm.name} cannot start as what the static network computes; {instead}")
+        if self.trained is not None and init != "upcycle":
+            raise ConfigError(f"{self.trained} wants init=upcycle: add --init upcycle; {arm.name} has init={init}")
+        if self.trained is not None and arm.method is None and not arm.is_static:
+            raise ConfigError(
+                f"{arm.name} cannot start from the weights of {self.trained}, which are of another width; leave it out"
+            )
         from convary.methods import METHODS
         from convary.selector import selector
 
         selector(self.where, arm.method if arm.is_dynamic and arm.method else METHODS[0]())
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether networks start from trained weights that were given."""
+        return self.weights != RANDOM
+
+    @property
+    def trained(self) -> str | None:
+        """What it starts from, as written; None where networks start untrained."""
+        if self.start is not None:
+            return f"start={self.start}"
+        return f"weights={self.weights}" if self.pretrained else None
+
+    def start_of(self, arm: Arm) -> str:
+        """How the arm starts."""
+        return arm.init or str(self.init)
+
     def load_images(self) -> DataSet:
         """The data set, read as this says; raises DataError where it is missing or broken."""
         from convary.data import load
         from convary.data.reading import Reading
+        from convary.models.pretrained import read
 
         reading = Reading(
             crops=self.crops,
@@ -143,7 +172,18 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
             workers=self.workers,
             skipped=self.out / SKIPPED if self.skip_broken else None,
         )
-        return load(self.data, self.root, self.limit_train, image_size=self.image_size, reading=reading)
+        wanted = read(self.model, self.weights).seen if self.pretrained else None
+        is_folder = self.data.startswith("folder:")
+        size = self.image_size or (wanted.size if wanted is not None and is_folder else None)
+        dataset = load(self.data, self.root, self.limit_train, image_size=size, reading=reading)
+        if wanted is None or wanted.mean is None or wanted.std is None:
+            return dataset
+        if len(wanted.mean) != dataset.shape[0]:
+            raise ConfigError(
+                f"the weights of {self.model} want images with {len(wanted.mean)} channels, but those of {self.data} "
+                f"have {dataset.shape[0]}; give --weights random, or other images"
+            )
+        return dataclasses.replace(dataset, mean=wanted.mean, std=wanted.std)
 
     def arms(self) -> dict[str, Arm]:
         """What to train, in order, by name.
@@ -165,9 +205,7 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
         annealing = None if arm.method is None else arm.method.annealing
         if annealing is None:
             return None
-        if (
-            arm.init or self.init
-        ) == "neutral" and annealing.stop > 0:  # KernelWarehouse's falls to 0 from a neutral start
+        if self.start_of(arm) == "neutral" and annealing.stop > 0:  # KernelWarehouse's falls to 0 from there
             return None
         if self.anneal_epochs is not None:
             return self.anneal_epochs

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,6 +138,8 @@ def evaluate(
     given |= {} if test_size is None else {"crops": True, "test_size": test_size}
     size = shape[1] if name.startswith("folder:") else None
     dataset = load(name, root, image_size=size, reading=Reading(workers=workers, **given))
+    if "mean" in content:  # those of trained weights, perhaps
+        dataset = dataclasses.replace(dataset, **{part: tuple(content[part]) for part in ("mean", "std")})
     if len(dataset.classes) != architecture["num_classes"] or dataset.shape != shape:
         raise DataError(
             f"{name} has {len(dataset.classes)} classes and images of {dataset.shape}, but {path} was trained on "

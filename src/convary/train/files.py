@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def claim_folder(out: Path, identity: dict[str, Any], started: str, origin: dict[str, str] | None = None) -> str:
+def claim_folder(
+    out: Path,
+    identity: dict[str, Any],
+    started: str,
+    origin: dict[str, str] | None = None,
+    free: Collection[str] = (),
+) -> str:
     """Make ``out`` the folder of this run, or find that it already is.
 
     Args:
@@ -27,6 +34,7 @@ def claim_folder(out: Path, identity: dict[str, Any], started: str, origin: dict
         identity: What decides the run's result.
         started: The time, kept where the folder is new.
         origin: What must not have changed since, though no option says it, such as the code; None asks nothing.
+        free: Fields that may differ, should an older record have them.
 
     Returns:
         When the run was first started.
@@ -41,7 +49,7 @@ def claim_folder(out: Path, identity: dict[str, Any], started: str, origin: dict
         out.mkdir(parents=True, exist_ok=True)
     record = out / RUN_FILE
     if record.exists():
-        return _same_run(record, identity, origin or {})
+        return _same_run(record, identity, origin or {}, free)
     foreign = sorted(entry.name for entry in out.iterdir() if entry.name != RUN_FILE + TEMPORARY)
     if foreign:
         raise ConfigError(
@@ -55,19 +63,19 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else repr(value)
 
 
-def _same_run(record: Path, identity: dict[str, Any], origin: dict[str, str]) -> str:
+def _same_run(record: Path, identity: dict[str, Any], origin: dict[str, str], free: Collection[str]) -> str:
     try:
         content = json.loads(record.read_text())
         before, started = dict(content["config"]), str(content["started"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{record} is not the record of a run; choose another folder with --out") from error
-    names = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
+    names = [name for name in {**before, **identity} if before.get(name) != identity.get(name) and name not in free]
     if names:
         told = (f"{name} {_shown(before.get(name))} there and {_shown(identity.get(name))} here" for name in names)
         differences = ", ".join(told)
         raise ConfigError(
-            f"{record.parent} is the folder of another run: {differences}; choose another folder with --out, "
-            "or delete this one"
+            f"{record.parent} is the folder of another run: {differences}; give the settings that it was begun with, "
+            "choose another folder with --out, or delete this one"
         )
     for name, value in content.get("origin", {}).items():
         if origin.get(name, value) != value:

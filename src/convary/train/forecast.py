@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,9 @@ class Work:
         steps: By arm: of all of its trainings.
         seconds: By arm: of a step with its share of the evaluations, when it is alone; a guess.
         measuring: Seconds of the timings of the trained networks, which are the most of what follows.
+        kept: How many trainings were finished before, for results with fewer seeds or other methods.
+        saved: Seconds of those, by the guess.
+        pretrained: Whether they start from trained weights.
     """
 
     trainings: int
@@ -41,6 +44,9 @@ class Work:
     steps: dict[str, int]
     seconds: dict[str, float]
     measuring: float = 0.0
+    kept: int = 0
+    saved: float = 0.0
+    pretrained: bool = False
 
     @property
     def total(self) -> float:
@@ -48,20 +54,41 @@ class Work:
         return sum(self.steps[name] * self.seconds[name] for name in self.steps) / self.jobs
 
 
-def work(config: CompareConfig, dataset: DataSet, device: torch.device) -> Work:
-    """Time a few batches of every arm; the networks are thrown away."""
+def work(
+    config: CompareConfig, dataset: DataSet, device: torch.device, before: Mapping[str, int] | None = None
+) -> Work:
+    """Time a few batches of every arm; the networks are thrown away.
+
+    Args:
+        config: What is trained.
+        dataset: On what.
+        device: Where.
+        before: By arm, how many seeds of it are finished.
+    """
     tried = len(config.lr) * config.lr_seeds if len(config.lr) > 1 else 0
     size = min(config.batch_size, len(dataset.train.labels))
     every = len(dataset.train.labels) // size
     kept = round(len(dataset.train.labels) * (1 - config.held_out))
-    steps, seconds = {}, {}
+    steps, seconds, saved, before = {}, {}, 0.0, before or {}
     for name, arm in config.arms().items():
-        steps[name] = config.epochs * (config.seeds * every + tried * max(1, kept // size))
+        trial = tried * max(1, kept // size)
+        steps[name] = config.epochs * (config.seeds * every + trial)
         step, forward = _timed(architecture(arm, config, dataset, 0).build().to(device), config, dataset, size, device)
         seconds[name] = step + forward * len(dataset.test.labels) / size / every
+        if name in before:
+            saved += config.epochs * (min(before[name], config.seeds) * every + trial) * seconds[name] / config.jobs
     trainings, measuring = len(steps) * (config.seeds + tried), len(steps) * TIMINGS * config.measure_seconds
-    each = config.epochs * every
-    return Work(trainings=trainings, jobs=config.jobs, each=each, steps=steps, seconds=seconds, measuring=measuring)
+    return Work(
+        trainings=trainings,
+        jobs=config.jobs,
+        each=config.epochs * every,
+        steps=steps,
+        seconds=seconds,
+        measuring=measuring,
+        kept=sum(min(before[name], config.seeds) + tried for name in steps if name in before),
+        saved=saved,
+        pretrained=config.pretrained,
+    )
 
 
 def _timed(

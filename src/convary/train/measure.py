@@ -42,7 +42,7 @@ def memory(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> int
         config: Says how it is trained.
     """
     model = copy.deepcopy(model).train()
-    optimizer = make_optimizer(model, config, config.lr[0], config.init)
+    optimizer = make_optimizer(model, config, config.lr[0], str(config.init))
     step = _step(model, optimizer, x, y)
     step()
     optimizer.zero_grad()
@@ -54,7 +54,7 @@ def memory(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> int
 def stepper(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> Callable[[], object]:
     """A training step on x (B, C, H, W) and y (B,) as a function; it trains a copy of the network."""
     model = copy.deepcopy(model).train()
-    return _step(model, make_optimizer(model, config, config.lr[0], config.init), x, y)
+    return _step(model, make_optimizer(model, config, config.lr[0], str(config.init)), x, y)
 
 
 def _step(model: nn.Module, optimizer: optim.Optimizer, x: Tensor, y: Tensor) -> Callable[[], object]:

@@ -31,6 +31,11 @@ class BasicOptions:
     """mobilenet_v2_tiny, convnet_nano (3,332 parameters for ten classes in grey), resnet20, one_conv,
     torchvision:NAME or timm:NAME; convnet_nano@1.25 is 1.25 times as wide."""
 
+    weights: str = "random"
+    """What every network starts from. random: untrained. pretrained: ImageNet's, as torchvision or timm has them. Or a
+    FILE: a state dict (.pt, .pth, .safetensors), or the checkpoint of a static network of convary compare. The
+    classifier is new where the classes differ; photographs are read as the weights want them."""
+
     methods: tuple[str, ...] = ("static", *METHOD_NAMES)
     """What to train: static and any of the methods, in the order of the report. odconv:experts=2,sharing=per_kernel is
     a method with options of its own, odconv:init=neutral one with another start than the others. static@1.25 is a
@@ -46,9 +51,10 @@ class BasicOptions:
     seeds: int = 1
     """How many times to train each method, with the seeds 0, 1, ...; more than one gives a standard deviation."""
 
-    lr: tuple[float, ...] = (0.01,)
-    """Highest learning rate: it rises during the warm-up, then falls along a cosine. Of several, every network gets
-    the one that is best for it on the held-out part of the training images; test images are not looked at for it."""
+    lr: tuple[float, ...] = ()
+    """Highest learning rate, by default 0.01, or 0.001 with --weights: it rises during the warm-up, then falls along a
+    cosine. Of several, every network gets the one that is best for it on the held-out part of the training images;
+    test images are not looked at for it."""
 
     out: Path = Path("runs/compare")
     """Folder for the report, results.json and checkpoints. An interrupted run in it is resumed."""
@@ -57,7 +63,7 @@ class BasicOptions:
     """Train on this many images only, balanced over the classes."""
 
     image_size: int | None = None
-    """Height and width for the images of folder:PATH; 64 by default."""
+    """Height and width for the images of folder:PATH; by default 64, or with --weights what those were trained at."""
 
     recipe: str | None = None
     """A published training, as in odconv-resnet: it sets epochs, batch size, optimizer, learning rate, decay, dropout
@@ -108,9 +114,10 @@ class LearningOptions:
     augment: bool = False
     """Shift and mirror the training images at random. Helps long trainings, costs short ones."""
 
-    init: Init = "paper"
+    init: Init | None = None
     """paper: every expert is initialised on its own, as published. neutral: experts likewise, but routers begin with
-    the same coefficients for every image, at their final temperature. upcycle: from the seed's static weights."""
+    the same coefficients for every image, at their final temperature. upcycle: from the seed's static weights, or the
+    trained ones of --weights. By default paper, with --weights upcycle."""
 
     anneal_epochs: float | None = None
     """Epochs over which temperatures fall to their last value; by default as published, but at most a third of all."""

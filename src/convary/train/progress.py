@@ -63,6 +63,9 @@ class StepInfo:
 class Progress:
     """Hears what happens; does nothing."""
 
+    def on_weights(self, told: str) -> None:
+        """Every network starts from trained weights: how many of them, and what is new."""
+
     def on_work(self, work: Work) -> None:
         """A comparison has looked at what it has to do; its trainings start."""
 
