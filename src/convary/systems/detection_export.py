@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,10 @@ def export_detector(model: nn.Module, photo: Tensor, path: str | Path) -> Path:
         ShapeError: the photograph is not (3, H, W).
         MissingExtraError: ONNX is not installed.
     """
-    from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+    from torchvision.models.detection import FasterRCNN, MaskRCNN
 
     path = Path(path)
-    if not isinstance(model, GeneralizedRCNN):
+    if not isinstance(model, FasterRCNN):
         raise ConfigError(f"wanted is an R-CNN of torchvision; got {type(model).__name__}; use convary.export")
     if path.suffix != ".onnx":
         raise ConfigError(f"a detector is written as .onnx; got {str(path)!r}")
@@ -49,16 +50,17 @@ def export_detector(model: nn.Module, photo: Tensor, path: str | Path) -> Path:
         raise ShapeError(f"photo must be (3, H, W); got {tuple(photo.shape)}")
     require("exporting a detector to ONNX", "export", "onnx", "onnxscript")
     check_target(path)
-    model = lean(model, ([photo],))
+    inputs: Any = ([photo],)
+    names = list(OUTPUTS) if isinstance(model, MaskRCNN) else list(OUTPUTS[:3])
+    model = lean(model, inputs)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.GroupNorm):
                 setattr(module, name, _Grouped(child))
-    names = list(OUTPUTS) if model.roi_heads.has_mask() else list(OUTPUTS[:3])
     with staged(path) as target, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the older recorder, of sizes that torchvision means to be constants
         torch.onnx.export(
-            model, ([photo],), str(target), dynamo=False, opset_version=_OPSET, input_names=["image"],
+            model, inputs, str(target), dynamo=False, opset_version=_OPSET, input_names=["image"],
             output_names=names, dynamic_axes={"image": {1: "height", 2: "width"}},
         )  # fmt: skip
     return path
