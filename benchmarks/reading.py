@@ -6,13 +6,13 @@
 
 CIFAR-10's 50,000 training images are written as JPEG folders, of 32 pixels, and some of 256. Both loaders crop,
 mirror and normalise; theirs is ImageFolder with v2's transforms. They take turns, and the ratio is the median of the
-rounds'. Memory is the proportional set size of all processes, at ten moments of an epoch of all 50,000 files.
+rounds'; that of processor time, of all processes together, says more where a machine is shared. Memory is the
+proportional set size of all processes, at ten moments of an epoch of all 50,000 files.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import statistics
 import tempfile
@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.functional import resize, to_pil_image
 
+from convary.bench.machine import load as load_of_machine
 from convary.bench.machine import machine
 from convary.data import DataSet, load
 from convary.data.reading import Reading
@@ -64,31 +65,41 @@ def bare(root: Path, size: int, workers: int, steps: int) -> Iterator:
     transforms.append(v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     dataset = ImageFolder(str(root / "train"), v2.Compose(transforms))
     options = {"prefetch_factor": 4} if workers else {}
-    return itertools.islice(DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, **options), steps)
+    sampler = RandomSampler(dataset, num_samples=steps * BATCH)
+    return iter(DataLoader(dataset, BATCH, sampler=sampler, num_workers=workers, **options))
 
 
-def rate(loader: Callable[..., Iterator], root: Path, size: int, workers: int, steps: int) -> float:
-    """Images a second, from the second batch on."""
+def rates(loader: Callable[..., Iterator], root: Path, size: int, workers: int, steps: int) -> tuple[float, float]:
+    """Images a second from the second batch on, and images a second of processor time."""
+    used = -_processor_seconds()
     batches = loader(root, size, workers, steps)
     next(batches)
     start = time.perf_counter()
     for _ in batches:
         pass
-    return (steps - 1) * BATCH / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    del batches  # its processes end here, and are counted then
+    return (steps - 1) * BATCH / seconds, steps * BATCH / (used + _processor_seconds())
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that it ended."""
+    return sum(os.times()[:4])
 
 
 def compared(root: Path, size: int, workers: int, steps: int) -> dict[str, float]:
-    pairs = [tuple(rate(loader, root, size, workers, steps) for loader in (ours, bare)) for _ in range(ROUNDS)]
-    ratios = sorted(own / other for own, other in pairs)
-    return {
-        "size": size,
-        "workers": workers,
-        "images_per_second": round(statistics.median(own for own, _ in pairs)),
-        "bare_images_per_second": round(statistics.median(other for _, other in pairs)),
-        "ratio": round(statistics.median(ratios), 3),
-        "lowest": round(ratios[0], 3),
-        "highest": round(ratios[-1], 3),
-    }
+    pairs = [tuple(rates(loader, root, size, workers, steps) for loader in (ours, bare)) for _ in range(ROUNDS)]
+    found: dict[str, float] = {"size": size, "workers": workers}
+    for place, kind in enumerate(("", "processor_")):
+        ratios = sorted(own[place] / other[place] for own, other in pairs)
+        found |= {
+            f"{kind}images_per_second": round(statistics.median(own[place] for own, _ in pairs)),
+            f"bare_{kind}images_per_second": round(statistics.median(other[place] for _, other in pairs)),
+            f"{kind}ratio": round(statistics.median(ratios), 3),
+            f"{kind}lowest": round(ratios[0], 3),
+            f"{kind}highest": round(ratios[-1], 3),
+        }
+    return found
 
 
 def memory(root: Path, workers: int, steps: int) -> list[float]:
@@ -114,15 +125,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    busy = load_of_machine()
     cifar = load("cifar10", given.root)
     with tempfile.TemporaryDirectory() as folder:
         small = write_folders(cifar, Path(folder) / "small", 32, 50_000)
         large = write_folders(cifar, Path(folder) / "large", 256, 2_000)
-        rates = [compared(small, 32, workers, 40) for workers in (0, 1, 2)]
-        rates += [compared(large, 224, workers, 8) for workers in (0, 1, 2)]
+        rows = [compared(small, 32, workers, 40) for workers in (0, 1, 2)]
+        rows += [compared(large, 224, workers, 8) for workers in (0, 1, 2)]
         epoch = memory(small, 2, 500)
-    write_json(given.out, {"machine": machine(), "batch": BATCH, "rates": rates, "megabytes_over_an_epoch": epoch})
-    for row in rates:
+    write_json(
+        given.out, {"machine": machine(), "load": busy, "batch": BATCH, "rates": rows, "megabytes_over_an_epoch": epoch}
+    )
+    for row in rows:
         print(row)
     print(epoch)
 

@@ -14,11 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import get_model
 
 from convary import cli
-from convary.papers import TABLES
+from convary.errors import ConfigError
+from convary.methods import ODConv
+from convary.papers import TABLES, table
+from convary.systems import detection_rows
 from convary.train import read_checkpoint
 from tests.data.photos import write_photos
+from tests.data.written import folder_of
 
 
 @pytest.fixture
@@ -57,6 +62,13 @@ def test_it_prints_a_table_in_every_format(run):
         (("reproduce", "--rows", "resnet18"), "the one table that they are of"),
         (("reproduce", "--data", "cifar10"), "wants a table"),
         (("reproduce", "weightnet-params", "--data", "cifar10"), "none of these rows can be trained"),
+        (("reproduce", "odconv-coco", "--data", "coco:x"), "a trained resnet50, static; give --weights"),
+        (("reproduce", "odconv-coco", "--data", "cifar10"), "a detector: --data coco:FOLDER trains it"),
+        (("reproduce", "odconv-resnet", "--released", "x"), "--released is for ODConv in a table of speed"),
+        (("reproduce", "odconv-speed", "--measure-seconds", "0"), "must be above 0"),
+        (("reproduce", "odconv-coco", "--data", "coco:x", "--jobs", "2"), "--jobs is for classifiers"),
+        (("reproduce", "odconv-coco", "--data", "coco:x", "--weights", "no.pt"), "there is no no.pt"),
+        (("reproduce", "odconv-resnet", "--data", "cifar10", "--weights", "no.pt"), "--weights is for detectors"),
         (("compare", "--recipe", "odconv-resnte"), "did you mean 'odconv-resnet'"),
         (("compare", "--recipe", "odconv-resnet", "--epochs", "2"), "anneal_epochs must be between 0 and epochs=2"),
     ],
@@ -64,6 +76,57 @@ def test_it_prints_a_table_in_every_format(run):
 def test_bad_input_is_one_line(run, argv, message):
     code, _, err = run(*argv)
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_a_detector_starts_from_weights_of_its_own_method_else_of_the_static_network(tmp_path):
+    from convary.models.architecture import Architecture
+    from convary.train.checkpoint import write_checkpoint
+
+    own = ODConv(experts=4).to_json()
+    for name, method in (
+        ("static", None),
+        ("odconv-experts=4", own),
+        ("odconv-experts=1", ODConv(experts=1).to_json()),
+    ):
+        about = Architecture(
+            model="torchvision:resnet50", num_classes=7, shape=(3, 32, 32), method=method, init="paper", seed=0
+        )
+        path = tmp_path / "runs" / name / "seed-0" / "checkpoint.pt"
+        path.parent.mkdir(parents=True)
+        write_checkpoint(path, {"architecture": vars(about), "model": {}})
+    (tmp_path / "mobilenet_v2-7ebf99e0.pth").touch()
+    coco, given = table("odconv-coco"), [tmp_path / "runs", tmp_path / "mobilenet_v2-7ebf99e0.pth"]
+    planned = detection_rows.plan([coco], tmp_path / "out", tmp_path, given, 2, epochs=6, image_size=400)
+    assert len(planned.runs) == 8 and not planned.left_out
+    first, second = planned.runs["odconv-coco", "faster-resnet50-4x"]
+    assert first.weights == tmp_path / "runs" / "odconv-experts=4" / "seed-0" / "checkpoint.pt"
+    assert (first.method, first.detector, first.backbone) == ("odconv", "faster", "resnet50")
+    assert (first.seed, second.seed) == (0, 1) and first.out != second.out
+    assert (first.steps, first.short, first.long, first.lr) == (43_980, (400,), 666, 0.02)
+    [static, _] = planned.runs["odconv-coco", "mask-resnet50"]
+    assert static.method == "static" and static.weights.parts[-3] == "static"
+    assert planned.runs["odconv-coco", "mask-mobilenetv2-4x"][0].weights.name.startswith("mobilenet_v2")
+    with pytest.raises(ConfigError, match="faster-mobilenetv2 starts from a trained mobilenet_v2, static"):
+        detection_rows.plan([coco], tmp_path / "out", tmp_path, given[:1], 1)
+    with pytest.raises(ConfigError, match="trained on COCO: resnet18: a classifier"):
+        detection_rows.plan([table("odconv-resnet").select(("resnet18",))], tmp_path, tmp_path, [], 1)
+
+
+@pytest.mark.slow
+def test_a_detector_is_trained_and_stands_beside_what_is_published(run, tmp_path):
+    (tmp_path / "coco").mkdir()
+    coco = folder_of(folder_of(tmp_path / "coco"), part="val2017")
+    torch.save(get_model("mobilenet_v2", weights=None).state_dict(), tmp_path / "mobilenet_v2-x.pth")
+    argv = (
+        "reproduce", "odconv-coco", "--rows", "mask-mobilenetv2-4x", "--data", f"coco:{coco}", "--weights",
+        tmp_path / "mobilenet_v2-x.pth", "--out", tmp_path / "out", "--epochs", 0, "--batch-size", 1, "--image-size",
+        64, "--cpu", "--workers", 1,
+    )  # fmt: skip
+    code, out, err = run(*argv)
+    assert code == 0, err
+    assert "mask AP" in out and "reached" in out and "1 steps instead of 87960" in out
+    [row] = json.loads((tmp_path / "out" / "tables.json").read_text())["rows"]
+    assert 0 <= row["reached"]["mask_ap"] <= 100 and row["published"]["mask_ap"] == "33.0"
 
 
 @pytest.mark.slow

@@ -34,8 +34,9 @@ def test_names_are_unique():
 def test_a_row_is_whole(found, row):
     assert row.recipe is None or row.recipe in RECIPES
     assert row.count is None or row.count in COUNTS
-    assert row.obstacle or row.recipe, "it can be trained, or says why not"
-    assert row.obstacle or row.network, "it has a network, or says why not"
+    assert row.obstacle or row.recipe or row.detector, "it can be trained, or says why not"
+    assert row.obstacle or row.network or row.detector, "it has a network, or says why not"
+    assert bool(row.detector) == bool(row.backbone)
     assert row.classifier_bias or row.obstacle
     assert not (row.method and row.conversions)
     for config, where in row.conversions or ((row.method, row.where),):

@@ -7,8 +7,9 @@ from torchvision.models import get_model
 from torchvision.ops import FrozenBatchNorm2d
 
 import convary as cv
+from convary import cli
 from convary.data.coco import CocoSet, sample_set
-from convary.errors import CheckpointError, ConfigError
+from convary.errors import CheckpointError, ConfigError, ShapeError
 from convary.models.detector import LEVELS, detector
 from convary.models.instances import Instances
 from convary.nn import DynamicLayer, Router
@@ -16,6 +17,7 @@ from convary.papers import table
 from convary.systems.coco_ap import average_precision
 from convary.systems.detection import DetectionConfig, DetectionPublishedConfig, DetectionSystem
 from convary.systems.detection_backbone import classifier
+from convary.systems.detection_export import export_detector
 from convary.train.fit import fit
 from tests.data.written import CONTENT, pixels
 from tests.train.line import StopAt, weights
@@ -143,9 +145,79 @@ def test_ap_of_sizes_is_that_of_the_objects_there_are():
     assert all(name.startswith("box") for name in average_precision(found, truth, masks=False))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["faster", "mask"])
+def test_an_exported_detector_finds_the_same_at_any_size(tmp_path, kind):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    system = config(tmp_path, detector=kind).load()
+    model = system.model().eval()
+    for router in (module for module in model.modules() if isinstance(module, Router)):
+        for linear in (module for module in router.modules() if isinstance(module, torch.nn.Linear)):
+            torch.nn.init.normal_(linear.weight, std=0.5)  # so that kernels depend on the photograph
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    path = export_detector(model, torch.rand(3, 80, 70), tmp_path / "detector.onnx")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    session = onnxruntime.InferenceSession(str(path))
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["boxes", "labels", "scores", *(["masks"] if kind == "mask" else [])]
+    rng = torch.Generator().manual_seed(0)
+    for H, W in ((80, 70), (50, 90), (33, 120)):
+        photo = torch.rand(3, H, W, generator=rng)
+        found = dict(zip(names, map(torch.from_numpy, session.run(None, {"image": photo.numpy()})), strict=True))
+        with torch.no_grad():
+            [want] = model([photo])
+        assert len(want["boxes"]) > 10
+        for name in names:
+            torch.testing.assert_close(found[name], want[name], rtol=1e-4, atol=1e-3)
+
+
+def test_an_exported_detector_may_find_nothing(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = config(tmp_path, method="static").load().model().eval()
+    path = export_detector(model, torch.rand(3, 64, 64), tmp_path / "detector.onnx")
+    with torch.no_grad():
+        model.roi_heads.score_thresh = 2.0
+    nothing = export_detector(model, torch.rand(3, 64, 64), tmp_path / "nothing.onnx")
+    for file, some in ((path, True), (nothing, False)):
+        boxes, labels, scores, masks = onnxruntime.InferenceSession(str(file)).run(
+            None, {"image": torch.rand(3, 72, 64).numpy()}
+        )
+        assert (len(boxes) > 0) == some and len(boxes) == len(labels) == len(scores) == len(masks)
+
+
+def test_only_detectors_of_three_channels_are_exported_as_such(tmp_path):
+    with pytest.raises(ConfigError, match="wanted is an R-CNN of torchvision; got Linear"):
+        export_detector(torch.nn.Linear(1, 1), torch.rand(3, 8, 8), tmp_path / "a.onnx")
+    model = config(tmp_path, method="static").load().model().eval()
+    with pytest.raises(ConfigError, match=r"written as .onnx; got 'a.pt2'"):
+        export_detector(model, torch.rand(3, 8, 8), "a.pt2")
+    with pytest.raises(ShapeError, match=r"must be \(3, H, W\); got \(1, 3, 8, 8\)"):
+        export_detector(model, torch.rand(1, 3, 8, 8), tmp_path / "a.onnx")
+
+
+def test_methods_are_trained_beside_each_other_and_stand_in_one_report(tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = [f"--{name}" for name in ("cpu",)]
+    for name, value in {**TINY, "steps": 1, "out": out, "detector": "faster"}.items():
+        if name != "cpu":
+            flags += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    assert cli.main(["train", "detection", *flags, "--beside", "static"]) == 0
+    told = capsys.readouterr().out
+    assert "static: box_ap" in told
+    page = (out / "report.html").read_text()
+    assert "Side by side" in page and "odconv:experts=1" in page and ">static<" in page
+    assert (out / "static" / "results.json").is_file()
+    assert cli.main(["export", str(out), "--out", str(tmp_path / "it.onnx")]) == 0
+    assert "run by onnxruntime" in capsys.readouterr().out
+    assert cli.main(["export", str(out), "--out", str(tmp_path / "it.onnx"), "--image"]) == 2
+    assert "--image is for classifiers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"beside": ("odconv:experts=1",)}, "must be different"),
+        ({"beside": ("statik",)}, "did you mean 'static'"),
         ({"method": "se"}, "static or dynamic"),
         ({"method": "static@2"}, "static or dynamic"),
         ({"method": "odconvv"}, "did you mean 'odconv'"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from convary._cli import export_detector
 from convary._cli.console import plain_console
 from convary._cli.convert import network
 from convary._cli.options import method_name, parse_with_method
@@ -37,7 +38,8 @@ class Export:
     """
 
     file: Annotated[Positional[Path | None], arg(metavar="FILE")] = None
-    """What convary convert wrote, or OUT/METHOD/seed-N/checkpoint.pt of convary compare."""
+    """What convary convert wrote, or OUT/METHOD/seed-N/checkpoint.pt of convary compare; or the folder of a detector
+    that convary train wrote."""
     out: Path
     """The file to write, by its suffix: .onnx, or .pt2 for torch.export.load."""
     model: str | None = None
@@ -74,6 +76,8 @@ def run(argv: Sequence[str]) -> int:
     else:
         flags, config = parse_with_method(Export, argv, "convary export")
     _check(flags, config)
+    if (folder := export_detector.run_folder(flags.file)) is not None:
+        return _detector(folder, flags)
     import torch
     from rich.markup import escape
 
@@ -98,6 +102,17 @@ def run(argv: Sequence[str]) -> int:
         console.print(escape(line))
     for message in dict.fromkeys(str(warning.message) for warning in told):
         console.print(f"[yellow]note[/yellow]: {escape(message)}")
+    return 0
+
+
+def _detector(folder: Path, flags: Export) -> int:
+    """A detector has one form of file: what asks for another is refused."""
+    for field in dataclasses.fields(flags):
+        if field.name not in export_detector.FREE and getattr(flags, field.name) != field.default:
+            raise ConfigError(f"--{field.name.replace('_', '-')} is for classifiers; {folder} is of a system")
+    console = plain_console(soft_wrap=True)
+    for line in export_detector.lines(folder, flags.out, check=flags.run):
+        console.print(line, markup=False)
     return 0
 
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -17,7 +17,12 @@ from convary.extras import require
 from convary.text import columns
 from convary.train.run_config import RunConfig
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 IMAGENET_SIZE = 224
+COCO = "coco:"
+CLASSIFIERS = ("anneal_epochs", "limit_train", "root", "jobs", "skip_broken", "accumulate", "channels_last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,22 @@ class Reproduce(RunConfig):
     """How to print."""
 
     data: str | None = None
-    """Train the rows on these images, as in folder:/imagenet with train/ and val/; see convary compare --data."""
+    """Train the rows on these images, as in folder:/imagenet with train/ and val/; see convary compare --data.
+    coco:FOLDER, in COCO's layout, trains detectors."""
+
+    weights: tuple[Path, ...] = ()
+    """With coco:FOLDER, what backbones start from: checkpoints of convary reproduce or compare, weight files of
+    torchvision or timm whose names begin with the network's, or folders that have some."""
+
+    measure: bool = True
+    """Of tables of speed, time the rows here, in turns with the static network, by batches of --batch-size (1, in
+    training 2)."""
+
+    measure_seconds: float = 2.0
+    """Time for each of these figures; at least nine pairs are taken."""
+
+    released: Path | None = None
+    """A checkout of the authors' code, whose networks are run and timed likewise (ODConv's, of tables of speed)."""
 
     seeds: int = 1
     """How many times to train each row."""
@@ -117,14 +137,46 @@ def run(argv: Sequence[str]) -> int:
         print(_listing(TABLES))
         return 0
     if flags.data is not None:
-        return _train(flags, tables)
+        return _train_detectors(flags, tables) if flags.data.startswith(COCO) else _train(flags, tables)
     if flags.all and flags.format == "markdown":
         from convary.train.reproduce import whole_page
 
         print(whole_page(), end="")
         return 0
-    print(FORMATS[flags.format]([(table, records(table)) for table in tables]))
+    measured = _measured(flags, tables)
+    print(FORMATS[flags.format]([(table, records(table, measured=measured)) for table in tables]))
     return 0
+
+
+def _measured(flags: Reproduce, tables: Sequence[Any]) -> dict[tuple[str, str], Any]:
+    """What the rows of tables of speed take here, by table and row."""
+    wanted = [table for table in tables if table.measured and flags.measure and not flags.all]
+    if flags.released is not None and not any(row.released for table in wanted for row in table.rows):
+        raise ConfigError("--released is for ODConv in a table of speed, as in convary reproduce odconv-speed")
+    if not wanted:
+        return {}
+    import torch
+
+    from convary._cli.console import stages
+    from convary.bench.rows import measure
+    from convary.train.run_config import check_threads
+
+    check_threads(flags.threads, "--threads")
+    if flags.threads is not None:
+        torch.set_num_threads(flags.threads)
+    batch = 1 if flags.batch_size is None else flags.batch_size
+    if batch < 1 or flags.measure_seconds <= 0:
+        raise ConfigError(f"--batch-size and --measure-seconds must be above 0; got {batch}, {flags.measure_seconds:g}")
+    device = "cuda" if torch.cuda.is_available() and not flags.cpu else "cpu"
+    found = {}
+    with stages() as tell:
+        for table in wanted:
+            for row in table.rows:
+                tell(f"timing {row.name}")
+                found[table.name, row.name] = measure(
+                    row, batch=batch, seconds=flags.measure_seconds, released=flags.released, device=device
+                )
+    return found
 
 
 def _selected(flags: Reproduce) -> list[Any]:
@@ -149,24 +201,60 @@ def _train(flags: Reproduce, tables: Sequence[Any]) -> int:
     require("convary reproduce --data", "all", "matplotlib", "jinja2")
     from convary import report
     from convary._cli.progress import LiveProgress
-    from convary.files import write_whole
-    from convary.papers.page import FORMATS, records
     from convary.train.reproduce import plan, train
 
+    if flags.weights:
+        raise ConfigError(f"--weights is for detectors, --data {COCO}FOLDER; got --data {flags.data}")
     planned = plan(tables, flags.out, **flags.overrides())
     console = run_console()
-    for (_, name), reason in planned.left_out.items():
-        console.print(f"not trained: {name}, {reason}")
+    _tell_left_out(console, planned.left_out)
     for group in planned.groups:
         console.print(f"{group.config.model}: {', '.join(group.config.methods)}; {group.config.training()}")
     with resumable(flags, flags.out), LiveProgress(console) as progress:
         reached = train(planned.groups, progress)
     if is_first():
-        found = [(table, records(table, reached)) for table in tables]
-        for name, format in (("tables.md", "markdown"), ("tables.json", "json")):
-            write_whole(flags.out / name, (FORMATS[format](found) + "\n").encode())
         for group in planned.groups:
             report.write(report.load(group.config.out / "results.json"), group.config.out / "report.html")
-        print(FORMATS[flags.format](found))
-        console.print(f"\ntables   {link(flags.out / 'tables.md')}", soft_wrap=True)
+        _write(flags, tables, reached, console)
     return 0
+
+
+def _train_detectors(flags: Reproduce, tables: Sequence[Any]) -> int:
+    require("convary reproduce --data", "all", "matplotlib", "jinja2")
+    from convary._cli.progress import LiveProgress
+    from convary.systems.detection_rows import plan, train
+
+    for name in CLASSIFIERS:
+        if getattr(flags, name) != Reproduce.__dataclass_fields__[name].default:
+            raise ConfigError(f"--{name.replace('_', '-')} is for classifiers; {flags.data} trains detectors")
+    names = ("epochs", "image_size", "batch_size", "threads")
+    given = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    given |= {"cpu": flags.cpu, "precision": flags.precision} | ({"workers": flags.workers} if flags.workers else {})
+    folder = Path(str(flags.data).removeprefix(COCO))
+    planned = plan(tables, flags.out, folder, flags.weights, flags.seeds, **given)
+    console = run_console()
+    _tell_left_out(console, planned.left_out)
+    for (_, name), configs in planned.runs.items():
+        console.print(f"{name}: {configs[0].steps} steps, from {configs[0].weights}", markup=False)
+    with resumable(flags, flags.out), LiveProgress(console) as progress:
+        reached = train(planned, progress)
+    if is_first():
+        _write(flags, tables, reached, console)
+    return 0
+
+
+def _tell_left_out(console: Console, left_out: Mapping[tuple[str, str], str]) -> None:
+    for (_, name), reason in left_out.items():
+        console.print(f"not trained: {name}, {reason}", markup=False)
+
+
+def _write(flags: Reproduce, tables: Sequence[Any], reached: Mapping[tuple[str, str], Any], console: Console) -> None:
+    """Published beside reached: in the folder, and printed."""
+    from convary.files import write_whole
+    from convary.papers.page import FORMATS, records
+
+    found = [(table, records(table, reached)) for table in tables]
+    for name, format in (("tables.md", "markdown"), ("tables.json", "json")):
+        write_whole(flags.out / name, (FORMATS[format](found) + "\n").encode())
+    print(FORMATS[flags.format](found))
+    console.print(f"\ntables   {link(flags.out / 'tables.md')}", soft_wrap=True)

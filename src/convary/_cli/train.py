@@ -46,8 +46,9 @@ def run(argv: Sequence[str]) -> int:
             console.print(f"watch    {link(config.out / REPORT)}", soft_wrap=True)
             progress = Listeners(bars, SystemPage(config, config.out / REPORT))
         results = fit(config, progress)
+        others = {label: fit(other, bars) for label, other in config.others().items()}
     if is_first():
-        _finish(results, config, console)
+        _finish(results, others, config, console)
     return 0
 
 
@@ -62,16 +63,19 @@ def _help() -> str:
     )
 
 
-def _finish(results: dict[str, Any], config: SystemConfig, console: Console) -> None:
+def _finish(results: dict[str, Any], others: dict[str, dict[str, Any]], config: SystemConfig, console: Console) -> None:
     from rich.markup import escape
 
     from convary.report import system as page
 
-    page.write(results, config.out, config.out / REPORT)
+    page.write(results, config.out, config.out / REPORT, beside={config.label: results, **others} if others else None)
     console.print()
     width, means = max(map(len, results["scores"])), results.get("measures", {})
     for name, value in results["scores"].items():
         console.print(f"{name:<{width}}  [bold]{value:.4f}[/bold]  {escape(means.get(name.split()[-1], ''))}".rstrip())
+    for label, other in others.items():
+        told = ", ".join(f"{name} {value:.4f}" for name, value in other["scores"].items())
+        console.print(f"\n{escape(label)}: {escape(told)}", soft_wrap=True)
     if results.get("scored_on"):
         console.print(f"\n{escape(results['scored_on'])}", soft_wrap=True)
     console.print()

@@ -43,11 +43,10 @@ def augment(images: Tensor, rng: torch.Generator, *, padding: int, flip: bool) -
         (B, C, H, W)
     """
     B, _, H, W = images.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, B, 1), generator=rng)
-    rows, columns = top + torch.arange(H), left + torch.arange(W)
+    top, left = torch.randint(0, 2 * padding + 1, (2, B), generator=rng)
+    windows = F.pad(images, [padding] * 4).unfold(2, H, 1).unfold(3, W, 1)
+    shifted = windows[torch.arange(B), :, top, left]
     if flip:
-        mirrored = torch.rand(B, 1, generator=rng) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = F.pad(images, [padding] * 4)
-    sample = torch.arange(B)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        mirrored = torch.rand(B, 1, 1, 1, generator=rng) < 0.5
+        shifted = torch.where(mirrored, shifted.flip(3), shifted)
+    return shifted

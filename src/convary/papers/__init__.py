@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from convary.errors import ConfigError, nearest
-from convary.papers import cgc, condconv, dcd, dyconv, dynet, fdconv, kernelwarehouse, odconv, weightnet
+from convary.papers import cgc, condconv, dcd, dyconv, dynet, fdconv, kernelwarehouse, odconv, speed, weightnet
 from convary.papers.ours import Ours, count
 from convary.papers.row import COUNTS, Published, Row, Source, Table
 
-_PAPERS = (condconv, dyconv, dynet, odconv, kernelwarehouse, dcd, weightnet, cgc, fdconv)
+_PAPERS = (condconv, dyconv, dynet, odconv, kernelwarehouse, dcd, weightnet, cgc, fdconv, speed)
 TABLES: tuple[Table, ...] = tuple(table for paper in _PAPERS for table in paper.TABLES)
 
 __all__ = ["COUNTS", "TABLES", "Ours", "Published", "Row", "Source", "Table", "count", "table"]

@@ -8,12 +8,14 @@ from convary.papers.row import Published, Row, Source, Table
 
 PAPER = "Chen, Gu, Li, Yan, Fu: Frequency Dynamic Convolution for Dense Image Prediction, CVPR 2025"
 CODE = "https://github.com/Linwei-Chen/FDConv"
-OBSTACLE = "a detector or segmenter; convary reproduce trains classifiers"
+OBSTACLE = "its schedule is not among the recipes; convary train detection-published --method trains it by ODConv's"
+SEGMENTER = "a segmenter, which convary reproduce does not train"
 
 
 def _row(name: str, title: str, method: MethodConfig | None, published: Published, **more) -> Row:
     network = "torchvision:resnet50" if method else None
-    return Row(name=name, title=title, network=network, method=method, published=published, obstacle=OBSTACLE, **more)
+    obstacle = SEGMENTER if published.miou else OBSTACLE
+    return Row(name=name, title=title, network=network, method=method, published=published, obstacle=obstacle, **more)
 
 
 FASTER = Table(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from convary.methods import CGC, DCD, CondConv, DyConv, ODConv, WeightNet
 from convary.models import CBAM, ECA, SE
@@ -19,7 +20,6 @@ MOBILE = {
 }
 ALL_BUT_STEM = "all & ~first"
 NO_BIAS = "its classifier has no bias, and convary compare has no such classifier"
-DETECTOR = "a detector; convary reproduce trains classifiers"
 
 
 def _recipe(width: str) -> str:
@@ -187,7 +187,15 @@ COMPARATORS = Table(
 )
 
 
-def _detector(backbone: str, detector: str, experts: int, params: str, added: str, box: str, mask: str = "") -> Row:
+def _detector(
+    backbone: str,
+    detector: Literal["faster", "mask"],
+    experts: int,
+    params: str,
+    added: str,
+    box: str,
+    mask: str = "",
+) -> Row:
     network = "torchvision:resnet50" if backbone == "resnet50" else MOBILE["1.0"]
     name = f"{detector}-{backbone}" + (f"-{experts}x" if experts else "")
     kind = {"faster": "Faster R-CNN", "mask": "Mask R-CNN"}[detector]
@@ -198,7 +206,8 @@ def _detector(backbone: str, detector: str, experts: int, params: str, added: st
         network=network if experts else None,
         method=ODConv(experts=experts) if experts else None,
         published=Published(params=params, added=added, box_ap=box, mask_ap=mask),
-        obstacle=DETECTOR,
+        detector=detector,
+        backbone="resnet50" if backbone == "resnet50" else "mobilenet_v2",
     )
 
 
@@ -218,7 +227,7 @@ COCO = Table(
     ),
     note=(
         "Only the backbone becomes dynamic: what the detector gains in parameters, the difference of two published "
-        "counts, is compared with what the backbone gains here."
+        "counts, is compared with what the backbone gains here. --data coco:FOLDER trains them."
     ),
 )
 

@@ -20,20 +20,30 @@ Reached = Mapping[tuple[str, str], Record]  # by the names of a table and a row
 TITLES = {
     "params": "params", "added": "params added", "madds": "MAdds", "top1": "top-1", "top5": "top-5",
     "error": "top-1 error", "box_ap": "box AP", "mask_ap": "mask AP", "miou": "mIoU", "cpu": "ms on a CPU",
+    "latency": "ms", "rate": "images/s", "train_rate": "images/s in training", "memory": "peak MB",
 }  # fmt: skip
 
 
-def records(table: Table, reached: Reached | None = None) -> list[Record]:
+MEASURED = {
+    "inference here": ("inference",), "training here": ("training",),
+    "released inference here": ("released", "inference"), "released training here": ("released", "training"),
+}  # fmt: skip
+
+
+def records(table: Table, reached: Reached | None = None, measured: Reached | None = None) -> list[Record]:
     """What there is to say of each row; recalled numbers are left out.
 
     Args:
         table: The table.
         reached: What trainings of rows reached.
+        measured: What rows cost on this machine, see ``convary.bench.rows``.
     """
-    return [_record(table, row, (reached or {}).get((table.name, row.name))) for row in table.rows]
+    keys = [(table.name, row.name) for row in table.rows]
+    known = [((reached or {}).get(key), (measured or {}).get(key)) for key in keys]
+    return [_record(table, row, *found) for row, found in zip(table.rows, known, strict=True)]
 
 
-def _record(table: Table, row: Row, reached: Record | None) -> Record:
+def _record(table: Table, row: Row, reached: Record | None, measured: Record | None) -> Record:
     ours = count(row)
     recalled = [TITLES[name] for name, _ in row.recalled.items()]
     return {
@@ -54,6 +64,7 @@ def _record(table: Table, row: Row, reached: Record | None) -> Record:
         "obstacle": row.obstacle,
         "note": row.note,
         "reached": reached,
+        "measured": measured,
     }
 
 
@@ -97,6 +108,9 @@ def _cells(found: Sequence[Record]) -> list[list[str]]:
         )
     if any(record["reached"] for record in found):
         lines = [[*line, cell] for line, cell in zip(lines, ["reached", *map(_reached, found)], strict=True)]
+    for title, path in MEASURED.items():
+        cells = [_time(record["measured"], path) for record in found]
+        lines = [[*line, cell] for line, cell in zip(lines, [title, *cells], strict=True)]
     kept = [i for i in range(len(lines[0])) if any(line[i] not in ("", "–") for line in lines[1:])]
     return [[line[i] for i in kept] for line in lines]
 
@@ -105,12 +119,25 @@ def _millions(macs: int) -> str:
     return f"{macs / 1e6:,.{1 if macs >= 1e7 else 2}f}M" if macs else "–"
 
 
+def _time(measured: Record | None, path: tuple[str, ...]) -> str:
+    """Milliseconds, and of a dynamic network how many times the static one's, with the spread."""
+    found: Any = measured
+    for name in path:
+        found = (found or {}).get(name)
+    if not found:
+        return "–"
+    ratio = f", {found['ratio']:.2f}x ({found['low']:.2f} to {found['high']:.2f})" if "ratio" in found else ""
+    return f"{found['ms']:.1f} ms{ratio}"
+
+
 def _reached(record: Record) -> str:
     found = record["reached"]
     if not found:
         return "–"
-    spread = "" if found["std"] is None else f" ± {found['std']:.2f}"
-    return f"{found['top1']:.2f}{spread}"
+    scores = [(name, title) for name, title in TITLES.items() if name in found]
+    spreads = {name: found["std"] if name == "top1" else found[f"{name}_std"] for name, _ in scores}
+    told = {name: f"{found[name]:.2f}" + ("" if std is None else f" ± {std:.2f}") for name, std in spreads.items()}
+    return told["top1"] if "top1" in told else ", ".join(f"{title} {told[name]}" for name, title in scores)
 
 
 def notes(found: Iterable[Record]) -> list[str]:
@@ -166,7 +193,16 @@ def _flat(record: Record) -> Record:
     reached = {f"reached_{name}": value for name, value in (record["reached"] or {}).items()}
     source = {"source": f"{record['source']['paper']}; {record['source']['place']}", "url": record["source"]["url"]}
     recalled = {"recalled": ", ".join(record["recalled"])}
-    return {**plain, **method, **published, **ours, **source, **recalled, **reached}
+    measured = _joined(record["measured"] or {}, "measured")
+    return {**plain, **method, **published, **ours, **source, **recalled, **reached, **measured}
+
+
+def _joined(values: Mapping[str, Any], name: str) -> Record:
+    """Values of values, by their names in a row."""
+    flat: Record = {}
+    for key, value in values.items():
+        flat |= _joined(value, f"{name}_{key}") if isinstance(value, Mapping) else {f"{name}_{key}": value}
+    return flat
 
 
 def as_json(found: Sequence[Record]) -> str:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 from convary.errors import ConfigError, nearest
 from convary.methods import MethodConfig
@@ -49,6 +50,10 @@ class Published:
         mask_ap: COCO mask AP.
         miou: Mean intersection over union.
         cpu: Milliseconds for an image on the authors' CPU.
+        latency: Milliseconds for a batch on the source's GPU.
+        rate: Images a second there.
+        train_rate: The same in training.
+        memory: Peak megabytes there.
     """
 
     params: str = ""
@@ -61,6 +66,10 @@ class Published:
     mask_ap: str = ""
     miou: str = ""
     cpu: str = ""
+    latency: str = ""
+    rate: str = ""
+    train_rate: str = ""
+    memory: str = ""
 
     def items(self) -> Iterator[tuple[str, str]]:
         """Names and numbers of what there is."""
@@ -89,6 +98,9 @@ class Row:
         strides_first: Whether the published multiply-adds are those of ResNet v1, whose bottlenecks stride in their
             first layer and not, as torchvision's, timm's and the released code's, in their second.
         obstacle: Why ``convary reproduce`` can't train it; empty where it can.
+        detector: Of a detector that ``convary reproduce --data coco:PATH`` trains: Faster or Mask R-CNN.
+        backbone: Of such a detector, its name in torchvision.
+        released: Of a table of speed, the network in the authors' code, ``NAME:OPTION=NUMBER``.
         note: What a reader of the numbers must know.
     """
 
@@ -105,6 +117,9 @@ class Row:
     classifier_bias: bool = True
     strides_first: bool = False
     obstacle: str = ""
+    detector: Literal["faster", "mask"] | None = None
+    backbone: Literal["resnet50", "mobilenet_v2"] | None = None
+    released: str = ""
     note: str = ""
 
     @property
@@ -123,6 +138,7 @@ class Table:
         source: Of all its numbers.
         rows: In the paper's order.
         note: What all rows have in common.
+        measured: Whether it is of speed, which ``convary reproduce`` measures again.
     """
 
     name: str
@@ -130,6 +146,7 @@ class Table:
     source: Source
     rows: tuple[Row, ...]
     note: str = ""
+    measured: bool = False
 
     def select(self, names: tuple[str, ...]) -> Table:
         """The table with only the rows of these names; without a name, all of them.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,12 @@ STEEP = 30.0  # largest over smallest loss from which on the axis is logarithmic
 _NEEDED = ("system", "scores", "curve", "params", "seconds", "pictures", "run", "machine")
 
 
-def write(results: dict[str, Any], folder: Path, path: str | Path, *, running: bool = False) -> None:
+Beside = Mapping[str, dict[str, Any]]  # by name, the results of runs that were trained alike
+
+
+def write(
+    results: dict[str, Any], folder: Path, path: str | Path, *, running: bool = False, beside: Beside | None = None
+) -> None:
     """Write the page, self-contained: pictures, figures, styles and script inside.
 
     Args:
@@ -28,15 +34,16 @@ def write(results: dict[str, Any], folder: Path, path: str | Path, *, running: b
         folder: Where its pictures lie.
         path: Where the page goes; replaced in one step.
         running: Whether more is to come: an open page then reloads itself.
+        beside: This run and others to compare, by name.
 
     Raises:
         DataError: ``results`` are of something else.
         OSError: a picture is gone, or the page can't be written.
     """
-    write_whole(Path(path), page(results, folder, running=running).encode())
+    write_whole(Path(path), page(results, folder, running=running, beside=beside).encode())
 
 
-def page(results: dict[str, Any], folder: Path, *, running: bool = False) -> str:
+def page(results: dict[str, Any], folder: Path, *, running: bool = False, beside: Beside | None = None) -> str:
     """The page as a string of HTML."""
     if missing := [name for name in _NEEDED if name not in results]:
         raise DataError(f"these are no results of a system; {', '.join(missing)} is missing: give what train wrote")
@@ -53,6 +60,7 @@ def page(results: dict[str, Any], folder: Path, *, running: bool = False) -> str
         version=results["machine"]["convary"],
         took=spell(results["seconds"]),
         scores=[(name, value, means.get(name.split()[-1], "")) for name, value in results["scores"].items()],
+        beside=_side_by_side(beside or {}),
         pictures=[(Path(name).stem, _data(folder / name)) for name in results["pictures"]],
         losses=list(last["losses"]),
         names={name: name for name in last["losses"]},
@@ -60,6 +68,19 @@ def page(results: dict[str, Any], folder: Path, *, running: bool = False) -> str
         run=tables.listed(run),
         machine=tables.listed(results["machine"]),
     )
+
+
+def _side_by_side(beside: Beside) -> list[list[str]]:
+    """The lines of a table, the first one its head; none where nothing is compared."""
+    if not beside:
+        return []
+    runs = list(beside.values())
+    names = list(dict.fromkeys(name for run in runs for name in run["scores"]))
+    scores = [[f"{run['scores'][name]:.4f}" if name in run["scores"] else "–" for run in runs] for name in names]
+    lines = [[name, *values] for name, values in zip(names, scores, strict=True)]
+    lines.append(["parameters", *(f"{run['params']:,}" for run in runs)])
+    lines.append(["seconds", *(f"{run['seconds']:.0f}" for run in runs)])
+    return [["", *beside], *lines]
 
 
 def _data(path: Path) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,6 +17,7 @@ from convary.models.instances import Instances
 from convary.nn import Router
 from convary.systems.coco_system import CocoConfig, CocoSystem
 from convary.systems.detection_backbone import classifier, dynamic_method
+from convary.train.system import SystemConfig
 
 _GROUPS = 16  # of a group norm
 
@@ -27,6 +29,7 @@ class DetectionConfig(CocoConfig):
     name: ClassVar[str] = "detection"
     title: ClassVar[str] = "Faster and Mask R-CNN, dynamic backbone"
     falls: ClassVar[tuple[float, float]] = (8 / 12, 11 / 12)
+    places: ClassVar[tuple[str, ...]] = (*CocoConfig.places, "beside")
     citation: ClassVar[str] = "He et al., Mask R-CNN, ICCV 2017; Li et al., ODConv, ICLR 2022"
 
     out: Path = Path("runs/detection")
@@ -39,6 +42,8 @@ class DetectionConfig(CocoConfig):
     """A classifier of torchvision, whose convolutions become dynamic where its paper has them; neck and heads stay."""
     method: str = "odconv:experts=1"
     """static, or a method with its options, as for convary compare --methods."""
+    beside: tuple[str, ...] = ()
+    """Other methods to train alike, each in a folder of its own under --out; the report has the scores of all."""
     weights: Path | None = None
     """What the backbone starts from: a checkpoint of convary compare, or a weight file of torchvision or timm for the
     static network. Its norms, its stem and its first stage then stay as they are."""
@@ -62,10 +67,27 @@ class DetectionConfig(CocoConfig):
         if self.norm == "group" and self.channels % _GROUPS:
             raise ConfigError(f"channels must be a multiple of the norm's {_GROUPS} groups; got {self.channels}")
         dynamic_method(self.method)
+        folders = [_folder(name) for name in (self.method, *self.beside)]
+        if len(set(folders)) < len(folders):
+            raise ConfigError(f"the method and --beside must be different ones; got {self.method}, {self.beside}")
+        for name in self.beside:
+            dynamic_method(name)
 
     def load(self) -> DetectionSystem:
         """The system with its data."""
         return DetectionSystem(self, *self.sets())
+
+    def others(self) -> dict[str, SystemConfig]:
+        """The same with each method of ``beside``, in a folder in this one's."""
+        return {
+            name: dataclasses.replace(self, method=name, beside=(), out=self.out / _folder(name))
+            for name in self.beside
+        }
+
+    @property
+    def label(self) -> str:
+        """The method."""
+        return self.method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +191,11 @@ class DetectionSystem(CocoSystem):
             labels=found["labels"][kept] - 1,
             masks=found["masks"][kept, 0] > 0.5 if "masks" in found else empty,
         )
+
+
+def _folder(method: str) -> str:
+    """What a method's folder is called: Windows knows no colons in names."""
+    return method.replace(":", "-").replace(",", "-")
 
 
 def _group_norm(channels: int) -> nn.Module:

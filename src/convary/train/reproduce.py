@@ -74,6 +74,8 @@ def obstacle(row: Row) -> str:
     """Why a row can't be trained, or nothing."""
     if row.obstacle:
         return row.obstacle
+    if row.detector:
+        return "a detector: --data coco:FOLDER trains it"
     return "" if row.recipe else "its training is not among the recipes"
 
 

@@ -83,6 +83,15 @@ class SystemConfig(RunConfig, abc.ABC):
     def load(self) -> System:
         """The system with its data; raises DataError where the data are missing or broken."""
 
+    def others(self) -> dict[str, SystemConfig]:
+        """What ``convary train`` trains beside it, by what the report calls them; as a rule nothing."""
+        return {}
+
+    @property
+    def label(self) -> str:
+        """What the report calls it beside others."""
+        return self.name
+
     def identity(self) -> dict[str, Any]:
         """The system, and the fields that decide the result."""
         return {"system": self.name} | super().identity()
