@@ -51,7 +51,7 @@ class Page:
         return f"{self.arm(block, name).ratio(what):.3g}"
 
     def gap(self, block: str, name: str, other: str = "") -> str:
-        """Paired gap to static, or to another network, with its 95 % interval and seeds won."""
+        """Paired gap to static, or to another network of any block with it, with its 95 % interval and seeds won."""
         arm = self.arm(block, name)
         return said(arm.gap(self._paired(other, arm) if other else None))
 
@@ -180,14 +180,16 @@ SUMMARY = {
     "README.md": (
         "CIFAR-10, a network of {params:,} parameters; gaps in points, with their 95 % interval and seeds won. "
         "From scratch for 20 epochs, CondConv: {condconv}; against a static network of ODConv's multiply-adds "
-        "{condconv_equal}. ODConv: {odconv}; {odconv_equal}. A *trained* static network, converted and trained on for "
+        "{condconv_equal}; against squeeze-and-excitation, which gains nothing there, {condconv_se}. "
+        "ODConv: {odconv}; {odconv_equal}. A *trained* static network, converted and trained on for "
         "10 epochs, against the same network that trains on as long, ODConv: {odconv_on}; CondConv: {condconv_on}. "
         "Where one network serves *four conditions* (as it is, negative, on its side, at night), from scratch, "
         "CondConv: {condconv_conditions}; ODConv: {odconv_conditions}."
     ),
     "README.zh.md": (
         "CIFAR-10，{params:,} 个参数的网络；差值以百分点计，附 95 % 置信区间和胜出的种子数。"
-        "从头训练 20 轮，CondConv：{condconv}；相对于乘加次数与 ODConv 相同的静态网络 {condconv_equal}。"
+        "从头训练 20 轮，CondConv：{condconv}；相对于乘加次数与 ODConv 相同的静态网络 {condconv_equal}；"
+        "相对于在此毫无增益的 SE 注意力 {condconv_se}。"
         "ODConv：{odconv}；{odconv_equal}。将*训练好的*静态网络转换后再训练 10 轮，"
         "相对于同样继续训练的同一网络，ODConv：{odconv_on}；CondConv：{condconv_on}。"
         "一个网络应对*四种条件*（原图、负片、侧转、夜间）时，从头训练，CondConv：{condconv_conditions}；ODConv：{odconv_conditions}。"
@@ -205,6 +207,7 @@ def summary(page: Page, name: str) -> str:
             ("_equal", "s2-papers", EQUAL),
             ("_on", "s6-trained", ""),
             ("_conditions", "s7-conditions", ""),
+            ("_se", "s2-papers", "se"),
         )
     }
     if name == "README.zh.md":
