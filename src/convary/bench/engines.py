@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,29 +80,35 @@ def obstacle(name: str) -> str | None:
     return None if importlib.util.find_spec(module) else f"{module} is not installed"
 
 
-def quiet_compiler() -> None:
-    """Let every compilation be whole, by one process, and not the first one."""
+def prepare(engine: Engine) -> None:
+    """Let compilations be whole, by one process; and make something first: the first of a process takes longer."""
     import torch._inductor.config as inductor
 
     inductor.force_disable_caches, inductor.compile_threads = True, 1
+    torch._dynamo.config.recompile_limit = 64  # networks of one class count as one, and beyond it they run eagerly
+    form = next(iter(engine.forms.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        layer = nn.Conv2d(3, 3, 1).eval()
+        engine.make(layer, torch.randn(1, 3, 9, 9), "inference", form.how, (), Path(folder))[0]()
 
 
 def _compiled(model: nn.Module, x: Tensor, mode: str, how: Any, free: Any, folder: Path) -> tuple[Step, None]:
     from convary.bench.models import step
 
-    torch._dynamo.reset()
-    return step(torch.compile(model), x, mode), None
+    compiled: Any = torch.compile(model)
+    return step(compiled, x, mode), None
 
 
 def _aoti(
     model: nn.Module, x: Tensor, mode: str, how: Mapping[str, Any], free: Sequence[int], folder: Path
 ) -> tuple[Step, None]:
-    from convary import export
+    from convary._export import export
     from convary.bench.models import step
 
     program = export(model, x, dynamic=free, **how)
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(_fresh(folder, ".pt2")))
-    return step(torch._inductor.aoti_load_package(path), x, mode), None
+    packaged: Any = torch._inductor.aoti_load_package(path)
+    return step(packaged, x, mode), None
 
 
 def _onnxruntime(
@@ -125,12 +132,10 @@ def _openvino(
     return lambda: compiled(feed)[0], nodes
 
 
-def _file(
-    model: nn.Module, x: Tensor, how: Mapping[str, Any], free: Sequence[int], folder: Path
-) -> tuple[Path, int]:
+def _file(model: nn.Module, x: Tensor, how: Mapping[str, Any], free: Sequence[int], folder: Path) -> tuple[Path, int]:
     import onnx
 
-    from convary import export
+    from convary._export import export
 
     path = _fresh(folder, ".onnx")
     export(model, x, path, dynamic=free, **how)

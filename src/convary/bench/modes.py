@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convary.bench.engines import ENGINES, Engine, Running, obstacle, quiet_compiler
+from convary.bench.engines import ENGINES, Engine, Running, obstacle, prepare
 from convary.bench.machine import load
 from convary.bench.models import networks, step
 from convary.bench.timing import fitting_clock, interleave
@@ -64,7 +63,7 @@ def measure(config: ModesConfig) -> Iterator[dict[str, Any]]:
     """
     before = torch.get_num_threads()
     engine = ENGINES[config.mode]
-    quiet_compiler()
+    prepare(engine)
     try:
         for name, threads, batch in itertools.product(config.models, config.threads, config.batches):
             torch.set_num_threads(threads)
@@ -87,9 +86,7 @@ class _Lines:
         folder: For files.
     """
 
-    def __init__(
-        self, config: ModesConfig, engine: Engine, name: str, batch: int, mode: str, folder: Path
-    ) -> None:
+    def __init__(self, config: ModesConfig, engine: Engine, name: str, batch: int, mode: str, folder: Path) -> None:
         self.config, self.engine, self.name, self.mode, self.folder = config, engine, name, mode, folder
         size = config.image_size
         self.x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -97,8 +94,8 @@ class _Lines:
 
     def all(self) -> Iterator[dict[str, Any]]:
         """Each method in each form of a file."""
+        torch._dynamo.reset()
         static = _ready(networks(self.name, "static", self.config.image_size)[0], self.mode)
-        self._made(self.engine, static, next(iter(self.engine.forms)))  # the first of a process takes longer
         base = self._made(self.engine, static, next(iter(self.engine.forms)))
         fastest = self._fastest(static, base)
         for method in self.config.methods:
@@ -160,8 +157,3 @@ def _answer(call: Callable[[], Any], model: nn.Module, mode: str) -> Tensor:
     if mode == "training":
         return torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
     return torch.as_tensor(found).clone()
-
-
-def spent_by_process() -> float:
-    """Seconds of processor time of this process."""
-    return time.process_time()

@@ -199,8 +199,8 @@ class TestRawInterface:
         "change",
         [
             {"G": 0}, {"G": 2}, {"kernel_h": 0}, {"stride_w": 0}, {"dilation_h": 0}, {"kernel_w": 5}, {"H": 0},
-            {"filter_rows": 3}, {"channel_rows": 0}, {"channels_last": 2}, {"half": 2}, {"half_bank": 2}, {"bounded": 2},
-            {"tap_rows": 3}, {"bias_rows": 3}, {"C": 0}, {"K": 0},
+            {"filter_rows": 3}, {"channel_rows": 0}, {"channels_last": 2}, {"half": 2}, {"half_bank": 2},
+            {"tap_rows": 3}, {"bias_rows": 3}, {"C": 0}, {"K": 0}, {"bounded": 2},
         ],
     )  # fmt: skip
     def test_no_convolution(self, change):

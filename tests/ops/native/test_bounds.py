@@ -29,7 +29,7 @@ every_case = pytest.mark.parametrize("case", CASES)
 
 
 def called(entry: str, case: str, bounds: tuple | None, *, channels_last: bool = False, half: bool = False) -> Tensor:
-    """y of the same numbers every time, one of them NaN; the gradient of x where that is the entry."""
+    """What an entry makes of the same numbers every time, one of them NaN."""
     torch.manual_seed(0)
     B, C, O, size, k, stride, groups = CASES[case]
     of_samples = entry == "sample_conv"
@@ -37,9 +37,7 @@ def called(entry: str, case: str, bounds: tuple | None, *, channels_last: bool =
     x, bank = torch.randn(B, C, *size), torch.randn(K, O, C // groups, k, k)
     bias, factors = torch.randn(O), [torch.rand(B, K), torch.rand(B, O), torch.rand(B, C), torch.rand(B, k * k)]
     geometry = Geometry((stride,) * 2, (k // 2,) * 2, (1, 1), groups)
-    sizes, shape = conv_sizes.__wrapped__(
-        x.shape, bank.shape, geometry, (1, 1, 1, 1), channels_last, 1, (half, False)
-    )
+    sizes, shape = conv_sizes.__wrapped__(x.shape, bank.shape, geometry, (1, 1, 1, 1), channels_last, 1, (half, False))
     if bounds is not None:
         sizes.bounded, sizes.lower, sizes.upper = 1, *bounds
     kind = {

@@ -38,7 +38,8 @@ def draw_sizes(rng: random.Random, *, given: bool) -> dict[str, int]:
     sizes |= {"bias_rows": 1, "channels_last": 0 if given else rng.choice([0, 1])}
     sizes["half"] = rng.choice([0, 1])
     sizes["half_bank"] = sizes["half"] * rng.choice([0, 1])
-    for name in rng.sample([field for field, kind in ConvSizes._fields_ if kind is ctypes.c_int64], rng.choice([0, 1, 1, 2, 3])):
+    fields = [field for field, kind in ConvSizes._fields_ if kind is ctypes.c_int64]
+    for name in rng.sample(fields, rng.choice([0, 1, 1, 2, 3])):
         sizes[name] = rng.choice(HOSTILE)
     return sizes
 
