@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from convary._runtimes import of_file
+
 Step = Callable[[], Any]
 
 
@@ -111,25 +113,17 @@ def _aoti(
     return step(packaged, x, mode), None
 
 
-def _onnxruntime(
-    model: nn.Module, x: Tensor, mode: str, how: Mapping[str, Any], free: Sequence[int], folder: Path
-) -> tuple[Step, int]:
-    from convary._exported import open_exported
+def _by(runtime: str) -> Callable[..., tuple[Step, int]]:
+    """What makes a step of a file in one of the runtimes of ``convary export``."""
 
-    path, nodes = _file(model, x, how, free, folder)
-    file = open_exported(path, torch.get_num_threads())
-    return lambda: file.run(x), nodes
+    def make(
+        model: nn.Module, x: Tensor, mode: str, how: Mapping[str, Any], free: Sequence[int], folder: Path
+    ) -> tuple[Step, int]:
+        path, nodes = _file(model, x, how, free, folder)
+        run = of_file(path)[runtime].open(path, torch.get_num_threads())
+        return lambda: run(x), nodes
 
-
-def _openvino(
-    model: nn.Module, x: Tensor, mode: str, how: Mapping[str, Any], free: Sequence[int], folder: Path
-) -> tuple[Step, int]:
-    """In float32: by default OpenVINO may take bf16."""
-    openvino: Any = importlib.import_module("openvino")
-    path, nodes = _file(model, x, how, free, folder)
-    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    compiled, feed = openvino.Core().compile_model(str(path), "CPU", options), x.numpy()
-    return lambda: compiled(feed)[0], nodes
+    return make
 
 
 def _file(model: nn.Module, x: Tensor, how: Mapping[str, Any], free: Sequence[int], folder: Path) -> tuple[Path, int]:
@@ -156,11 +150,11 @@ ENGINES = {
         make=_aoti, clock=spent, forms={"convary": Form({"runtime": "convary"}, {"inference": 1e-3})},
     ),
     "onnxruntime": Engine(
-        make=_onnxruntime, module="onnxruntime", extra="export", files=True,
+        make=_by("onnxruntime"), module="onnxruntime", extra="export", files=True,
         forms={
             "any": Form(), "onnxruntime": Form({"runtime": "onnxruntime"}), "convary": Form({"runtime": "convary"}),
             "convary-bf16": _HALF,
         },
     ),
-    "openvino": Engine(make=_openvino, module="openvino", files=True, forms={"any": Form()}),
+    "openvino": Engine(make=_by("OpenVINO"), module="openvino", files=True, forms={"any": Form()}),
 }  # fmt: skip
