@@ -66,6 +66,8 @@ class Export:
     run: bool = True
     """Run the file by every runtime that is installed, and a static network's of the same size beside it. --no-run only
     writes it."""
+    layers: Path | None = None
+    """Draw the time of each layer of an .onnx file beside the static network's, by onnxruntime: .svg, .png or .pdf."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -94,7 +96,7 @@ def run(argv: Sequence[str]) -> int:
         how["bank_dtype"] = getattr(torch, flags.bank_dtype)
         convary.export(model, x, flags.out, **how)
         x = x if dynamic is not None and 0 not in dynamic else x[:1]
-        checked = list(outcomes(flags.out, model, x, dynamic, flags.runtime)) if flags.run else []
+        checked = list(outcomes(flags.out, model, x, dynamic, flags.runtime, flags.layers)) if flags.run else []
     console = plain_console(soft_wrap=True)
     for line in (*_forms(flags.out), _written(flags.out), *checked, *_classes(flags.out, source, photos)):
         console.print(escape(line))
@@ -113,6 +115,10 @@ def _check(flags: Export, config: MethodConfig | None) -> None:
         raise ConfigError(f"--method goes with --model; {flags.file} says itself what it is")
     if flags.image and flags.dynamic:
         raise ConfigError(f"--image is for one image of one shape: --dynamic {flags.dynamic} can't go with it")
+    if flags.layers is not None and (not flags.run or flags.out.suffix != ".onnx"):
+        raise ConfigError("--layers wants an .onnx file that is run; leave out --no-run")
+    if flags.layers is not None and flags.layers.suffix not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f"--layers must end in .svg, .png or .pdf; got {flags.layers}")
     if any(not 0 <= axis < 4 for axis in flags.dynamic or ()):
         raise ConfigError(f"--dynamic takes axes of the input, 0 to 3; got {flags.dynamic}")
 

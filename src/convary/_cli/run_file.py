@@ -16,7 +16,12 @@ SECONDS = 2.0  # of timing, for each runtime
 
 
 def outcomes(
-    path: Path, model: nn.Module, x: Tensor, dynamic: Sequence[int] | None, runtime: str = "any"
+    path: Path,
+    model: nn.Module,
+    x: Tensor,
+    dynamic: Sequence[int] | None,
+    runtime: str = "any",
+    layers: Path | None = None,
 ) -> Iterator[str]:
     """Run a file, and that of the network folded to static layers, by one thread of every runtime that reads it.
 
@@ -26,6 +31,7 @@ def outcomes(
         x: Images to run.
         dynamic: The axes that are free in the file.
         runtime: What it was written for.
+        layers: The picture of the time of each layer of both files, if it is wanted.
     """
     import tempfile
 
@@ -55,6 +61,17 @@ def outcomes(
                 yield f"{name}: not installed"
             else:
                 yield f"{name}: {_error(run, x, want)}{_times(run, base, x)}"
+        if layers is not None and is_dynamic:
+            yield _drawn(path, static, x, layers)
+
+
+def _drawn(path: Path, static: Path, x: Tensor, picture: Path) -> str:
+    """Draw where the time of both files goes."""
+    from convary._layer_times import layer_times
+    from convary.report import draw_layer_times
+
+    draw_layer_times({"static": layer_times(static, x), path.name: layer_times(path, x)}, picture)
+    return f"wrote {picture}, the time of each layer of both files"
 
 
 def _error(run: Run, x: Tensor, want: Tensor) -> str:
