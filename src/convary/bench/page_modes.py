@@ -11,9 +11,10 @@ from convary.bench.tables import Record, markdown
 FILES = {name: f"models-{name}.json" for name in ENGINES}
 INTRODUCTION = """## Compiled, and as files
 
-The ratio to the static network in the same mode; in brackets to whichever mode the static network is fastest in. One
-image, one thread, float32, checked against eager torch first. *aoti* is AOTInductor with convary's operators. Of files
-the fastest form is shown, without banks in bf16; `convary bench models --mode` has measured them, in processor time.
+The ratio to the static network in the same mode; in brackets to whichever mode the static network is fastest in, where
+that is another. One image, one thread, float32, checked against eager torch first. *aoti* is AOTInductor with convary's
+operators. Of files the fastest form is shown, without banks in bf16. Made by `convary bench models --mode`, in processor
+time; *load* is how many processes wanted to run.
 """
 
 
@@ -48,7 +49,7 @@ def lines(content: dict[str, Any]) -> str:
     """Every line of one mode."""
     header = [
         "network", "method", "form", "batch", "mode", "threads", "ratio", "p10-p90", "ms", "static ms",
-        "to its fastest", "nodes", "s to make",
+        "to its fastest", "nodes", "s to make", "load",
     ]  # fmt: skip
     rows = []
     for row in content["rows"]:
@@ -60,13 +61,13 @@ def lines(content: dict[str, Any]) -> str:
 
 def _numbers(row: Record) -> list[str]:
     if "ratio" not in row:
-        return [f"wrong, off by {row['error']:.0e}", *[""] * 6]
+        return [f"wrong, off by {row['error']:.0e}", *[""] * 7]
     best = row["fastest"]
     nodes = "" if row["nodes"] is None else f"{row['nodes']} / {row['base_nodes']}"
     return [
         f"{row['ratio']:.2f}", f"{row['low']:.2f}-{row['high']:.2f}", f"{row['ms']:.2f}", f"{row['base_ms']:.2f}",
         f"{best['ratio']:.2f} ({best['by']}, {best['base_ms']:.2f} ms)", nodes,
-        f"{row['made_seconds']:.1f} / {row['base_made_seconds']:.1f}",
+        f"{row['made_seconds']:.1f} / {row['base_made_seconds']:.1f}", f"{row['load']:.0f}",
     ]  # fmt: skip
 
 
