@@ -13,8 +13,8 @@ INTRODUCTION = """## Compiled, and as files
 
 The ratio to the static network in the same mode; in brackets to whichever mode the static network is fastest in, where
 that is another. One image, one thread, float32, checked against eager torch first. *aoti* is AOTInductor with convary's
-operators. Of files the fastest form is shown, without banks in bf16. Made by `convary bench models --mode`, in processor
-time; *load* is how many processes wanted to run.
+operators. Of files the fastest form is shown, without banks in bf16. Made by `convary bench models --mode` in
+processor time; *load* is how many processes wanted to run.
 """
 
 

@@ -36,7 +36,7 @@ def draw_sizes(rng: random.Random, *, given: bool) -> dict[str, int]:
         sizes |= {f"dilation_{a}": rng.randint(1, 2), size: rng.randint(5, 9)}
     sizes |= {f"{axis}_rows": 1 if given else rng.choice([1, sizes["K"]]) for axis in ("filter", "channel", "tap")}
     sizes |= {"bias_rows": 1, "channels_last": 0 if given else rng.choice([0, 1])}
-    sizes["half"] = rng.choice([0, 1])
+    sizes["half"], sizes["bounded"] = rng.choice([0, 1]), rng.choice([0, 1])
     sizes["half_bank"] = sizes["half"] * rng.choice([0, 1])
     fields = [field for field, kind in ConvSizes._fields_ if kind is ctypes.c_int64]
     for name in rng.sample(fields, rng.choice([0, 1, 1, 2, 3])):
@@ -62,7 +62,7 @@ def sound(name: str, sizes: dict[str, int], *, indexed: bool) -> bool:
         return False
     if sizes["C"] % sizes["G"] or sizes["O"] % sizes["G"]:
         return False
-    if sizes["half"] > 1 or sizes["half_bank"] > sizes["half"]:
+    if sizes["half"] > 1 or sizes["half_bank"] > sizes["half"] or sizes["bounded"] > 1:
         return False
     given = name in SAMPLE
     if given and not indexed and sizes["B"] != sizes["K"]:
