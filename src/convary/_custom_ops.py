@@ -147,9 +147,8 @@ def _bounds(node: Any) -> dict[str, float] | None:
         return None
     given = {name: value for name, value in zip(("lower", "upper"), node.inputs[1:], strict=False) if value is not None}
     constants = {name: get_const_tensor(value) for name, value in given.items()}
-    if any(constant is None for constant in constants.values()):
-        return None
-    return {name: float(constant.numpy()) for name, constant in constants.items()}
+    known = {name: float(constant.numpy()) for name, constant in constants.items() if constant is not None}
+    return known if len(known) == len(given) else None
 
 
 def _node(
