@@ -115,6 +115,8 @@ benchmarks: $(STAMP)
 	$(BIN)/convary bench models --seconds 3 --out $(RESULTS)
 	$(BIN)/convary bench layers --layouts contiguous channels_last --out $(RESULTS)
 	$(BIN)/convary bench models --dtypes bf16 --batches 1 4 --threads 1 --seconds 1 --no-memory --out $(RESULTS)
+	for mode in onnxruntime openvino aoti compiled; do \
+	  $(BIN)/convary bench models --mode $$mode --batches 1 --threads 1 --modes inference --seconds 3 --out $(RESULTS); done
 	$(BIN)/convary bench models --against grouped --batches 16 --threads 2 --seconds 1 --out $(RESULTS)
 	$(BIN)/convary bench layers --against grouped --threads 2 --out $(RESULTS)
 	$(BIN)/convary bench page --results $(RESULTS) --out docs/benchmarks.md

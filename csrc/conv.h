@@ -28,6 +28,11 @@ struct Axis {
     CONVARY_INLINE int64_t extent() const { return (out - 1) * stride + (taps - 1) * dilation + 1; }
 };
 
+// What results are cut to; everything, where nobody says so.
+struct Range {
+    float lower = -__builtin_inff(), upper = __builtin_inff();
+};
+
 // In numbers of the bank: a row of taps is kernel_w of them.
 struct TapRange {
     int64_t first, step;
@@ -46,6 +51,7 @@ struct Conv {
     int64_t bank_step;                            // from one sample's bank to the next: 0 where they share one
     int64_t images;                               // samples of x
     const void *x_end, *bank_end;
+    Range range;  // of y
     Axis h, w;
 
     // Sample b of y is made from the kernels and the input of sample b. `image` says whose input that is; `members`, in

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 // Raised with every change of a signature or of a meaning below; convary.ops.native refuses any other number.
-#define CONVARY_ABI_VERSION 7
+#define CONVARY_ABI_VERSION 8
 
 #if defined(_WIN32)
 #define CONVARY_API __declspec(dllexport)
@@ -70,9 +70,11 @@ typedef struct {
     int64_t filter_rows, channel_rows, tap_rows;  // 1: shared by the kernels; K: one row for each
     int64_t bias_rows;                            // 1: for all samples; B: one row for each
     int64_t channels_last;                        // 1: x, y and their gradients are (B, H, W, C), (B, H, W, O); else 0
-    int64_t half;       // 1: x, y and their gradients are bf16, the upper halves of floats; 0: all numbers are floats
-    int64_t half_bank;  // 1: the bank is; for gradients of the weights, only where half is 1. All else is floats
-    int64_t threads;    // how many threads to cut the work for; y and the gradient of x do not depend on it
+    int64_t half;        // 1: x, y and their gradients are bf16, the upper halves of floats; 0: all numbers are floats
+    int64_t half_bank;   // 1: the bank is; for gradients of the weights, only where half is 1. All else is floats
+    int64_t threads;     // how many threads to cut the work for; y and the gradient of x do not depend on it
+    int64_t bounded;     // 1: numbers of y below lower become lower, those above upper become upper; NaN stays
+    float lower, upper;  // of y alone: gradients are those of a y that has no bounds
 } convary_conv_sizes;
 
 // y[b, o, p] = bias[b, o] + sum_c sum_t W[b, o, c, t] x[b, c, p * stride + t * dilation - pad]

@@ -226,3 +226,38 @@ def test_a_file_whose_tensors_do_not_fit_is_refused(kind, shapes, settings, tmp_
     onnx.save(helper.make_model(helper.make_graph([node], "g", values, [y]), opset_imports=opsets), tmp_path / "x.onnx")
     with pytest.raises(Exception, match="convary|fit|weight|padding|convolution"):
         onnx_session(tmp_path / "x.onnx", native=True)(*[torch.zeros(shape) for shape in shapes if shape])
+
+
+class Activated(nn.Module):
+    """A layer, an activation, and a second reader of the layer's output if asked for."""
+
+    def __init__(self, config, activation: nn.Module, *, read_twice: bool):
+        super().__init__()
+        self.layer = excite(config.build(nn.Conv2d(8, 16, 3, padding=1)))
+        self.activation, self.read_twice = activation, read_twice
+
+    def forward(self, x):
+        y = self.layer(x)
+        return self.activation(y) + y if self.read_twice else self.activation(y)
+
+
+@pytest.mark.parametrize("config", FAST)
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.25)], ids=str)
+@pytest.mark.parametrize("read_twice", [False, True])
+def test_an_activation_that_cuts_is_the_convolutions_own(config, activation, read_twice, tmp_path):
+    net = Activated(config(), activation, read_twice=read_twice).eval()
+    path = tmp_path / "net.onnx"
+    cv.export(net, torch.randn(2, 8, 9, 9), path, runtime="convary")
+    nodes = [node.op_type for node in onnx.load(path).graph.node]
+    assert sum(name in ("Relu", "Clip") for name in nodes) == read_twice
+    agrees(net, path, (1, 8, 9, 9), (3, 8, 12, 11))
+    cv.export(net.layer, torch.randn(2, 8, 9, 9), tmp_path / "layer.onnx", runtime="convary")
+    x = 3 * torch.randn(2, 8, 10, 7)
+    y = onnx_session(tmp_path / "layer.onnx", native=True)(x)[0]
+    (got,) = onnx_session(path, native=True)(x)
+    assert torch.equal(got, activation(y) + y if read_twice else activation(y))  # bit for bit
+
+
+def test_files_say_nothing_of_the_machine_that_wrote_them(tmp_path):
+    cv.export(cv.CondConv2d(4, 4, 3), (1, 4, 8, 8), tmp_path / "layer.onnx")
+    assert b"stack_trace" not in (tmp_path / "layer.onnx").read_bytes()

@@ -28,6 +28,7 @@ PAGES = (
     "docs/guides/migrating.md",
     "docs/guides/programs.md",
     pytest.param("docs/guides/deploy.md", marks=pytest.mark.slow),
+    pytest.param("docs/guides/runtimes.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/timm-training.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/transformers.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/lightning.md", marks=pytest.mark.slow),

@@ -44,7 +44,8 @@ int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv) {
                            sizes.channels_last,
                            sizes.half,
                            sizes.half_bank,
-                           sizes.threads};
+                           sizes.threads,
+                           sizes.bounded};
     for (const int64_t size : all) {
         if (size < 0) return CONVARY_NEGATIVE_SIZE;
         if (size > most_size) return CONVARY_SIZE_OVERFLOW;
@@ -52,13 +53,15 @@ int32_t check_sizes(const convary_conv_sizes& sizes, Conv* conv) {
     const auto rows = [&](int64_t count) { return count == 1 || count == sizes.K; };
     if (sizes.G < 1 || sizes.C % sizes.G != 0 || sizes.O % sizes.G != 0 || !rows(sizes.filter_rows) ||
         !rows(sizes.channel_rows) || !rows(sizes.tap_rows) || sizes.channels_last > 1 || sizes.half > 1 ||
-        sizes.half_bank > 1 || (sizes.bias_rows != 1 && sizes.bias_rows != sizes.B)) {
+        sizes.half_bank > 1 || sizes.bounded > 1 || (sizes.bounded == 1 && !(sizes.lower <= sizes.upper)) ||
+        (sizes.bias_rows != 1 && sizes.bias_rows != sizes.B)) {
         return CONVARY_BAD_GEOMETRY;
     }
     conv->B = conv->images = sizes.B, conv->C = sizes.C, conv->O = sizes.O, conv->K = sizes.K, conv->G = sizes.G;
     conv->filter_rows = sizes.filter_rows, conv->channel_rows = sizes.channel_rows, conv->tap_rows = sizes.tap_rows;
     conv->channels_last = sizes.channels_last == 1;
     conv->half = sizes.half == 1, conv->half_bank = sizes.half_bank == 1;
+    if (sizes.bounded == 1) conv->range = {sizes.lower, sizes.upper};
     conv->bias_step = sizes.bias_rows == 1 ? 0 : sizes.O;
     conv->h = {sizes.H, 0, sizes.kernel_h, sizes.stride_h, sizes.pad_h, sizes.dilation_h, 1};
     conv->w = {sizes.W, 0, sizes.kernel_w, sizes.stride_w, sizes.pad_w, sizes.dilation_w, 1};

@@ -68,6 +68,7 @@ bool transpose_axis(const Axis& axis, int64_t residue, int64_t tap_step, Axis* r
 
 int32_t execute_grad_x(const Conv& conv, int64_t threads) {
     Conv back = conv;
+    back.range = {};
     back.C = conv.O, back.O = conv.C;
     back.filter = conv.channel, back.filter_rows = conv.channel_rows;
     back.channel = conv.filter, back.channel_rows = conv.filter_rows;

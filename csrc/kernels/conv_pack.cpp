@@ -55,10 +55,10 @@ void pack_row(Words<pairs, X> from, const void* last, int64_t size, int64_t firs
 // Up to a vector of positions of up to a vector of channels.
 template <typename X>
 inline void store_square(const float* acc, int64_t width, int64_t positions, int64_t count, vec scale, vec shift,
-                         X* maps, int64_t map_step, bool past) {
+                         const Range& range, X* maps, int64_t map_step, bool past) {
     vec rows[lanes];
 #pragma GCC unroll 16
-    for (int64_t p = 0; p < lanes; ++p) rows[p] = load(acc + p * width) * scale + shift;
+    for (int64_t p = 0; p < lanes; ++p) rows[p] = within(range, load(acc + p * width) * scale + shift);
     transpose(rows);
     if (past && positions == lanes && count == lanes) {
 #pragma GCC unroll 16
@@ -127,7 +127,7 @@ void store_pixels(const Conv& conv, const Window& window, const float* acc, int6
         for (int64_t j = 0; j < window.columns; ++j, acc += width) {
             X* to = y + i * conv.y_row + j * conv.y_column;
             for (int64_t n = 0; n < count; n += lanes) {
-                const vec numbers = load(acc + n) * load(scale + n) + load(shift + n);
+                const vec numbers = within(conv.range, load(acc + n) * load(scale + n) + load(shift + n));
                 if (n + lanes <= count) {
                     store(to + n, numbers);
                 } else {
@@ -163,7 +163,7 @@ void pack_plane(const Conv& conv, const Window& window, Words<pairs, X> maps, fl
 
 template <typename X>
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
-                const float* shift, X* maps, int64_t map_step, bool past) {
+                const float* shift, const Range& range, X* maps, int64_t map_step, bool past) {
     past = past && reinterpret_cast<uintptr_t>(maps) % vector_bytes == 0 && map_step % lanes == 0;
     for (int64_t n = 0; n < count; n += lanes) {
         const vec scales = load(scale + n), shifts = load(shift + n);
@@ -171,7 +171,7 @@ void store_maps(const float* acc, int64_t width, int64_t positions, int64_t coun
         for (int64_t p = 0; p < positions; p += lanes) {
             // The last square of a long row reaches back instead of over the edge.
             const int64_t from = positions >= lanes ? least(p, positions - lanes) : p;
-            store_square(acc + from * width + n, width, least(lanes, positions - from), channels, scales, shifts,
+            store_square(acc + from * width + n, width, least(lanes, positions - from), channels, scales, shifts, range,
                          maps + n * map_step + from, map_step, past && from % lanes == 0);
         }
     }
@@ -190,7 +190,8 @@ CONVARY_PACK(true, bf16)
 #define CONVARY_STORE(X)                                                                                               \
     template void store_pixels(const Conv&, const Window&, const float*, int64_t, int64_t, const float*, const float*, \
                                X*);                                                                                    \
-    template void store_maps(const float*, int64_t, int64_t, int64_t, const float*, const float*, X*, int64_t, bool);
+    template void store_maps(const float*, int64_t, int64_t, int64_t, const float*, const float*, const Range&, X*,    \
+                             int64_t, bool);
 CONVARY_STORE(float)
 CONVARY_STORE(bf16)
 #undef CONVARY_STORE

@@ -52,6 +52,12 @@ inline void clear(float* to, int64_t n) {
 
 inline vec broadcast(float value) { return value - vec{}; }
 
+// Numbers outside become its ends; NaN stays.
+inline vec within(const Range& range, vec v) {
+    v = v < range.lower ? broadcast(range.lower) : v;
+    return v > range.upper ? broadcast(range.upper) : v;
+}
+
 typedef int32_t whole __attribute__((vector_size(vector_bytes)));
 
 inline whole before(int64_t count) {  // -1 in the first `count` lanes
@@ -166,7 +172,8 @@ template <bool pairs, typename X>
 void pack_pixels(const Conv& conv, const Window& window, const X* first, int64_t channels, int64_t half, int64_t width,
                  float* packed);
 
-// y[n] of each position = acc[position, n] * scale[n] + shift[n], n in [0, count); y has its channels innermost.
+// y[n] of each position = acc[position, n] * scale[n] + shift[n], within the range of y, for n in [0, count); y has its
+// channels innermost.
 template <typename X>
 void store_pixels(const Conv& conv, const Window& window, const float* acc, int64_t width, int64_t count,
                   const float* scale, const float* shift, X* y);
@@ -265,12 +272,13 @@ template <bool pairs>
 void mix_packed(const float* packed, int64_t K, int64_t depth, int64_t half, int64_t width, const float* factors,
                 const float* filter, int64_t samples, float* out);
 
-// maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n] for p in [0, positions) and n in [0, count), written whole,
-// and past the cache where that is asked for and the maps lie on vectors. acc is (positions, width) of which `count`
-// are used, and may be read up to a vector's rows further on; scale and shift have `width` numbers.
+// maps[n * map_step + p] = acc[p, n] * scale[n] + shift[n], within `range`, for p in [0, positions) and n in [0,
+// count), written whole, and past the cache where that is asked for and the maps lie on vectors. acc is (positions,
+// width) of which `count` are used, and may be read up to a vector's rows further on; scale and shift have `width`
+// numbers.
 template <typename X>
 void store_maps(const float* acc, int64_t width, int64_t positions, int64_t count, const float* scale,
-                const float* shift, X* maps, int64_t map_step, bool past = false);
+                const float* shift, const Range& range, X* maps, int64_t map_step, bool past = false);
 
 }  // namespace convary::CONVARY_VARIANT
 

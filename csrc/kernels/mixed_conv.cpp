@@ -241,14 +241,14 @@ private:
         if (conv.channels_last) {
             store_pixels(conv, window, acc, n, used, scale, shift, y);
         } else if (conv.y_column != 1) {
-            store_maps<X>(acc, n, positions, used, scale, shift, reinterpret_cast<X*>(maps), positions);
+            store_maps<X>(acc, n, positions, used, scale, shift, conv.range, reinterpret_cast<X*>(maps), positions);
             scatter(used, y);
         } else if (window.columns == conv.y_row) {  // whole rows follow each other
-            store_maps(acc, n, positions, used, scale, shift, y, conv.y_map);
+            store_maps(acc, n, positions, used, scale, shift, conv.range, y, conv.y_map);
         } else {
             for (int64_t r = 0; r < window.rows; ++r) {
-                store_maps(acc + r * window.columns * n, n, window.columns, used, scale, shift, y + r * conv.y_row,
-                           conv.y_map);
+                store_maps(acc + r * window.columns * n, n, window.columns, used, scale, shift, conv.range,
+                           y + r * conv.y_row, conv.y_map);
             }
         }
     }

@@ -12,9 +12,9 @@ namespace {
 constexpr int64_t unroll = 4;  // vectors of accumulators
 
 // sums[i] = start + sum_t weights[taps[t] * lanes] * inputs[offsets[t] + i] for i in [0, n), up to unroll vectors more;
-// with `add` what is there is the start.
+// with `add` what is there is the start. The sums are cut to `range`, everything where they go on.
 void stencil(const float* weights, const int64_t* taps, const int64_t* offsets, int64_t T, const float* inputs,
-             float start, int64_t n, float* sums, bool add) {
+             float start, const Range& range, int64_t n, float* sums, bool add) {
     for (int64_t i = 0; i < n; i += unroll * lanes) {
         vec sum[unroll];
 #pragma GCC unroll 4
@@ -26,7 +26,7 @@ void stencil(const float* weights, const int64_t* taps, const int64_t* offsets, 
             for (int64_t v = 0; v < unroll; ++v) sum[v] += weight * load(from + v * lanes);
         }
 #pragma GCC unroll 4
-        for (int64_t v = 0; v < unroll; ++v) store(sums + i + v * lanes, sum[v]);
+        for (int64_t v = 0; v < unroll; ++v) store(sums + i + v * lanes, within(range, sum[v]));
     }
 }
 
@@ -194,7 +194,7 @@ void run_depthwise(const Conv& conv, const Blocks& blocks, int64_t item, float* 
         }
         if (terms == 0) return;
         if (conv.channels_last) return store_pixels(conv, window, sums, lanes, count, scale, shift, y);
-        return store_maps(sums, lanes, conv.P(), count, scale, shift, y, conv.y_map);
+        return store_maps(sums, lanes, conv.P(), count, scale, shift, conv.range, y, conv.y_map);
     }
 
     const int64_t n = (window.rows - 1) * window.pitch + window.columns;
@@ -212,8 +212,8 @@ void run_depthwise(const Conv& conv, const Blocks& blocks, int64_t item, float* 
             }
             for (int64_t r = 0; r < maps; ++r) {
                 const float start = conv.bias == nullptr ? 0.0f : conv.bias[b * conv.bias_step + c + r0 + r];
-                stencil(weights + r0 + r, taps, offsets, conv.T(), inputs + r * window.plane, start, n, sums + r * room,
-                        term > 0);
+                stencil(weights + r0 + r, taps, offsets, conv.T(), inputs + r * window.plane, start, conv.range, n,
+                        sums + r * room, term > 0);
             }
         }
         for (int64_t r = 0; r < maps && terms > 0; ++r) {

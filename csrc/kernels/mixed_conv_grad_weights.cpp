@@ -95,7 +95,7 @@ private:
                 copy(bank + d * n, mixed(panel, 0) + (d % T * channels + d / T) * n, n);
             }
             float* to = grad.grad_bank + b * conv.bank_step + first(panel) * row_step() + c0 * T;
-            store_maps(bank, n, depth, count(panel), sums, sums + grad.panel, to, row_step());
+            store_maps(bank, n, depth, count(panel), sums, sums + grad.panel, {}, to, row_step());
         }
     }
 
@@ -280,7 +280,7 @@ private:
             const int64_t n = width(panel);
             for (int64_t k = 0; k < conv.K; ++k) {
                 float* to = grad.grad_bank + bank_at(panel, k);
-                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, to,
+                store_maps(tile(grad_bank, panel) + k * n, conv.K * n, depth, count(panel), scale, shift, {}, to,
                            row_step(), past);
             }
         }

@@ -1,16 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Routers in inference: a mean per map, and a perceptron of at most one hidden layer per sample.
 #include "../kernels.h"
-#include "../vec.h"
+#include "conv_sums.h"
 
 namespace convary::CONVARY_VARIANT {
 namespace {
-
-float lane_sum(vec v) {
-    float sum = 0.0f;
-    for (int64_t i = 0; i < lanes; ++i) sum += v[i];
-    return sum;
-}
 
 template <typename X>
 float sum(const X* from, int64_t n) {
@@ -26,25 +20,45 @@ float sum(const X* from, int64_t n) {
     return lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
 }
 
-// out[r] = rows[r] . v + bias[r], four rows at a time.
+// The numbers of a row behind its whole vectors, at the end of a vector of zeros.
+template <typename W>
+vec tail(const W* row, int64_t n) {
+    const int64_t rest = n % lanes;
+    if (n >= lanes) {
+        const whole last = ~before(lanes - rest);
+        return reinterpret_cast<vec>(reinterpret_cast<whole>(load(row + n - lanes)) & last);
+    }
+    alignas(vector_bytes) float numbers[lanes] = {};
+    for (int64_t i = 0; i < n; ++i) numbers[lanes - n + i] = widen(row[i]);
+    return load(numbers);
+}
+
+constexpr int64_t together = 4;  // rows that share the loads of v
+
+// out[r] = rows[r] . v + bias[r]: products of a few rows at a time, sums across the lanes of a square of them.
 template <typename W>
 void multiply(const W* rows, const float* v, const W* bias, int64_t count, int64_t n, float* out) {
-    for (int64_t r = 0; r < count; r += 4) {
-        const int64_t together = count - r < 4 ? count - r : 4;
-        const W* from[4];
-        for (int64_t j = 0; j < 4; ++j) from[j] = rows + (r + (j < together ? j : 0)) * n;
-        vec sums[4] = {};
-        int64_t i = 0;
-        for (; i + lanes <= n; i += lanes) {
-            const vec value = load(v + i);
+    const int64_t vectors = n / lanes * lanes;
+    const vec v_tail = vectors < n ? tail(v, n) : vec{};
+    alignas(vector_bytes) float square[lanes * lanes] = {};
+    for (int64_t r = 0; r < count; r += lanes) {
+        const int64_t some = least(lanes, count - r);
+        for (int64_t j = 0; j < some; j += together) {
+            const W* from[together];
+            for (int64_t i = 0; i < together; ++i) from[i] = rows + least(r + j + i, count - 1) * n;
+            vec sums[together] = {};
+            for (int64_t i = 0; i < vectors; i += lanes) {
+                const vec value = load(v + i);
 #pragma GCC unroll 4
-            for (int64_t j = 0; j < 4; ++j) sums[j] += value * load(from[j] + i);
+                for (int64_t k = 0; k < together; ++k) sums[k] += value * load(from[k] + i);
+            }
+            for (int64_t k = 0; k < together; ++k) {
+                if (vectors < n) sums[k] += v_tail * tail(from[k], n);
+                store(square + (j + k) * lanes, sums[k]);
+            }
         }
-        for (int64_t j = 0; j < together; ++j) {
-            float total = lane_sum(sums[j]);
-            for (int64_t k = i; k < n; ++k) total += v[k] * widen(from[j][k]);
-            out[r + j] = total + (bias == nullptr ? 0.0f : widen(bias[r + j]));
-        }
+        lane_sums(square, some, out + r, false);
+        for (int64_t i = 0; i < some && bias != nullptr; ++i) out[r + i] += widen(bias[r + i]);
     }
 }
 
@@ -60,8 +74,30 @@ void normalise(const Route& route, float* h) {
     }
 }
 
+// e^x to about 2e-7 of itself, within what float32 holds; NaN stays. As 2^i e^r, with a polynomial for |r| < 0.35.
+vec exp(vec x) {
+    x = within({-87.0f, 88.0f}, x);
+    const vec shifter = broadcast(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number
+    const vec shifted = x * 1.44269504f + shifter, i = shifted - shifter;
+    const vec r = (x - i * 0.693359375f) + i * 2.12194440e-4f;  // ln 2 in two parts, of which the first has few bits
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const vec result = reinterpret_cast<vec>(reinterpret_cast<whole>(p) + (reinterpret_cast<whole>(shifted) << 23));
+    return x == x ? result : x;
+}
+
 void sigmoid(float* v, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) v[i] = 1.0f / (1.0f + __builtin_expf(-v[i]));
+    for (int64_t i = 0; i < n; i += lanes) {
+        alignas(vector_bytes) float numbers[lanes] = {};
+        const int64_t some = least(lanes, n - i);
+        copy(numbers, v + i, some);
+        store(numbers, 1.0f / (1.0f + exp(-load(numbers))));
+        copy(v + i, numbers, some);
+    }
 }
 
 void softmax(float* v, int64_t n) {

@@ -158,7 +158,9 @@ void sample_conv_thin_f32(const Conv& conv, const Blocks& blocks, int64_t item, 
         }
     }
     for (int64_t o = 0; o < Og && terms > 0; ++o) {
-        copy(conv.output<float>(b, g * Og + o) + column, sums + o * sum_step, columns);
+        float* const row = sums + o * sum_step;
+        for (int64_t i = 0; i < sum_step; i += lanes) store(row + i, within(conv.range, load(row + i)));
+        copy(conv.output<float>(b, g * Og + o) + column, row, columns);
     }
 }
 

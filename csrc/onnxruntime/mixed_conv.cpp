@@ -8,6 +8,8 @@ namespace {
 struct Geometry {
     int64_t stride[2], pad[2], dilation[2], groups;
     size_t axes;
+    bool bounded;  // by attributes lower and upper, which a node need not have
+    float lower, upper;
 };
 
 Status* read(const Api& api, const Info* info, Geometry* geometry) {
@@ -19,6 +21,9 @@ Status* read(const Api& api, const Info* info, Geometry* geometry) {
         return api.error("stride, padding and dilation must be one or two whole numbers each, as many as x has axes");
     }
     geometry->axes = ranks[0];
+    const bool below = read_number(api, info, "lower", -__builtin_inff(), &geometry->lower);
+    const bool above = read_number(api, info, "upper", __builtin_inff(), &geometry->upper);
+    geometry->bounded = below || above;
     return api.call(get_attribute_int, info, "groups", &geometry->groups);
 }
 
@@ -47,6 +52,7 @@ bool fit(const Geometry& geometry, const Tensor& x, const Tensor& kernels, conva
     sizes->dilation_h = geometry.dilation[0], sizes->dilation_w = geometry.dilation[1];
     sizes->filter_rows = sizes->channel_rows = sizes->tap_rows = sizes->bias_rows = 1;
     sizes->threads = Threads::count();
+    sizes->bounded = geometry.bounded, sizes->lower = geometry.lower, sizes->upper = geometry.upper;
     return true;
 }
 

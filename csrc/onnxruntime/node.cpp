@@ -69,6 +69,13 @@ bool read_axes(const Api& api, const Info* info, const char* name, int64_t missi
     return failed == nullptr || (api.release(failed), false);
 }
 
+bool read_number(const Api& api, const Info* info, const char* name, float missing, float* number) {
+    Status* failed = api.call(get_attribute_float, info, name, number);
+    if (failed == nullptr) return true;
+    *number = missing;
+    return api.release(failed), false;
+}
+
 Threads::Threads(const Api& api, Context* context) : Pool{run}, api(api), context(context), before(pool) {
     pool = this;
 }

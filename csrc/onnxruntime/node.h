@@ -46,6 +46,9 @@ private:
 // the node has another count of them.
 bool read_axes(const Api& api, const Info* info, const char* name, int64_t missing, int64_t (&axes)[2], size_t* rank);
 
+// A number that a node need not have. False where it is missing.
+bool read_number(const Api& api, const Info* info, const char* name, float missing, float* number);
+
 // The runtime's threads, for the calls of this thread while this lives.
 class Threads : public Pool {
 public:

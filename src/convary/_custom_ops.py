@@ -119,6 +119,38 @@ def _adds_an_axis(reshape: Any) -> bool:
     return before is not None and after is not None and [*after] == [before[0], 1, *before[1:]] and len(before) == 2
 
 
+def bound_outputs(graph: Any) -> None:
+    """Let our convolutions cut their outputs themselves, in place of a ``Relu`` or ``Clip`` that alone reads them."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if (bounds := _bounds(node)) is None:
+            continue
+        before, after = node.inputs[0], node.outputs[0]
+        conv = before.producer()
+        alone = len(before.uses()) == 1 and not before.is_graph_output()
+        if conv is None or conv.domain != DOMAIN or conv.op_type not in ("MixedConv", "SampleConv") or not alone:
+            continue
+        conv.attributes.update({name: ir.AttrFloat32(name, bound) for name, bound in bounds.items()})
+        before.shape, before.dtype = after.shape, after.dtype
+        ir.convenience.replace_all_uses_with(after, before, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+
+
+def _bounds(node: Any) -> dict[str, float] | None:
+    """What a node cuts its input to, where it does no more than that and says so by constants."""
+    from onnx_ir.convenience import get_const_tensor
+
+    if node.op_type == "Relu":
+        return {"lower": 0.0}
+    if node.op_type != "Clip" or node.attributes:
+        return None
+    given = {name: value for name, value in zip(("lower", "upper"), node.inputs[1:], strict=False) if value is not None}
+    constants = {name: get_const_tensor(value) for name, value in given.items()}
+    known = {name: float(constant.numpy()) for name, constant in constants.items() if constant is not None}
+    return known if len(known) == len(given) else None
+
+
 def _node(
     name: str, tensors: list[str], optional: list[str], attributes: Mapping[str, str], outputs: int = 1
 ) -> Callable[..., Any]:

@@ -135,16 +135,21 @@ def _program(path: Path, extra: dict[str, str]) -> torch.export.ExportedProgram:
         raise _no_export(path, error) from error
 
 
+def session_options(threads: int) -> Any:
+    """What onnxruntime is told of a file that may keep convary's operators."""
+    options = importlib.import_module("onnxruntime").SessionOptions()
+    options.intra_op_num_threads = threads
+    if native.available() is None:
+        options.register_custom_ops_library(library.loaded().path)
+    return options
+
+
 def _session(path: Path, threads: int) -> Any:
     runtime: Any = importlib.import_module("onnxruntime")
     states = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     names = ("InvalidProtobuf", "InvalidArgument", "InvalidGraph", "NoSuchFile", "NotImplemented", "Fail")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    if native.available() is None:  # for files that keep convary's operators
-        options.register_custom_ops_library(library.loaded().path)
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
     except tuple(getattr(states, name) for name in names) as error:
         raise _no_export(path, error) from error
 

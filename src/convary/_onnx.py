@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from convary._custom_ops import spare_reshapes, translations
+from convary._custom_ops import bound_outputs, spare_reshapes, translations
 from convary.errors import ExportError
 
 _NO_LIMIT = 1 << 40
@@ -53,6 +53,9 @@ def to_onnx(program: torch.export.ExportedProgram, kind: str, names: tuple[dict[
     spare_reshapes(converted.model.graph)
     # Without torch's limits: a quantiser sees a constant weight only where nothing reshapes it.
     optimizer.optimize(converted.model, num_iterations=1, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
+    bound_outputs(converted.model.graph)
+    for node in converted.model.graph:
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names files of this machine
     return converted
 
 

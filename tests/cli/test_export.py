@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 import convary
-from convary._cli.export import _against_static
+from convary import _runtimes
+from convary._cli import run_file
+from convary._cli.run_file import outcomes
+from convary._runtimes import Runtime
 from convary.bench import timing
 from convary.data.photo_format import KEY
 from convary.train.classifier import Classifier
@@ -83,12 +86,37 @@ def test_a_torch_program_is_timed_by_one_thread(tmp_path, monkeypatch):
     convary.export(net, x, path, dynamic=())
     torch.set_num_threads(2)
     try:
-        told = _against_static(path, net, x, ())
+        (told,) = outcomes(path, net, x, ())
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
     assert seen == [1]
-    assert told == "512 µs, 2.00 times (1.90 to 2.10) the 12.3 ms of the static network's file"
+    assert told.startswith("torch: scores within ") and told.endswith(
+        " of the network's on 1 image; 512 µs, 2.00 times (1.90 to 2.10) the 12.3 ms of the static network's file"
+    )
+
+
+def test_each_runtime_has_a_line(tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    net, x, path = torch.nn.Sequential(convary.CondConv2d(1, 2, 3, experts=2)).eval(), torch.randn(1, 1, 8, 8), tmp_path
+    convary.export(net, x, path / "net.onnx", dynamic=())
+
+    def refuse(path, threads):
+        raise KeyError("Node node_conv2d is not implemented")
+
+    known = {
+        "onnxruntime": Runtime("torch", lambda path, threads: net, lambda: ()),
+        "OpenVINO": Runtime("no_such_module", refuse, lambda: ()),
+        "OpenCV": Runtime("torch", refuse, lambda: (KeyError,)),
+    }
+    monkeypatch.setattr(_runtimes, "_ONNX", known)
+    monkeypatch.setattr(run_file, "SECONDS", 0.0)
+    good, absent, refused = outcomes(path / "net.onnx", net, x, ())
+    assert good.startswith("onnxruntime: scores within ") and "of the static network's file" in good
+    assert absent == "OpenVINO: not installed"
+    assert re.fullmatch(r"OpenCV: does not take it: 'Node node_conv2d is not implemented' \(layer '0'\)", refused)
+    (only,) = outcomes(path / "net.onnx", net, x, (), "onnxruntime")
+    assert only.startswith("onnxruntime: ")
 
 
 @pytest.mark.slow
@@ -108,7 +136,7 @@ def test_export_of_what_convert_and_compare_wrote(run, finished, tmp_path):
         form = {"free.pt2": "bmm (mixed_conv): mixed kernels", "fixed.pt2": "outputs (mixed_conv): a convolution per"}
         assert form[name] in told and told_change(told) < 1e-4
         batch = {"free.pt2": 1, "fixed.pt2": 2}[name]
-        assert f"run by torch on {batch} image" in told
+        assert re.search(f"torch: scores within .* of the network's on {batch} image", told)
     assert torch.export.load(tmp_path / "free.pt2").module()(torch.randn(5, 3, 64, 64)).shape[0] == 5
 
 
@@ -117,10 +145,10 @@ def test_export_to_onnx_is_run_by_onnxruntime(run, finished, tmp_path):
     pytest.importorskip("onnxruntime")
     checkpoint = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
     code, told, _ = run("export", checkpoint, "--out", tmp_path / "model.onnx", "--dynamic", 0)
-    assert code == 0 and "run by onnxruntime on 1 image" in told and told_change(told) < 1e-3
+    assert code == 0 and "onnxruntime: scores within" in told and told_change(told) < 1e-3
     words = ("--image", "--runtime", "onnxruntime", "--no-run", "--out", tmp_path / "one.onnx")
     code, told, _ = run("export", checkpoint, *words)
-    assert code == 0 and "nodes" in told and "grouped (mixed_conv)" in told and "run by" not in told
+    assert code == 0 and "nodes" in told and "grouped (mixed_conv)" in told and "scores within" not in told
 
 
 def test_export_tells_of_a_hot_router(run, tmp_path):
@@ -168,5 +196,6 @@ def test_a_network_that_cannot_be_folded_is_exported_and_not_timed(tmp_path):
     convary.set_temperature(model, 1.0)
     x, file = torch.randn(1, 3, 8, 8), tmp_path / "same.onnx"
     convary.export(model, x, file)
-    said = _against_static(file, model, x, ())
-    assert said.startswith("not timed beside a static network: ODConv2d with padding='same' and a stride of (2, 2)")
+    told = list(outcomes(file, model, x, ()))
+    assert told[0].startswith("not timed beside a static network: ODConv2d with padding='same' and a stride of (2, 2)")
+    assert any(line.startswith("onnxruntime: scores within") and "times" not in line for line in told)

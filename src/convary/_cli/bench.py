@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from convary._cli.parse import parse
 from convary.errors import ConfigError, ConvaryError, nearest
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convary.bench.tables import Record
 
 Mode = Literal["inference", "training"]
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,9 @@ class Layers:
 class Models:
     """Time whole networks, dynamic against static, and take the peak memory of training; every line checked first."""
 
+    mode: Literal["eager", "compiled", "aoti", "onnxruntime", "openvino"] = "eager"
+    """What runs both networks: torch itself; torch.compile; AOTInductor, ahead of time; a file in another runtime.
+    But for eager, lines are also against the static network in the mode that it is fastest in."""
     models: tuple[str, ...] = ("torchvision:mobilenet_v2", "torchvision:resnet18")
     """mobilenet_v2_tiny, resnet20, torchvision:NAME or timm:NAME."""
     methods: tuple[str, ...] = ("condconv", "dyconv", "odconv")
@@ -52,7 +56,11 @@ class Models:
     batches: tuple[int, ...] = (1, 16)
     """Batch sizes."""
     modes: tuple[Mode, ...] = ("inference", "training")
-    """inference is the forward pass in eval mode, training forward and backward in training mode."""
+    """inference is the forward pass in eval mode, training forward and backward in training mode, by torch alone."""
+    forms: tuple[str, ...] = ()
+    """Of files for onnxruntime: any, onnxruntime, convary (as of convary export --runtime), convary-bf16; else all."""
+    free_batch: bool = False
+    """Files for any batch, in place of files for this one."""
     dtypes: tuple[Literal["float32", "bf16"], ...] = ("float32",)
     """bf16 is both networks under autocast, compared with the static one in float32 too."""
     threads: tuple[int, ...] = (1, 2)
@@ -66,7 +74,8 @@ class Models:
     seconds: float = 6.0
     """Time for each line; at least nine pairs are taken."""
     out: Path | None = None
-    """Folder to save the table to, as models.json, models-bf16.json or models-grouped.json; without it printed."""
+    """Folder to save the table to, as models.json, models-bf16.json, models-grouped.json or models-MODE.json; without
+    it printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +147,35 @@ def _check(flags: Layers | Models) -> None:
     numbers: dict[str, Iterable[float]] = {"threads": flags.threads, "seconds": (flags.seconds,)}
     if isinstance(flags, Models):
         numbers |= {"batches": flags.batches, "image-size": (flags.image_size,)}
+        _check_mode(flags)
     _check_numbers(numbers)
     if isinstance(flags, Layers) and flags.strategy is not None and flags.strategy not in strategies():
         hint = nearest(flags.strategy, strategies())
         raise ConfigError(f"no strategy {flags.strategy!r}; choose from {', '.join(strategies())}{hint}")
     if flags.out is not None and flags.out.exists() and not flags.out.is_dir():
         raise ConfigError(f"{flags.out} is a file; choose a folder with --out")
+
+
+def _check_mode(flags: Models) -> None:
+    """Raise unless the mode is there and has what is asked for."""
+    eager = flags.mode == "eager"
+    if not eager and (flags.against != "static" or flags.dtypes != ("float32",)):
+        raise ConfigError(f"--mode {flags.mode} is against static, in float32; leave out --against and --dtypes")
+    if eager and (flags.forms or flags.free_batch):
+        raise ConfigError("--forms and --free-batch are of files; choose --mode onnxruntime or --mode openvino")
+    if eager:
+        return
+    from convary.bench.engines import ENGINES
+    from convary.extras import require
+
+    engine = ENGINES[flags.mode]
+    if engine.extra is not None:
+        require(f"--mode {flags.mode}", engine.extra, engine.module)
+    unknown = [form for form in flags.forms if form not in engine.forms]
+    if unknown or (flags.free_batch and not engine.files):
+        raise ConfigError(f"--mode {flags.mode} has the forms {', '.join(engine.forms)}; got {', '.join(unknown)}")
+    if not set(flags.modes) & set(engine.modes):
+        raise ConfigError(f"--mode {flags.mode} has no {' or '.join(flags.modes)}; choose --modes inference")
 
 
 def _page(flags: Page) -> int:
@@ -179,14 +211,20 @@ def _fit(flags: Fit) -> int:
     return 0
 
 
+def _only(kind: type[Config], options: Mapping[str, Any]) -> Config:
+    """A config of those options that it has."""
+    return kind(**{name: options[name] for name in options.keys() & {f.name for f in fields(kind)}})  # type: ignore
+
+
 def _unusual(flags: Layers | Models) -> list[str]:
     """What the name of a table's file says."""
     words = [] if flags.against == "static" else [flags.against]
+    words += [mode for mode in [getattr(flags, "mode", "eager")] if mode != "eager"]
     return words + [dtype for dtype in getattr(flags, "dtypes", ()) if dtype != "float32"]
 
 
 def _measure(kind: str, flags: Layers | Models) -> int:
-    from convary.bench import layers, models
+    from convary.bench import layers, models, modes
     from convary.bench.machine import load, machine
     from convary.bench.tables import head, line
     from convary.files import write_json
@@ -195,7 +233,8 @@ def _measure(kind: str, flags: Layers | Models) -> int:
     facts = machine()
     print(f"{facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}, native {facts['native']}, load {load()}")
     print(f"ratio of the dynamic one to {flags.against}; p10 and p90 of the pairwise ratios\n")
-    print(head(kind), flush=True)
+    table = kind if getattr(flags, "mode", "eager") == "eager" else "modes"
+    print(head(table), flush=True)
     content: dict[str, Any] = {
         "schema": 1, "kind": kind, "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": facts, "options": {name: value for name, value in options.items()}, "rows": [],
@@ -213,8 +252,10 @@ def _measure(kind: str, flags: Layers | Models) -> int:
 
     if isinstance(flags, Layers):
         add(layers.measure(layers.LayersConfig(**options)), kind, content["rows"])
+    elif table == "modes":
+        add(modes.measure(_only(modes.ModesConfig, options)), table, content["rows"])
     else:
-        config = models.ModelsConfig(**options)
+        config = _only(models.ModelsConfig, options)
         add(models.measure(config), kind, content["rows"])
         if flags.memory and flags.against == "static":
             print(f"\n{head('memory')}", flush=True)

@@ -17,12 +17,12 @@ from convary._cli.console import plain_console
 from convary._cli.convert import network
 from convary._cli.options import method_name, parse_with_method
 from convary._cli.parse import parse
+from convary._cli.run_file import outcomes
 from convary.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from convary._exported import Exported
     from convary.data.photo_format import PhotoFormat
     from convary.methods import MethodConfig
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class Export:
     """Write a network as ONNX or as a torch program, and say how its dynamic layers were written.
 
-    Then run the file: how far its scores are from the network's, and its time against a static network's file.
+    Then run the file by the runtimes that are installed: how far its scores are from the network's, and its time
+    against a static network's file.
 
     The network is a FILE that convary convert or convary compare wrote, or --model made dynamic with --method, whose
     own options are flags too: convary export --method odconv --help lists them.
@@ -65,7 +66,10 @@ class Export:
     bank_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: banks of kernels in half the bytes, in an .onnx file with --runtime convary."""
     run: bool = True
-    """Run the file, and a static network's of the same size beside it. --no-run only writes it."""
+    """Run the file by every runtime that is installed, and a static network's of the same size beside it. --no-run only
+    writes it."""
+    layers: Path | None = None
+    """Draw the time of each layer of an .onnx file beside the static network's, by onnxruntime: .svg, .png or .pdf."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -96,7 +100,7 @@ def run(argv: Sequence[str]) -> int:
         how["bank_dtype"] = getattr(torch, flags.bank_dtype)
         convary.export(model, x, flags.out, **how)
         x = x if dynamic is not None and 0 not in dynamic else x[:1]
-        checked = [_checked(flags.out, model, x), _against_static(flags.out, model, x, dynamic)] if flags.run else []
+        checked = list(outcomes(flags.out, model, x, dynamic, flags.runtime, flags.layers)) if flags.run else []
     console = plain_console(soft_wrap=True)
     for line in (*_forms(flags.out), _written(flags.out), *checked, *_classes(flags.out, source, photos)):
         console.print(escape(line))
@@ -126,6 +130,10 @@ def _check(flags: Export, config: MethodConfig | None) -> None:
         raise ConfigError(f"--method goes with --model; {flags.file} says itself what it is")
     if flags.image and flags.dynamic:
         raise ConfigError(f"--image is for one image of one shape: --dynamic {flags.dynamic} can't go with it")
+    if flags.layers is not None and (not flags.run or flags.out.suffix != ".onnx"):
+        raise ConfigError("--layers wants an .onnx file that is run; leave out --no-run")
+    if flags.layers is not None and flags.layers.suffix not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f"--layers must end in .svg, .png or .pdf; got {flags.layers}")
     if any(not 0 <= axis < 4 for axis in flags.dynamic or ()):
         raise ConfigError(f"--dynamic takes axes of the input, 0 to 3; got {flags.dynamic}")
 
@@ -201,57 +209,3 @@ def _classes(path: Path, source: Source, photos: PhotoFormat | None) -> Iterator
         yield f"it knows its {len(photos.classes)} classes: convary predict {path} PHOTO..."
     elif source.format is not None:
         yield "it does not say its classes: photographs are seen as squares, which --shape is not"
-
-
-def _checked(path: Path, model: nn.Module, x: Tensor) -> str:
-    """Runs the file on x; how far from the network's its output is, relative to the largest."""
-    import torch
-
-    if (file := _opened(path)) is None:
-        return "not run: onnxruntime is not installed"
-    with torch.no_grad():
-        want, got = model.eval()(x), file.run(x)
-    change = float((got - want).abs().max() / want.abs().max())
-    return f"run by {file.by} on {len(x)} image{'s' * (len(x) > 1)}: scores within {change:.1e} of the network's"
-
-
-def _against_static(path: Path, model: nn.Module, x: Tensor, dynamic: tuple[int, ...] | None) -> str:
-    """Times the file and that of the network folded to static layers, in turns, by one thread."""
-    import tempfile
-
-    import torch
-
-    import convary
-    from convary.bench.timing import fitting_clock, interleave, one_thread
-    from convary.nn import DynamicLayer
-    from convary.text import milliseconds
-
-    if not any(isinstance(module, DynamicLayer) for module in model.modules()):
-        return "it has no dynamic layer"
-    try:
-        folded = convary.fold(model, [x]).model
-    except ConfigError as error:  # such as TensorFlow's padding with a stride, which no layer of torch has
-        return f"not timed beside a static network: {error}"
-    with tempfile.TemporaryDirectory() as folder:
-        static = Path(folder) / path.name
-        convary.export(folded, x, static, dynamic=dynamic)
-        ours, base = _opened(path), _opened(static)
-        if ours is None or base is None:
-            return "not timed: onnxruntime is not installed"
-        with torch.no_grad(), one_thread():  # torch programs have torch's threads, onnxruntime its own
-            t = interleave(lambda: ours.run(x), lambda: base.run(x), seconds=3.0, clock=fitting_clock(x.device))
-    return (
-        f"{milliseconds(t.ms)}, {t.ratio:.2f} times ({t.low:.2f} to {t.high:.2f}) the {milliseconds(t.base_ms)} of the "
-        f"static network's file"
-    )
-
-
-def _opened(path: Path) -> Exported | None:
-    """What runs a file, by one thread in onnxruntime; None where that is not installed."""
-    from importlib.util import find_spec
-
-    from convary._exported import open_exported
-
-    if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
-        return None
-    return open_exported(path, threads=1)

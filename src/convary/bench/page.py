@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from convary.bench import page_modes
 from convary.bench.tables import MEMORY_TARGET, Record, markdown, memory_numbers, target, verdict
 from convary.errors import ConfigError
 
@@ -51,6 +52,12 @@ def page(results: Path) -> str:
         if name in found:
             title = f"{name.partition('-')[0].capitalize().replace('Models', 'Networks')}, against released code's way"
             parts.append(_folded(title, GROUPED + "\n" + table(found[name], "grouped")))
+    paths = {mode: results / file for mode, file in page_modes.FILES.items()}
+    if shipped := {mode: _read(path) for mode, path in paths.items() if path.exists()}:
+        parts.insert(2, page_modes.part(shipped, found["models"]))
+    for mode, content in shipped.items():
+        text = f"{_machine(content['machine'])}\n{page_modes.lines(content)}"
+        parts.append(_folded(f"Networks in the mode {mode}, against static", text))
     if halves := sorted(results.glob(HALF), key=lambda path: (len(path.name), path.name)):
         parts.insert(2, f"## Half precision\n\n{BF16}\n" + "\n".join(_half(_read(path)) for path in halves))
     return "\n".join(part.rstrip() + "\n" for part in parts)

@@ -149,7 +149,7 @@ class TestRefusals:
             run(x, bank, coeffs, None, geometry)
 
 
-SIZES = [name for name, _ in ConvSizes._fields_]
+SIZES = [name for name, kind in ConvSizes._fields_ if kind is ctypes.c_int64]
 
 
 def raw(sizes: dict, *tensors) -> int:
@@ -171,6 +171,7 @@ def good() -> tuple[dict, list]:
         "pad_w": 0,
         "half": 0,
         "half_bank": 0,
+        "bounded": 0,
     }
     tensors = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 3), torch.randn(2, 2), torch.randn(2, 5), torch.randn(2, 3),
                torch.randn(2, 1), torch.randn(5), torch.full((2, 5, 4, 4), torch.nan)]  # fmt: skip
@@ -199,7 +200,7 @@ class TestRawInterface:
         [
             {"G": 0}, {"G": 2}, {"kernel_h": 0}, {"stride_w": 0}, {"dilation_h": 0}, {"kernel_w": 5}, {"H": 0},
             {"filter_rows": 3}, {"channel_rows": 0}, {"channels_last": 2}, {"half": 2}, {"half_bank": 2},
-            {"tap_rows": 3}, {"bias_rows": 3}, {"C": 0}, {"K": 0},
+            {"tap_rows": 3}, {"bias_rows": 3}, {"C": 0}, {"K": 0}, {"bounded": 2},
         ],
     )  # fmt: skip
     def test_no_convolution(self, change):

@@ -7,6 +7,7 @@ The calls run in a process of their own, so that a crash is a failed test that n
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import random
 import subprocess
@@ -35,9 +36,10 @@ def draw_sizes(rng: random.Random, *, given: bool) -> dict[str, int]:
         sizes |= {f"dilation_{a}": rng.randint(1, 2), size: rng.randint(5, 9)}
     sizes |= {f"{axis}_rows": 1 if given else rng.choice([1, sizes["K"]]) for axis in ("filter", "channel", "tap")}
     sizes |= {"bias_rows": 1, "channels_last": 0 if given else rng.choice([0, 1])}
-    sizes["half"] = rng.choice([0, 1])
+    sizes["half"], sizes["bounded"] = rng.choice([0, 1]), rng.choice([0, 1])
     sizes["half_bank"] = sizes["half"] * rng.choice([0, 1])
-    for name in rng.sample([field for field, _ in ConvSizes._fields_], rng.choice([0, 1, 1, 2, 3])):
+    fields = [field for field, kind in ConvSizes._fields_ if kind is ctypes.c_int64]
+    for name in rng.sample(fields, rng.choice([0, 1, 1, 2, 3])):
         sizes[name] = rng.choice(HOSTILE)
     return sizes
 
@@ -60,7 +62,7 @@ def sound(name: str, sizes: dict[str, int], *, indexed: bool) -> bool:
         return False
     if sizes["C"] % sizes["G"] or sizes["O"] % sizes["G"]:
         return False
-    if sizes["half"] > 1 or sizes["half_bank"] > sizes["half"]:
+    if sizes["half"] > 1 or sizes["half_bank"] > sizes["half"] or sizes["bounded"] > 1:
         return False
     given = name in SAMPLE
     if given and not indexed and sizes["B"] != sizes["K"]:
@@ -127,7 +129,7 @@ def truth(name: str, tensors: dict[str, torch.Tensor | None], sizes: dict[str, i
 
 
 def call(name: str, sizes: dict[str, int], tensors: list) -> int:
-    structure = ConvSizes(**sizes)
+    structure = ConvSizes(**sizes, lower=-math.inf, upper=math.inf)
     pointers = [t.data_ptr() if isinstance(t, torch.Tensor) else t for t in tensors]
     return loaded().entries[name](ctypes.addressof(structure), *pointers)
 

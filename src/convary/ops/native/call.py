@@ -15,16 +15,17 @@ from convary.ops.geometry import Geometry
 from convary.ops.native import library
 
 
-def structure(name: str, *fields: str) -> type[ctypes.Structure]:
-    """A C structure of 64-bit whole numbers."""
-    return type(name, (ctypes.Structure,), {"_fields_": tuple((field, ctypes.c_int64) for field in fields)})
+def structure(name: str, *fields: str, floats: Sequence[str] = ()) -> type[ctypes.Structure]:
+    """A C structure of 64-bit whole numbers, and floats after them."""
+    typed = [(field, ctypes.c_int64) for field in fields] + [(field, ctypes.c_float) for field in floats]
+    return type(name, (ctypes.Structure,), {"_fields_": tuple(typed)})
 
 
 ConvSizes = structure(  # convary_conv_sizes of csrc/convary.h
     "ConvSizes",
     "B", "C", "H", "W", "O", "K", "G", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h",
     "dilation_w", "filter_rows", "channel_rows", "tap_rows", "bias_rows", "channels_last", "half",
-    "half_bank", "threads",
+    "half_bank", "threads", "bounded", floats=("lower", "upper"),
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ import torch
 
 from convary.errors import ConvaryError
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 _FILES = {"linux": "libconvary.so", "darwin": "libconvary.so", "win32": "libconvary.dll"}
 _TORCH_FILES = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}
 

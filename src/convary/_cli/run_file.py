@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``convary export`` says of a file that it wrote: by runtime its error, and its time against static's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convary.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from convary._runtimes import Run
+
+SECONDS = 2.0  # of timing, for each runtime
+
+
+def outcomes(
+    path: Path,
+    model: nn.Module,
+    x: Tensor,
+    dynamic: Sequence[int] | None,
+    runtime: str = "any",
+    layers: Path | None = None,
+) -> Iterator[str]:
+    """Run a file, and that of the network folded to static layers, by one thread of every runtime that reads it.
+
+    Args:
+        path: The file.
+        model: The network that it was made from.
+        x: Images to run.
+        dynamic: The axes that are free in the file.
+        runtime: What it was written for.
+        layers: The picture of the time of each layer of both files, if it is wanted.
+    """
+    import tempfile
+
+    import torch
+
+    import convary
+    from convary._runtimes import RefusedError, of_file, opened
+    from convary.nn import DynamicLayer
+
+    with torch.no_grad():
+        want = model.eval()(x)
+    beside = any(isinstance(module, DynamicLayer) for module in model.modules())
+    if not beside:
+        yield "it has no dynamic layer"
+    with tempfile.TemporaryDirectory() as folder:
+        static = Path(folder) / path.name
+        try:
+            if beside:
+                convary.export(convary.fold(model, [x]).model, x, static, dynamic=dynamic)
+        except ConfigError as error:  # such as TensorFlow's padding with a stride, which no layer of torch has
+            beside = False
+            yield f"not timed beside a static network: {error}"
+        for name, each in of_file(path, runtime).items():
+            try:
+                run = opened(each, path, 1, x)
+                base = opened(each, static, 1, x) if beside else None
+            except RefusedError as refusal:
+                yield f"{name}: does not take it: {refusal}"
+                continue
+            if run is None:
+                yield f"{name}: not installed"
+            else:
+                yield f"{name}: {_error(run, x, want)}{_times(run, base, x)}"
+        if layers is not None and beside:
+            yield _drawn(path, static, x, layers)
+
+
+def _drawn(path: Path, static: Path, x: Tensor, picture: Path) -> str:
+    """Draw where the time of both files goes."""
+    from convary._layer_times import layer_times
+    from convary.report import draw_layer_times
+
+    draw_layer_times({"static": layer_times(static, x), path.name: layer_times(path, x)}, picture)
+    return f"wrote {picture}, the time of each layer of both files"
+
+
+def _error(run: Run, x: Tensor, want: Tensor) -> str:
+    """How far its scores are from the network's, relative to the largest."""
+    import torch
+
+    with torch.no_grad():
+        got = run(x)
+    change = float((got - want).abs().max() / want.abs().max())
+    return f"scores within {change:.1e} of the network's on {len(x)} image{'s' * (len(x) > 1)}"
+
+
+def _times(run: Run, base: Run | None, x: Tensor) -> str:
+    """Its time against that of the static file, in turns."""
+    import torch
+
+    from convary.bench.timing import fitting_clock, interleave, one_thread
+    from convary.text import milliseconds
+
+    if base is None:
+        return ""
+    with torch.no_grad(), one_thread():  # torch programs have torch's threads, the others their own
+        t: Any = interleave(lambda: run(x), lambda: base(x), seconds=SECONDS, clock=fitting_clock(x.device))
+    return (
+        f"; {milliseconds(t.ms)}, {t.ratio:.2f} times ({t.low:.2f} to {t.high:.2f}) the {milliseconds(t.base_ms)} "
+        "of the static network's file"
+    )

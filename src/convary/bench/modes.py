@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole networks as they are shipped: compiled, or as files in other runtimes; dynamic against static.
+
+A line is timed against the static network in the same mode, and against whichever mode the static one is fastest in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convary.bench.engines import ENGINES, Engine, Running, obstacle, prepare
+from convary.bench.machine import load
+from convary.bench.models import networks, step
+from convary.bench.timing import fitting_clock, interleave
+
+STATIC_SHARE = 0.25  # of a line's seconds, for each mode that the static network may be fastest in
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModesConfig:
+    """What to measure.
+
+    Attributes:
+        mode: One of ``ENGINES``.
+        models: Names that ``convary.models.build`` knows.
+        methods: Names of methods, with their published defaults.
+        batches: Batch sizes.
+        modes: "inference", and "training" where the mode can: a step, forward and backward.
+        threads: Numbers of threads, one after the other.
+        image_size: Height and width of the images.
+        forms: Of a file, by the names of the engine's ``forms``; all where empty.
+        free_batch: Whether files take any batch.
+        seconds: Per line.
+    """
+
+    mode: str = "onnxruntime"
+    models: tuple[str, ...] = ("torchvision:mobilenet_v2", "torchvision:resnet18")
+    methods: tuple[str, ...] = ("condconv", "dyconv", "odconv")
+    batches: tuple[int, ...] = (1, 16)
+    modes: tuple[str, ...] = ("inference", "training")
+    threads: tuple[int, ...] = (1, 2)
+    image_size: int = 224
+    forms: tuple[str, ...] = ()
+    free_batch: bool = False
+    seconds: float = 6.0
+
+
+def measure(config: ModesConfig) -> Iterator[dict[str, Any]]:
+    """One line per network, method, batch, number of threads, pass and form.
+
+    Yields:
+        The line as plain JSON values: what was measured, the error against eager torch and the fields of ``Timing``;
+        ``fastest`` is the same against the static network in the mode named there. A line whose error is above the
+        form's tolerance has no times.
+    """
+    before = torch.get_num_threads()
+    engine = ENGINES[config.mode]
+    prepare(engine)
+    try:
+        for name, threads, batch in itertools.product(config.models, config.threads, config.batches):
+            torch.set_num_threads(threads)
+            for mode in (mode for mode in config.modes if mode in engine.modes):
+                with tempfile.TemporaryDirectory() as folder:
+                    yield from _Lines(config, engine, name, batch, mode, Path(folder)).all()
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Lines:
+    """The lines of one network at one batch, by the threads of now.
+
+    Args:
+        config: What to measure.
+        engine: What runs it.
+        name: Of the network.
+        batch: How many images.
+        mode: "inference" or "training".
+        folder: For files.
+    """
+
+    def __init__(self, config: ModesConfig, engine: Engine, name: str, batch: int, mode: str, folder: Path) -> None:
+        self.config, self.engine, self.name, self.mode, self.folder = config, engine, name, mode, folder
+        size = config.image_size
+        self.x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+        self.clock = fitting_clock(self.x.device)
+
+    def all(self) -> Iterator[dict[str, Any]]:
+        """Each method in each form of a file."""
+        torch._dynamo.reset()
+        static = _ready(networks(self.name, "static", self.config.image_size)[0], self.mode)
+        base = self._made(self.engine, static, next(iter(self.engine.forms)))
+        fastest = self._fastest(static, base)
+        for method in self.config.methods:
+            dynamic = _ready(networks(self.name, method, self.config.image_size)[1], self.mode)
+            for form in self.config.forms or tuple(self.engine.forms):
+                yield self._line(dynamic, method, form, base, fastest)
+
+    def _line(
+        self, dynamic: nn.Module, method: str, form: str, base: Running, fastest: tuple[str, Callable]
+    ) -> dict[str, Any]:
+        want = _answer(step(dynamic, self.x, self.mode), dynamic, self.mode)
+        ours = self._made(self.engine, dynamic, form)
+        got = _answer(ours.call, dynamic, self.mode)
+        row = {
+            "model": self.name, "method": method, "by": self.config.mode, "form": form,
+            "batch": len(self.x), "free": self.config.free_batch, "mode": self.mode,
+            "threads": torch.get_num_threads(), "error": float((got - want).abs().max() / want.abs().max()),
+        }  # fmt: skip
+        if not row["error"] < self.engine.forms[form].tolerance[self.mode]:
+            return row
+        row |= vars(interleave(ours.call, base.call, self.config.seconds, self.clock))
+        row |= {"load": load(), "made_seconds": ours.seconds, "base_made_seconds": base.seconds}
+        row |= {"nodes": ours.nodes, "base_nodes": base.nodes}
+        best, call = fastest
+        found = row if best == self.config.mode else vars(interleave(ours.call, call, self.config.seconds, self.clock))
+        row["fastest"] = {"by": best, **{key: found[key] for key in ("ratio", "low", "high", "base_ms")}}
+        return row
+
+    def _made(self, engine: Engine, model: nn.Module, form: str) -> Running:
+        free = (0,) if self.config.free_batch and engine.files else ()
+        start = engine.clock()
+        call, nodes = engine.make(model, self.x, self.mode, engine.forms[form].how, free, self.folder)
+        call()
+        return Running(call, engine.clock() - start, nodes)
+
+    def _fastest(self, static: nn.Module, base: Running) -> tuple[str, Callable[[], object]]:
+        """The mode that the static network is fastest in here, of those that are installed, and its step."""
+        calls: dict[str, Callable[[], object]] = {"eager": step(static, self.x, self.mode), self.config.mode: base.call}
+        for name, engine in ENGINES.items():
+            if name not in calls and self.mode in engine.modes and obstacle(name) is None:
+                calls[name] = self._made(engine, static, next(iter(engine.forms))).call
+        seconds = STATIC_SHARE * self.config.seconds
+        times = {name: interleave(call, calls["eager"], seconds, self.clock).ratio for name, call in calls.items()}
+        best = min(times, key=times.__getitem__)
+        return best, calls[best]
+
+
+def _ready(model: nn.Module, mode: str) -> nn.Module:
+    """In the mode of its pass; without dropout, which a compiled graph draws otherwise."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.train(mode == "training")
+
+
+def _answer(call: Callable[[], Any], model: nn.Module, mode: str) -> Tensor:
+    """What a step computes: its output, or in training all gradients in a row."""
+    found = call()
+    if mode == "training":
+        return torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
+    return torch.as_tensor(found).clone()

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``convary bench models --mode``: right before it is timed, and a column of the page."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from convary.bench import engines, page_modes
+from convary.bench.engines import ENGINES
+from convary.bench.modes import ModesConfig, measure
+from convary.cli import main
+
+TINY = {"models": ("mobilenet_v2_tiny",), "methods": ("condconv",), "batches": (1,), "threads": (1,)}
+CONFIG = ModesConfig(**TINY, image_size=28, seconds=0.0)
+FLAGS = "--models mobilenet_v2_tiny --methods condconv --batches 1 --threads 1 --image-size 28 --seconds 0.01".split()
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Without the modes that compile for half a minute."""
+    pytest.importorskip("onnxruntime")
+    for name in ("compiled", "aoti"):
+        monkeypatch.delitem(ENGINES, name)
+
+
+def test_files_are_checked_and_timed_and_told(alone, tmp_path, capsys):
+    assert main(["bench", "models", "--mode", "onnxruntime", *FLAGS, "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    content = json.loads((tmp_path / "models-onnxruntime.json").read_text())
+    assert [row["form"] for row in content["rows"]] == list(ENGINES["onnxruntime"].forms)
+    for row in content["rows"]:
+        assert row["error"] < 1e-2 and 0 < row["low"] <= row["ratio"] <= row["high"] and row["pairs"] >= 9
+        assert row["fastest"]["by"] in ("eager", *ENGINES) and f"{row['ratio']:.2f}" in told
+        assert row["nodes"] > row["base_nodes"] > 0 and row["made_seconds"] > 0
+    eager = {"model": "mobilenet_v2_tiny", "method": "condconv", "batch": 1, "mode": "inference", "threads": 1}
+    brief = page_modes.part({"onnxruntime": content}, {"rows": [eager | {"ratio": 1.25}]})
+    best = min(content["rows"][:3], key=lambda row: row["ratio"])
+    assert f"| mobilenet_v2_tiny | condconv | 1.25 | {best['ratio']:.2f}, {best['form']}" in brief
+    assert page_modes.lines(content).count("\n") == 2 + len(content["rows"])
+
+
+def test_what_is_wrong_is_not_timed(alone, monkeypatch):
+    good = ENGINES["onnxruntime"]
+
+    def wrong(*arguments):
+        call, nodes = good.make(*arguments)
+        return lambda: call() + 1, nodes
+
+    monkeypatch.setitem(ENGINES, "onnxruntime", dataclasses.replace(good, make=wrong))
+    (row,) = measure(dataclasses.replace(CONFIG, forms=("any",)))
+    assert row["error"] > 0.1 and "ratio" not in row
+    assert "wrong, off by" in page_modes.lines({"rows": [row]})
+
+
+def test_a_file_for_any_batch(alone):
+    (row,) = measure(dataclasses.replace(CONFIG, forms=("convary",), free_batch=True))
+    assert row["free"] and row["error"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ENGINES)
+def test_every_mode(mode):
+    if (reason := engines.obstacle(mode)) is not None:
+        pytest.skip(reason)
+    before = torch.get_num_threads()
+    rows = list(measure(dataclasses.replace(CONFIG, mode=mode)))
+    assert len(rows) == len(ENGINES[mode].forms) * len(set(CONFIG.modes) & set(ENGINES[mode].modes))
+    assert all("ratio" in row and "fastest" in row for row in rows)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--mode onnx", "invalid choice 'onnx'"),
+        ("--mode openvino --forms convary", "--mode openvino has the forms any; got convary"),
+        ("--mode aoti --modes training", "--mode aoti has no training; choose --modes inference"),
+        ("--mode compiled --dtypes bf16", "is against static, in float32; leave out --against and --dtypes"),
+        ("--forms any", "--forms and --free-batch are of files; choose --mode onnxruntime"),
+    ],
+)
+def test_bad_flags_are_one_line(words, message, capsys):
+    assert main(["bench", "models", *words.split()]) == 2
+    assert message in capsys.readouterr().err
