@@ -24,6 +24,7 @@ GAPS = {
     "s2-kin": "from scratch",
     "s6-trained": "from a trained static network",
     "s7-conditions": "four conditions",
+    "s8-confirm": "Fashion-MNIST, from scratch",
 }
 
 
