@@ -13,6 +13,7 @@ import convary as cv
 from convary import METHODS
 from tests.nets import Net, dynamic_net, excite
 
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 FOLDABLE = [c() for c in METHODS if c.layers[2].absorbs]
 every_method = pytest.mark.parametrize("config", [c() for c in METHODS], ids=lambda c: c.name)
 
@@ -199,6 +200,24 @@ def test_the_mean_kernel_is_the_mean_of_the_kernels(kind):
     torch.testing.assert_close(folded.model.bias, biases.mean(0), rtol=1e-4, atol=1e-6)
     spread = (kernels - kernels.mean(0)).norm() / kernels.norm()
     assert folded.spread[""] == pytest.approx(float(spread), rel=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_tensorflows_padding_with_a_stride_becomes_a_static_layer(rank, mode):
+    layer = cv.CondConv.layers[rank](4, 6, 3, stride=2, padding="same", padding_mode=mode, groups=2, experts=2)
+    model = nn.Sequential(layer).double().eval()
+    with torch.no_grad():
+        for router in (m for m in model.modules() if isinstance(m, cv.nn.Router)):
+            for p in router.parameters():
+                p.zero_()  # whatever the input
+    for size in (8, 7, 5):  # pads are even, odd and none
+        x = torch.randn(2, 4, *[size] * rank, dtype=torch.float64)
+        static = cv.fold(model, [x]).model
+        assert isinstance(static[0], CONVS[rank]) and static(x).shape[2:] == (-(-size // 2),) * rank
+        torch.testing.assert_close(static(x), model(x))
+    again = cv.convert(static, cv.ODConv(experts=2), cv.where.all())
+    torch.testing.assert_close(again.eval()(x), static(x))
 
 
 def test_only_layers_below_a_spread_are_folded():

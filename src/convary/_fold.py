@@ -26,6 +26,7 @@ from convary.nn import (
     unshare_router,
 )
 from convary.nn.conv import CONVS
+from convary.nn.same import SAME_CONVS
 
 _CHUNK = 16  # samples whose kernels exist at the same time
 
@@ -58,7 +59,8 @@ def fold(model: nn.Module, batches: Iterable[Any] | Tensor, *, below: float = fl
     """Replace dynamic layers by ordinary ones with the mean of the kernels that they use on calibration data.
 
     Lossy, unless the routing ignores the input: look at ``error``, and at accuracy on data that is not among the
-    batches.
+    batches. Layers become torch's own; where ``padding="same"`` meets a stride, which torch's refuse, those of
+    ``convary.nn.same``.
 
     Args:
         model: A model with dynamic layers; it is not changed.
@@ -146,15 +148,12 @@ def _static(layer: Any, mean: _Mean) -> nn.Module:
     if not isinstance(layer, DynamicConv):
         static: Any = nn.Linear(layer.in_features, layer.out_features, **factory)
     else:
-        if layer.padding == "same" and max(layer.stride) > 1:  # TensorFlow's rule, which nn.Conv does not know
-            raise ConfigError(
-                f"{type(layer).__name__} with padding='same' and a stride of {layer.stride} has no ordinary layer of "
-                "torch; leave it dynamic, with freeze_routing"
-            )
+        by_size = layer.padding == "same" and max(layer.stride) > 1  # TensorFlow's rule, which nn.Conv does not know
+        make, padding = (SAME_CONVS[layer.rank], 0) if by_size else (CONVS[layer.rank], layer.padding)
         groups = layer.in_channels // mean.kernel.shape[1]  # 1 where the method's kernels reach over all groups
-        static = CONVS[layer.rank](
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-            groups, padding_mode=layer.padding_mode, **factory,
+        static = make(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, padding, layer.dilation, groups,
+            padding_mode=layer.padding_mode, **factory,
         )  # fmt: skip
     static.weight.copy_((mean.kernel / mean.count).reshape(static.weight.shape))
     if static.bias is not None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from convary.methods import MethodConfig
 from convary.nn import DynamicLayer, Site
-from convary.nn.conv import pads_like_tensorflow
+from convary.nn.same import pads_like_tensorflow
 
 _EXACT = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 

@@ -54,7 +54,7 @@ def test_a_dynamic_row_is_timed_against_the_static_network_and_the_released_code
 
 
 def test_a_checkout_of_something_else_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"has no od_small in its package models \(No module"):
+    with pytest.raises(ConfigError, match=r"has no od_small in its package models"):
         rows.measure(DYNAMIC, seconds=0, released=tmp_path)
     with pytest.raises(ConfigError, match=r"parameters, and ours .* another network"):
         rows.measure(DYNAMIC, seconds=0, released=checkout(tmp_path, extra=1))

@@ -190,12 +190,11 @@ def test_export_says_what_is_wrong_and_writes_nothing(run, tmp_path, words, mess
     assert not list(tmp_path.glob("model.*"))
 
 
-def test_a_network_that_cannot_be_folded_is_exported_and_not_timed(tmp_path):
+def test_a_network_with_tensorflows_padding_is_timed_beside_its_static_one(tmp_path):
     """TensorFlow's padding with a stride, as in all of timm's tf_* networks."""
     model = nn.Sequential(convary.ODConv2d(3, 4, 3, stride=2, padding="same", experts=2)).eval()
     convary.set_temperature(model, 1.0)
     x, file = torch.randn(1, 3, 8, 8), tmp_path / "same.onnx"
     convary.export(model, x, file)
     told = list(outcomes(file, model, x, ()))
-    assert told[0].startswith("not timed beside a static network: ODConv2d with padding='same' and a stride of (2, 2)")
-    assert any(line.startswith("onnxruntime: scores within") and "times" not in line for line in told)
+    assert any(line.startswith("onnxruntime: scores within") and "times (" in line for line in told)

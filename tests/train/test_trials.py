@@ -43,7 +43,6 @@ def test_the_best_rate_of_each_network_is_chosen_and_an_edge_is_told():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"lr": ()}, "one learning rate or several different"),
         ({"lr": (0.1, 0.1)}, "one learning rate or several different"),
         ({"lr": (0.1, -1.0)}, "lr must be above 0"),
         ({"held_out": 1.0}, "held_out must be a part"),

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convary.errors import ConfigError
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -50,12 +48,8 @@ def outcomes(
         yield "it has no dynamic layer"
     with tempfile.TemporaryDirectory() as folder:
         static = Path(folder) / path.name
-        try:
-            if beside:
-                convary.export(convary.fold(model, [x]).model, x, static, dynamic=dynamic)
-        except ConfigError as error:  # such as TensorFlow's padding with a stride, which no layer of torch has
-            beside = False
-            yield f"not timed beside a static network: {error}"
+        if beside:
+            convary.export(convary.fold(model, [x]).model, x, static, dynamic=dynamic)
         for name, each in of_file(path, runtime).items():
             try:
                 run = opened(each, path, 1, x)

@@ -22,8 +22,9 @@ from convary.errors import ConfigError, ShapeError
 from convary.methods.config import MethodConfig
 from convary.nn import Opaque, Placed, Site
 from convary.nn.arguments import Device, Dtype
-from convary.nn.conv import PADDING_MODES, pads_like_tensorflow
+from convary.nn.conv import PADDING_MODES
 from convary.nn.conv_norm_relu import conv_norm_relu
+from convary.nn.same import pads_like_tensorflow
 from convary.ops import pixel_conv
 from convary.ops.geometry import Size, per_axis, whole
 from convary.ops.shapes import plain_shape, unflatten

@@ -14,6 +14,7 @@ from convary.errors import ConfigError, DtypeError, ShapeError
 from convary.nn.arguments import Device, Dtype, PaddingMode
 from convary.nn.layer import DynamicLayer
 from convary.nn.router import Router
+from convary.nn.same import pads_like_tensorflow
 from convary.ops import mixed_conv
 from convary.ops.geometry import Size, autocasting, per_axis, same_padding, whole
 from convary.ops.shapes import plain_shape
@@ -223,9 +224,3 @@ class DynamicConv(DynamicLayer):
         if self.padding_mode != "zeros":
             parts.append(f"padding_mode={self.padding_mode!r}")
         return ", ".join(parts)
-
-
-def pads_like_tensorflow(conv: Any) -> bool:
-    """Whether a convolution is timm's ``Conv2dSame``, whose own padding is 0: it pads in its forward, by x's size."""
-    cls = type(conv)
-    return cls.__name__ == "Conv2dSame" and cls.__module__.partition(".")[0] == "timm"
