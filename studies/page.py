@@ -23,6 +23,7 @@ from studies.results import AXES, FOLDER, Arm, read
 
 TEMPLATE = Path(__file__).parent / "evidence.md"
 DOCS = Path(__file__).parents[1] / "docs"
+DRAWN = ("s2-papers", "s2-kin", "s2-attention", "s2-assembled", "s3-widths")  # of one static network
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 GAPS_TITLE = "CIFAR-10 (last rows: Fashion-MNIST), about 3,400 parameters: five seeds (dots), mean and 95 % interval"
 
@@ -258,7 +259,7 @@ def write(docs: Path = DOCS, readmes: Path = DOCS.parent, results: Path = FOLDER
         "CIFAR-10, a network of 3,440 parameters, 20 epochs, 5 paired seeds; bars: 95 % interval of the gap to static"
     )
     gaps(blocks, docs / "images" / "gaps.svg", GAPS_TITLE)
-    picture(blocks, ("s2-papers", "s2-kin", "s3-widths", "s2-assembled"), docs / "images" / "evidence.svg", title)
+    picture(blocks, DRAWN, docs / "images" / "evidence.svg", title)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ GAPS = {
 def picture(blocks: dict[str, list[Arm]], names: tuple[str, ...], path: Path, title: str) -> None:
     """Top-1 against cost: static networks of all widths as a line, every method a point with its interval.
 
+    Each panel ends where the methods do; the line of the widths leaves it there.
+
     Args:
         blocks: As :func:`studies.results.read` gives them.
         names: The blocks to draw, which share their static network.
@@ -40,7 +42,7 @@ def picture(blocks: dict[str, list[Arm]], names: tuple[str, ...], path: Path, ti
     arms = [arm for name in names for arm in blocks.get(name, [])]
     looks = style.looks([arm.name for arm in arms])
     with style.rc(text_as_paths=True):
-        drawn, panels = style.figure(10.5, 4.2, 2)
+        drawn, panels = style.figure(10.5, 5.0, 2)
         for panel, axis in zip(panels, ("macs", "batch 16"), strict=True):
             _panel(panel, [arm for arm in arms if arm.ratio(axis) is not None], axis, looks)
             style.titled(panel, "Top-1 accuracy (%)", f"{AXES[axis]} (times static)")
@@ -56,9 +58,10 @@ def _panel(panel: Axes, arms: list[Arm], axis: str, looks: dict[str, style.Look]
         return sum(arm.tops) / len(arm.tops)
 
     family = sorted((arm for arm in arms if arm.name.partition("@")[0] == "static"), key=x)
-    panel.plot([x(arm) for arm in family], [y(arm) for arm in family], "-", color=style.COLORS["static"][0], lw=1.4)
+    line = [x(arm) for arm in family], [y(arm) for arm in family]
+    end = 1.05 * max(x(arm) for arm in arms if arm not in family)
     places, bars = [], []
-    for arm in arms:
+    for arm in (arm for arm in arms if x(arm) <= end):
         here, mean, look = x(arm), y(arm), looks[arm.name]
         gap = arm.gap()
         half = 0.0 if gap is None else gap["high"] - gap["mean"]
@@ -78,6 +81,9 @@ def _panel(panel: Axes, arms: list[Arm], axis: str, looks: dict[str, style.Look]
     panel.set_xscale("log")  # in which the line is what equal cost is read from
     panel.margins(x=0.15, y=0.12)
     low, high = panel.get_xlim()
+    panel.set_xlim(low, high)  # whatever the line does
+    panel.set_ylim(*panel.get_ylim())
+    panel.plot(*line, "-", color=style.COLORS["static"][0], lw=1.4, zorder=1)
     panel.xaxis.set_major_locator(FixedLocator(TICKS) if high > 1.5 * low else MaxNLocator(5))
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_locator(NullLocator())
