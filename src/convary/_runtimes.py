@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -80,10 +81,19 @@ def _by_torch_or_onnxruntime(path: Path, threads: int) -> Run:
 
 def _openvino(path: Path, threads: int) -> Run:
     """In float32: by default OpenVINO may take bf16."""
-    openvino: Any = importlib.import_module("openvino")
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(path), "CPU", options)
+    compiled = _openvino_core().compile_model(str(path), "CPU", options)
     return lambda x: torch.from_numpy(compiled(x.numpy())[0].copy())
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """One for the process, and kept.
+
+    Each brings a stack for signal handlers. Where the first of two goes first, the second, when it goes, puts the
+    freed stack of the first back, and the next signal ends the process (seen in OpenVINO 2026.4).
+    """
+    return importlib.import_module("openvino").Core()
 
 
 def _opencv(path: Path, threads: int) -> Run:

@@ -157,3 +157,24 @@ def test_other_layers(runtime, name, tmp_path):
     torch.manual_seed(0)
     strategy = "auto" if name in ("carafe", "involution") else "bmm"  # kernels per position have one form
     check(runtime, name, excite(LAYERS[name]()), strategy, tmp_path)
+
+
+def test_openvino_leaves_signals_as_they_were(tmp_path):
+    """Two files, closed in the order in which they were opened, then the signal of a child that ends."""
+    pytest.importorskip("openvino")
+    for name in ("one", "two"):
+        cv.export(nn.Conv2d(3, 4, 3), (1, 3, 8, 8), tmp_path / f"{name}.onnx", dynamic=())
+    program = """
+import gc, pathlib, signal, subprocess, sys, torch
+from convary._runtimes import of_file, opened
+x, signals = torch.randn(1, 3, 8, 8), []
+files = [pathlib.Path(name) for name in ("one.onnx", "two.onnx")]
+one, two = (opened(of_file(file)["OpenVINO"], file, 1, x) for file in files)
+one(x), two(x)
+del one; gc.collect()
+del two; gc.collect()
+signal.signal(signal.SIGCHLD, lambda *_: signals.append(1))
+subprocess.run([sys.executable, "-c", ""], check=True)
+assert signals
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
