@@ -140,6 +140,14 @@ def test_what_is_selected_and_stays_is_told_with_the_reason():
         cv.convert(model, cv.DyConv(), where.paper(cv.DyConv()) & where.name("2"))
 
 
+def test_a_single_layer_that_stays_is_told_as_one():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(cv.ConfigError, match=r"has 1 convolution or linear layer, not selected by where=name"):
+        cv.convert(model, cv.DyConv(), where.name("nope"))
+    with pytest.raises(cv.ConfigError, match=r"1 convolution or linear layer; it stays as it is \(ODConv has no .*\)"):
+        cv.convert(nn.Sequential(nn.Linear(3, 4)), cv.ODConv(), where.name("0"))
+
+
 def test_nothing_selected_is_an_error():
     with pytest.raises(cv.ConfigError, match=r"nothing to convert: Net has 5 .* by where=name\('nope'\)"):
         cv.convert(Net(), cv.DyConv(), where.name("nope"))

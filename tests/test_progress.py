@@ -60,7 +60,7 @@ def test_how_much_there_is_and_how_long_it_takes_is_said_at_the_start():
     assert short == "1 training of 2 steps, about 3 h 20 min"
     assert doubt.startswith("Only 2 training steps: little or nothing will be learnt; use more --epochs or a smaller")
     assert first == "2 trainings of 100 steps each, about 3 h 20 min"
-    assert second == f"{first}; measuring and the report take at least 1 min 15 s more"
+    assert second == f"{first}; measuring and the report take about 1 min 15 s more"
 
 
 @pytest.fixture

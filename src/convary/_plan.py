@@ -240,9 +240,14 @@ def _nothing(model: nn.Module, selector: Selector, rows: list[PlanRow], left: bo
     dynamic = Counter(type(module).__name__ for module in model.modules() if isinstance(module, DynamicLayer))
     already = "".join(f"{count} layers are {name} already; " for name, count in dynamic.items())
     reasons = sorted({row.reason for row in rows if row.reason and row.reason != "not selected"})
-    found = f"{type(model).__name__} has {len(rows)} convolutions and linear layers"
-    kept = f"; those selected by where={selector} stay as they are ({'; '.join(reasons)})"
-    why = kept if reasons else f", none of them selected by where={selector}"
+    sites = "1 convolution or linear layer" if len(rows) == 1 else f"{len(rows)} convolutions and linear layers"
+    found = f"{type(model).__name__} has {sites}"
+    if len(rows) == 1:
+        why = f"; it stays as it is ({reasons[0]})" if reasons else f", not selected by where={selector}"
+    elif reasons:
+        why = f"; those selected by where={selector} stay as they are ({'; '.join(reasons)})"
+    else:
+        why = f", none of them selected by where={selector}"
     others = sorted({f"{type(module).__name__}: {reason}" for _, module, reason in unsited(model)})
     hint = "; try where=convary.where.all()" if left else f"; besides: {'; '.join(others)}" if others else ""
     if any(isinstance(module, Router) for module in model.modules()):

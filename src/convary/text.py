@@ -120,7 +120,7 @@ def of_few(percent: float, count: int) -> str:
 
 
 FEW_STEPS = 100  # of a training, below which networks hardly leave their initial weights
-FEW_FINE = 15  # of one from trained weights, below which a new classifier hardly learns
+FEW_FINE = 4  # of one from trained weights, whose new classifier may be right after three
 
 
 def of_few_steps(steps: int, least: int = FEW_STEPS) -> str:
@@ -128,7 +128,7 @@ def of_few_steps(steps: int, least: int = FEW_STEPS) -> str:
 
     >>> of_few_steps(2)
     'Only 2 training steps: little or nothing will be learnt; use more --epochs or a smaller --batch-size.'
-    >>> of_few_steps(100), of_few_steps(20, FEW_FINE)
+    >>> of_few_steps(100), of_few_steps(4, FEW_FINE)
     ('', '')
     """
     if steps >= least:

@@ -18,7 +18,7 @@ from convary._cli import compare as compare_command
 from convary._cli.parse import parse
 from convary.data import load as load_data
 from convary.data.image import read_image
-from convary.train import CompareConfig, load_model
+from convary.train import CompareConfig, load_model, measure
 from tests.cli.calls import command_line, environment, one_line
 from tests.report.conftest import synthetic_results
 
@@ -165,6 +165,31 @@ def test_eval_of_a_truncated_checkpoint(run, finished, tmp_path):
     code, _, err = run("eval", tmp_path / "cut.pt")
     assert code == 2
     assert f"{tmp_path}/cut.pt is truncated" in one_line(err)
+
+
+def test_ctrl_c_while_times_are_measured_leaves_scores_and_report(run, tiny, tmp_path, monkeypatch):
+    out, latency = tmp_path / "out", measure.latency
+
+    def interrupted(*args):
+        assert "not measured" in (out / "report.html").read_text(), "the report is there before"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "latency", interrupted)
+    code, said, err = run("compare", *tiny, "--out", out, "--watch")
+    assert code == 130 and "Traceback" not in err and "so far without times and memory" in said
+    told = f"all but times and memory (results.json and report.html) is saved in {out}. Resume with: convary compare"
+    assert told in err
+    assert "not measured" in (out / "report.html").read_text(), "the page that is watched does not take its place"
+    monkeypatch.setattr(measure, "latency", latency)
+    code, said, _ = run("compare", *shlex.split(err.partition("Resume with: ")[2])[2:])
+    assert code == 0 and "epoch" not in said and "measuring 2/2: latency of dyconv" in said
+    assert "not measured" not in said and "not measured" not in (out / "report.html").read_text()
+
+
+def test_no_seconds_measure_no_times(run, tiny, tmp_path):
+    code, said, _ = run("compare", *tiny, "--measure-seconds", "0", "--out", tmp_path / "out")
+    assert code == 0 and "measuring and the report" not in said and "training step of" not in said
+    assert re.search(r"^DyConv .* not measured *$", said, re.MULTILINE) and "times are not measured" in said
 
 
 @pytest.mark.slow

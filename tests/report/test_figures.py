@@ -21,6 +21,8 @@ def test_health_is_a_badge_with_names(synthetic):
         {"kind": "bad", "text": "2 dead experts", "names": names[1]},
     ]
     assert health.trouble(odconv) == 4
+    idle, dead = health.badges(odconv, upcycled=True)
+    assert idle["note"] == "a layer that was just upcycled starts so and learns it" and "note" not in dead
     for layer in odconv["diagnosis"]["layers"]:
         layer |= {"variation": 0.5, "dead": []}
     assert health.badges(odconv) == [{"kind": "good", "text": "all 4 layers in use", "names": ""}]

@@ -325,6 +325,33 @@ def test_latencies_of_a_busy_machine_are_no_cost(html, synthetic, low, high, noi
     assert ('data-v="54.93"' not in shown) == noisy
 
 
+@pytest.mark.parametrize(
+    ("init", "name", "noted"),
+    [("upcycle", "odconv", True), ("paper", "odconv", False), ("paper", "odconv:experts=2,init=upcycle", True),
+     ("upcycle", "odconv:init=neutral", False)],
+)  # fmt: skip
+def test_layers_that_started_upcycled_are_not_blamed_for_it(html, synthetic, init, name, noted):
+    results = synthetic(methods=("static", "odconv"), layers=4)
+    results["run"]["init"], results["methods"][1]["name"] = init, name
+    for layer in results["methods"][1]["diagnosis"]["layers"]:
+        layer["variation"] = 0.001
+    page = html(results)
+    assert "4 of 4 layers ignore their input" in page
+    assert ("<small>a layer that was just upcycled starts so and learns it</small>" in page) == noted
+
+
+def test_times_that_were_not_measured_are_said_to_be(html, synthetic, tmp_path):
+    results = synthetic(methods=("static", "odconv"), layers=4)
+    whole = html(results)
+    for entry in results["methods"]:
+        entry |= {"latency": [], "step": None, "memory": None}
+    page = html(results)
+    assert page.count(">not measured</td>") == 2 and "Latency, training step and memory are not measured" in page
+    assert "measured on the machine below" not in page and "of memory" not in page and "against latency" not in page
+    assert "not measured" not in whole and "measured on the machine below" in whole
+    report.picture(results, tmp_path / "cost.svg")
+
+
 def test_no_latency_is_drawn_where_all_are_too_noisy(html, synthetic, tmp_path):
     results = synthetic(methods=("static", "odconv"), layers=4)
     for entry in results["methods"][0]["latency"]:

@@ -84,6 +84,13 @@ def test_every_score_says_what_it_is(name, tmp_path):
     ("argv", "message"),
     [
         (["nowhere", "a.jpg"], "no folder nowhere of a trained system.*or give a system: dfn-moving-mnist"),
+        (
+            ["runs/mine/odconv/seed-0/checkpoint.pt", "own.jpg"],
+            "no file runs/mine/odconv/seed-0/checkpoint.pt; "
+            "did you mean 'runs/mine/odconv-experts=2/seed-0/checkpoint.pt'",
+        ),
+        (["runs/min", "own.jpg"], "no folder runs/min; did you mean 'runs/mine'"),
+        (["far/away/checkpoint.pt", "own.jpg"], "no file far/away/checkpoint.pt; give OUT/METHOD/seed-N/checkpoint.pt"),
         (["hdfnet", "a.jpg"], "no folder runs/hdfnet.*run convary train hdfnet"),
         (["empty", "own.jpg"], "no checkpoint empty/checkpoint.pt; convary train writes OUT/checkpoint.pt"),
         (["empty", "a.jpg"], "no file a.jpg"),
@@ -96,6 +103,9 @@ def test_what_is_wrong_is_one_line(argv, message, tmp_path, monkeypatch, capsys)
     own_file(tmp_path, "hdfnet")
     (tmp_path / "empty").mkdir()
     (tmp_path / "b").mkdir()
+    for arm in ("static", "odconv-experts=2"):
+        (tmp_path / f"runs/mine/{arm}/seed-0").mkdir(parents=True)
+        (tmp_path / f"runs/mine/{arm}/seed-0/checkpoint.pt").touch()
     (tmp_path / "b" / "own.png").write_bytes((tmp_path / "own_depth.png").read_bytes())
     assert cli.main(["predict", *argv]) == 2
     assert re.search(message, capsys.readouterr().err)

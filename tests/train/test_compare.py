@@ -133,7 +133,7 @@ def test_every_method_has_the_same_budget(finished):
     assert [run.index for run in heard.runs] == list(range(count))
     assert len(heard.points) == 3 * count
     assert len(heard.ends) == count
-    assert heard.measures[-1] == (NAMES[-1], "routing and correlations", count - 1, count)
+    assert heard.measures[-1] == (NAMES[-1], "latency", count - 1, count)
 
 
 @pytest.mark.parametrize("name", ["static", "odconv"])
@@ -195,6 +195,49 @@ def test_upcycled_networks_start_as_the_static_one(method):
     torch.testing.assert_close(upcycled, static, rtol=1e-3, atol=1e-4)
     assert torch.equal(upcycled, again)
     assert not torch.allclose(paper, static, rtol=1e-3, atol=1e-4)
+
+
+def test_scores_are_written_before_the_times_and_only_these_are_made_up_for(make):
+    """An interrupt while times are measured loses no training; other seconds measure again, none measure nothing."""
+
+    class Impatient(Recorder):
+        scores = None
+
+        def on_scores(self, results):
+            self.scores = results
+
+        def on_measure(self, method, what, index, count):
+            super().on_measure(method, what, index, count)
+            if what == "latency":
+                raise KeyboardInterrupt
+
+    config, ear, path = make(methods=("static", "odconv")), Impatient(), make().out / "results.json"
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, ear)
+    early = json.loads(path.read_text())
+    assert early == ear.scores and all(entry["top1"]["mean"] > 0 for entry in early["methods"])
+    assert [(entry["latency"], entry["step"], entry["memory"]) for entry in early["methods"]] == [([], None, None)] * 2
+    ear = Recorder()
+    assert compare(dataclasses.replace(config, measure_seconds=0.0), ear) == early
+    assert not ear.runs and not ear.measures
+    whole = compare(config, ear := Recorder())
+    assert not ear.runs and ear.measures[-1][:2] == ("odconv", "latency") and whole == json.loads(path.read_text())
+    for before, after in zip(early["methods"], whole["methods"], strict=True):
+        assert len(after["latency"]) == 2 and after["step"]["ms"] > 0 and after["memory"] > 0
+        assert before == {**after, "latency": [], "step": None, "memory": None}
+    ear = Recorder()
+    assert compare(config, ear) == whole and not ear.measures
+    again = compare(dataclasses.replace(config, measure_seconds=0.02), ear := Recorder())
+    assert again["run"]["measure_seconds"] == 0.02 and ear.measures and not ear.runs
+
+
+def test_no_seconds_measure_nothing(make):
+    ear = Recorder()
+    (entry,) = compare(make(epochs=1, measure_seconds=0.0), ear)["methods"]
+    assert (entry["latency"], entry["step"], entry["memory"]) == ([], None, None)
+    assert {what for _, what, _, _ in ear.measures} == {"parameters and MACs", "routing and correlations"}
+    with pytest.raises(ConfigError, match=r"measure_seconds must be at least 0 and below inf; got -1"):
+        make(measure_seconds=-1.0)
 
 
 @pytest.mark.slow

@@ -29,17 +29,18 @@ def run(argv: Sequence[str]) -> int:
     default = None if recipe is None else CompareConfig.from_recipe(recipe)
     config = parse(CompareConfig, argv, "convary compare", default=default)
     from convary._cli.progress import LiveProgress
-    from convary._cli.watch import LivePage
+    from convary._cli.watch import EarlyReport, LivePage
     from convary.train import Listeners, compare
 
     console = run_console()
-    with resumable(config, config.out):
+    early = EarlyReport(config.out / REPORT, console)
+    with resumable(config, config.out, early.saved):
         with LiveProgress(console) as bars, contextlib.ExitStack() as stack:
-            progress = bars
+            listeners = [bars, early]
             if config.watch and is_first():
                 console.print(f"watch    {link(config.out / REPORT)}", soft_wrap=True)
-                progress = Listeners(bars, stack.enter_context(LivePage(config, config.out / REPORT)))
-            results = compare(config, progress)
+                listeners.append(stack.enter_context(LivePage(config, config.out / REPORT)))
+            results = compare(config, Listeners(*listeners))
         if is_first():
             _finish(results, config.out, console)
     return 0
@@ -73,6 +74,7 @@ def results_table(results: dict[str, Any], *, spread: bool = True) -> Table:
     from rich.table import Table
 
     from convary.report import headline
+    from convary.report.noise import UNTIMED, is_timed
 
     batches = [entry["batch"] for entry in results["methods"][0]["latency"]]
     seeds = len(results["run"]["seeds"])
@@ -83,6 +85,7 @@ def results_table(results: dict[str, Any], *, spread: bool = True) -> Table:
     )
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left")
     times = "times as ratios to static" + ", below them the 10th to 90th percentile" * spread
+    times = times if is_timed(results["methods"]) else f"times are {UNTIMED}"
     table.caption = f"{note} Parameters and MACs in millions; {times}."
     table.add_column("method")
     latency = [f"latency\nbatch {batch}" for batch in batches]
@@ -91,7 +94,7 @@ def results_table(results: dict[str, Any], *, spread: bool = True) -> Table:
         table.add_column(name, justify="right")
     for row in headline(results):
         times = (*row["latency"], row["step"])
-        ratios = [f"{time['ratio']}\n{time['range']}" if spread else time["ratio"] for time in times]
+        ratios = [f"{time['ratio']}\n{time['range']}" if spread and time["range"] else time["ratio"] for time in times]
         top1 = f"{row['top1']} {row['std']}" if row["std"] else row["top1"]
         cells = [row["params"], row["total"], row["routing"], row["assembly"], *ratios]
         gain = f"{row['gain']}\n{row['interval']}\n{row['wins']} seeds" if row["interval"] else row["gain"] or "–"

@@ -66,10 +66,10 @@ def link(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def resumable(config: RunConfig, out: Path) -> Iterator[None]:
+def resumable(config: RunConfig, out: Path, saved: Callable[[], str] = lambda: "what was done") -> Iterator[None]:
     """Say on Ctrl-C what is saved and how to go on."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        saved = f"interrupted; what was done is saved in {out}. Resume with: {config.command()}"
-        raise KeyboardInterrupt(saved) from interrupt
+        told = f"interrupted; {saved()} is saved in {out}. Resume with: {config.command()}"
+        raise KeyboardInterrupt(told) from interrupt

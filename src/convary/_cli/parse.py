@@ -43,7 +43,9 @@ def parse(flags: type[Flags], argv: Sequence[str], prog: str, *, default: Flags 
             more: dict[str, Any] = {} if default is None else {"default": default}
             return tyro.cli(flags, args=list(argv), prog=prog, registry=REGISTRY, **more)
     except SystemExit as stop:
-        raise ConfigError(f"{_number_wanted(_one_line(told.getvalue()))}; see {prog} --help") from stop
+        message = _number_wanted(_one_line(told.getvalue()))
+        see = "" if "--help" in message else f"; see {prog} --help"
+        raise ConfigError(f"{message}{see}") from stop
 
 
 def wants_help(argv: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from convary._cli.console import link, plain_console, stages
 from convary._cli.parse import parse, wants_help
-from convary.errors import ConfigError, DataError
+from convary.errors import ConfigError, DataError, nearest
 from convary.extras import require
 from convary.systems import SYSTEMS
 
@@ -122,12 +122,26 @@ def _folder(system: str) -> Path:
     """Where the system was trained into."""
     folder = Path("runs") / system if system in SYSTEMS else Path(system)
     if not folder.is_dir():
+        if system not in SYSTEMS and (folder.suffix or len(folder.parts) > 1):
+            raise ConfigError(_missing(folder))
         hint = f"run convary train {system}" if system in SYSTEMS else f"or give a system: {', '.join(SYSTEMS)}"
         raise ConfigError(
             f"there is no folder {folder} of a trained system; give one that has a checkpoint.pt, {hint}; "
             "or a classifier: OUT/METHOD/seed-N/checkpoint.pt of convary compare, or what convary export made of it"
         )
     return folder
+
+
+def _missing(path: Path) -> str:
+    """That there is no such file or folder, with the nearest that is there, as many folders deep."""
+    above = next((folder for folder in path.parents if folder.is_dir()), Path())
+    deep = len(path.parts) - len(above.parts)
+    known = [str(found) for found in above.glob("/".join(["*"] * (deep - 1) + [f"*{path.suffix}"]))]
+    found = nearest(str(path), known)
+    return (
+        f"there is no {'file' if path.suffix else 'folder'} {path}"
+        f"{found or '; give OUT/METHOD/seed-N/checkpoint.pt of convary compare, or the folder of a system'}"
+    )
 
 
 def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:

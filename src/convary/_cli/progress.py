@@ -62,7 +62,7 @@ class LiveProgress(Listener):
     def on_work(self, work: Work) -> None:
         """Say how much there is, how long it takes and whether it is too little; open a bar for everything."""
         many = f"{work.trainings} training{'s' if work.trainings != 1 else ''}"
-        after = f"; measuring and the report take at least {spell(work.measuring)} more" if work.measuring else ""
+        after = f"; measuring and the report take about {spell(work.measuring)} more" if work.measuring else ""
         each = f"{work.each:,} step{'s' if work.each != 1 else ''}{' each' if work.trainings != 1 else ''}"
         kept = f", {work.kept} of them done before" if work.kept else ""
         told = f"{many} of {each}{kept}, about {spell(max(work.total - work.saved, 0.0))}{after}"

@@ -5,33 +5,56 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from convary._cli.console import link
 from convary.bench.machine import machine
-from convary.report import live, system
+from convary.report import live, system, write
 from convary.train import CompareConfig, Progress, RunInfo, StepInfo
 from convary.train.forecast import Forecast, Work
 from convary.train.system import SystemConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SECONDS = 3.0  # at least, between two pages
 SHARE = 20  # times as long as writing a page took is trained before the next one
 
 
+class EarlyReport(Progress):
+    """Writes report.html before the times are measured, which may take longer than anyone waits for."""
+
+    def __init__(self, path: Path, console: Console) -> None:
+        self.path, self.console = path, console
+        self.written = False
+
+    def saved(self) -> str:
+        """What is there when the comparison is interrupted."""
+        return "all but times and memory (results.json and report.html)" if self.written else "what was done"
+
+    def on_scores(self, results: dict[str, Any]) -> None:
+        """Write it and say so."""
+        write(results, self.path)
+        self.written = True
+        self.console.print(f"report   {link(self.path)}, so far without times and memory", soft_wrap=True)
+
+
 class LivePage(Progress):
-    """Writes the page; at the end, unless all is done, once more without reloading."""
+    """Writes the page until the report takes its place; where that is not reached, once more without reloading."""
 
     def __init__(self, config: CompareConfig, path: Path) -> None:
         self.config, self.path = config, path
         self.runs: dict[tuple[str, int], dict[str, Any]] = {}
         self.forecast: Forecast | None = None
         self.measuring = ""
+        self.replaced = False
         self.next = 0.0
 
     def __enter__(self) -> LivePage:
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
-        if kind is not None and self.runs:
+        if kind is not None and self.runs and not self.replaced:
             self._write("interrupted")
 
     def on_work(self, work: Work) -> None:
@@ -66,13 +89,17 @@ class LivePage(Progress):
         self.runs[run.title, run.seed]["part"] = 1.0
         self._due()
 
+    def on_scores(self, results: dict[str, Any]) -> None:
+        """The report is where the page was, and stays."""
+        self.replaced = True
+
     def on_measure(self, method: str, what: str, index: int, count: int) -> None:
-        """Training is over; what remains takes seconds."""
+        """Training is over."""
         self.measuring = f"{what} of {method}, network {index + 1} of {count}"
         self._due()
 
     def _due(self) -> None:
-        if time.monotonic() >= self.next:
+        if not self.replaced and time.monotonic() >= self.next:
             begun = time.monotonic()
             self._write("running")
             self.next = time.monotonic() + max(SECONDS, SHARE * (time.monotonic() - begun))

@@ -8,6 +8,7 @@ ratios, with its 10th and 90th percentiles.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 WARM_UP, LEAST, MOST = 3, 9, 500
+FEWEST = 3  # pairs, where nine would take longer than there is patience for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ def interleave(
     base: Callable[[], object],
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
+    patience: float = math.inf,
 ) -> Timing:
     """Call both in turns for about ``seconds``, at least nine pairs after the warm-up.
 
@@ -52,13 +55,16 @@ def interleave(
         base: What it is compared with.
         seconds: How long this takes.
         clock: ``time.process_time`` for calls of one thread: it leaves out the time that other programs have the core.
+        patience: Seconds, warm-up included, after which three pairs are enough, and one to warm up; see ``duration``.
     """
-    for _ in range(WARM_UP):
-        _timed(ours, clock)
-        _timed(base, clock)
+    late = time.perf_counter() + patience
+    for turn in range(WARM_UP):
+        if turn == 0 or time.perf_counter() < late:
+            _timed(ours, clock)
+            _timed(base, clock)
     pairs: list[tuple[float, float]] = []
     until = time.perf_counter() + seconds
-    while len(pairs) < LEAST or (time.perf_counter() < until and len(pairs) < MOST):
+    while len(pairs) < _least(late) or (time.perf_counter() < until and len(pairs) < MOST):
         if len(pairs) % 2:
             time_base = _timed(base, clock)
             pairs.append((_timed(ours, clock), time_base))
@@ -69,6 +75,21 @@ def interleave(
     low, middle, high = (times[:, 0] / times[:, 1]).quantile(times.new_tensor([0.1, 0.5, 0.9])).tolist()
     ms, base_ms = (1e3 * times.median(0).values).tolist()
     return Timing(ms=ms, base_ms=base_ms, ratio=middle, low=low, high=high, pairs=len(pairs))
+
+
+def duration(pair: float, seconds: float, patience: float = math.inf) -> float:
+    """How long ``interleave`` takes where both calls together take ``pair`` seconds.
+
+    >>> duration(0.01, 1.0, 5.0), duration(10.0, 1.0, 5.0)
+    (1.03, 40.0)
+    """
+    warm_up = min(WARM_UP * pair, max(patience, pair))
+    nine_or_late = min(LEAST * pair, max(patience - warm_up, 0.0))
+    return warm_up + max(min(FEWEST, LEAST) * pair, nine_or_late, min(seconds, MOST * pair))
+
+
+def _least(late: float) -> int:
+    return LEAST if time.perf_counter() < late else min(FEWEST, LEAST)
 
 
 @contextlib.contextmanager

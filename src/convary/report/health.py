@@ -11,8 +11,13 @@ from convary.report.images import mix
 _NAMED = 2  # layers that a badge names
 
 
-def badges(method: dict[str, Any]) -> list[dict[str, str]]:
-    """What is wrong: ``kind`` ("bad" or "good"), ``text`` and the ``names`` of layers; empty without a diagnosis."""
+def badges(method: dict[str, Any], *, upcycled: bool = False) -> list[dict[str, str]]:
+    """What is wrong: ``kind`` ("bad" or "good"), ``text`` and the ``names`` of layers; empty without a diagnosis.
+
+    Args:
+        method: An entry of results.json.
+        upcycled: Whether its layers were upcycled, and so ignored their input at first.
+    """
     layers = (method.get("diagnosis") or {}).get("layers", [])
     if not layers:
         return []
@@ -24,6 +29,8 @@ def badges(method: dict[str, Any]) -> list[dict[str, str]]:
     found = []
     if idle:
         found.append(_badge(f"{len(idle)} of {count} layers ignore their input", idle))
+        if upcycled:
+            found[-1]["note"] = "a layer that was just upcycled starts so and learns it"
     if dead:
         found.append(_badge(f"{experts} dead expert{'s' if experts > 1 else ''}", dead))
     if equal:

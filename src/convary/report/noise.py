@@ -9,7 +9,7 @@ from convary.text import milliseconds
 
 Method = dict[str, Any]
 QUIET = (0.8, 1.25)  # what static against itself, its 10th to 90th percentile, may reach in a time that says something
-NOISY = "too noisy"
+NOISY, UNTIMED = "too noisy", "not measured"
 
 
 def noisy(methods: list[Method], batch: int | None = None) -> bool:
@@ -21,6 +21,11 @@ def quiet_batches(methods: list[Method]) -> list[int]:
     """The batches whose latency says something, of all networks."""
     found = {entry["batch"] for method in methods for entry in method["latency"]}
     return sorted(batch for batch in found if not noisy(methods, batch))
+
+
+def is_timed(methods: list[Method]) -> bool:
+    """Whether times were measured: not before the last training has ended, and not with ``--measure-seconds 0``."""
+    return all(method["step"] is not None for method in methods)
 
 
 def busy(methods: list[Method]) -> str:
@@ -42,8 +47,10 @@ def timed(methods: list[Method], method: Method) -> dict[str, Any]:
     return {"latency": latency, "step": _cell(method["step"], is_static, noisy(methods))}
 
 
-def _cell(entry: dict[str, Any], is_static: bool, is_noisy: bool) -> dict[str, Any]:
+def _cell(entry: dict[str, Any] | None, is_static: bool, is_noisy: bool) -> dict[str, Any]:
     """Texts, and ``sort`` to sort by; of a noisy one the range alone, which shows why."""
+    if entry is None:
+        return {"ratio": UNTIMED, "sort": "", "range": "", "ms": None, "images": None}
     spread = f"{entry['low']:.2f}–{entry['high']:.2f}"
     if is_noisy:
         return {"ratio": NOISY, "sort": "", "range": spread, "ms": None, "images": None}
@@ -63,4 +70,5 @@ def _own(methods: list[Method]) -> list[dict[str, Any]]:
         for method in methods
         if method["name"] == "static"
         for of, entry in [*((e["batch"], e) for e in method["latency"]), (None, method["step"])]
+        if entry is not None
     ]

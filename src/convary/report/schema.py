@@ -32,7 +32,7 @@ _METHOD = {
     "params": int,
     "macs": {"convolution": int, "routing": int, "assembly": int, "other": int},
     "latency": [{"batch": int, **_RATIO}],
-    "step": {"batch": int, **_RATIO},
+    "step": ({"batch": int, **_RATIO}, None),  # None: not measured, and no latency
     "top1": {"mean": float, "std": (float, None)},
     "seeds": [{"seed": int, "top1": float, "checkpoint": str, "curve": [_POINT]}],
     "routing": [

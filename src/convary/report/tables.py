@@ -14,6 +14,10 @@ from convary.text import TOO_FEW, counted, points_of_one, spell, standard_error
 Method = dict[str, Any]
 _SEEDS = 3  # below, a spread is not known well enough for words, whatever the interval says
 MACS = ("convolution", "routing", "assembly")
+UNTIMED = (
+    "Latency, training step and memory are not measured: convary compare measures them after the trainings, unless it "
+    "is interrupted or has --measure-seconds 0; the same command goes on there."
+)
 
 
 def headline(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -23,11 +27,11 @@ def headline(results: dict[str, Any]) -> list[dict[str, Any]]:
     columns["total"] = [sum(method["macs"].values()) for method in results["methods"]]
     columns["params"] = [method["params"] for method in results["methods"]]
     digits = {name: decimals(max(counts) / 1e6) for name, counts in columns.items()}
-    rows = [_row(method, static, digits) for method in results["methods"]]
+    rows = [_row(method, static, digits, results["run"].get("init")) for method in results["methods"]]
     return [row | noise.timed(results["methods"], of) for row, of in zip(rows, results["methods"], strict=True)]
 
 
-def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[str, Any]:
+def _row(method: Method, static: Method | None, digits: dict[str, int], init: str | None) -> dict[str, Any]:
     macs, is_static = method["macs"], method["name"] == "static"
     seconds = _seconds(method)
     row = {part: f"{macs[part] / 1e6:.{digits[part]}f}" if macs[part] else "–" for part in MACS}
@@ -48,7 +52,7 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
         "took": None if seconds is None else spell(seconds),
         "file": _size(method, "bytes", "file"),
         "memory": _size(method, "memory", "of memory"),
-        "health": badges(method),
+        "health": badges(method, upcycled=_upcycled(method, init)),
         "trouble": trouble(method),
     }
     if static is not None and not is_static:
@@ -56,6 +60,12 @@ def _row(method: Method, static: Method | None, digits: dict[str, int]) -> dict[
         row["interval"], row["wins"] = _interval(method), _wins(method)
         row["params_ratio"] = f"{method['params'] / static['params']:.2f}×"
     return row
+
+
+def _upcycled(method: Method, init: str | None) -> bool:
+    """Whether a network began as static: as its own name says, else as all do."""
+    _, own, after = method["name"].partition("init=")
+    return (after.partition(",")[0] if own else init) == "upcycle"
 
 
 def _seconds(method: Method) -> float | None:
@@ -208,6 +218,8 @@ def caveats(results: dict[str, Any]) -> list[str]:
     if run["init"] == "upcycle":
         state = "trained" if run.get("start") or run.get("start_from") else "untrained"
         said.append(f"With init upcycle a dynamic network first computes what the seed’s {state} static one computes.")
+    if not noise.is_timed(results["methods"]):
+        return [*said, UNTIMED]
     said.append(
         "Latency and step time were measured on the machine below and hold for it; each ratio is the median of "
         "interleaved pairs with static, with the 10th to 90th percentile. The range of static against itself is noise."

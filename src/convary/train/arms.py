@@ -96,7 +96,7 @@ def read_arm(text: str) -> Arm:
         init = options.pop("init", None)
         if init not in (None, *INITS):
             raise ConfigError(f"init of {text!r} must be one of {', '.join(INITS)}; got {init!r}")
-        return Arm(name=text, method=KNOWN[kind].from_options(options), init=init)
+        return Arm(name=text, method=_method(kind, options), init=init)
     if text == STATIC:
         return Arm(name=text)
     kind, at, width = kind.partition("@")
@@ -112,6 +112,16 @@ def read_arm(text: str) -> Arm:
         return Arm(name=text, width=split_width(text)[1])
     known = (STATIC, *KNOWN)
     raise ConfigError(f"unknown method {text!r}{nearest(text, known)}; known: {', '.join(known)}")
+
+
+def _method(kind: str, options: dict[str, Any]) -> MethodConfig:
+    """A method with options; what is wrong with them comes with the command that explains them, where there is one."""
+    try:
+        return KNOWN[kind].from_options(options)
+    except ConfigError as error:
+        if issubclass(KNOWN[kind], Comparator):
+            raise
+        raise ConfigError(f"{error}; its options: convary plan --method {kind} --help") from error
 
 
 def _options(arm: str, text: str, config: type[MethodConfig]) -> dict[str, Any]:

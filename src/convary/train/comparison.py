@@ -34,7 +34,9 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
     """Train a static network and its dynamic versions alike, measure them and write ``OUT/results.json``.
 
     An interrupted comparison goes on where it was when it is called again; a finished one is only read. With more seeds
-    or other methods than before it trains what is missing, and gives what asking for all at once gives.
+    or other methods than before it trains what is missing, and gives what asking for all at once gives. The file is
+    written after the last training, and again with the times; where only they are missing, or were asked for with other
+    ``measure_seconds``, only they are measured.
 
     Args:
         config: What to do.
@@ -57,40 +59,49 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = config.load_images()
-    path, done = config.out / RESULTS, _finished(config)
+    done = _finished(config)
+    timed = done is not None and _is_timed(done, config)
     with torch.random.fork_rng():
         _check_models(config, dataset)
         started = ""
         if accelerator.is_main_process:
-            origin = _origin(config, dataset, final=done is not None)
+            origin = _origin(config, dataset, final=timed)
             started = claim_folder(config.out, config.identity(), now(), origin, config.places)
             listing = Listing(config.out / SKIPPED)
             for reason in dataset.left_out:
                 listing.note(reason)
         accelerator.wait_for_everyone()
-        if done is not None:
-            return done
-        if accelerator.is_main_process:
-            if config.pretrained:
-                progress.on_weights(told(config, dataset))
-            progress.on_work(work(config, dataset, accelerator.device, _trained_before(config)))
-        curves, choices = _train(config, dataset, accelerator, progress)
+        if done is None:
+            if accelerator.is_main_process:
+                if config.pretrained:
+                    progress.on_weights(told(config, dataset))
+                progress.on_work(work(config, dataset, accelerator.device, _trained_before(config)))
+            curves, choices = _train(config, dataset, accelerator, progress)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                methods, pictures = _look(config, dataset, accelerator.device, progress, curves)
+                methods = [{**entry, "lr": choices[entry["name"]].to_dict()} for entry in methods]
+                run = _described(config, dataset, command, started)
+                left_out = sorted({*dataset.left_out, *Listing.read(config.out / SKIPPED)})
+                content = {"run": run, "machine": machine(), "data": describe(dataset, left_out), "methods": methods}
+                write_json(config.out / RESULTS, {"schema": SCHEMA, **content, "pictures": pictures})
+                done = read_json(config.out / RESULTS)
+        if accelerator.is_main_process and done is not None and not timed and config.measure_seconds:
+            progress.on_scores(done)
+            _measure(config, dataset, accelerator.device, progress, done)
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            methods, pictures = _measure(config, dataset, accelerator.device, progress, curves)
-            methods = [{**entry, "lr": choices[entry["name"]].to_dict()} for entry in methods]
-            run = {"command": command or config.command(), "started": started, "finished": now()}
-            run |= {**config.to_dict(), "seeds": list(range(config.seeds))}
-            if config.recipe is not None:
-                run["training"] = config.training()
-            if config.pretrained:
-                run["start_from"] = told(config, dataset)
-            left_out = sorted({*dataset.left_out, *Listing.read(config.out / SKIPPED)})
-            content = {"run": run, "machine": machine(), "data": describe(dataset, left_out), "methods": methods}
-            content["pictures"] = pictures
-            write_json(path, {"schema": SCHEMA, **content})
-        accelerator.wait_for_everyone()
-    return read_json(path)
+    return read_json(config.out / RESULTS)
+
+
+def _described(config: CompareConfig, dataset: DataSet, command: str | None, started: str) -> dict[str, Any]:
+    """The entry ``run`` of results.json."""
+    run = {"command": command or config.command(), "started": started, "finished": now()}
+    run |= {**config.to_dict(), "seeds": list(range(config.seeds))}
+    if config.recipe is not None:
+        run["training"] = config.training()
+    if config.pretrained:
+        run["start_from"] = told(config, dataset)
+    return run
 
 
 def _finished(config: CompareConfig) -> dict[str, Any] | None:
@@ -104,6 +115,12 @@ def _finished(config: CompareConfig) -> dict[str, Any] | None:
     run = (results := read_json(config.out / RESULTS)).get("run", {})
     asked = list(config.methods), list(range(config.seeds))
     return results if (run.get("methods"), run.get("seeds")) == asked else None
+
+
+def _is_timed(results: dict[str, Any], config: CompareConfig) -> bool:
+    """Whether results have the times that are asked for: of so many seconds, or none."""
+    asked, known = config.measure_seconds, results["run"].get("measure_seconds")
+    return not asked or (asked == known and all(entry["step"] is not None for entry in results["methods"]))
 
 
 def _trained_before(config: CompareConfig) -> dict[str, int]:
@@ -151,10 +168,10 @@ def _train(
     return curves, choices
 
 
-def _measure(
+def _look(
     config: CompareConfig, dataset: DataSet, device: torch.device, progress: Progress, curves: dict[str, list[Curve]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The entries ``methods`` and ``pictures`` of results.json, from the networks of seed 0."""
+    """The entries ``methods``, but for the times, and ``pictures`` of results.json, from the networks of seed 0."""
     bench = Bench(config, dataset, device)
     entries = []
     for index, arm in enumerate(config.arms().values()):
@@ -162,3 +179,17 @@ def _measure(
         heard = partial(progress.on_measure, arm.name, index=index, count=len(curves))
         entries.append(bench.entry(arm, model, curves, heard))
     return entries, bench.finish(entries)
+
+
+def _measure(
+    config: CompareConfig, dataset: DataSet, device: torch.device, progress: Progress, results: dict[str, Any]
+) -> None:
+    """Time the networks of seed 0 and write the results once more."""
+    bench, arms = Bench(config, dataset, device), config.arms()
+    methods = []
+    for index, entry in enumerate(results["methods"]):
+        model = load_model(checkpoint_path(config.out, arms[entry["name"]], 0))
+        heard = partial(progress.on_measure, entry["name"], index=index, count=len(arms))
+        methods.append({**entry, **bench.times(arms[entry["name"]], model, heard)})
+    run = {**results["run"], "measure_seconds": config.measure_seconds, "finished": now()}
+    write_json(config.out / RESULTS, {**results, "run": run, "machine": machine(), "methods": methods})

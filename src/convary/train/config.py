@@ -30,7 +30,14 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
 
     command_name: ClassVar[tuple[str, ...]] = ("compare",)
     shown: ClassVar[tuple[str, ...]] = ("data", "model", "methods", "epochs", "seeds", "out")
-    places: ClassVar[tuple[str, ...]] = (*RunConfig.places, "workers", "skip_broken", "methods", "seeds")
+    places: ClassVar[tuple[str, ...]] = (
+        *RunConfig.places,
+        "workers",
+        "skip_broken",
+        "methods",
+        "seeds",
+        "measure_seconds",
+    )
     later: ClassVar[tuple[str, ...]] = (
         *("weights", "recipe", "milestones", "nesterov", "decay", "dropout"),
         *(field.name for field in dataclasses.fields(ScaleOptions) if field.name not in ("workers", "skip_broken")),
@@ -58,12 +65,14 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
         check_threads(self.threads)
         if not self.lr or len(set(self.lr)) != len(self.lr):
             raise ConfigError(f"lr must be one learning rate or several different ones; got {self.lr}")
-        for name, value in (*(("lr", lr) for lr in self.lr), ("measure_seconds", self.measure_seconds)):
-            if not 0 < value < math.inf:
-                raise ConfigError(f"{name} must be above 0 and finite; got {value}")
+        for lr in self.lr:
+            if not 0 < lr < math.inf:
+                raise ConfigError(f"lr must be above 0 and finite; got {lr}")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out must be a part between 0 and 1; got {self.held_out}")
-        for name, top in (("weight_decay", math.inf), ("warmup", 1), ("label_smoothing", 1), ("save_every", math.inf)):
+        parts = {"warmup": 1, "label_smoothing": 1}
+        for name in ("weight_decay", "save_every", "measure_seconds", *parts):
+            top = parts.get(name, math.inf)
             if not 0 <= getattr(self, name) < top:
                 raise ConfigError(f"{name} must be at least 0 and below {top}; got {getattr(self, name)}")
         if self.anneal_epochs is not None and not 0 <= self.anneal_epochs <= self.epochs:

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from convary.bench.timing import duration
 from convary.data import DataSet
-from convary.train.arms import architecture
+from convary.train.arms import STATIC, architecture
 from convary.train.config import CompareConfig
-from convary.train.measure import stepper
+from convary.train.measure import PATIENCE, stepper
 from convary.train.progress import RunInfo
+from convary.train.results import LATENCY_BATCHES
 
-TIMINGS = 3  # of a network: latency at two batches and the training step, see train.results
 _BATCHES = 2  # timed after one that warms up
 _LONG = 0.5  # seconds
+_FOR_MEMORY = 3  # steps: one before, and one that the profiler hears, which takes longer
 _SURE = 0.02  # part of all work after which what was done says more than the guess
 
 
@@ -32,7 +34,7 @@ class Work:
         each: Steps of one training; trials, which leave images out, have fewer.
         steps: By arm: of all of its trainings.
         seconds: By arm: of a step with its share of the evaluations, when it is alone; a guess.
-        measuring: Seconds of the timings of the trained networks, which are the most of what follows.
+        measuring: Seconds of the timings of the trained networks, which are the most of what follows; a guess.
         kept: How many trainings were finished before, for results with fewer seeds or other methods.
         saved: Seconds of those, by the guess.
         pretrained: Whether they start from trained weights.
@@ -69,26 +71,44 @@ def work(
     size = min(config.batch_size, len(dataset.train.labels))
     every = len(dataset.train.labels) // size
     kept = round(len(dataset.train.labels) * (1 - config.held_out))
-    steps, seconds, saved, before = {}, {}, 0.0, before or {}
+    steps, seconds, calls, saved, before = {}, {}, {}, 0.0, before or {}
     for name, arm in config.arms().items():
         trial = tried * max(1, kept // size)
         steps[name] = config.epochs * (config.seeds * every + trial)
-        step, forward = _timed(architecture(arm, config, dataset, 0).build().to(device), config, dataset, size, device)
+        model = architecture(arm, config, dataset, 0).build().to(device)
+        calls[name] = step, forward = _timed(model, config, dataset, size, device)
         seconds[name] = step + forward * len(dataset.test.labels) / size / every
         if name in before:
             saved += config.epochs * (min(before[name], config.seeds) * every + trial) * seconds[name] / config.jobs
-    trainings, measuring = len(steps) * (config.seeds + tried), len(steps) * TIMINGS * config.measure_seconds
     return Work(
-        trainings=trainings,
+        trainings=len(steps) * (config.seeds + tried),
         jobs=config.jobs,
         each=config.epochs * every,
         steps=steps,
         seconds=seconds,
-        measuring=measuring,
+        measuring=_measuring(calls, size, config.measure_seconds),
         kept=sum(min(before[name], config.seeds) + tried for name in steps if name in before),
         saved=saved,
         pretrained=config.pretrained,
     )
+
+
+def _measuring(calls: Mapping[str, tuple[float, float]], size: int, seconds: float) -> float:
+    """Seconds of all timings, see ``train.results``.
+
+    Args:
+        calls: By arm, seconds of a training step and of a batch that is only looked at.
+        size: Images of both.
+        seconds: For each timing; 0 measures nothing.
+    """
+    if not seconds:
+        return 0.0
+    found = 0.0
+    for step, forward in calls.values():
+        base_step, base_forward = calls.get(STATIC, (step, forward))
+        pairs = [step + base_step, *((forward + base_forward) * batch / size for batch in LATENCY_BATCHES)]
+        found += sum(duration(pair, seconds, PATIENCE) for pair in pairs) + _FOR_MEMORY * step
+    return found
 
 
 def _timed(

@@ -15,13 +15,15 @@ from convary.bench.timing import Timing, fitting_clock, interleave
 from convary.train.classification import make_optimizer
 from convary.train.config import CompareConfig
 
+PATIENCE = 5.0  # seconds for a timing of slow networks, three pairs at least; fast ones have their nine by then
+
 
 def latency(model: nn.Module, static: nn.Module, x: Tensor, seconds: float) -> Timing:
     """Forward passes in eval mode on x (B, C, H, W)."""
     model.eval()
     static.eval()
     with torch.inference_mode():
-        return interleave(lambda: model(x), lambda: static(x), seconds, fitting_clock(x.device))
+        return interleave(lambda: model(x), lambda: static(x), seconds, fitting_clock(x.device), PATIENCE)
 
 
 def training_step(
@@ -29,7 +31,7 @@ def training_step(
 ) -> Timing:
     """Forward, backward and optimizer step on x (B, C, H, W) and y (B,), with copies of both networks."""
     ours, base = (stepper(net, x, y, config) for net in (model, static))
-    return interleave(ours, base, seconds, fitting_clock(x.device))
+    return interleave(ours, base, seconds, fitting_clock(x.device), PATIENCE)
 
 
 def memory(model: nn.Module, x: Tensor, y: Tensor, config: CompareConfig) -> int:

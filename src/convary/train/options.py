@@ -239,4 +239,5 @@ class MachineOptions:
     """Write losses and scores as they come: to csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb."""
 
     measure_seconds: float = 1.0
-    """Seconds for each timing of a dynamic network against the static one."""
+    """Seconds for each timing of a dynamic network against the static one; 0 measures no times and no memory. Slow
+    networks take longer: three pairs of calls at least. Results and report are written before, and again with them."""

@@ -84,6 +84,9 @@ class Progress:
     def on_end(self, run: RunInfo, point: dict[str, Any] | None) -> None:
         """A training is finished; ``point`` is the last one of its curve, None where a trial diverged."""
 
+    def on_scores(self, results: dict[str, Any]) -> None:
+        """All is trained and ``results.json`` written, as given here; times and memory, which it lacks, follow."""
+
     def on_measure(self, method: str, what: str, index: int, count: int) -> None:
         """Measurement ``index`` of ``count`` starts: ``what`` of ``method``."""
 

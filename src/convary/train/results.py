@@ -27,6 +27,7 @@ from convary.train.paired import paired
 from convary.train.portraits import Portraits
 
 LATENCY_BATCHES = (1, 16)
+UNTIMED: dict[str, Any] = {"latency": [], "step": None, "memory": None}  # of an entry that has not been measured
 PLANNED = ("before", "after", "reason", "params_before", "params_after", "macs_before", "macs_after")
 Curve = list[dict[str, Any]]
 
@@ -48,7 +49,7 @@ class Bench:
     def entry(
         self, arm: Arm, model: nn.Module, curves: dict[str, list[Curve]], heard: Callable[[str], None]
     ) -> dict[str, Any]:
-        """What results.json says of an arm.
+        """What results.json says of an arm, but for times and memory.
 
         Args:
             arm: The arm.
@@ -56,16 +57,9 @@ class Bench:
             curves: The learning curves of all arms, one for each seed.
             heard: Is told what starts.
         """
-        model, name = model.to(self.device), arm.name
-        heard("training step")
-        step = self._step(name, model)
-        memory = measure.memory(model, *self._training_batch(), self.config)
-        model = fold_excitation(model)  # as it is shipped
+        model, name = fold_excitation(model.to(self.device)), arm.name  # as it is shipped
         heard("parameters and MACs")
-        entry = {"name": name, **self._costs(arm, model)}
-        heard("latency")
-        entry["latency"] = [{"batch": batch, **self._latency(name, model, batch)} for batch in LATENCY_BATCHES]
-        entry["step"], entry["memory"] = step, memory
+        entry = {"name": name, **self._costs(arm, model), **UNTIMED}
         heard("routing and correlations")
         entry |= accuracy(arm, curves[name])
         if STATIC in curves and not arm.is_static:
@@ -76,6 +70,17 @@ class Bench:
         entry["correlation"] = correlations(model, self.dataset, self.device)
         entry |= self.portraits.entry(name, model, arm.method if arm.is_dynamic else None)
         return entry
+
+    def times(self, arm: Arm, model: nn.Module, heard: Callable[[str], None]) -> dict[str, Any]:
+        """What is ``UNTIMED`` in the entry of an arm, measured with its network of seed 0."""
+        model, name = model.to(self.device), arm.name
+        heard("training step")
+        step = self._step(name, model)
+        memory = measure.memory(model, *self._training_batch(), self.config)
+        model = fold_excitation(model)
+        heard("latency")
+        latency = [{"batch": batch, **self._latency(name, model, batch)} for batch in LATENCY_BATCHES]
+        return {"latency": latency, "step": step, "memory": memory}
 
     def finish(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
         """Add to every entry on which images it and static differ; returns the pictures that entries name."""
