@@ -182,6 +182,7 @@ SUMMARY = {
         "CIFAR-10, a network of {params:,} parameters; gaps in points, with their 95 % interval and seeds won. "
         "From scratch for 20 epochs, CondConv: {condconv}; against a static network of ODConv's multiply-adds "
         "{condconv_equal}; against squeeze-and-excitation, which gains nothing there, {condconv_se}. "
+        "CGC, with 1.3 times the parameters: {cgc}; against a static network of as many parameters {cgc_params}. "
         "ODConv: {odconv}; {odconv_equal}. A *trained* static network, converted and trained on for "
         "10 epochs, against the same network that trains on as long, ODConv: {odconv_on}; CondConv: {condconv_on}. "
         "Where one network serves *four conditions* (as it is, negative, on its side, at night), from scratch, "
@@ -191,6 +192,7 @@ SUMMARY = {
         "CIFAR-10，{params:,} 个参数的网络；差值以百分点计，附 95 % 置信区间和胜出的种子数。"
         "从头训练 20 轮，CondConv：{condconv}；相对于乘加次数与 ODConv 相同的静态网络 {condconv_equal}；"
         "相对于在此毫无增益的 SE 注意力 {condconv_se}。"
+        "CGC（参数为 1.3 倍）：{cgc}；相对于参数量相同的静态网络 {cgc_params}。"
         "ODConv：{odconv}；{odconv_equal}。将*训练好的*静态网络转换后再训练 10 轮，"
         "相对于同样继续训练的同一网络，ODConv：{odconv_on}；CondConv：{condconv_on}。"
         "一个网络应对*四种条件*（原图、负片、侧转、夜间）时，从头训练，CondConv：{condconv_conditions}；ODConv：{odconv_conditions}。"
@@ -211,6 +213,7 @@ def summary(page: Page, name: str) -> str:
             ("_se", "s2-papers", "se"),
         )
     }
+    gaps |= {"cgc": page.gap("s2-assembled", "cgc"), "cgc_params": page.gap_at("cgc", "params", "s2-assembled")}
     if name == "README.zh.md":
         gaps = {key: gap.replace(" to ", " 至 ").replace(" of ", "/") for key, gap in gaps.items()}
     return SUMMARY[name].format(params=page.arm("s2-papers", EQUAL).base["params"], **gaps)
