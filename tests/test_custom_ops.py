@@ -258,6 +258,22 @@ def test_an_activation_that_cuts_is_the_convolutions_own(config, activation, rea
     assert torch.equal(got, activation(y) + y if read_twice else activation(y))  # bit for bit
 
 
+@pytest.mark.parametrize(
+    "activations",
+    [
+        [nn.ReLU(), nn.Hardtanh(-1.0, 0.5)],
+        [nn.Hardtanh(-1.0, 0.5), nn.ReLU6()],
+        [nn.Hardtanh(0.25, 0.5), nn.ReLU()],
+    ],
+    ids=str,
+)
+def test_activations_behind_each_other_all_count(activations, tmp_path):
+    net = Activated(cv.ODConv(), nn.Sequential(*activations), read_twice=False).eval()
+    cv.export(net, torch.randn(2, 8, 9, 9), tmp_path / "net.onnx", runtime="convary")
+    x = 3 * torch.randn(2, 8, 9, 9)
+    torch.testing.assert_close(onnx_session(tmp_path / "net.onnx", native=True)(x)[0], net(x), rtol=1e-4, atol=1e-5)
+
+
 def test_files_say_nothing_of_the_machine_that_wrote_them(tmp_path):
     cv.export(cv.CondConv2d(4, 4, 3), (1, 4, 8, 8), tmp_path / "layer.onnx")
     assert b"stack_trace" not in (tmp_path / "layer.onnx").read_bytes()

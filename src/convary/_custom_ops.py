@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -131,10 +132,16 @@ def bound_outputs(graph: Any) -> None:
         alone = len(before.uses()) == 1 and not before.is_graph_output()
         if conv is None or conv.domain != DOMAIN or conv.op_type not in ("MixedConv", "SampleConv") or not alone:
             continue
+        if {"lower", "upper"} & conv.attributes.keys():  # a second cut stays a node
+            continue
         conv.attributes.update({name: ir.AttrFloat32(name, bound) for name, bound in bounds.items()})
         before.shape, before.dtype = after.shape, after.dtype
         ir.convenience.replace_all_uses_with(after, before, replace_graph_outputs=True)
+        constants = node.inputs[1:]
         graph.remove(node, safe=True)
+        for constant in constants:  # onnxruntime warns of what nothing reads
+            if constant is not None and not constant.uses():
+                graph.initializers.pop(constant.name, None)
 
 
 def _bounds(node: Any) -> dict[str, float] | None:
@@ -148,7 +155,8 @@ def _bounds(node: Any) -> dict[str, float] | None:
     given = {name: value for name, value in zip(("lower", "upper"), node.inputs[1:], strict=False) if value is not None}
     constants = {name: get_const_tensor(value) for name, value in given.items()}
     known = {name: float(constant.numpy()) for name, constant in constants.items() if constant is not None}
-    return known if len(known) == len(given) else None
+    is_range = known.get("lower", -math.inf) <= known.get("upper", math.inf)
+    return known if len(known) == len(given) and is_range else None
 
 
 def _node(

@@ -62,7 +62,7 @@ def opened(runtime: Runtime, path: Path, threads: int, x: Tensor) -> Run | None:
 
 def _words(error: Exception, path: Path) -> str:
     """The last line of an error that says something, and the layer of the node that it names."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     words = next((line for line in lines if "error" in line.lower() or "not " in line.lower()), lines[0])
     if path.suffix != ".onnx":
         return words

@@ -12,12 +12,6 @@ from convary.bench import timing
 from convary.bench.timing import duration, fitting_clock, interleave, one_thread
 
 
-@pytest.fixture(autouse=True)
-def _pairs_as_they_are(monkeypatch):
-    """Other tests of the session time fewer."""
-    monkeypatch.setattr(timing, "LEAST", 9)
-
-
 def test_ratio_of_interleaved_calls():
     now = [0.0]
 

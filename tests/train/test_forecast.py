@@ -6,7 +6,6 @@ import dataclasses
 import pytest
 
 from convary._cli.watch import LivePage
-from convary.bench import timing
 from convary.data import load
 from convary.train import Listeners, Progress, RunInfo, compare
 from convary.train.forecast import Forecast, Work, _measuring, work
@@ -98,12 +97,11 @@ def test_a_batch_may_be_larger_than_the_data(make):
     assert work(make(measure_seconds=0.0), load(config.data, image_size=16), "cpu").measuring == 0
 
 
-def test_measuring_counts_the_calls_that_slow_networks_need_at_least(monkeypatch):
+def test_measuring_counts_the_calls_that_slow_networks_need_at_least():
     """A pair to warm up (more within 5 s) and three to time (nine within 5 s), and three steps for the memory.
 
     Static against itself and ODConv against static, by the training's batch and those of 1 and 16 images.
     """
-    monkeypatch.setattr(timing, "LEAST", 9)
     calls = {"static": (3.0, 1.6), "odconv": (6.0, 6.4)}  # seconds of a step and of a forward, both of 16 images
     static = (6.0 + 3 * 6.0) + 12 * 0.2 + (5.0 + 3 * 3.2) + 3 * 3.0
     odconv = (9.0 + 3 * 9.0) + (3 * 0.5 + 3.5) + (8.0 + 3 * 8.0) + 3 * 6.0

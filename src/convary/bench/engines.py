@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,16 +83,21 @@ def obstacle(name: str) -> str | None:
     return None if importlib.util.find_spec(module) else f"{module} is not installed"
 
 
-def prepare(engine: Engine) -> None:
-    """Let compilations be whole, by one process; and make something first: the first of a process takes longer."""
+@contextlib.contextmanager
+def prepared(engine: Engine) -> Iterator[None]:
+    """Compilations are whole here, by one process, and one was made before: the first of a process takes longer."""
+    import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
-    inductor.force_disable_caches, inductor.compile_threads = True, 1
-    torch._dynamo.config.recompile_limit = 64  # networks of one class count as one, and beyond it they run eagerly
     form = next(iter(engine.forms.values()))
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        inductor.patch(force_disable_caches=True, compile_threads=1),
+        dynamo.patch(recompile_limit=64),  # networks of one class count as one, and beyond it they run eagerly
+        tempfile.TemporaryDirectory() as folder,
+    ):
         layer = nn.Conv2d(3, 3, 1).eval()
         engine.make(layer, torch.randn(1, 3, 9, 9), "inference", form.how, (), Path(folder))[0]()
+        yield
 
 
 def _compiled(model: nn.Module, x: Tensor, mode: str, how: Any, free: Any, folder: Path) -> tuple[Step, None]:

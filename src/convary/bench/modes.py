@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convary.bench.engines import ENGINES, Engine, Running, obstacle, prepare
+from convary.bench.engines import ENGINES, Engine, Running, obstacle, prepared
 from convary.bench.machine import load
 from convary.bench.models import networks, step
 from convary.bench.timing import fitting_clock, interleave
@@ -63,13 +63,13 @@ def measure(config: ModesConfig) -> Iterator[dict[str, Any]]:
     """
     before = torch.get_num_threads()
     engine = ENGINES[config.mode]
-    prepare(engine)
     try:
-        for name, threads, batch in itertools.product(config.models, config.threads, config.batches):
-            torch.set_num_threads(threads)
-            for mode in (mode for mode in config.modes if mode in engine.modes):
-                with tempfile.TemporaryDirectory() as folder:
-                    yield from _Lines(config, engine, name, batch, mode, Path(folder)).all()
+        with prepared(engine):
+            for name, threads, batch in itertools.product(config.models, config.threads, config.batches):
+                torch.set_num_threads(threads)
+                for mode in (mode for mode in config.modes if mode in engine.modes):
+                    with tempfile.TemporaryDirectory() as folder:
+                        yield from _Lines(config, engine, name, batch, mode, Path(folder)).all()
     finally:
         torch.set_num_threads(before)
 

@@ -178,7 +178,7 @@ _DCD = TrainingRecipe(
 )
 _BEST_SMALL = TrainingRecipe(
     name="best-small",
-    title="the best of our study for small networks: CondConv with routers that start neutral",
+    title="our study's recipe for small networks: CondConv with routers that start neutral",
     source="docs/evidence.md, which has its gains and what it was confirmed on",
     epochs=20,
     batch_size=128,
