@@ -65,7 +65,11 @@ class Block:
         return make(**given, jobs=jobs)
 
 
-_ODCONV = (("lr", (0.1,)),)  # variants of ODConv take the rate that was chosen for it in s2-papers
+# Variants of a method take the rate that was chosen for it in s2-papers and s2-kin.
+_ODCONV = (("lr", (0.1,)),)
+_CONDCONV = (("lr", (0.02,)),)
+_DYCONV = (("lr", (0.045,)),)
+_DYNET = (("lr", (0.02,)),)
 
 BLOCKS = (
     Block(
@@ -131,23 +135,62 @@ BLOCKS = (
     ),
     Block(
         name="s4-sharing",
-        question="Do ODConv's sharing and norm matter?",
-        arms=("odconv:sharing=per_kernel", "odconv:norm=layer"),
+        question="Do ODConv's sharing, its norm, its kernel attention's activation and its hidden units matter?",
+        arms=(
+            *("odconv:sharing=per_kernel", "odconv:norm=layer", "odconv:kernel_activation=sigmoid"),
+            *("odconv:min_hidden=4", "odconv:min_hidden=8"),
+        ),
         base="s2-papers",
         flags=_ODCONV,
+    ),
+    Block(
+        name="s4-odconv-cold",
+        question="Does ODConv need the falling temperature of its paper?",
+        arms=("odconv",),
+        base="s2-papers",
+        flags=(*_ODCONV, ("anneal_epochs", 0)),
     ),
     Block(
         name="s4-condconv",
         question="Do start and number of kernels matter for CondConv?",
         arms=("condconv:init=neutral", "condconv:experts=4"),
         base="s2-papers",
-        flags=(("lr", (0.02,)),),  # as chosen for CondConv in s2-papers
+        flags=_CONDCONV,
+    ),
+    Block(
+        name="s4-softmax",
+        question="Is softmax worse for CondConv, as its paper says?",
+        arms=("condconv:activation=softmax",),
+        base="s2-papers",
+        flags=_CONDCONV,
+    ),
+    Block(
+        name="s4-placement",
+        question="Is it enough to put CondConv where its paper puts it: the second half and the classifier?",
+        arms=("condconv",),
+        base="s2-papers",
+        flags=(*_CONDCONV, ("where", "paper")),
     ),
     Block(
         name="s4-dyconv",
-        question="Do start and width of DyConv's router matter?",
-        arms=("dyconv:init=neutral", "dyconv:extra_hidden=16"),
+        question="Do start, width of the router and number of kernels matter for DyConv?",
+        arms=("dyconv:init=neutral", "dyconv:extra_hidden=16", "dyconv:experts=2", "dyconv:experts=8"),
         base="s2-papers",
+        flags=_DYCONV,
+    ),
+    Block(
+        name="s4-dyconv-cold",
+        question="Does DyConv need the falling temperature of its paper?",
+        arms=("dyconv",),
+        base="s2-papers",
+        flags=(*_DYCONV, ("anneal_epochs", 0)),
+    ),
+    Block(
+        name="s4-dynet",
+        question="Do more kernels per filter gain more for DyNet, as its paper says?",
+        arms=("dynet:experts=1", "dynet:experts=2", "dynet:experts=4"),
+        base="s2-papers",
+        flags=_DYNET,
     ),
     Block(
         name="s8-confirm",

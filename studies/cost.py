@@ -20,8 +20,9 @@ from convary.bench.machine import machine
 from convary.files import read_json, write_json
 from convary.models import fold_excitation
 from convary.train import measure
-from convary.train.arms import Arm, architecture
+from convary.train.arms import Arm
 from convary.train.files import now
+from convary.train.networks import architecture
 from studies.blocks import BLOCKS, SHAPE
 from studies.results import FOLDER
 

@@ -12,13 +12,15 @@ import pytest
 import torch
 
 import convary as cv
+from convary.bench.timing import Timing
 from convary.data import load
 from convary.errors import CheckpointError, ConfigError, ConvaryError
 from convary.models import SE, attend, build
 from convary.nn import DynamicConv, Router
-from convary.train import CompareConfig, Progress, compare
-from convary.train.arms import architecture, read_arm, start_weights
+from convary.train import CompareConfig, Progress, compare, widths
+from convary.train.arms import read_arm
 from convary.train.evaluation import score
+from convary.train.networks import architecture, start_weights
 from convary.train.paired import paired, student
 
 
@@ -48,6 +50,61 @@ def test_a_static_network_as_expensive_as_a_method(axis):
 
     assert cost(built["static"]) < 0.95 * cost(built["odconv"])
     assert cost(built[name]) == pytest.approx(cost(built["odconv"]), rel=0.04)  # as near as whole channels allow
+
+
+LATENCY = ("static", "odconv", "static@latency:odconv", "static@latency16:odconv")
+
+
+def _at_widths(monkeypatch, ms_of_odconv):
+    """Let a static network of width w take w milliseconds, and ODConv's ``ms_of_odconv``; returns what is timed."""
+    timed = []
+
+    def timing(static, other, x):
+        width = next(m for m in static.modules() if isinstance(m, torch.nn.Conv2d)).out_channels / 6
+        assert any(isinstance(m, DynamicConv) for m in other.modules())
+        timed.append((width, len(x)))
+        ratio = width / ms_of_odconv
+        return Timing(ms=width, base_ms=ms_of_odconv, ratio=ratio, low=ratio, high=ratio, pairs=9)
+
+    monkeypatch.setattr(widths, "_timing", timing)
+    return timed
+
+
+def test_a_static_network_that_takes_as_long_as_a_method(make, monkeypatch):
+    timed = _at_widths(monkeypatch, 3.0)
+    net = {"model": "convnet_nano", "where": "all & ~first", "seeds": 1, "measure_seconds": 0.0}
+    results = compare(config := make(**net, methods=LATENCY))
+    found = json.loads((config.out / "widths.json").read_text())
+    assert list(found) == list(LATENCY[2:]) and {images for _, images in timed} == {1, 16}
+    assert all(entry["width"] == pytest.approx(3, rel=0.06) for entry in found.values())  # 18 channels of 6
+    entries = {entry["name"]: entry for entry in results["methods"]}
+    wide = build(f"convnet_nano@{found[LATENCY[2]]['width']}", 4, *results["data"]["shape"][:1])
+    assert entries[LATENCY[2]]["params"] == sum(p.numel() for p in wide.parameters())
+    assert entries[LATENCY[3]]["title"] == "static, latency of 16 images of ODConv"
+    before = len(timed)
+    grown = compare(make(**{**net, "seeds": 2}, methods=LATENCY, out=config.out))  # trains more, measures no width anew
+    assert len(timed) == before and len(grown["methods"][2]["seeds"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("ms", "model", "said"),
+    [
+        (0.9, "convnet_nano", r"static network is no faster than odconv here \(1.11 of its latency\); leave static@l"),
+        (40.0, "convnet_nano", "no static network up to 16 times as wide has the latency of odconv"),
+        (3.0, "timm:resnet10t", "has no width to choose"),
+    ],
+)
+def test_a_latency_that_no_static_network_has(make, monkeypatch, ms, model, said):
+    _at_widths(monkeypatch, ms)
+    with pytest.raises(ConfigError, match=said):
+        compare(make(model=model, where="all & ~first", methods=LATENCY[:3]))
+
+
+def test_a_width_that_nobody_measured():
+    config = CompareConfig(model="convnet_nano", where="all & ~first", methods=LATENCY[:3])
+    data = load("fashion-mnist-mini")
+    with pytest.raises(ConfigError, match="is measured when its comparison starts"):
+        architecture(config.arms()[LATENCY[2]], config, data, 0)
 
 
 def test_folders_of_arms_are_names_on_every_system():
@@ -133,7 +190,8 @@ def test_a_killed_job_is_told_and_goes_on(make, tmp_path):
 
 ORPHANS = """
 import json, multiprocessing, sys
-from convary.train import CompareConfig, Progress, compare
+from convary.bench.timing import Timing
+from convary.train import CompareConfig, Progress, compare, widths
 
 class Told(Progress):
     def on_step(self, run, step):

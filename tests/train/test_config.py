@@ -24,7 +24,7 @@ def test_defaults_are_the_static_network_and_every_method():
         ({"methods": ()}, "at least one method"),
         ({"methods": ("static", "static")}, "none twice"),
         ({"methods": ("static", "static@macs:odconv")}, "static@macs:odconv needs odconv among the methods"),
-        ({"methods": ("static@flops:odconv",)}, "written static@macs:odconv or static@params:odconv"),
+        ({"methods": ("static@flops:odconv",)}, "static@macs:odconv, with macs, params, latency or latency16; got"),
         ({"methods": ("static@0",)}, "the width of 'static@0' is no number above 0"),
         ({"where": "all & ~frist"}, "no selector 'frist'; did you mean 'first'"),
         ({"jobs": 0}, "jobs must be at least 1"),

@@ -13,9 +13,10 @@ from convary.errors import CheckpointError, ConfigError
 from convary.models import build, create
 from convary.models.pretrained import read, seen_by
 from convary.train import CompareConfig, compare, evaluate, load_model, read_checkpoint
-from convary.train.arms import checkpoint_path, told
+from convary.train.arms import checkpoint_path
 from convary.train.classification import Classification, Run
 from convary.train.classifier import Classifier
+from convary.train.networks import told
 
 MOBILE = "torchvision:mobilenet_v2"
 EXACT = ("static", "condconv", "odconv:experts=2", "dcd", "se", "cbam", "eca")

@@ -59,6 +59,11 @@ class LiveProgress(Listener):
         """Say what was taken."""
         self.console.print(f"weights  {told}", markup=False, soft_wrap=True)
 
+    def on_width(self, title: str, found: dict[str, Any]) -> None:
+        """Say what was measured."""
+        told = f"{title}: {found['width']:g} times as wide, which takes {found['ratio']:.2f} of that"
+        self.console.print(told, markup=False, soft_wrap=True)
+
     def on_work(self, work: Work) -> None:
         """Say how much there is, how long it takes and whether it is too little; open a bar for everything."""
         many = f"{work.trainings} training{'s' if work.trainings != 1 else ''}"

@@ -19,11 +19,12 @@ from convary._recipe import recipe
 from convary._schedule import TemperatureAnnealing, anneal
 from convary.data import DataSet, balanced
 from convary.models.architecture import COMPARED
-from convary.train.arms import Arm, architecture, checkpoint_path, start_weights
+from convary.train.arms import Arm, checkpoint_path
 from convary.train.config import CompareConfig
 from convary.train.dropout import drop_branches, drop_features
 from convary.train.evaluation import score
 from convary.train.images import TrainingImages
+from convary.train.networks import architecture, start_weights
 from convary.train.portraits import EXPERTS, layer_shares
 from convary.train.system import System
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from convary.data import DataSet
 from convary.data.reading import Listing
 from convary.files import read_json, write_json
 from convary.train import processes
-from convary.train.arms import architecture, checkpoint_path, start_digest, start_weights, told
+from convary.train.arms import TIMED, checkpoint_path
 from convary.train.checkpoint import load_model
 from convary.train.classification import Run
 from convary.train.config import SKIPPED, CompareConfig
@@ -22,9 +23,11 @@ from convary.train.files import RUN_FILE, claim_folder, now
 from convary.train.forecast import work
 from convary.train.jobs import check_jobs, train, train_at_once
 from convary.train.log import heard
+from convary.train.networks import architecture, start_digest, start_weights, told
 from convary.train.progress import Progress
 from convary.train.results import Bench, Curve, describe
 from convary.train.trials import Choice, choose
+from convary.train.widths import measure_widths
 
 RESULTS = "results.json"
 SCHEMA = 1
@@ -75,7 +78,9 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
             if accelerator.is_main_process:
                 if config.pretrained:
                     progress.on_weights(told(config, dataset))
+                _fix_widths(config, dataset, accelerator.device, progress)
                 progress.on_work(work(config, dataset, accelerator.device, _trained_before(config)))
+            accelerator.wait_for_everyone()
             curves, choices = _train(config, dataset, accelerator, progress)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
@@ -147,7 +152,16 @@ def _check_models(config: CompareConfig, dataset: DataSet) -> None:
     for seed in range(config.seeds):
         start_weights(config, dataset, seed)
     for arm in config.arms().values():
+        arm = dataclasses.replace(arm, width=2.0) if arm.axis in TIMED else arm  # how wide it is gets measured later
         architecture(arm, config, dataset, 0).build()
+
+
+def _fix_widths(config: CompareConfig, dataset: DataSet, device: torch.device, progress: Progress) -> None:
+    """Measure how wide those static networks are that take the time of another arm, where that was not done before."""
+    arms = config.arms()
+    found = measure_widths(arms, config.out, lambda arm: architecture(arm, config, dataset, 0), device)
+    for name, entry in found.items():
+        progress.on_width(arms[name].title, entry)
 
 
 def _train(

@@ -12,9 +12,10 @@ from torch import nn
 
 from convary.bench.timing import duration
 from convary.data import DataSet
-from convary.train.arms import STATIC, architecture
+from convary.train.arms import STATIC
 from convary.train.config import CompareConfig
 from convary.train.measure import PATIENCE, stepper
+from convary.train.networks import architecture
 from convary.train.progress import RunInfo
 from convary.train.results import LATENCY_BATCHES
 

@@ -39,8 +39,9 @@ class BasicOptions:
     methods: tuple[str, ...] = ("static", *METHOD_NAMES)
     """What to train: static and any of the methods, in the order of the report. odconv:experts=2,sharing=per_kernel is
     a method with options of its own, odconv:init=neutral one with another start than the others. static@1.25 is a
-    static network 1.25 times as wide, static@macs:odconv (or static@params:odconv) one as expensive as the network of
-    a method. se, cbam, eca and we (weight excitation) are what the papers compare with."""
+    static network 1.25 times as wide, static@macs:odconv one as expensive as the network of a method, by multiply-adds,
+    parameters (params), measured latency of an image (latency) or of 16 (latency16). se, cbam, eca and we (weight
+    excitation) are what the papers compare with."""
 
     where: str = "paper"
     """Which layers become dynamic: paper, or a selector as in 'all & ~first'; see convary plan."""

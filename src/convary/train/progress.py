@@ -66,6 +66,9 @@ class Progress:
     def on_weights(self, told: str) -> None:
         """Every network starts from trained weights: how many of them, and what is new."""
 
+    def on_width(self, title: str, found: dict[str, Any]) -> None:
+        """A static network is as wide as the time of another one allows: ``width``, and their times' ``ratio``."""
+
     def on_work(self, work: Work) -> None:
         """A comparison has looked at what it has to do; its trainings start."""
 

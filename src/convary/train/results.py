@@ -20,9 +20,10 @@ from convary.data import DataSet, balanced
 from convary.models import fold_excitation
 from convary.selector import selector
 from convary.train import measure
-from convary.train.arms import STATIC, Arm, architecture, checkpoint_path
+from convary.train.arms import STATIC, Arm, checkpoint_path
 from convary.train.config import CompareConfig
 from convary.train.diagnose import correlations, diagnosis, routing_statistics
+from convary.train.networks import architecture
 from convary.train.paired import paired
 from convary.train.portraits import Portraits
 
