@@ -29,7 +29,8 @@ class Block:
         question: What it asks.
         arms: As for ``convary compare --methods``.
         base: The block whose static network its arms are compared with; by default its own.
-        flags: Fields of ``CompareConfig`` other than the study's.
+        flags: Fields of ``CompareConfig`` other than the study's; those of a block with a base are what it asks about.
+        title: What ``flags`` make of its networks, where their names do not say it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Block:
     arms: tuple[str, ...]
     base: str = ""
     flags: tuple[tuple[str, object], ...] = ()
+    title: str = ""
 
     def config(self, out: Path, root: Path | None, jobs: int) -> CompareConfig:
         """The comparison to run.
@@ -102,6 +104,12 @@ BLOCKS = (
         base="s2-papers",
     ),
     Block(
+        name="s3-more-widths",
+        question="And a narrower network, and a wider one?",
+        arms=("static@0.7", "static@3"),
+        base="s2-papers",
+    ),
+    Block(
         name="s2-kin",
         question="Do DyConv and DyNet?",
         arms=("dyconv", "dynet"),
@@ -149,6 +157,7 @@ BLOCKS = (
         arms=("odconv",),
         base="s2-papers",
         flags=(*_ODCONV, ("anneal_epochs", 0)),
+        title="temperature 1 throughout",
     ),
     Block(
         name="s4-condconv",
@@ -170,6 +179,7 @@ BLOCKS = (
         arms=("condconv",),
         base="s2-papers",
         flags=(*_CONDCONV, ("where", "paper")),
+        title="second half and classifier",
     ),
     Block(
         name="s4-dyconv",
@@ -184,6 +194,7 @@ BLOCKS = (
         arms=("dyconv",),
         base="s2-papers",
         flags=(*_DYCONV, ("anneal_epochs", 0)),
+        title="temperature 1 throughout",
     ),
     Block(
         name="s4-dynet",

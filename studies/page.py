@@ -23,7 +23,7 @@ from studies.results import AXES, FOLDER, Arm, read
 
 TEMPLATE = Path(__file__).parent / "evidence.md"
 DOCS = Path(__file__).parents[1] / "docs"
-DRAWN = ("s2-papers", "s2-kin", "s2-attention", "s2-assembled", "s3-widths")  # of one static network
+DRAWN = ("s2-papers", "s2-kin", "s2-attention", "s2-assembled", "s3-widths", "s3-more-widths")  # of one static network
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 GAPS_TITLE = "CIFAR-10 (last rows: Fashion-MNIST), about 3,400 parameters: five seeds (dots), mean and 95 % interval"
 

@@ -110,18 +110,23 @@ def _arms(block: Block, files: dict[str, Any], costs: dict[str, Any]) -> list[Ar
     own, home = files[block.name], block.base or block.name
     if home not in files:
         raise DataError(f"{block.name} is paired with {home}, which has no results; run it, or take {block.name} away")
-    _check_pairing(block.name, own, home, files[home])
+    _check_pairing(block, own, home, files[home])
     base = next((arm for arm in files[home]["arms"] if arm["name"] == "static"), None)
     if base is None:
         raise DataError(f"{home} has no static network to pair {block.name} with")
-    measured = costs if tuple(own["data"]["shape"]) == SHAPE else {}
-    return [Arm(entry, base, measured.get(entry["name"])) for entry in own["arms"]]
+    measured = costs if tuple(own["data"]["shape"]) == SHAPE and not block.title else {}
+    return [Arm(_titled(entry, block.title), base, measured.get(entry["name"])) for entry in own["arms"]]
 
 
-def _check_pairing(name: str, own: dict[str, Any], home: str, other: dict[str, Any]) -> None:
-    """Seeds pair only where everything else is equal too."""
+def _titled(entry: dict[str, Any], title: str) -> dict[str, Any]:
+    return {**entry, "title": f"{entry['title']} ({title})"} if title else entry
+
+
+def _check_pairing(block: Block, own: dict[str, Any], home: str, other: dict[str, Any]) -> None:
+    """Seeds pair only where everything is equal but what the block asks about."""
+    name, asked = block.name, {field for field, _ in block.flags if block.base}
     pairs = [("code", own["machine"]["code"], other["machine"]["code"]), ("data", own["data"], other["data"])]
-    fields = sorted((own["run"].keys() | other["run"].keys()) - _FREE - _OWN)
+    fields = sorted((own["run"].keys() | other["run"].keys()) - _FREE - _OWN - asked)
     pairs += [(field, own["run"].get(field), other["run"].get(field)) for field in fields]
     for what, here, there in pairs:
         if here != there:
