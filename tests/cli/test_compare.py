@@ -251,6 +251,19 @@ def test_the_table_shows_how_sure_times_are_where_there_is_room():
         assert f"{entry['ratio']:.2f}×" in said.get() and "…" not in said.get()
 
 
+def test_a_terminal_of_80_columns_breaks_no_heading():
+    from rich.console import Console
+
+    results = synthetic_results(methods=("static", "dyconv", "odconv"), seeds=3)
+    results["methods"][1]["title"] = "static, MACs of ODConv"
+    console = Console(width=80)
+    with console.capture() as said:
+        console.print(compare_command._fitting(results, console))
+    lines = said.get().splitlines()
+    assert lines[1].split() == ["method", "top-1", "%", "static", "params", "MACs", "batch", "1", "batch", "16", "step"]
+    assert "…" not in said.get() and "assembly" not in said.get() and max(map(len, lines)) <= 80
+
+
 def test_times_of_a_busy_machine_are_not_shown_as_cost(tmp_path):
     from rich.console import Console
 

@@ -62,14 +62,22 @@ def _finish(results: dict[str, Any], out: Path, console: Console) -> None:
 
 
 def _fitting(results: dict[str, Any], console: Console) -> Table:
-    """The table, with the spread of times where the terminal has room for it."""
-    full, free = results_table(results), console.options.update(max_width=1000)  # else no table is wider than this
-    width = console.measure(full, options=free).maximum
-    return full if width <= console.width else results_table(results, spread=False)
+    """The table, with the spread of times and the parts of the MACs where the terminal has room for them."""
+    free = console.options.update(max_width=1000)  # else no table is wider than this
+    for full in (results_table(results), results_table(results, spread=False)):
+        if console.measure(full, options=free).maximum <= console.width:
+            return full
+    return results_table(results, spread=False, parts=False)
 
 
-def results_table(results: dict[str, Any], *, spread: bool = True) -> Table:
-    """The comparison as a table for the terminal: one row per method, times with or without their spread."""
+def results_table(results: dict[str, Any], *, spread: bool = True, parts: bool = True) -> Table:
+    """The comparison as a table for the terminal: one row per method.
+
+    Args:
+        results: What results.json holds.
+        spread: Whether times have theirs below them.
+        parts: Whether MACs for routing and for assembling kernels have columns of their own.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -89,14 +97,14 @@ def results_table(results: dict[str, Any], *, spread: bool = True) -> Table:
     table.caption = f"{note} Parameters and MACs in millions; {times}."
     table.add_column("method")
     latency = [f"latency\nbatch {batch}" for batch in batches]
-    names = ("top-1 %", "vs\nstatic", "params", "MACs", "routing\nMACs", "assembly\nMACs", *latency, "training\nstep")
-    for name in names:
-        table.add_column(name, justify="right")
+    kinds = ("routing\nMACs", "assembly\nMACs") if parts else ()
+    for name in ("top-1 %", "vs\nstatic", "params", "MACs", *kinds, *latency, "training\nstep"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in headline(results):
         times = (*row["latency"], row["step"])
         ratios = [f"{time['ratio']}\n{time['range']}" if spread and time["range"] else time["ratio"] for time in times]
         top1 = f"{row['top1']} {row['std']}" if row["std"] else row["top1"]
-        cells = [row["params"], row["total"], row["routing"], row["assembly"], *ratios]
+        cells = [row["params"], row["total"], *((row["routing"], row["assembly"]) if parts else ()), *ratios]
         gain = f"{row['gain']}\n{row['interval']}\n{row['wins']} seeds" if row["interval"] else row["gain"] or "–"
         table.add_row(escape(row["title"]), top1, gain, *cells)
     return table
