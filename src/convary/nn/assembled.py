@@ -14,8 +14,8 @@ from convary.ops import sample_conv
 from convary.ops.geometry import Size
 from convary.ops.tracing import is_traced
 
-# Bytes of kernels that are made at a time. They are still in the cache when they are used, and malloc has pages for them:
-# those of a whole batch, 9 MiB for each sample of 512x512 with 3x3, come fresh from the system.
+# Bytes of kernels that are made at a time. They are still in the cache when they are used, and malloc has pages for
+# them; those of a whole batch, 9 MiB for each sample of 512x512 with 3x3, come fresh from the system.
 _AT_ONCE = 8 << 20
 
 
