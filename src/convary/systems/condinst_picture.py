@@ -78,7 +78,7 @@ def _nearest(masks: Tensor, others: Tensor) -> Tensor:
 
 
 def _apart(masks: Tensor) -> Tensor:
-    """Masks (N, H, W) whose pixels belong to the first that has them, the surest; two on a pixel would paint it black."""
+    """Masks (N, H, W) whose pixels belong to the first, the surest, that has them: two would paint a pixel black."""
     return masks & (masks.cumsum(0) == 1)
 
 
