@@ -2,7 +2,8 @@
 """Annealing under Hugging Face Accelerate, on any number of processes, with checkpoints that hold the annealing too.
 
 python examples/accelerate_train.py --epochs 3
-accelerate launch --cpu --num_processes 2 examples/accelerate_train.py --epochs 3
+accelerate launch --num_processes 2 examples/accelerate_train.py --epochs 3    # two GPUs; on a CPU it starts one
+torchrun --nproc-per-node 2 examples/accelerate_train.py --epochs 3            # a CPU's two processes
 """
 
 from __future__ import annotations

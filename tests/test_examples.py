@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every example runs, on few images, and says what it should."""
 
+import json
+import os
 import runpy
+import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,3 +57,30 @@ def test_lightning(run):
 def test_a_detector_measures_its_strides(config, run):
     out = run("detector.py", "--method", config.name)
     assert out.count("strides [4, 8, 16]") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None or os.name == "nt", reason="a script for bash")
+def test_slurm_starts_a_process_for_each_gpu(tmp_path):
+    """With Slurm's commands and torchrun stood in for, on two processes of a CPU."""
+    commands = {
+        "srun": 'exec "$@"',
+        "scontrol": "echo localhost; echo other",
+        "torchrun": f'echo "$@" >> "{tmp_path}/torchrun"; exec "{sys.executable}" -m torch.distributed.run "$@"',
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    job = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "7"}
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path), "PORT": port}
+    words = ("--methods", "static", "--model", "convnet_nano", "--epochs", "1", "--limit-train", "320", "--cpu")
+    words += ("--measure-seconds", "0", "--out", str(tmp_path / "run"))
+    command = ["bash", str(EXAMPLES / "slurm.sh"), "compare", *words]
+    done = subprocess.run(command, env=os.environ | job | paths, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "--nproc-per-node 2" in (tmp_path / "torchrun").read_text()
+    assert f"--rdzv-endpoint localhost:{port}" in (tmp_path / "torchrun").read_text()
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["methods"][0]["name"] == "static"

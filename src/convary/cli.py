@@ -35,6 +35,8 @@ COMMANDS = {
     "data": ("convary._cli.data", "List the data sets and whether they are here, or fetch one."),
 }
 DONE, FAILED, INTERRUPTED = 0, 2, 130
+# What torch says in the processes of a run whose first one, say, has ended; it has no class for it.
+_ALONE = re.compile("closed by peer|reset by peer|[Rr]emote process exited|ncclRemoteError")
 # What torch says of sizes that no machine holds; it has no class for most of them.
 _TOO_LARGE = re.compile("allocate memory|bad_alloc|out of memory|[Oo]verflow|negative dimension", re.ASCII)
 
@@ -66,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConvaryError as error:
         return _complain(str(error))
     except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
+        if "RANK" in os.environ and _ALONE.search(str(error)):
+            return _complain("another process of this run has ended; what it said is the reason")
         if not _TOO_LARGE.search(str(error)) and not isinstance(error, (MemoryError, OverflowError)):
             raise
         return _complain(_too_large(str(error)))

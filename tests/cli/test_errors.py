@@ -106,6 +106,19 @@ def test_what_goes_wrong_inside_is_one_line(run, monkeypatch, error, code, messa
     assert message in one_line(err)
 
 
+def test_where_another_process_has_ended_this_one_says_so(run, monkeypatch):
+    def fails(argv):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:39134.")
+
+    monkeypatch.setattr("convary._cli.explain.run", fails)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        run("explain")
+    monkeypatch.setenv("RANK", "1")
+    found, _, err = run("explain")
+    assert found == 2 and "another process of this run has ended" in one_line(err)
+
+
 def test_stages_are_shown_in_a_terminal_only():
     from rich.console import Console
 

@@ -15,6 +15,7 @@ from convary.models.instances import Instances
 from convary.nn import DynamicLayer, Router
 from convary.papers import table
 from convary.systems.coco_ap import average_precision
+from convary.systems.condinst_picture import _apart
 from convary.systems.detection import DetectionConfig, DetectionPublishedConfig, DetectionSystem
 from convary.systems.detection_backbone import classifier
 from convary.systems.detection_export import export_detector
@@ -239,3 +240,8 @@ def test_the_published_setting_wants_weights_and_falls_after_epochs_8_and_11(tmp
     epoch = published.steps // 12
     rates = [system.learning_rate(step) for step in (0, 500, 8 * epoch - 1, 8 * epoch, 11 * epoch)]
     assert rates == pytest.approx([0.02 / 501, 0.02, 0.02, 0.002, 0.0002])
+
+
+def test_where_two_masks_meet_the_picture_has_the_surer_one():
+    masks = torch.tensor([[[1, 1, 0, 0]], [[0, 1, 1, 0]], [[1, 1, 1, 1]]]).bool()
+    assert _apart(masks).int().tolist() == [[[1, 1, 0, 0]], [[0, 0, 1, 0]], [[0, 0, 0, 1]]]

@@ -6,9 +6,12 @@ import json
 import pytest
 import torch
 
-from convary.errors import CheckpointError, ConfigError
+from convary.data import epoch_order
+from convary.errors import CheckpointError, ConfigError, DataError
+from convary.train import read_checkpoint
+from convary.train.checkpoint import SYSTEM
 from convary.train.fit import fit, restore
-from tests.train.line import LineConfig, StopAt, weights
+from tests.train.line import Line, LineConfig, StopAt, weights
 
 
 def test_writes_scores_curve_pictures_and_a_checkpoint(tmp_path):
@@ -38,6 +41,28 @@ def test_an_interrupted_run_ends_in_the_same_weights(tmp_path, stop):
 def test_workers_load_the_same_items(tmp_path):
     one, two = (LineConfig(out=tmp_path / str(n), workers=n, cpu=True, threads=1) for n in (0, 2))
     assert fit(one)["scores"] == fit(two)["scores"]
+
+
+class Torn(Line):
+    def item(self, index, rng):
+        if index == 4:
+            raise DataError("4.jpg is torn; repair it")
+        return super().item(index, rng)
+
+
+class TornConfig(LineConfig):
+    def load(self):
+        return Torn(self)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_item_is_told_in_its_own_words_and_what_was_trained_is_saved(tmp_path, workers):
+    config = TornConfig(out=tmp_path, workers=workers, batch_size=1, cpu=True, threads=1)
+    with pytest.raises(DataError) as told:
+        fit(config)
+    assert str(told.value) == "4.jpg is torn; repair it"
+    step = read_checkpoint(tmp_path / "checkpoint.pt", format=SYSTEM)["step"]
+    assert step == epoch_order(10, config.seed, 0).tolist().index(4) > 0
 
 
 def test_refuses_the_folder_and_the_checkpoint_of_another_run(tmp_path):

@@ -69,11 +69,12 @@ def test_two_processes_learn_what_one_learns_and_where_one_is_interrupted_all_st
         assert torch.equal(weights(tmp_path / "broken")[name], want)
 
 
-def test_compare_on_two_processes(make, tmp_path):
-    config = make(methods=("static", "dyconv"), epochs=1)
+@pytest.mark.parametrize("options", [{"methods": ("static", "dyconv")}, {"methods": ("dyconv",), "compile": True}])
+def test_compare_on_two_processes(make, options):
+    config = make(epochs=1, **options)
     assert start("-m", "convary", *shlex.split(config.command())[1:]) == [0, 0]
     results = json.loads((config.out / "results.json").read_text())
-    assert [entry["name"] for entry in results["methods"]] == ["static", "dyconv"]
+    assert [entry["name"] for entry in results["methods"]] == list(options["methods"])
     assert (config.out / "report.html").is_file()
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 IMAGENET_SIZE = 224
 COCO = "coco:"
-CLASSIFIERS = ("anneal_epochs", "limit_train", "root", "jobs", "skip_broken", "accumulate", "channels_last")
+CLASSIFIERS = ("anneal_epochs", "limit_train", "root", "jobs", "skip_broken", "accumulate", "channels_last",
+               "sync_norms", "compile")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +115,20 @@ class Reproduce(RunConfig):
     channels_last: bool = False
     """Keep images and kernels with their channels last, which GPUs convolve faster."""
 
+    sync_norms: bool = False
+    """On several GPUs: batch norms see the images of all processes, as on one; by default each sees its own."""
+
+    compile: bool = False
+    """Train through torch.compile, which takes a minute for each network before its first step."""
+
     def overrides(self) -> dict[str, Any]:
         """Fields of a comparison that are given here."""
         names = ("epochs", "anneal_epochs", "batch_size", "image_size", "limit_train", "root", "threads", "accumulate")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.data and self.data.startswith("folder:"):
             given.setdefault("image_size", IMAGENET_SIZE)
-        same = ("data", "seeds", "cpu", "jobs", "workers", "skip_broken", "precision", "channels_last")
+        same = ("data", "seeds", "cpu", "jobs", "workers", "skip_broken", "precision", "channels_last", "sync_norms",
+                "compile")  # fmt: skip
         return given | {name: getattr(self, name) for name in same}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +35,7 @@ def augment(images: Tensor, rng: torch.Generator, *, padding: int, flip: bool) -
     """Shift each image by up to ``padding`` pixels (zeros come in) and mirror half of them.
 
     Args:
-        images: (B, C, H, W), any dtype.
+        images: (B, C, H, W), of a dtype that NumPy has, on the CPU.
         rng: Draws the shifts and the flips; on the CPU.
         padding: Largest shift, in pixels.
         flip: Whether to mirror left and right.
@@ -43,10 +44,10 @@ def augment(images: Tensor, rng: torch.Generator, *, padding: int, flip: bool) -
         (B, C, H, W)
     """
     B, _, H, W = images.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, B), generator=rng)
-    windows = F.pad(images, [padding] * 4).unfold(2, H, 1).unfold(3, W, 1)
-    shifted = windows[torch.arange(B), :, top, left]
+    top, left = torch.randint(0, 2 * padding + 1, (2, B), generator=rng).numpy()
+    windows = F.pad(images, [padding] * 4).unfold(2, H, 1).unfold(3, W, 1).numpy()
+    shifted = windows[np.arange(B), :, top, left]  # NumPy copies whole rows, torch byte by byte
     if flip:
-        mirrored = torch.rand(B, 1, 1, 1, generator=rng) < 0.5
-        shifted = torch.where(mirrored, shifted.flip(3), shifted)
-    return shifted
+        mirrored = (torch.rand(B, generator=rng) < 0.5).numpy()
+        shifted[mirrored] = shifted[mirrored, ..., ::-1]
+    return torch.from_numpy(shifted)

@@ -54,7 +54,7 @@ class TensorSplit:
 
     def batch(self, index: Tensor) -> Tensor:
         """The images of ``index`` (B,) as uint8 (B, C, H, W)."""
-        return self.images[index]
+        return self.images.index_select(0, index)  # whole images at a time, and not byte by byte as images[index]
 
     def picture(self, index: int) -> Image.Image:
         """One image."""

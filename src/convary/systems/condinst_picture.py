@@ -77,12 +77,17 @@ def _nearest(masks: Tensor, others: Tensor) -> Tensor:
     return torch.cat((overlap, torch.full((len(one), 1), 1e-6)), 1).argmax(1)
 
 
+def _apart(masks: Tensor) -> Tensor:
+    """Masks (N, H, W) whose pixels belong to the first, the surest, that has them: two would paint a pixel black."""
+    return masks & (masks.cumsum(0) == 1)
+
+
 def _panel(panel, image: Tensor, masks: Tensor, boxes: Tensor, words: Sequence[str], numbers: Tensor) -> None:
     from matplotlib.patches import Rectangle
 
     colors: list[Any] = [COLORS[SERIES[n % len(SERIES)]][0] for n in numbers.tolist()]
     if len(masks):
-        image = draw_segmentation_masks(image, masks, alpha=0.55, colors=colors)
+        image = draw_segmentation_masks(image, _apart(masks), alpha=0.55, colors=colors)
     panel.imshow(image.permute(1, 2, 0).numpy(), aspect="equal", interpolation="antialiased")
     panel.set_axis_off()
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1).tolist()

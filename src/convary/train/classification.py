@@ -24,6 +24,7 @@ from convary.train.config import CompareConfig
 from convary.train.dropout import drop_branches, drop_features
 from convary.train.evaluation import score
 from convary.train.images import TrainingImages
+from convary.train.layout import Layout
 from convary.train.networks import architecture, start_weights
 from convary.train.portraits import EXPERTS, layer_shares
 from convary.train.system import System
@@ -155,9 +156,10 @@ class Classification(System):
         return self.comparison.ema
 
     @property
-    def channels_last(self) -> bool:
+    def layout(self) -> Layout:
         """As in the comparison."""
-        return self.comparison.channels_last
+        names = [field.name for field in dataclasses.fields(Layout)]
+        return Layout(**{name: getattr(self.comparison, name) for name in names})
 
     @property
     def size(self) -> int:

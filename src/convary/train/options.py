@@ -189,6 +189,13 @@ class ScaleOptions:
     channels_last: bool = False
     """Keep images and kernels with their channels last, which GPUs convolve faster."""
 
+    sync_norms: bool = False
+    """On several GPUs: batch norms see the images of all processes, as on one; by default each sees its own."""
+
+    compile: bool = False
+    """Train through torch.compile, which takes a minute for each network before its first step and wants a C++ compiler
+    on a CPU. Results agree with those without it to rounding. Tests are not compiled."""
+
     def check_scale(self) -> None:
         """Raise ConfigError for a value that cannot work."""
         for name, least in (("workers", 0), ("accumulate", 1), ("mixup", 0), ("cutmix", 0), ("mixup_epochs", 0)):

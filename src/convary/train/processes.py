@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -23,8 +24,10 @@ def start(*, cpu: bool, precision: str = "fp32") -> Accelerator:
         precision: "fp32", "bf16" or "fp16".
 
     Raises:
-        ConfigError: this process trained with another precision or device before; fp16 without an accelerator.
+        ConfigError: this process trained with another precision or device before; fp16 without an accelerator; a
+            launcher asks for what the trainer does otherwise, or not at all.
     """
+    _check_launcher(precision)
     try:
         accelerator = Accelerator(
             cpu=cpu,
@@ -39,3 +42,29 @@ def start(*, cpu: bool, precision: str = "fp32") -> Accelerator:
     if precision == "fp16" and accelerator.scaler is None:
         raise ConfigError(f"fp16 wants a GPU, whose gradients are then scaled; got {accelerator.device}; give bf16")
     return accelerator
+
+
+_WHOLE = "each process trains on the whole network here, which fits on any GPU; launch without it"
+_LAUNCHED = {
+    "ACCELERATE_USE_FSDP": _WHOLE,
+    "ACCELERATE_USE_DEEPSPEED": _WHOLE,
+    "ACCELERATE_USE_MEGATRON_LM": _WHOLE,
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "launch without it; convary compare and reproduce have --accumulate",
+    "ACCELERATE_DYNAMO_BACKEND": "launch without it; convary compare and reproduce have --compile",
+}
+"""What ``accelerate launch`` or its configuration sets, and what to do instead."""
+_NOTHING = ("", "0", "1", "no", "false")
+
+
+def _check_launcher(precision: str) -> None:
+    """Raise ConfigError where a launcher asks for what would be ignored, or done twice."""
+    for name, instead in _LAUNCHED.items():
+        value = os.environ.get(name, "")
+        if value.lower() not in _NOTHING:
+            raise ConfigError(f"the launcher asks for {name}={value}: {instead}")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in ("", "no", precision):
+        raise ConfigError(
+            f"the launcher asks for --mixed_precision {launched}, but this run is of {precision=}; give convary "
+            f"--precision {launched}, or launch with --mixed_precision no"
+        )

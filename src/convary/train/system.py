@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 
 from convary.errors import ConfigError
 from convary.train.checkpoint import SYSTEM
+from convary.train.layout import Layout
 from convary.train.run_config import Kind, RunConfig, check_threads
 from convary.train.stream import stream
 
@@ -166,9 +167,9 @@ class System(abc.ABC):
         return None
 
     @property
-    def channels_last(self) -> bool:
-        """Whether kernels of convolutions have their channels last."""
-        return False
+    def layout(self) -> Layout:
+        """How the network is laid out for the machine."""
+        return Layout()
 
     @property
     def evaluate_every(self) -> int:

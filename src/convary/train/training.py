@@ -28,6 +28,7 @@ from convary.nn.modes import evaluating
 from convary.train.average import Average
 from convary.train.checkpoint import read_checkpoint, write_checkpoint
 from convary.train.interrupt import Interrupt
+from convary.train.layout import compiled, not_compiled
 from convary.train.progress import Progress, RunInfo, StepInfo
 from convary.train.system import System
 from convary.weights import load_weights
@@ -54,12 +55,13 @@ class Training:
     def __init__(self, system: System, accelerator: Accelerator, path: Path) -> None:
         self.system, self.accelerator, self.path = system, accelerator, path
         torch.manual_seed(derive_seed(system.seed, _WEIGHTS))
-        self.bare = system.model().train()  # the network without Accelerate's wrapper
-        if system.channels_last:
-            channels_last(self.bare)
+        self.bare = system.layout.of(system.model().train(), accelerator)  # the network without Accelerate's wrapper
         optimizer = system.optimizer(self.bare)
         self.shares = [group["lr"] / system.lr for group in optimizer.param_groups]  # of the learning rate
         self.model, self.optimizer = accelerator.prepare(self.bare, optimizer)
+        if system.layout.compile:
+            self.model = compiled(self.model)
+        self.parameters = list(self.model.parameters())
         system.begin(self.bare)
         self.average = None if system.ema is None else Average(self.bare, system.ema)
         self.step, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
@@ -88,6 +90,7 @@ class Training:
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
+            ConfigError: ``torch.compile`` fails.
             DataError: an item can't be read, or a process that reads them was killed; the state is saved.
             Diverged: the loss is no longer finite.
         """
@@ -99,8 +102,8 @@ class Training:
             with Interrupt() as interrupt:
                 self._run(info, progress, lambda: interrupt.asked_anywhere(self.accelerator) or bool(stop and stop()))
         except RuntimeError as error:  # torch raises it wherever this process is when a worker dies
-            if lost := lost_worker(error):
-                raise lost from error
+            if told := lost_worker(error) or not_compiled(error):
+                raise told from error
             raise
         progress.on_end(info, self.curve[-1])
         return self.curve
@@ -148,11 +151,12 @@ class Training:
         lr = self.system.learning_rate(self.step)
         for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
             group["lr"] = lr * share
-        torch.manual_seed(derive_seed(self.system.seed, self.step, _DROPOUT, self.accelerator.process_index))
-        self.optimizer.zero_grad()
+        self._seed()
+        for parameter in self.parameters:
+            parameter.grad = None
         parts = self._backward(send_to_device(batch, self.accelerator.device))
         if self.system.clip is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.system.clip)
+            self.accelerator.clip_grad_norm_(self.parameters, self.system.clip)
         self.optimizer.step()
         self.system.after_step()
         if self.average is not None:
@@ -161,6 +165,14 @@ class Training:
         self._sum_up(parts)
         means = {name: value / self.steps_summed for name, value in self.sums.items()}
         return StepInfo(step=self.step, losses=means, lr=lr, temperature=self.system.temperature)
+
+    def _seed(self) -> None:
+        """Seed what dropout draws from in a step."""
+        seed = derive_seed(self.system.seed, self.step, _DROPOUT, self.accelerator.process_index)
+        if self.accelerator.device.type == "cpu":  # manual_seed looks for every kind of accelerator
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def _backward(self, batch: Any) -> dict[str, torch.Tensor]:
         """Add up the gradients of the batch's parts; what they gave, their mean."""
@@ -269,13 +281,6 @@ class Training:
         self.system.load_state_dict(content["system"])
         self.step, self.seconds, self.cpu_seconds = content["step"], content["seconds"], content["cpu_seconds"]
         self.sums, self.steps_summed, self.curve = content["sums"], content["steps_summed"], content["curve"]
-
-
-def channels_last(model: nn.Module) -> None:
-    """Keep the kernels of static convolutions with their channels last; banks stay as their layers want them."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.weight.ndim == 4:
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 POINTS = 50  # of a curve, where nothing is evaluated on the way
