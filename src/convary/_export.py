@@ -19,7 +19,7 @@ from convary._blocked import block
 from convary._custom_ops import narrow_banks
 from convary._exported import FORMS, SUFFIXES, ExportForm
 from convary._lean import lean
-from convary._onnx import to_onnx
+from convary._onnx import spell_out, to_onnx
 from convary._schedule import tempered_routers
 from convary.batches import input_like, taken
 from convary.errors import ConfigError, DtypeError, ExportError, StrategyError, TemperatureWarning
@@ -266,6 +266,8 @@ def _write(
             torch.export.save(program, target, extra_files=held)
         else:
             converted = to_onnx(program, type(model).__name__, names)
+            if runtime == "any":
+                spell_out(converted.model.graph)
             if runtime == "onnxruntime":
                 block(converted.model)
             if bank_dtype is torch.bfloat16:

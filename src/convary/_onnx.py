@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import torch
@@ -57,6 +58,53 @@ def to_onnx(program: torch.export.ExportedProgram, kind: str, names: tuple[dict[
     for node in converted.model.graph:
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names files of this machine
     return converted
+
+
+def spell_out(graph: Any) -> None:
+    """Say in more nodes what some runtimes misread, in an ``onnx_ir`` graph for any of them.
+
+    OpenCV (seen in 4.14) takes the constant bias of a convolution for its kernel where the kernel is computed, and can't
+    have a constant on the left of two products.
+    """
+    times: Counter[str] = Counter()
+    for node in list(graph):
+        if node.op_type == "Conv" and len(node.inputs) > 2:
+            kernel, bias = node.inputs[1:3]
+            is_computed = kernel.producer() is not None and kernel.shape is not None
+            if is_computed and bias is not None and bias.const_value is not None:
+                _add_apart(graph, node, bias)
+        elif node.op_type == "MatMul" and (left := node.inputs[0]).const_value is not None:
+            times[left.name] += 1
+            if (turn := times[left.name]) > 1:
+                node.replace_input_with(0, _constant(graph, f"{left.name}.{turn}", left.const_value.numpy()))
+
+
+def _add_apart(graph: Any, conv: Any, bias: Any) -> None:
+    """A convolution without its bias, and an ``Add`` behind it."""
+    import onnx_ir as ir
+
+    y = conv.outputs[0]
+    shifts = bias.const_value.numpy().reshape(-1, *[1] * (len(conv.inputs[1].shape) - 2))
+    bare = ir.node("Conv", conv.inputs[:2], dict(conv.attributes), name=conv.name)
+    add = ir.node("Add", [bare.outputs[0], _constant(graph, f"{y.name}.bias", shifts)], name=f"{conv.name}_bias")
+    bare.outputs[0].name, name = f"{y.name}.bare", y.name
+    for value in (bare.outputs[0], add.outputs[0]):
+        value.shape, value.dtype = y.shape, y.dtype
+    for new in (bare, add):
+        new.metadata_props.update(conv.metadata_props)
+    graph.insert_before(conv, [bare, add])
+    ir.convenience.replace_all_uses_with(y, add.outputs[0], replace_graph_outputs=True)
+    graph.remove(conv, safe=True)
+    add.outputs[0].name = name
+
+
+def _constant(graph: Any, name: str, array: Any) -> Any:
+    import onnx_ir as ir
+
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.initializers.add(value)
+    return value
 
 
 def _user(program: torch.export.ExportedProgram, op: str) -> str:

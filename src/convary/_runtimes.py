@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +69,8 @@ def _words(error: Exception, path: Path) -> str:
         return words
     onnx: Any = importlib.import_module("onnx")
     nodes = onnx.load(path, load_external_data=False).graph.node
-    named = [node for node in nodes if any(name and name in str(error) for name in (node.name, *node.output))]
+    said = set(re.findall(r"[\w.:/]+", str(error)))  # whole words: conv2d is in the name of conv2d_2
+    named = [node for node in nodes if said.intersection((node.name, *node.output))]
     scopes = [prop.value for node in named for prop in node.metadata_props if prop.key == "pkg.torch.onnx.name_scopes"]
     layers = [[part for part in scope.strip("[]").replace("'", "").split(", ") if part] for scope in scopes]
     layer = next((parts[-2] for parts in layers if len(parts) > 1), None)
@@ -99,6 +101,7 @@ def _openvino_core() -> Any:
 def _opencv(path: Path, threads: int) -> Run:
     cv2: Any = importlib.import_module("cv2")
     cv2.setNumThreads(threads)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it refuses it also says in the error
     net = cv2.dnn.readNetFromONNX(str(path))
 
     def run(x: Tensor) -> Tensor:

@@ -115,6 +115,10 @@ def test_each_runtime_has_a_line(tmp_path, monkeypatch):
     assert good.startswith("onnxruntime: scores within ") and "of the static network's file" in good
     assert absent == "OpenVINO: not installed"
     assert re.fullmatch(r"OpenCV: does not take it: 'Node node_conv2d is not implemented' \(layer '0'\)", refused)
+    net = torch.nn.Sequential(*(convary.CondConv2d(1, 1, 3, experts=2) for _ in range(2))).eval()
+    convary.export(net, x, path / "two.onnx", dynamic=())
+    words = "parse error in (onnx_node!node_conv2d_1)"  # and not in node_conv2d, whose name begins alike
+    assert _runtimes._words(KeyError(words), path / "two.onnx") == f"{words!r} (layer '1')"
     (only,) = outcomes(path / "net.onnx", net, x, (), "onnxruntime")
     assert only.startswith("onnxruntime: ")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import convary as cv
 from convary import METHODS, ops
+from convary.models import build
 from tests.nets import excite, onnx_session
 from tests.variants import LAYERS
 
@@ -178,3 +179,25 @@ subprocess.run([sys.executable, "-c", ""], check=True)
 assert signals
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_tiny", "resnet20@0.5"])
+@pytest.mark.parametrize("config", [config() for config in METHODS], ids=lambda config: config.name)
+def test_a_whole_network_in_opencv(config, name, tmp_path):
+    """With statistics that have moved: norms become biases of convolutions whose kernels are computed, and stay right."""
+    if limit := LIMITS.get(("OpenCV", config.name)):
+        pytest.skip(f"does not take {limit}")
+    torch.manual_seed(0)
+    static = build(name, 4, 3)
+    with torch.no_grad():
+        for _ in range(5):
+            static(torch.randn(8, 3, 32, 32))
+    layer = excite(cv.convert(static, config)).eval()
+    cv2 = pytest.importorskip("cv2")
+    x = torch.randn(1, 3, 32, 32)
+    cv.export(layer, x, tmp_path / "m.onnx", dynamic=())
+    net = cv2.dnn.readNetFromONNX(str(tmp_path / "m.onnx"))
+    net.enableFusion(config.name != "kernelwarehouse")  # of a constant factor into a kernel that is computed: fails
+    net.setInput(x.numpy())
+    assert error(torch.from_numpy(net.forward()), layer, x) < 2e-3  # its Winograd costs digits in each of twenty layers
+    assert error(onnx_session(tmp_path / "m.onnx")(x)[0], layer, x) < 1e-4
