@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs for XNNPACK: the same function, and no convolution whose kernel is computed."""
+"""Programs for ExecuTorch's XNNPACK: the same function, and no convolution whose kernel is computed."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SIZE = {1: (13,), 2: (9, 10), 3: (5, 6, 7)}
 
 
 def exported(layer: nn.Module, x: torch.Tensor) -> torch.export.ExportedProgram:
-    return cv.export(layer, x, dynamic=(), runtime="xnnpack")
+    return cv.export(layer, x, dynamic=(), runtime="executorch")
 
 
 def kernels(program: torch.export.ExportedProgram) -> list[bool]:
@@ -77,7 +77,7 @@ def test_depthwise_layers_convolve_with_each_of_a_few_kernels(config, convolutio
 def test_a_network_and_its_file(config, tmp_path):
     torch.manual_seed(0)
     net, x = dynamic_net(config), torch.randn(1, 3, 16, 16)
-    program = cv.export(net, x, tmp_path / "net.pt2", dynamic=(), runtime="xnnpack")
+    program = cv.export(net, x, tmp_path / "net.pt2", dynamic=(), runtime="executorch")
     again = torch.export.load(tmp_path / "net.pt2").module()
     torch.testing.assert_close(again(x), net(x).detach(), rtol=1e-4, atol=1e-4)
     forms = cv.export_forms(tmp_path / "net.pt2")
@@ -89,8 +89,8 @@ def test_a_free_size_another_file_and_another_strategy_are_refused(tmp_path):
     layer = cv.CondConv2d(3, 4, 3)
     for more in ({}, {"dynamic": (0,)}):
         with pytest.raises(cv.ConfigError, match=r"one size of everything: give dynamic=\(\)"):
-            cv.export(layer, (1, 3, 8, 8), runtime="xnnpack", **more)
+            cv.export(layer, (1, 3, 8, 8), runtime="executorch", **more)
     with pytest.raises(cv.ConfigError, match="is for programs"):
-        cv.export(layer, (1, 3, 8, 8), tmp_path / "a.onnx", dynamic=(), runtime="xnnpack")
+        cv.export(layer, (1, 3, 8, 8), tmp_path / "a.onnx", dynamic=(), runtime="executorch")
     with pytest.raises(cv.ConfigError, match="is for programs"):
-        cv.export(layer, (1, 3, 8, 8), strategy="outputs", dynamic=(), runtime="xnnpack")
+        cv.export(layer, (1, 3, 8, 8), strategy="outputs", dynamic=(), runtime="executorch")

@@ -31,7 +31,7 @@ from convary.ops import native, tracing
 from convary.ops.dispatch import listening
 
 Strategy = Literal["auto", "grouped", "outputs", "bmm"]
-Runtime = Literal["any", "onnxruntime", "convary", "xnnpack"]
+Runtime = Literal["any", "onnxruntime", "convary", "executorch"]
 
 
 def export(
@@ -70,8 +70,8 @@ def export(
             than ``"any"``, which every runtime reads. ``"convary"`` keeps convary's native kernels, routers included,
             as operators, for any batch and size: a ``.pt2`` file then runs where convary is imported, an ONNX file in
             an onnxruntime that is given :func:`custom_ops_library`. In float32, in one or two dimensions.
-            ``"xnnpack"`` is a program for ExecuTorch and LiteRT, for one image of one size: no convolution is left
-            whose kernel is computed, which they have slow code for.
+            ``"executorch"`` is a program for ExecuTorch with XNNPACK, for one image of one size: no convolution is left
+            whose kernel is computed, which it has slow code for.
         bank_dtype: ``torch.bfloat16`` stores banks in half the bytes, in an ONNX file with ``runtime="convary"``: they
             are rounded once to 8 bits of precision, and mixed and applied in float32.
         notes: More to write into the file's metadata, by name. ``convary.data.DataSet.photo_format.notes()`` are the
@@ -118,11 +118,11 @@ def recorded(
     _warn_if_hot(model)
     inputs = _inputs(model, example)
     axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
-    if runtime == "xnnpack" and any(axes):
+    if runtime == "executorch" and any(axes):
         raise ConfigError(f"runtime={runtime!r} is for one size of everything: give dynamic=(), or --image")
     with _keeping_operators(runtime == "convary", strategy):
         program = _record(model, inputs, axes, strategy)
-    if runtime == "xnnpack":
+    if runtime == "executorch":
         program = without_computed_kernels(program, inputs)
 
     def write() -> None:
@@ -169,7 +169,7 @@ def _check_target(path: Path | None, strategy: str, runtime: str, bank_dtype: to
             raise ConfigError(f"{name} must be one of {', '.join(get_args(known))}; got {value!r}")
     if runtime == "onnxruntime" and (path is None or path.suffix != ".onnx"):
         raise ConfigError(f"runtime={runtime!r} is for .onnx files; got {str(path)!r}")
-    if runtime == "xnnpack" and (strategy != "auto" or (path is not None and path.suffix != ".pt2")):
+    if runtime == "executorch" and (strategy != "auto" or (path is not None and path.suffix != ".pt2")):
         raise ConfigError(f"runtime={runtime!r} is for programs, .pt2, with strategy 'auto'; got {path=}, {strategy=}")
     if bank_dtype not in (torch.float32, torch.bfloat16):
         raise ConfigError(f"bank_dtype must be torch.float32 or torch.bfloat16; got {bank_dtype}")

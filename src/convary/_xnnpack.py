@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions with computed kernels as products and sums, for XNNPACK, which has them for constant kernels only.
 
-XNNPACK is what ExecuTorch and LiteRT run on CPUs. What it can't take they give to plain loops, which for a pointwise
+XNNPACK is what ExecuTorch runs on CPUs. What it can't take goes to plain loops, which for a pointwise
 convolution are 50 to 80 times as slow. It does multiply two computed matrices, so a convolution becomes a product for
 each tap of its kernel, of features that are shifted; constant convolutions pick what a stride leaves. A depthwise one
 becomes products by element, or, where few kernels are mixed, the weighted sum of a constant convolution with each.
@@ -161,14 +161,17 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, picks: Sequence[Ten
     sizes, (O, C_group, *kernel_size) = Sizes(*given), kernel.shape
     axes = zip(x.shape[2:], sizes.padding, sizes.dilation, kernel_size, sizes.stride, strict=True)
     out_size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes]
-    matrices = kernel.reshape(O, C_group, -1)
+    G, alone = sizes.groups, C_group == 1 and sizes.groups > 1
+    matrices = kernel.reshape(G, O // G, C_group, -1).permute(3, 0, 2, 1)  # at once: by tap each would read all
+    matrices = matrices.reshape(-1, O) if alone else matrices.reshape(-1, C_group, O // G)
+    rows = 1 if alone else G
     y = None
     for t, seen in enumerate(_looks(x, kernel_size, sizes, out_size, picks)):
-        matrix = matrices.narrow(2, t, 1) if matrices.shape[2] > 1 else matrices
-        term = _product(seen, matrix.reshape(O, C_group), sizes.groups)
+        matrix = matrices.narrow(0, t * rows, rows) if rows < len(matrices) else matrices
+        term = _product(seen, matrix, G)
         y = term if y is None else y + term
     assert y is not None  # a kernel has taps
-    if C_group > 1 or sizes.groups == 1:
+    if not alone:
         y = y.reshape(1, *out_size, O).movedim(-1, 1)
     return y if bias is None else y + bias.reshape(1, O, *[1] * len(out_size))
 
@@ -191,18 +194,17 @@ def _looks(
 
 
 def _product(x: Tensor, matrix: Tensor, groups: int) -> Tensor:
-    """Multiply x (1, C, *S) by a matrix (O, C/G): (1, P, O), or (1, O, *S) where each output reads one channel."""
-    O, C_group = matrix.shape
-    if C_group == 1 and groups > 1:
+    """Multiply x (1, C, *S) by (G, C/G, O/G) to (1, P, O), or by (1, O), for a channel each, to (1, O, *S)."""
+    if matrix.ndim == 2:
+        O = matrix.shape[1]
         if groups < O:
             x = x.repeat_interleave(O // groups, 1)
         return x * matrix.reshape(1, O, *[1] * (x.ndim - 2))
     rows = x.movedim(1, -1)
     if groups == 1:
-        return torch.bmm(rows.reshape(1, -1, C_group), matrix.t().reshape(1, C_group, O))
-    rows = rows.reshape(-1, groups, C_group).transpose(0, 1)  # (G, P, C/G)
-    y = torch.bmm(rows, matrix.reshape(groups, O // groups, C_group).transpose(1, 2))
-    return y.transpose(0, 1).reshape(1, -1, O)
+        return torch.bmm(rows.reshape(1, -1, x.shape[1]), matrix)
+    rows = rows.reshape(-1, groups, matrix.shape[1]).transpose(0, 1)  # (G, P, C/G)
+    return torch.bmm(rows, matrix).transpose(0, 1).reshape(1, -1, groups * matrix.shape[2])
 
 
 def convolve_with_each(
