@@ -10,8 +10,8 @@ from torch import nn
 
 import convary as cv
 from convary import METHODS
-from convary import _export as export_module
 from convary._exported import note
+from convary._free_sizes import check_sizes
 from convary.methods.cgc import GateRouter
 from tests.nets import Net, all_but_one_slow, dynamic_net, excite, onnx_session
 
@@ -310,7 +310,7 @@ class Odd(nn.Module):
 
 
 def test_sizes_that_only_some_models_take_are_tried():
-    export_module._check_sizes(Odd(), (torch.zeros(2, 3, 5, 5),), [(0, 2, 3)])
+    check_sizes(Odd(), (torch.zeros(2, 3, 5, 5),), [(0, 2, 3)])
 
 
 def test_a_hot_router_is_told_of():

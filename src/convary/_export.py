@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,9 +17,11 @@ from convary import ops
 from convary._blocked import block
 from convary._custom_ops import narrow_banks
 from convary._exported import FORMS, SUFFIXES, ExportForm
+from convary._free_sizes import check_sizes
 from convary._lean import lean
 from convary._onnx import spell_out, to_onnx
 from convary._schedule import tempered_routers
+from convary._xnnpack import without_computed_kernels
 from convary.batches import input_like, taken
 from convary.errors import ConfigError, DtypeError, ExportError, StrategyError, TemperatureWarning
 from convary.extras import require
@@ -30,7 +31,7 @@ from convary.ops import native, tracing
 from convary.ops.dispatch import listening
 
 Strategy = Literal["auto", "grouped", "outputs", "bmm"]
-Runtime = Literal["any", "onnxruntime", "convary"]
+Runtime = Literal["any", "onnxruntime", "convary", "executorch"]
 
 
 def export(
@@ -69,6 +70,8 @@ def export(
             than ``"any"``, which every runtime reads. ``"convary"`` keeps convary's native kernels, routers included,
             as operators, for any batch and size: a ``.pt2`` file then runs where convary is imported, an ONNX file in
             an onnxruntime that is given :func:`custom_ops_library`. In float32, in one or two dimensions.
+            ``"executorch"`` is a program for ExecuTorch with XNNPACK, for one image of one size: no convolution is left
+            whose kernel is computed, which it has slow code for.
         bank_dtype: ``torch.bfloat16`` stores banks in half the bytes, in an ONNX file with ``runtime="convary"``: they
             are rounded once to 8 bits of precision, and mixed and applied in float32.
         notes: More to write into the file's metadata, by name. ``convary.data.DataSet.photo_format.notes()`` are the
@@ -91,18 +94,44 @@ def export(
     >>> program.module()(torch.randn(5, 3, 12, 10)).shape
     torch.Size([5, 4, 10, 8])
     """
+    how = {"strategy": strategy, "dynamic": dynamic, "runtime": runtime, "bank_dtype": bank_dtype, "notes": notes}
+    program, write = recorded(model, example, path, **how)
+    write()
+    return program
+
+
+def recorded(
+    model: nn.Module,
+    example: Any,
+    path: str | Path | None,
+    *,
+    strategy: Strategy,
+    dynamic: Sequence[int] | None,
+    runtime: Runtime,
+    bank_dtype: torch.dtype,
+    notes: Mapping[str, str] | None,
+) -> tuple[torch.export.ExportedProgram, Callable[[], None]]:
+    """As :func:`export`, but the file is written when what comes beside the program is called."""
     path = None if path is None else Path(path)
     _check_target(path, strategy, runtime, bank_dtype)
     _check_notes(notes or {})
     _warn_if_hot(model)
     inputs = _inputs(model, example)
     axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
+    if runtime == "executorch" and any(axes):
+        raise ConfigError(f"runtime={runtime!r} is for one size of everything: give dynamic=(), or --image")
     with _keeping_operators(runtime == "convary", strategy):
         program = _record(model, inputs, axes, strategy)
-    if path is not None:
+    if runtime == "executorch":
+        program = without_computed_kernels(program, inputs)
+
+    def write() -> None:
+        if path is None:
+            return
         names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, axes, strict=True)))
         _write(program, path, model, names, runtime, bank_dtype, notes or {})
-    return program
+
+    return program, write
 
 
 @contextlib.contextmanager
@@ -140,6 +169,8 @@ def _check_target(path: Path | None, strategy: str, runtime: str, bank_dtype: to
             raise ConfigError(f"{name} must be one of {', '.join(get_args(known))}; got {value!r}")
     if runtime == "onnxruntime" and (path is None or path.suffix != ".onnx"):
         raise ConfigError(f"runtime={runtime!r} is for .onnx files; got {str(path)!r}")
+    if runtime == "executorch" and (strategy != "auto" or (path is not None and path.suffix != ".pt2")):
+        raise ConfigError(f"runtime={runtime!r} is for programs, .pt2, with strategy 'auto'; got {path=}, {strategy=}")
     if bank_dtype not in (torch.float32, torch.bfloat16):
         raise ConfigError(f"bank_dtype must be torch.float32 or torch.bfloat16; got {bank_dtype}")
     if bank_dtype is torch.bfloat16 and (runtime != "convary" or path is None or path.suffix != ".onnx"):
@@ -167,7 +198,7 @@ def _record(
     forced = None if strategy == "auto" else strategy
     with taken(model, inputs[0]):
         model = lean(model, inputs)
-    _check_sizes(model, inputs, axes)
+    check_sizes(model, inputs, axes)
     forms: dict[ExportForm, None] = {}  # a recorder may run a layer twice
 
     def note(op: str, strategy: str, reason: str) -> None:
@@ -187,38 +218,6 @@ def _record(
             ) from error
     program.graph_module.meta[FORMS] = list(forms)
     return program
-
-
-def _check_sizes(model: nn.Module, inputs: tuple[Tensor, ...], axes: list[tuple[int, ...]]) -> None:
-    """Raise where the model fixes free axes of height, width, ...: a recorder may write them as free all the same.
-
-    Twice the size keeps what divides it; where that fails one less is tried, as nets with aligned corners take it.
-    """
-    sizes = [tuple(axis for axis in free if axis > 1) for free in axes]
-    if not any(sizes):
-        return
-    doubled = tuple(
-        x.repeat([2 if axis in free else 1 for axis in range(x.ndim)]) for x, free in zip(inputs, sizes, strict=True)
-    )
-    less = tuple(functools.reduce(_without_last, free, x) for x, free in zip(doubled, sizes, strict=True))
-    failed: Exception | None = None
-    for larger in (doubled, less):
-        try:
-            with torch.no_grad():
-                model(*larger)
-            return
-        except Exception as error:  # whatever a model raises
-            failed = failed or error
-    wanted = sorted({axis for free in sizes for axis in free})
-    raise ExportError(
-        f"{type(model).__name__} runs at the example's size and fails at another, so the axes {wanted} can't be free: "
-        f"{str(failed).strip().partition(chr(10))[0]}\n"
-        "Give the axes that may change: dynamic=(0,), or --dynamic 0, is the batch alone."
-    ) from failed
-
-
-def _without_last(x: Tensor, axis: int) -> Tensor:
-    return x.narrow(axis, 0, x.shape[axis] - 1)
 
 
 def _axis_names(ndim: int, axes: tuple[int, ...], position: int) -> dict[int, str]:
@@ -285,5 +284,5 @@ def _warn_if_hot(model: nn.Module) -> None:
             f"exporting routers at temperature {now:g}, above the final {final:g}, which the graph keeps; "
             f"convary.set_temperature(model, {final}) first",
             TemperatureWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

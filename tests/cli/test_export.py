@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import convary
-from convary import _runtimes
+from convary import _export, _runtimes
 from convary._cli import run_file
 from convary._cli.run_file import outcomes
 from convary._runtimes import Runtime
@@ -153,6 +153,17 @@ def test_export_to_onnx_is_run_by_onnxruntime(run, finished, tmp_path):
     words = ("--image", "--runtime", "onnxruntime", "--no-run", "--out", tmp_path / "one.onnx")
     code, told, _ = run("export", checkpoint, *words)
     assert code == 0 and "nodes" in told and "grouped (mixed_conv)" in told and "scores within" not in told
+
+
+def test_export_says_the_forms_before_it_writes(run, tmp_path, monkeypatch):
+    def fails(*_):
+        raise convary.ExportError("no room left")
+
+    monkeypatch.setattr(_export, "_write", fails)
+    words = ("--model", "timm:test_byobnet", "--method", "condconv", "--where", "last", "--weights", "random")
+    more = ("--shape", 3, 64, 64, "--image", "--runtime", "executorch")
+    code, told, error = run("export", *words, *more, "--out", tmp_path / "model.pt2")
+    assert code == 2 and "1 x taps (mixed_conv): mixed kernels, a product for each tap" in told and "no room" in error
 
 
 def test_export_tells_of_a_hot_router(run, tmp_path):

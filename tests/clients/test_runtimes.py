@@ -184,7 +184,7 @@ assert signals
 @pytest.mark.parametrize("name", ["mobilenet_v2_tiny", "resnet20@0.5"])
 @pytest.mark.parametrize("config", [config() for config in METHODS], ids=lambda config: config.name)
 def test_a_whole_network_in_opencv(config, name, tmp_path):
-    """With statistics that have moved: norms become biases of convolutions whose kernels are computed, and stay right."""
+    """With statistics that have moved, so that norms become biases of convolutions whose kernels are computed."""
     if limit := LIMITS.get(("OpenCV", config.name)):
         pytest.skip(f"does not take {limit}")
     torch.manual_seed(0)

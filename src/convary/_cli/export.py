@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,10 +18,11 @@ from convary._cli.convert import network
 from convary._cli.options import method_name, parse_with_method
 from convary._cli.parse import parse
 from convary._cli.run_file import outcomes
-from convary.errors import ConfigError
+from convary.errors import ConfigError, TemperatureWarning
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
     from convary.data.photo_format import PhotoFormat
     from convary.methods import MethodConfig
@@ -60,9 +61,10 @@ class Export:
     """Axes of the input whose size may change; by default all but the channels. --dynamic 0: the batch only."""
     image: bool = False
     """For one image of this shape at a time: nothing may change, and the dynamic layers are ordinary convolutions."""
-    runtime: Literal["any", "onnxruntime", "convary"] = "any"
+    runtime: Literal["any", "onnxruntime", "convary", "executorch"] = "any"
     """onnxruntime: a file that only onnxruntime on a CPU reads, faster where the batch is fixed. convary: one for
-    runtimes that are given convary's native library, for every batch and size."""
+    runtimes that are given convary's native library, for every batch and size. executorch: a .pt2
+    for its XNNPACK, with --image."""
     bank_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: banks of kernels in half the bytes, in an .onnx file with --runtime convary."""
     run: bool = True
@@ -82,31 +84,49 @@ def run(argv: Sequence[str]) -> int:
     _check(flags, config)
     if (folder := export_detector.run_folder(flags.file)) is not None:
         return _detector(folder, flags)
-    import torch
     from rich.markup import escape
 
-    import convary
+    console = plain_console(soft_wrap=True)
+    with warnings.catch_warnings(record=True) as told, console.status("reading the network") as stage:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", TemperatureWarning)
+        for line in _lines(flags, config, lambda name: stage.update(escape(name))):
+            console.print(escape(line))
+    for message in dict.fromkeys(str(warning.message) for warning in told):
+        console.print(f"[yellow]note[/yellow]: {escape(message)}")
+    return 0
+
+
+def _lines(flags: Export, config: MethodConfig | None, stage: Callable[[str], None]) -> Iterator[str]:
+    """What is said, each line when it is known: the forms before the file is written, then what runs it.
+
+    Args:
+        flags: What is wanted.
+        config: The method's options.
+        stage: Takes the name of what is done next.
+    """
+    import torch
+
+    from convary._export import recorded
 
     source = _source(flags, config)
     model, shape = source.model, flags.shape or source.shape
     photos = _resized(source, shape)
-    notes = {} if photos is None else photos.notes()
     dynamic = () if flags.image else flags.dynamic
     x = torch.randn(1 if flags.image else 2, *shape, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", convary.TemperatureWarning)
-        how = {"strategy": flags.strategy, "dynamic": dynamic, "runtime": flags.runtime, "notes": notes}
-        how["bank_dtype"] = getattr(torch, flags.bank_dtype)
-        convary.export(model, x, flags.out, **how)
+    stage(f"recording {type(model).__name__}")
+    program, write = recorded(
+        model, x, flags.out, strategy=flags.strategy, dynamic=dynamic, runtime=flags.runtime,
+        bank_dtype=getattr(torch, flags.bank_dtype), notes={} if photos is None else photos.notes(),
+    )  # fmt: skip
+    yield from _forms(program)
+    stage(f"writing {flags.out}")
+    write()
+    yield _written(flags.out)
+    if flags.run:
         x = x if dynamic is not None and 0 not in dynamic else x[:1]
-        checked = list(outcomes(flags.out, model, x, dynamic, flags.runtime, flags.layers)) if flags.run else []
-    console = plain_console(soft_wrap=True)
-    for line in (*_forms(flags.out), _written(flags.out), *checked, *_classes(flags.out, source, photos)):
-        console.print(escape(line))
-    for message in dict.fromkeys(str(warning.message) for warning in told):
-        console.print(f"[yellow]note[/yellow]: {escape(message)}")
-    return 0
+        yield from outcomes(flags.out, model, x, dynamic, flags.runtime, flags.layers, stage)
+    yield from _classes(flags.out, source, photos)
 
 
 def _detector(folder: Path, flags: Export) -> int:
@@ -181,12 +201,12 @@ def _resized(source: Source, shape: tuple[int, int, int]) -> PhotoFormat | None:
     return dataclasses.replace(found, middle=dataclasses.replace(found.middle, size=shape[1]))
 
 
-def _forms(path: Path) -> Iterator[str]:
+def _forms(program: ExportedProgram) -> Iterator[str]:
     """How many layers were written in which way, and which."""
     from convary import export_forms
 
     by_form: dict[tuple[str, str, str], list[str]] = {}
-    for layer, *form in export_forms(path):
+    for layer, *form in export_forms(program):
         by_form.setdefault((form[0], form[1], form[2]), []).append(layer or "the layer")
     for (op, strategy, reason), layers in by_form.items():
         ends = layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"

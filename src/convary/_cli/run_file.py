@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ def outcomes(
     dynamic: Sequence[int] | None,
     runtime: str = "any",
     layers: Path | None = None,
+    stage: Callable[[str], None] = lambda name: None,
 ) -> Iterator[str]:
     """Run a file, and that of the network folded to static layers, by one thread of every runtime that reads it.
 
@@ -32,6 +33,7 @@ def outcomes(
         dynamic: The axes that are free in the file.
         runtime: What it was written for.
         layers: The picture of the time of each layer of both files, if it is wanted.
+        stage: Takes the name of what is done next.
     """
     import tempfile
 
@@ -49,8 +51,10 @@ def outcomes(
     with tempfile.TemporaryDirectory() as folder:
         static = Path(folder) / path.name
         if beside:
+            stage("writing the same network with static layers, to compare")
             convary.export(convary.fold(model, [x]).model, x, static, dynamic=dynamic)
         for name, each in of_file(path, runtime).items():
+            stage(f"running both by {name}" if beside else f"running it by {name}")
             try:
                 run = opened(each, path, 1, x)
                 base = opened(each, static, 1, x) if beside else None
@@ -62,6 +66,7 @@ def outcomes(
             else:
                 yield f"{name}: {_error(run, x, want)}{_times(run, base, x)}"
         if layers is not None and beside:
+            stage("timing each layer")
             yield _drawn(path, static, x, layers)
 
 
