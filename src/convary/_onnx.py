@@ -63,8 +63,8 @@ def to_onnx(program: torch.export.ExportedProgram, kind: str, names: tuple[dict[
 def spell_out(graph: Any) -> None:
     """Say in more nodes what some runtimes misread, in an ``onnx_ir`` graph for any of them.
 
-    OpenCV (seen in 4.14) takes a convolution's constant bias for its kernel where the kernel is computed, and can't have
-    one constant on the left of two products.
+    OpenCV (seen in 4.14) takes a convolution's constant bias for its kernel where the kernel is computed, and can't
+    have one constant on the left of two products.
     """
     times: Counter[str] = Counter()
     for node in list(graph):
@@ -101,7 +101,7 @@ def _add_apart(graph: Any, conv: Any, bias: Any) -> None:
 def _constant(graph: Any, name: str, array: Any) -> Any:
     import onnx_ir as ir
 
-    tensor = ir.tensor(array, name=name)
+    tensor = ir.Tensor(array, name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.initializers.add(value)
     return value
