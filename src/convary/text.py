@@ -135,3 +135,24 @@ def of_few_steps(steps: int, least: int = FEW_STEPS) -> str:
         return ""
     many = f"{steps} training step{'s' if steps != 1 else ''}"
     return f"Only {many}: little or nothing will be learnt; use more --epochs or a smaller --batch-size."
+
+
+def of_crowd(load: float, cores: int, threads: int) -> str:
+    """What to know about several threads beside other programs; nothing where there is room.
+
+    Args:
+        load: Processes that wanted to run in the last minute.
+        cores: Of the machine.
+        threads: That one operation is spread over.
+
+    >>> of_crowd(8.6, 2, 2)
+    '8.6 processes want these 2 cores, and threads that wait ... --threads 1 may be several times as fast.'
+    >>> of_crowd(1.5, 2, 2), of_crowd(8.6, 2, 1)
+    ('', '')
+    """
+    if threads == 1 or load <= cores + 0.5:
+        return ""
+    return (
+        f"{load:.1f} processes want these {cores} cores, and threads that wait for each other lose most: --threads 1 "
+        "may be several times as fast."
+    )

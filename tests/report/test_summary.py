@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from convary.report import page, tables
+from convary.report import noise, page, tables
 
 
 def gaps(low, mean, high, wins):
@@ -36,8 +36,28 @@ def test_equal_gaps_of_all_seeds_are_no_certainty(synthetic):
     results = synthetic(methods=("static", "odconv"), seeds=3, layers=2)
     results["methods"][1]["paired"] = {**gaps(1.5, 1.5, 1.5, 3), "gaps": [1.5] * 3, "std": 0.0}
     assert tables.summary(results) == "No difference to static is shown for ODConv (+1.50 for every seed)."
-    assert tables.headline(results)[1]["interval"] == "–"
+    assert tables.headline(results)[1]["interval"] == "no spread"
     assert "+1.50 to" not in page.page(results)
+
+
+def test_ties_are_no_losses(synthetic):
+    results = synthetic(methods=("static", "odconv"), seeds=3, layers=2)
+    results["methods"][1]["paired"] = {**gaps(-0.5, 0.5, 1.5, 1), "gaps": [0.0, 1.5, 0.0]}
+    assert tables.headline(results)[1]["wins"] == "1 of 3 seeds, 2 tied"
+
+
+def test_the_price_stands_under_the_outcome(synthetic):
+    results = synthetic(methods=("static", "odconv"), seeds=3, layers=2)
+    static, odconv = results["methods"]
+    static["latency"][1] |= {"low": 0.5, "high": 2.0}  # too noisy to say anything
+    odconv["latency"][0]["ratio"] = 1.31
+    said = noise.price(results["methods"])
+    assert (
+        said == f"Cost, in times static’s: ODConv {odconv['params'] / static['params']:.2f} the parameters, "
+        f"1.31 the time of an image."
+    )
+    assert said in page.page(results)
+    assert not noise.price([odconv]) and not noise.price([static, *[odconv] * 4])
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

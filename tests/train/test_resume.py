@@ -14,7 +14,7 @@ import torch
 
 from convary.data import DataSet
 from convary.errors import CheckpointError, ConfigError
-from convary.train import Progress, compare, read_checkpoint
+from convary.train import CompareConfig, Progress, compare, read_checkpoint
 from convary.train.arms import checkpoint_path
 
 METHODS = ("static", "dyconv")  # dyconv has an annealed temperature besides
@@ -138,8 +138,9 @@ def test_a_finished_run_is_only_read(whole):
     assert_same((config, again), (config, results))
 
 
-def test_another_config_is_refused(whole):
+def test_another_config_is_refused_before_any_image_is_read(whole, monkeypatch):
     config, _ = whole
+    monkeypatch.setattr(CompareConfig, "load_images", lambda self: pytest.fail("read images first"))
     with pytest.raises(ConfigError, match=r"another run: epochs 2 there and 3 here, lr 0.1 there and 0.05 here"):
         compare(dataclasses.replace(config, epochs=3, lr=0.05))
 

@@ -105,6 +105,6 @@ def results_table(results: dict[str, Any], *, spread: bool = True, parts: bool =
         ratios = [f"{time['ratio']}\n{time['range']}" if spread and time["range"] else time["ratio"] for time in times]
         top1 = f"{row['top1']} {row['std']}" if row["std"] else row["top1"]
         cells = [row["params"], row["total"], *((row["routing"], row["assembly"]) if parts else ()), *ratios]
-        gain = f"{row['gain']}\n{row['interval']}\n{row['wins']} seeds" if row["interval"] else row["gain"] or "–"
+        gain = f"{row['gain']}\n{row['interval']}\n{row['wins']}" if row["interval"] else row["gain"] or "–"
         table.add_row(escape(row["title"]), top1, gain, *cells)
     return table

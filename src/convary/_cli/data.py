@@ -33,9 +33,11 @@ def run(argv: Sequence[str]) -> int:
     print(Card(found.title, *sizes, found.license))
     tested = len(found.test.labels)
     if flags.name.startswith("folder:") and tested < FEW:
+        advice = "Folders train/CLASS and test/CLASS in place of CLASS say which they are."
+        parts = (Path(flags.name.partition(":")[2]) / part for part in ("test", "val"))
         print(
-            f"One of {tested} test images is {100 / tested:.3g} points of accuracy: keep more for testing. Folders "
-            "train/CLASS and test/CLASS in place of CLASS say which they are."
+            f"One of {tested} test images is {100 / tested:.3g} points of accuracy"
+            + ("." if any(part.is_dir() for part in parts) else f": keep more for testing. {advice}")
         )
     return 0
 

@@ -126,6 +126,8 @@ def _lines(flags: Export, config: MethodConfig | None, stage: Callable[[str], No
     if flags.run:
         x = x if dynamic is not None and 0 not in dynamic else x[:1]
         yield from outcomes(flags.out, model, x, dynamic, flags.runtime, flags.layers, stage)
+        if flags.runtime == "any" and flags.image and flags.out.suffix == ".onnx":
+            yield "faster in onnxruntime: --runtime onnxruntime, or --runtime convary with a library beside the file"
     yield from _classes(flags.out, source, photos)
 
 

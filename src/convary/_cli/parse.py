@@ -68,12 +68,24 @@ def _names(flags: Any) -> Iterable[str]:
         yield from _names(inner) if inner else [field.name]
 
 
+_PYTHONS = {
+    ": invalid literal for int() with base 10: ": "a whole number",
+    ": could not convert string to float: ": "a number",
+}
+
+
 def _number_wanted(message: str) -> str:
-    """What a flag of several numbers wants, in place of what tyro says of it.
+    """What a flag of numbers wants, in place of what tyro or Python says of it.
 
     >>> _number_wanted("--lr: Could not find valid parse for arguments: ['0.1', 'fast']")
     "--lr wants numbers; got '0.1 fast'"
+    >>> _number_wanted("--epochs: invalid literal for int() with base 10: '1.5'")
+    "--epochs wants a whole number; got '1.5'"
+    >>> _number_wanted("--warmup: could not convert string to float: 'long'")
+    "--warmup wants a number; got 'long'"
     """
+    for said, wanted in _PYTHONS.items():
+        message = message.replace(said, f" wants {wanted}; got ")
     found = re.fullmatch(r"(--[\w-]+): Could not find valid parse for arguments: (\[.*\])", message)
     return message if found is None else f"{found[1]} wants numbers; got {' '.join(ast.literal_eval(found[2]))!r}"
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -21,7 +23,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from convary.text import FEW_FINE, FEW_STEPS, of_few_steps, spell
+from convary.bench.machine import load
+from convary.text import FEW_FINE, FEW_STEPS, of_crowd, of_few_steps, spell
 from convary.train import Progress as Listener
 from convary.train import RunInfo, StepInfo
 from convary.train.forecast import Forecast, Work
@@ -72,6 +75,8 @@ class LiveProgress(Listener):
         kept = f", {work.kept} of them done before" if work.kept else ""
         told = f"{many} of {each}{kept}, about {spell(max(work.total - work.saved, 0.0))}{after}"
         self.console.print(told, markup=False, soft_wrap=True)
+        if work.jobs == 1 and (crowd := of_crowd(load(), os.cpu_count() or 1, torch.get_num_threads())):
+            self.console.print(crowd, style="yellow", markup=False, soft_wrap=True)
         if doubt := of_few_steps(work.each, FEW_FINE if work.pretrained else FEW_STEPS):
             self.console.print(doubt, style="yellow", markup=False, soft_wrap=True)
         self.forecast = Forecast(work)

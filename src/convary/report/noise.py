@@ -40,6 +40,23 @@ def busy(methods: list[Method]) -> str:
     )
 
 
+def price(methods: list[Method]) -> str:
+    """What each network costs beside static, in a sentence; nothing without static, or where the table is clearer."""
+    static = next((method for method in methods if method["name"] == "static"), None)
+    others = [method for method in methods if method is not static]
+    if static is None or not 0 < len(others) <= 3:
+        return ""
+    told = []
+    for method in others:
+        parts = [f"{method['params'] / static['params']:.2f} the parameters"]
+        for entry in method["latency"]:
+            if not noisy(methods, entry["batch"]):
+                images = "an image" if entry["batch"] == 1 else f"{entry['batch']} images"
+                parts.append(f"{entry['ratio']:.2f} the time of {images}")
+        told.append(f"{method['title']} {', '.join(parts)}")
+    return f"Cost, in times static’s: {'; '.join(told)}."
+
+
 def timed(methods: list[Method], method: Method) -> dict[str, Any]:
     """The cells ``latency``, one for each batch, and ``step`` of a row."""
     is_static = method["name"] == "static"

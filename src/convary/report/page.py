@@ -99,6 +99,7 @@ def page(results: dict[str, Any]) -> str:
         streams={method["name"]: streams(method) for method in methods},
         rows=tables.headline(results),
         summary=tables.summary(results),
+        price=noise.price(results["methods"]),
         caveats=tables.caveats(results),
         facts=tables.facts(results),
         batches=_batches(methods),

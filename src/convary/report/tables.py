@@ -107,11 +107,10 @@ def _gap(method: Method, static: Method) -> float:
 
 
 def _interval(method: Method) -> str | None:
-    """The 95 % interval of the paired gap, a dash where it has none; None where there is one seed."""
-    gap = method.get("paired")
-    if gap is None:
+    """The 95 % interval of the paired gap, in words where it has none; None where there is one seed."""
+    if (gap := method.get("paired")) is None:
         return None
-    return f"{signed(gap['low'])} to {signed(gap['high'])}" if _has_interval(gap) else "–"
+    return f"{signed(gap['low'])} to {signed(gap['high'])}" if _has_interval(gap) else "no spread"
 
 
 def _has_interval(gap: dict[str, Any]) -> bool:
@@ -120,8 +119,10 @@ def _has_interval(gap: dict[str, Any]) -> bool:
 
 
 def _wins(method: Method) -> str | None:
-    gap = method.get("paired")
-    return None if gap is None else f"{gap['wins']} of {len(gap['gaps'])}"
+    if (gap := method.get("paired")) is None:
+        return None
+    ties = sum(abs(one) < 1e-9 for one in gap["gaps"])
+    return f"{gap['wins']} of {len(gap['gaps'])} seeds" + (f", {ties} tied" if ties else "")
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -167,7 +168,7 @@ def _verdict(methods: list[Method], static: Method, side: str) -> str:
         macs = sum(method["macs"].values()) / total
         parts.append(
             f"{method['title']} by {abs(_gap(method, static)):.2f} points ({_interval(method)}; "
-            f"{_wins(method)} seeds; {macs:.2f} times the multiply-adds, "
+            f"{_wins(method)}; {macs:.2f} times the multiply-adds, "
             f"{method['params'] / static['params']:.1f} times the parameters)"
         )
     return f"{side.capitalize()} static’s {static['top1']['mean']:.1f} % top-1, 95 % intervals: {_listed(parts)}."

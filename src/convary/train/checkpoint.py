@@ -38,7 +38,8 @@ def read_checkpoint(path: str | Path, *, format: str = COMPARED) -> dict[str, An
     if not path.is_file():
         places = {COMPARED: "compare writes OUT/METHOD/seed-N/checkpoint.pt", SYSTEM: "train writes OUT/checkpoint.pt"}
         raise CheckpointError(f"no checkpoint {path}; convary {places[format]}")
-    content = read_tensors(path, "delete it to train that run again")
+    own = path.name == "checkpoint.pt"
+    content = read_tensors(path, "delete it to train that run again" if own else "give a file that convary wrote")
     if not isinstance(content, dict) or content.get("format") != format:
         writer = {COMPARED: "compare", SYSTEM: "train"}[format]
         raise CheckpointError(f"{path} is not such a checkpoint; give a file that convary {writer} wrote")

@@ -19,7 +19,7 @@ from convary.train.arms import TIMED, checkpoint_path
 from convary.train.checkpoint import load_model
 from convary.train.classification import Run
 from convary.train.config import SKIPPED, CompareConfig
-from convary.train.files import RUN_FILE, claim_folder, now
+from convary.train.files import RUN_FILE, claim_folder, now, refuse_another_run
 from convary.train.forecast import work
 from convary.train.jobs import check_jobs, train, train_at_once
 from convary.train.log import heard
@@ -56,6 +56,7 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         ConvaryError: the output folder cannot be written.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
+    refuse_another_run(config.out, config.identity(), config.places)  # before anything that takes its time
     accelerator = processes.start(cpu=config.cpu, precision=config.precision)
     progress = heard(config, progress or Progress(), is_first=accelerator.is_main_process)
     check_jobs(config, accelerator)

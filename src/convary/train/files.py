@@ -59,6 +59,12 @@ def claim_folder(
     return started
 
 
+def refuse_another_run(out: Path, identity: dict[str, Any], free: Collection[str] = ()) -> None:
+    """Raise ConfigError where ``out`` is the folder of a run with other settings; see :func:`claim_folder`."""
+    if (out / RUN_FILE).exists():
+        _same_run(out / RUN_FILE, identity, {}, free)
+
+
 def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else repr(value)
 
