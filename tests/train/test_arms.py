@@ -70,20 +70,31 @@ def _at_widths(monkeypatch, ms_of_odconv):
     return timed
 
 
-def test_a_static_network_that_takes_as_long_as_a_method(make, monkeypatch):
+def test_a_static_network_that_takes_as_long_as_a_method(tmp_path, monkeypatch):
     timed = _at_widths(monkeypatch, 3.0)
-    net = {"model": "convnet_nano", "where": "all & ~first", "seeds": 1, "measure_seconds": 0.0}
-    results = compare(config := make(**net, methods=LATENCY))
-    found = json.loads((config.out / "widths.json").read_text())
+    net = {"model": "convnet_nano", "where": "all & ~first", "out": tmp_path}
+    config, data = CompareConfig(**net, methods=LATENCY), load("fashion-mnist-mini")
+    given = config.arms(), config.out, lambda arm: architecture(arm, config, data, 0), torch.device("cpu")
+    found = widths.measure_widths(*given)
     assert list(found) == list(LATENCY[2:]) and {images for _, images in timed} == {1, 16}
     assert all(entry["width"] == pytest.approx(3, rel=0.06) for entry in found.values())  # 18 channels of 6
-    entries = {entry["name"]: entry for entry in results["methods"]}
-    wide = build(f"convnet_nano@{found[LATENCY[2]]['width']}", 4, *results["data"]["shape"][:1])
-    assert entries[LATENCY[2]]["params"] == sum(p.numel() for p in wide.parameters())
-    assert entries[LATENCY[3]]["title"] == "static, latency of 16 images of ODConv"
     before = len(timed)
-    grown = compare(make(**{**net, "seeds": 2}, methods=LATENCY, out=config.out))  # trains more, measures no width anew
-    assert len(timed) == before and len(grown["methods"][2]["seeds"]) == 2
+    assert widths.measure_widths(*given) == {} and len(timed) == before  # they are kept with the run
+    made = architecture(config.arms()[LATENCY[2]], config, data, 0)
+    assert made.model == f"convnet_nano@{found[LATENCY[2]]['width']:g}"
+    assert config.arms()[LATENCY[3]].title == "static, latency of 16 images of ODConv"
+
+
+@pytest.mark.slow
+def test_a_comparison_with_a_static_network_of_equal_latency_grows(make):
+    net = {"model": "convnet_nano", "where": "all & ~first", "methods": LATENCY[:3], "measure_seconds": 0.0}
+    results = compare(config := make(**net, seeds=1))  # on a real clock
+    width = json.loads((config.out / "widths.json").read_text())[LATENCY[2]]["width"]
+    entry = next(entry for entry in results["methods"] if entry["name"] == LATENCY[2])
+    assert entry["params"] == sum(p.numel() for p in build(f"convnet_nano@{width}", 4, 1).parameters())
+    grown = compare(make(**net, seeds=2, out=config.out))
+    assert json.loads((config.out / "widths.json").read_text())[LATENCY[2]]["width"] == width
+    assert len(grown["methods"][2]["seeds"]) == 2 and grown["methods"][2]["seeds"][0] == entry["seeds"][0]
 
 
 @pytest.mark.parametrize(
