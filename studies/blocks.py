@@ -146,7 +146,7 @@ BLOCKS = (
         question="Do ODConv's sharing, its norm, its kernel attention's activation and its hidden units matter?",
         arms=(
             *("odconv:sharing=per_kernel", "odconv:norm=layer", "odconv:kernel_activation=sigmoid"),
-            *("odconv:min_hidden=4", "odconv:min_hidden=8"),
+            "odconv:min_hidden=4",
         ),
         base="s2-papers",
         flags=_ODCONV,
