@@ -17,6 +17,12 @@ hypothesis.settings.register_profile("convary", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("convary")
 
 
+def pytest_addoption(parser) -> None:
+    """What ``tests/test_device.py`` runs on, and in."""
+    parser.addoption("--device", default="cpu", help="where the contract's values are checked: cpu, cuda, mps, ...")
+    parser.addoption("--dtype", default="float32", help="in what they are checked: float64, float32, bfloat16, float16")
+
+
 def pytest_configure(config) -> None:
     """Give Inductor and convary caches of their own.
 
