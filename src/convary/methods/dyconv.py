@@ -41,7 +41,7 @@ class DyConv(BankConfig):
         reduction: The router has C // reduction hidden units.
         activation: "softmax" as published, or "sigmoid" (the paper's ablation).
         temperature: Start value; convary.anneal changes it.
-        extra_hidden: Hidden units added to C // reduction; where that is one to three, 16 gain a point (docs/evidence.md).
+        extra_hidden: Hidden units added to C // reduction. Where that is one to three, 16 more gain a point.
         hidden_bias: Whether the router's first layer has a bias.
 
     Examples:
