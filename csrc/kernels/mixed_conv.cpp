@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One work item of the mixed convolution: some samples x a window of positions x some panels of output channels.
+// One work item of the mixed convolution (products: conv_tile.cpp, mixing: conv_mix.cpp): some samples x a window of
+// positions x some panels of output channels.
 //
 // Per block of input channels: the weights of a panel are mixed into cache, from the bank's rows or from a tile of the
 // bank packed once for all samples of the item, and multiplied with the inputs at once. No mixed kernel is ever whole.

@@ -57,6 +57,7 @@ def mixed_conv(
     return run(OP, spell(x, bank, coeffs, bias, stride, padding, dilation, groups))
 
 
+# Of those that can run, the one whose estimated or measured cost is least: on CPUs mostly "native".
 STRATEGIES = {
     "grouped": Strategy(needs_fixed_batch, aten.per_sample(grouped), "mixed kernels, one convolution", portable=True),
     "loop": Strategy(needs_fixed_batch, aten.per_sample(loop), "mixed kernels, a convolution per sample"),
