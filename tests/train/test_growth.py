@@ -13,7 +13,7 @@ from convary.train import Progress, compare
 from convary.train.arms import checkpoint_path
 from tests.train.test_resume import StopAt, assert_same
 
-ALL = {"methods": ("static", "dyconv"), "seeds": 2, "batch_size": 16}
+ALL = {"methods": ("static", "dyconv"), "seeds": 2, "batch_size": 16, "measure_seconds": 0.0}
 
 
 class Trained(Progress):
