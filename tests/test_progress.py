@@ -56,7 +56,12 @@ def test_how_much_there_is_and_how_long_it_takes_is_said_at_the_start():
         bars.on_work(WORK)
         bars.on_work(dataclasses.replace(WORK, measuring=75.0))
         bars.on_work(dataclasses.replace(WORK, trainings=1, each=2))
-    first, second, short, doubt = file.getvalue().splitlines()
+        bars.on_work(dataclasses.replace(WORK, images=10, unused=2))
+        bars.on_work(dataclasses.replace(WORK, images=1000, unused=20))
+    first, second, short, doubt, third, rest, fourth = file.getvalue().splitlines()
+    assert third == first == fourth and rest.startswith(
+        "An epoch leaves out 2 of 10 images, others each time: a --batch"
+    )
     assert short == "1 training of 2 steps, about 3 h 20 min"
     assert doubt.startswith("Only 2 training steps: little or nothing will be learnt; use more --epochs or a smaller")
     assert first == "2 trainings of 100 steps each, about 3 h 20 min"

@@ -77,6 +77,9 @@ def spell_out(graph: Any) -> None:
             times[left.name] += 1
             if (turn := times[left.name]) > 1:
                 node.replace_input_with(0, _constant(graph, f"{left.name}.{turn}", left.const_value.numpy()))
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
 
 
 def _add_apart(graph: Any, conv: Any, bias: Any) -> None:

@@ -119,14 +119,15 @@ def _lines(flags: Export, config: MethodConfig | None, stage: Callable[[str], No
         model, x, flags.out, strategy=flags.strategy, dynamic=dynamic, runtime=flags.runtime,
         bank_dtype=getattr(torch, flags.bank_dtype), notes={} if photos is None else photos.notes(),
     )  # fmt: skip
-    yield from _forms(program)
+    forms = list(_forms(program))
+    yield from forms
     stage(f"writing {flags.out}")
     write()
     yield _written(flags.out)
     if flags.run:
         x = x if dynamic is not None and 0 not in dynamic else x[:1]
         yield from outcomes(flags.out, model, x, dynamic, flags.runtime, flags.layers, stage)
-        if flags.runtime == "any" and flags.image and flags.out.suffix == ".onnx":
+        if flags.runtime == "any" and flags.image and flags.out.suffix == ".onnx" and forms:
             yield "faster in onnxruntime: --runtime onnxruntime, or --runtime convary with a library beside the file"
     yield from _classes(flags.out, source, photos)
 

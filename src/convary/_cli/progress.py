@@ -75,6 +75,9 @@ class LiveProgress(Listener):
         kept = f", {work.kept} of them done before" if work.kept else ""
         told = f"{many} of {each}{kept}, about {spell(max(work.total - work.saved, 0.0))}{after}"
         self.console.print(told, markup=False, soft_wrap=True)
+        if 20 * work.unused > work.images:  # of more than 20 images an epoch hardly misses one
+            rest = f"{work.unused} of {work.images} images, others each time: a --batch-size that divides them uses all"
+            self.console.print(f"An epoch leaves out {rest}.", style="yellow", markup=False, soft_wrap=True)
         if work.jobs == 1 and (crowd := of_crowd(load(), os.cpu_count() or 1, torch.get_num_threads())):
             self.console.print(crowd, style="yellow", markup=False, soft_wrap=True)
         if doubt := of_few_steps(work.each, FEW_FINE if work.pretrained else FEW_STEPS):

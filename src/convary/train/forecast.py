@@ -39,6 +39,8 @@ class Work:
         kept: How many trainings were finished before, for results with fewer seeds or other methods.
         saved: Seconds of those, by the guess.
         pretrained: Whether they start from trained weights.
+        images: How many there are to train on.
+        unused: How many of them an epoch leaves out, other ones each time, because they fill no batch.
     """
 
     trainings: int
@@ -50,6 +52,8 @@ class Work:
     kept: int = 0
     saved: float = 0.0
     pretrained: bool = False
+    images: int = 0
+    unused: int = 0
 
     @property
     def total(self) -> float:
@@ -91,6 +95,8 @@ def work(
         kept=sum(min(before[name], config.seeds) + tried for name in steps if name in before),
         saved=saved,
         pretrained=config.pretrained,
+        images=len(dataset.train.labels),
+        unused=len(dataset.train.labels) - every * size,
     )
 
 
