@@ -121,6 +121,8 @@ def test_each_runtime_has_a_line(tmp_path, monkeypatch):
     assert _runtimes._words(KeyError(words), path / "two.onnx") == f"{words!r} (layer '1')"
     (only,) = outcomes(path / "net.onnx", net, x, (), "onnxruntime")
     assert only.startswith("onnxruntime: ")
+    (only,) = outcomes(path / "net.onnx", net, x, (), "openvino")
+    assert only == "OpenVINO: not installed"
 
 
 @pytest.mark.slow
