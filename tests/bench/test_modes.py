@@ -86,7 +86,7 @@ def test_every_mode(mode):
         ("--mode openvino --forms convary", "--mode openvino has the forms any, openvino; got convary"),
         (
             "--mode openvino --forms openvino",
-            "--forms openvino is for one image: give --batches 1, without --free-batch",
+            "--forms openvino is for one image: give --batches 1",
         ),
         ("--mode aoti --modes training", "--mode aoti has no training; choose --modes inference"),
         ("--mode compiled --dtypes bf16", "is against static, in float32; leave out --against and --dtypes"),
