@@ -44,7 +44,7 @@ def chains(path: Path) -> int:
 
 @torch.no_grad()
 def check(model: nn.Module, x: torch.Tensor, folder: Path) -> int:
-    """Compare the file in the runtimes that are here; how many chains it has: one for each product of the usual file."""
+    """Compare the file in the runtimes that are here; how many chains it has: as many as the usual one products."""
     paths = {runtime: folder / f"{runtime}.onnx" for runtime in ("any", "openvino")}
     for runtime, path in paths.items():
         cv.export(model, x, path, dynamic=(), runtime=runtime)
@@ -141,7 +141,7 @@ def test_kernels_of_products_are_left_alone(tmp_path):
     [
         ({}, "is for one size of everything: give dynamic="),
         ({"dynamic": (0,)}, "is for one size of everything: give dynamic="),
-        ({"dynamic": (), "example": (2, 4, 8, 8)}, "is for one image; got an example of 2"),
+        ({"dynamic": (), "example": (2, 4, 8, 8)}, "is for one image; got 2: give a batch of one"),
         ({"dynamic": (), "path": "m.pt2"}, "is for .onnx files; got 'm.pt2'"),
         ({"dynamic": (), "path": None}, "is for .onnx files; got 'None'"),
         ({"dynamic": (), "strategy": "bmm"}, "strategy must be 'auto'; got 'bmm'"),

@@ -123,7 +123,9 @@ def recorded(
     if runtime in ("executorch", "openvino") and any(axes):
         raise ConfigError(f"runtime={runtime!r} is for one size of everything: give dynamic=(), or --image")
     if runtime == "openvino" and len(inputs[0]) != 1:
-        raise ConfigError(f"runtime={runtime!r} is for one image; got an example of {len(inputs[0])}")
+        raise ConfigError(
+            f"runtime={runtime!r} is for one image; got {len(inputs[0])}: give a batch of one, or --image"
+        )
     with _keeping_operators(runtime == "convary", strategy):
         program = _record(model, inputs, axes, strategy)
     if runtime == "executorch":
