@@ -72,8 +72,8 @@ def _reader(value: Any) -> Any:
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
     """A shape, where it is known."""
-    known = value.shape is not None and all(isinstance(size, int) for size in value.shape)
-    return tuple(value.shape) if known else None
+    sizes = value.shape
+    return tuple(sizes) if sizes is not None and all(isinstance(size, int) for size in sizes) else None
 
 
 def _joined(shape: tuple[int, ...], factors: list[tuple[int, ...]]) -> list[list[int]]:
