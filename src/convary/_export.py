@@ -69,7 +69,7 @@ def export(
         runtime: ``"onnxruntime"`` writes an ONNX file that only onnxruntime on a CPU reads: depthwise and large dense
             layers with a mixed kernel use its own operators for blocked channels. With a fixed batch that is faster
             than ``"any"``, which every runtime reads. ``"openvino"`` is an ONNX file for one image of one size whose
-            kernels are mixed as OpenVINO does it fast; others read it too. ``"convary"`` keeps convary's native
+            kernels are mixed as OpenVINO does it fast; onnxruntime reads it too. ``"convary"`` keeps convary's native
             kernels, routers included, as operators, for any batch and size: a ``.pt2`` file then runs where convary is
             imported, an ONNX file in an onnxruntime that is given :func:`custom_ops_library`. In float32, in one or two
             dimensions. ``"executorch"`` is a program for ExecuTorch with XNNPACK, for one image of one size: no
