@@ -144,8 +144,8 @@ def test_only_onnx_files_are_made_for_onnxruntime(tmp_path):
     layer, x = cv.CondConv2d(16, 16, 3), torch.randn(1, 16, 6, 6)
     with pytest.raises(cv.ConfigError, match=r"runtime='onnxruntime' is for .onnx files; got .*model.pt2"):
         cv.export(layer, x, tmp_path / "model.pt2", dynamic=(), runtime="onnxruntime")
-    with pytest.raises(cv.ConfigError, match="one of any, onnxruntime, convary, executorch; got 'openvino'"):
-        cv.export(layer, x, tmp_path / "model.onnx", runtime="openvino")
+    with pytest.raises(cv.ConfigError, match="one of any, onnxruntime, openvino, convary, executorch; got 'tvm'"):
+        cv.export(layer, x, tmp_path / "model.onnx", runtime="tvm")
 
 
 def test_routers_norms_and_scales_are_folded_in_a_copy():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convary import ops
 from convary._blocked import block
+from convary._chained import chain
 from convary._custom_ops import narrow_banks
 from convary._exported import FORMS, SUFFIXES, ExportForm
 from convary._free_sizes import check_sizes
@@ -31,7 +32,7 @@ from convary.ops import native, tracing
 from convary.ops.dispatch import listening
 
 Strategy = Literal["auto", "grouped", "outputs", "bmm"]
-Runtime = Literal["any", "onnxruntime", "convary", "executorch"]
+Runtime = Literal["any", "onnxruntime", "openvino", "convary", "executorch"]
 
 
 def export(
@@ -67,11 +68,12 @@ def export(
         dynamic: Axes of the inputs whose size may change; by default all but the channels: 0, 2, 3, ...
         runtime: ``"onnxruntime"`` writes an ONNX file that only onnxruntime on a CPU reads: depthwise and large dense
             layers with a mixed kernel use its own operators for blocked channels. With a fixed batch that is faster
-            than ``"any"``, which every runtime reads. ``"convary"`` keeps convary's native kernels, routers included,
-            as operators, for any batch and size: a ``.pt2`` file then runs where convary is imported, an ONNX file in
-            an onnxruntime that is given :func:`custom_ops_library`. In float32, in one or two dimensions.
-            ``"executorch"`` is a program for ExecuTorch with XNNPACK, for one image of one size: no convolution is left
-            whose kernel is computed, which it has slow code for.
+            than ``"any"``, which every runtime reads. ``"openvino"`` is an ONNX file for one image of one size whose
+            kernels are mixed as OpenVINO does it fast; onnxruntime reads it too. ``"convary"`` keeps convary's native
+            kernels, routers included, as operators, for any batch and size: a ``.pt2`` file then runs where convary is
+            imported, an ONNX file in an onnxruntime that is given :func:`custom_ops_library`. In float32, in one or two
+            dimensions. ``"executorch"`` is a program for ExecuTorch with XNNPACK, for one image of one size: no
+            convolution is left whose kernel is computed, which it has slow code for.
         bank_dtype: ``torch.bfloat16`` stores banks in half the bytes, in an ONNX file with ``runtime="convary"``: they
             are rounded once to 8 bits of precision, and mixed and applied in float32.
         notes: More to write into the file's metadata, by name. ``convary.data.DataSet.photo_format.notes()`` are the
@@ -118,8 +120,12 @@ def recorded(
     _warn_if_hot(model)
     inputs = _inputs(model, example)
     axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
-    if runtime == "executorch" and any(axes):
+    if runtime in ("executorch", "openvino") and any(axes):
         raise ConfigError(f"runtime={runtime!r} is for one size of everything: give dynamic=(), or --image")
+    if runtime == "openvino" and len(inputs[0]) != 1:
+        raise ConfigError(
+            f"runtime={runtime!r} is for one image; got {len(inputs[0])}: give a batch of one, or --image"
+        )
     with _keeping_operators(runtime == "convary", strategy):
         program = _record(model, inputs, axes, strategy)
     if runtime == "executorch":
@@ -167,8 +173,10 @@ def _check_target(path: Path | None, strategy: str, runtime: str, bank_dtype: to
     for name, value, known in (("strategy", strategy, Strategy), ("runtime", runtime, Runtime)):
         if value not in get_args(known):
             raise ConfigError(f"{name} must be one of {', '.join(get_args(known))}; got {value!r}")
-    if runtime == "onnxruntime" and (path is None or path.suffix != ".onnx"):
+    if runtime in ("onnxruntime", "openvino") and (path is None or path.suffix != ".onnx"):
         raise ConfigError(f"runtime={runtime!r} is for .onnx files; got {str(path)!r}")
+    if runtime == "openvino" and strategy != "auto":
+        raise ConfigError(f"runtime={runtime!r} is a form of its own, so strategy must be 'auto'; got {strategy!r}")
     if runtime == "executorch" and (strategy != "auto" or (path is not None and path.suffix != ".pt2")):
         raise ConfigError(f"runtime={runtime!r} is for programs, .pt2, with strategy 'auto'; got {path=}, {strategy=}")
     if bank_dtype not in (torch.float32, torch.bfloat16):
@@ -269,6 +277,8 @@ def _write(
                 spell_out(converted.model.graph)
             if runtime == "onnxruntime":
                 block(converted.model)
+            if runtime == "openvino":
+                chain(converted.model)
             if bank_dtype is torch.bfloat16:
                 narrow_banks(converted.model.graph)
             converted.model.metadata_props.update(held)

@@ -42,7 +42,10 @@ def of_file(path: Path, runtime: str = "any") -> dict[str, Runtime]:
     """By name, the runtimes that are meant to read a file that was written for ``runtime`` (of ``convary.export``)."""
     if path.suffix == ".pt2":
         return {"torch": _TORCH}
-    return _ONNX if runtime == "any" else {"onnxruntime": _ONNX["onnxruntime"]}
+    if runtime == "any":
+        return _ONNX
+    name = "OpenVINO" if runtime == "openvino" else "onnxruntime"
+    return {name: _ONNX[name]}
 
 
 def opened(runtime: Runtime, path: Path, threads: int, x: Tensor) -> Run | None:

@@ -54,6 +54,14 @@ def test_what_is_wrong_is_not_timed(alone, monkeypatch):
     assert "wrong, off by" in page_modes.lines({"rows": [row]})
 
 
+def test_forms_for_one_image_are_left_out_of_others(alone, monkeypatch):
+    form = dataclasses.replace(ENGINES["onnxruntime"].forms["any"], one_image=True)
+    forms = {"any": ENGINES["onnxruntime"].forms["any"], "single": form}
+    monkeypatch.setitem(ENGINES, "onnxruntime", dataclasses.replace(ENGINES["onnxruntime"], forms=forms))
+    for change, want in (({}, ["any", "single"]), ({"batches": (2,)}, ["any"]), ({"free_batch": True}, ["any"])):
+        assert [row["form"] for row in measure(dataclasses.replace(CONFIG, **change))] == want
+
+
 def test_a_file_for_any_batch(alone):
     (row,) = measure(dataclasses.replace(CONFIG, forms=("convary",), free_batch=True))
     assert row["free"] and row["error"] < 1e-4
@@ -75,7 +83,11 @@ def test_every_mode(mode):
     ("words", "message"),
     [
         ("--mode onnx", "invalid choice 'onnx'"),
-        ("--mode openvino --forms convary", "--mode openvino has the forms any; got convary"),
+        ("--mode openvino --forms convary", "--mode openvino has the forms any, openvino; got convary"),
+        (
+            "--mode openvino --forms openvino",
+            "--forms openvino is for one image: give --batches 1",
+        ),
         ("--mode aoti --modes training", "--mode aoti has no training; choose --modes inference"),
         ("--mode compiled --dtypes bf16", "is against static, in float32; leave out --against and --dtypes"),
         ("--forms any", "--forms and --free-batch are of files; choose --mode onnxruntime"),

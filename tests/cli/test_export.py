@@ -11,7 +11,7 @@ from torch import nn
 
 import convary
 from convary import _export, _runtimes
-from convary._cli import run_file
+from convary._cli import export, run_file
 from convary._cli.run_file import outcomes
 from convary._runtimes import Runtime
 from convary.bench import timing
@@ -121,6 +121,8 @@ def test_each_runtime_has_a_line(tmp_path, monkeypatch):
     assert _runtimes._words(KeyError(words), path / "two.onnx") == f"{words!r} (layer '1')"
     (only,) = outcomes(path / "net.onnx", net, x, (), "onnxruntime")
     assert only.startswith("onnxruntime: ")
+    (only,) = outcomes(path / "net.onnx", net, x, (), "openvino")
+    assert only == "OpenVINO: not installed"
 
 
 @pytest.mark.slow
@@ -166,6 +168,18 @@ def test_export_says_the_forms_before_it_writes(run, tmp_path, monkeypatch):
     assert code == 2 and "1 x taps (mixed_conv): mixed kernels, a product for each tap" in told and "no room" in error
 
 
+def test_export_names_the_faster_forms_after_the_default_one(run, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(export, "outcomes", lambda *_: iter(()))
+    words = ("--model", "timm:test_byobnet", "--method", "condconv", "--where", "last", "--weights", "random")
+    more = ("--shape", 3, 64, 64, "--image", "--out", tmp_path / "model.onnx")
+    for runtime, named in (("any", True), ("openvino", False)):
+        code, told, _ = run("export", *words, *more, "--runtime", runtime)
+        assert code == 0 and "grouped (mixed_conv)" in told
+        assert ("faster in onnxruntime: " in told) == named
+        assert ("faster in OpenVINO: --runtime openvino" in told) == named
+
+
 def test_export_tells_of_a_hot_router(run, tmp_path):
     words = ("--model", "timm:test_byobnet", "--method", "kernelwarehouse", "--where", "last", "--weights", "random")
     code, told, error = run("export", *words, "--shape", 3, 64, 64, "--dynamic", 0, "--out", tmp_path / "model.pt2")
@@ -191,6 +205,10 @@ def test_export_tells_of_a_hot_router(run, tmp_path):
         ("--model timm:test_byobnet --weights random --strategy loop", "invalid choice 'loop'"),
         ("--model timm:test_byobnet --weights random --image --dynamic 0", "--image is for one image of one shape"),
         ("--model timm:test_byobnet --weights random --runtime onnxruntime", "is for .onnx files; got"),
+        (
+            "--model timm:test_byobnet --weights random --runtime openvino --out {tmp}/model.onnx",
+            "runtime='openvino' is for one size of everything: give dynamic=(), or --image",
+        ),
         ("--model timm:test_byobnet --weights random --out {tmp}/model.pb", "must end in .onnx (ONNX) or .pt2"),
     ],
 )

@@ -58,7 +58,8 @@ class Models:
     modes: tuple[Mode, ...] = ("inference", "training")
     """inference is the forward pass in eval mode, training forward and backward in training mode, by torch alone."""
     forms: tuple[str, ...] = ()
-    """Of files for onnxruntime: any, onnxruntime, convary (as of convary export --runtime), convary-bf16; else all."""
+    """Of files, as of convary export --runtime: any, onnxruntime, convary, convary-bf16 in onnxruntime; any, openvino
+    (one image) in OpenVINO; else all."""
     free_batch: bool = False
     """Files for any batch, in place of files for this one."""
     dtypes: tuple[Literal["float32", "bf16"], ...] = ("float32",)
@@ -174,6 +175,9 @@ def _check_mode(flags: Models) -> None:
     unknown = [form for form in flags.forms if form not in engine.forms]
     if unknown or (flags.free_batch and not engine.files):
         raise ConfigError(f"--mode {flags.mode} has the forms {', '.join(engine.forms)}; got {', '.join(unknown)}")
+    single = [form for form in flags.forms if engine.forms[form].one_image]
+    if single and (flags.free_batch or flags.batches != (1,)):
+        raise ConfigError(f"--forms {single[0]} is for one image: give --batches 1, without --free-batch")
     if not set(flags.modes) & set(engine.modes):
         raise ConfigError(f"--mode {flags.mode} has no {' or '.join(flags.modes)}; choose --modes inference")
 

@@ -61,10 +61,10 @@ class Export:
     """Axes of the input whose size may change; by default all but the channels. --dynamic 0: the batch only."""
     image: bool = False
     """For one image of this shape at a time: nothing may change, and the dynamic layers are ordinary convolutions."""
-    runtime: Literal["any", "onnxruntime", "convary", "executorch"] = "any"
-    """onnxruntime: a file that only onnxruntime on a CPU reads, faster where the batch is fixed. convary: one for
-    runtimes that are given convary's native library, for every batch and size. executorch: a .pt2
-    for its XNNPACK, with --image."""
+    runtime: Literal["any", "onnxruntime", "openvino", "convary", "executorch"] = "any"
+    """onnxruntime: a file that only onnxruntime on a CPU reads, faster where the batch is fixed. openvino: one that is
+    faster in OpenVINO, with --image. convary: one for runtimes that are given convary's native library, for every batch
+    and size. executorch: a .pt2 for its XNNPACK, with --image."""
     bank_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: banks of kernels in half the bytes, in an .onnx file with --runtime convary."""
     run: bool = True
@@ -129,6 +129,7 @@ def _lines(flags: Export, config: MethodConfig | None, stage: Callable[[str], No
         yield from outcomes(flags.out, model, x, dynamic, flags.runtime, flags.layers, stage)
         if flags.runtime == "any" and flags.image and flags.out.suffix == ".onnx" and forms:
             yield "faster in onnxruntime: --runtime onnxruntime, or --runtime convary with a library beside the file"
+            yield "faster in OpenVINO: --runtime openvino"
     yield from _classes(flags.out, source, photos)
 
 

@@ -42,10 +42,12 @@ class Form:
     Attributes:
         how: Arguments of ``convary.export``.
         tolerance: By pass: of the largest score; in training, of the largest gradient.
+        one_image: Whether it is only for one image at a time.
     """
 
     how: Mapping[str, Any] = field(default_factory=dict)
     tolerance: Mapping[str, float] = field(default_factory=lambda: {"inference": 1e-4, "training": 1e-2})
+    one_image: bool = False
 
 
 def spent() -> float:
@@ -162,5 +164,8 @@ ENGINES = {
             "convary-bf16": _HALF,
         },
     ),
-    "openvino": Engine(make=_by("OpenVINO"), module="openvino", files=True, forms={"any": Form()}),
+    "openvino": Engine(
+        make=_by("OpenVINO"), module="openvino", files=True,
+        forms={"any": Form(), "openvino": Form({"runtime": "openvino"}, one_image=True)},
+    ),
 }  # fmt: skip

@@ -36,7 +36,7 @@ class ModesConfig:
         modes: "inference", and "training" where the mode can: a step, forward and backward.
         threads: Numbers of threads, one after the other.
         image_size: Height and width of the images.
-        forms: Of a file, by the names of the engine's ``forms``; all where empty.
+        forms: Of a file, by the names of the engine's ``forms``; all that the batch allows where empty.
         free_batch: Whether files take any batch.
         seconds: Per line.
     """
@@ -93,14 +93,17 @@ class _Lines:
         self.clock = fitting_clock(self.x.device)
 
     def all(self) -> Iterator[dict[str, Any]]:
-        """Each method in each form of a file."""
+        """Each method in each form of a file that is for such a batch."""
+        forms = self.config.forms or tuple(self.engine.forms)
+        single = len(self.x) == 1 and not self.config.free_batch
+        forms = [form for form in forms if single or not self.engine.forms[form].one_image]
         torch._dynamo.reset()
         static = _ready(networks(self.name, "static", self.config.image_size)[0], self.mode)
         base = self._made(self.engine, static, next(iter(self.engine.forms)))
         fastest = self._fastest(static, base)
         for method in self.config.methods:
             dynamic = _ready(networks(self.name, method, self.config.image_size)[1], self.mode)
-            for form in self.config.forms or tuple(self.engine.forms):
+            for form in forms:
                 yield self._line(dynamic, method, form, base, fastest)
 
     def _line(
