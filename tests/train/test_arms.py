@@ -91,7 +91,9 @@ def test_a_comparison_with_a_static_network_of_equal_latency_grows(make):
     results = compare(config := make(**net, seeds=1))  # on a real clock
     width = json.loads((config.out / "widths.json").read_text())[LATENCY[2]]["width"]
     entry = next(entry for entry in results["methods"] if entry["name"] == LATENCY[2])
-    assert entry["params"] == sum(p.numel() for p in build(f"convnet_nano@{width}", 4, 1).parameters())
+    assert entry["params"] == sum(
+        p.numel() for p in build(f"convnet_nano@{width}", 4, results["data"]["shape"][0]).parameters()
+    )
     grown = compare(make(**net, seeds=2, out=config.out))
     assert json.loads((config.out / "widths.json").read_text())[LATENCY[2]]["width"] == width
     assert len(grown["methods"][2]["seeds"]) == 2 and grown["methods"][2]["seeds"][0] == entry["seeds"][0]
