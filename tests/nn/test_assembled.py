@@ -52,3 +52,36 @@ def test_a_channels_last_batch_stays_so(monkeypatch):
     got = layer(x)
     assert got.stride() == want.stride() and got.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("config", [config for config in SERVED if config == type(config)()], ids=lambda c: c.name)
+def test_transforms_autocast_and_other_batches_see_no_difference(config, monkeypatch):
+    torch.manual_seed(0)
+    layer = excite(config.build(CONVS[2](4, 6, 3, padding=1))).double().eval()
+    x, t = torch.randn(2, 3, 4, 7, 6, dtype=torch.float64)
+
+    def total(z):
+        return layer(z).square().sum()
+
+    def seen():
+        with torch.autocast("cpu", torch.bfloat16):
+            half = layer(x)
+        jvp, grad = torch.func.jvp, torch.func.grad
+        many = torch.func.vmap(layer)(torch.stack([x, t]))
+        made = (
+            jvp(layer, (x,), (t,))[1],
+            grad(total)(x),
+            jvp(grad(total), (x,), (t,))[1],
+            many,
+            layer(x[:0]),
+            layer(x[:1]),
+        )
+        return [value.detach() for value in made], half.detach()
+
+    want, want_half = seen()
+    monkeypatch.setattr(assembled, "_AT_ONCE", 1)
+    got, got_half = seen()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    assert got_half.dtype == want_half.dtype
+    torch.testing.assert_close(got_half, want_half, rtol=2e-2, atol=2e-2 * float(want_half.abs().max()))
