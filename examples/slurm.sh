@@ -15,7 +15,7 @@
 #SBATCH --requeue
 set -euo pipefail
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export OMP_NUM_THREADS=1
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --rdzv-id "$SLURM_JOB_ID" \
-  --rdzv-backend c10d --rdzv-endpoint "$first:${PORT:-29500}" -m convary "$@"
+  --rdzv-backend c10d --rdzv-endpoint "${hosts%%$'\n'*}:${PORT:-29500}" -m convary "$@"

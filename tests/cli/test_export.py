@@ -113,7 +113,7 @@ def test_each_runtime_has_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(run_file, "SECONDS", 0.0)
     good, absent, refused = outcomes(path / "net.onnx", net, x, ())
     assert good.startswith("onnxruntime: scores within ") and "of the static network's file" in good
-    assert absent == "OpenVINO: not installed"
+    assert absent == "OpenVINO: not run, for it is not installed"
     assert re.fullmatch(r"OpenCV: does not take it: 'Node node_conv2d is not implemented' \(layer '0'\)", refused)
     net = torch.nn.Sequential(*(convary.CondConv2d(1, 1, 3, experts=2) for _ in range(2))).eval()
     convary.export(net, x, path / "two.onnx", dynamic=())
@@ -122,7 +122,7 @@ def test_each_runtime_has_a_line(tmp_path, monkeypatch):
     (only,) = outcomes(path / "net.onnx", net, x, (), "onnxruntime")
     assert only.startswith("onnxruntime: ")
     (only,) = outcomes(path / "net.onnx", net, x, (), "openvino")
-    assert only == "OpenVINO: not installed"
+    assert only == "OpenVINO: not run, for it is not installed"
 
 
 @pytest.mark.slow

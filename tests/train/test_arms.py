@@ -87,7 +87,8 @@ def test_a_static_network_that_takes_as_long_as_a_method(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_comparison_with_a_static_network_of_equal_latency_grows(make):
-    net = {"model": "convnet_nano", "where": "all & ~first", "methods": LATENCY[:3], "measure_seconds": 0.0}
+    net = {"model": "convnet_nano", "where": "all & ~first", "image_size": 32}  # of images so large width takes time
+    net |= {"methods": LATENCY[:3], "measure_seconds": 0.0}
     results = compare(config := make(**net, seeds=1))  # on a real clock
     width = json.loads((config.out / "widths.json").read_text())[LATENCY[2]]["width"]
     entry = next(entry for entry in results["methods"] if entry["name"] == LATENCY[2])

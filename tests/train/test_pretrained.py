@@ -239,7 +239,7 @@ def test_other_weights_of_the_same_name_are_refused(finished, imagenet, tmp_path
             compare(config)
     finally:
         imagenet.write_bytes(content)
-    with pytest.raises(ConfigError, match="weights '.*mobilenet.pt' there and None here"):
+    with pytest.raises(ConfigError, match="weights '.*mobilenet.pt' there and not given here"):
         compare(dataclasses.replace(config, weights="random"))
 
 

@@ -24,7 +24,7 @@ LIKELIEST = 3  # classes
 class Predict:
     """Write pictures of what a system of convary train makes of your files, or say the classes of your photographs."""
 
-    system: Annotated[Positional[str], arg(metavar="SYSTEM")]
+    system: Annotated[Positional[str], arg(metavar="TRAINED")]
     """A system of convary train, taken from the folder runs/SYSTEM; or the folder that it was trained into; or a
     classifier: OUT/METHOD/seed-N/checkpoint.pt of convary compare, or the .onnx or .pt2 that convary export made of
     it."""

@@ -62,7 +62,7 @@ def outcomes(
                 yield f"{name}: does not take it: {refusal}"
                 continue
             if run is None:
-                yield f"{name}: not installed"
+                yield f"{name}: not run, for it is not installed"
             else:
                 yield f"{name}: {_error(run, x, want)}{_times(run, base, x)}"
         if layers is not None and beside:

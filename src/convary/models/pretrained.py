@@ -173,7 +173,9 @@ def _read(name: str, weights: str, stamp: tuple[int, int] | None) -> Pretrained:
     if isinstance(content, Mapping) and content.get("format") == COMPARED:
         return _compared(name, path, content)
     if isinstance(content, Mapping) and "recipe" in content:
-        raise ConfigError(f"{path} is dynamic: convary convert wrote it; give the weights of the static network")
+        raise ConfigError(
+            f"{path} is dynamic (convary convert or convary.save wrote it); give the weights of the static network"
+        )
     tensors = read_weights(path) if path.suffix == ".safetensors" else unwrap(content, str(path))
     return Pretrained(source=weights, tensors=tensors, seen=seen_by(name))
 

@@ -55,7 +55,7 @@ def _scatter(
     for method in methods:
         here, low, high = x(method)
         top1, std, how = method["top1"]["mean"], method["top1"]["std"], look[method["name"]]
-        places.append((here, top1, method["title"], INK))
+        places.append((here, top1, method["title"], how.color))
         bars += [(here - low, top1, here + high, top1), (here, top1 - (std or 0), here, top1 + (std or 0))]
         if std is not None:
             scores = [seed["top1"] for seed in method["seeds"]]
@@ -81,7 +81,7 @@ def _scatter(
         mark(panel, method["name"], [here], [top1], [f"{method['title']}: {top1:.2f}{spread} % top-1, {say(here)}"])
     panel.margins(x=0.18, y=0.18)
     _to_100(panel)
-    for method, written in zip(methods, label(panel, places, bars), strict=True):
+    for method, written in zip(methods, label(panel, places, bars, INK), strict=True):
         belongs(method["name"], [written])
 
 

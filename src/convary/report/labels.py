@@ -10,11 +10,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
-Place = tuple[float, float, str, str]  # x, y and two words
+Place = tuple[float, float, str, str]  # x, y, name and colour of a point
 
 
-def label(panel: Axes, places: list[Place], bars: list[tuple[float, float, float, float]]) -> list[Annotation]:
-    """Put each name where it hides no point, bar or other name: of the places around the point the clearest wins."""
+def label(
+    panel: Axes, places: list[Place], bars: list[tuple[float, float, float, float]], ink: str | None = None
+) -> list[Annotation]:
+    """Put each name where it hides no point, bar or other name: of the places around the point the clearest wins.
+
+    Names have the colours of their points, or all ``ink``; so have the lines to those that stand far off.
+    """
     written: list[Annotation] = []
     figure = cast("Figure", panel.figure)
     figure.draw_without_rendering()
@@ -25,13 +30,13 @@ def label(panel: Axes, places: list[Place], bars: list[tuple[float, float, float
         (left, bottom), (right, top) = to_pixels((x0, y0)), to_pixels((x1, y1))
         taken.append((left - 2 * scale, bottom - 2 * scale, right + 2 * scale, top + 2 * scale))
     for (x, y, name, color), at in zip(places, points, strict=True):
-        size = (6.3 * len(name) * scale, 11 * scale)
+        size = (6.6 * len(name) * scale, 12 * scale)
 
         def cost(place: Place, at: Any = at, size: Any = size) -> float:
             box = _box(at, size, place, scale)
             hidden = sum(_overlap(box, other) for other in taken)
             outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
-            return hidden + 1e3 * outside + _AROUND.index(place)
+            return hidden + 1e3 * outside + 8 * _AROUND.index(place)
 
         dx, dy, ha, va = place = min(_AROUND, key=cost)
         taken.append(_box(at, size, place, scale))
@@ -43,14 +48,16 @@ def label(panel: Axes, places: list[Place], bars: list[tuple[float, float, float
                 textcoords="offset points",
                 ha=ha,
                 va=va,
-                color=color,
+                color=ink or color,
                 fontsize=9.5,
                 weight="bold",
+                arrowprops=_LEADER | {"color": color} if abs(dy) > _NEAR else None,
             )
         )
     return written
 
 
+_SIDES = ((1, "left"), (-1, "right"))
 _AROUND: list[Place] = [
     (9, 5, "left", "bottom"),
     (-9, 5, "right", "bottom"),
@@ -62,7 +69,16 @@ _AROUND: list[Place] = [
     (-12, 0, "right", "center"),
     (9, 14, "left", "bottom"),
     (9, -14, "left", "top"),
+    *(
+        (side * 12, up * (14 * step + 10), ha, "center")
+        for step in range(1, 7)
+        for up in (1, -1)
+        for side, ha in _SIDES
+    ),
 ]
+"""Where a name may stand, in points from its point: the nearest first, those far away with a line to it."""
+_NEAR = 14
+_LEADER = {"arrowstyle": "-", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5}
 
 
 def _box(

@@ -66,6 +66,8 @@ def refuse_another_run(out: Path, identity: dict[str, Any], free: Collection[str
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
     return " ".join(map(str, value)) if isinstance(value, list) else repr(value)
 
 
