@@ -11,11 +11,13 @@ one and interleaved, so that other work on the machine meets every runtime alike
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -75,11 +77,17 @@ def in_onnxruntime(path: Path) -> Run:
 
 def in_openvino(path: Path) -> Run:
     """A runner, one thread, float32 arithmetic (by default OpenVINO may take bf16)."""
+    options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = _openvino_core().compile_model(str(path), "CPU", options)
+    return lambda x: torch.from_numpy(np.array(compiled(x.numpy())[0]))
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """One for the process: two break its signal handlers when they go."""
     import openvino
 
-    options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(path), "CPU", options)
-    return lambda x: torch.from_numpy(np.array(compiled(x.numpy())[0]))
+    return openvino.Core()
 
 
 def quantise(path: Path, calibration: Tensor) -> Path:
