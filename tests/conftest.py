@@ -50,3 +50,11 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Nor through what a module's tests imported: in the end that is as much again, and 0.3 s for each training."""
+    if nextitem is None or nextitem.fspath != item.fspath:
+        gc.collect()
+        gc.freeze()
