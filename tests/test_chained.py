@@ -139,9 +139,9 @@ def test_kernels_of_products_are_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "is for one size of everything: give dynamic="),
-        ({"dynamic": (0,)}, "is for one size of everything: give dynamic="),
-        ({"dynamic": (), "example": (2, 4, 8, 8)}, "is for one image; got 2: give a batch of one"),
+        ({}, "is for images of one size: give dynamic="),
+        ({"dynamic": (0, 2)}, "is for images of one size: give dynamic="),
+        ({"dynamic": (), "example": (2, 4, 8, 8)}, "is for one image or any number; got 2: give a batch of one"),
         ({"dynamic": (), "path": "m.pt2"}, "is for .onnx files; got 'm.pt2'"),
         ({"dynamic": (), "path": None}, "is for .onnx files; got 'None'"),
         ({"dynamic": (), "strategy": "bmm"}, "strategy must be 'auto'; got 'bmm'"),

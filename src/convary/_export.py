@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +17,20 @@ from convary import ops
 from convary._blocked import block
 from convary._chained import chain
 from convary._custom_ops import narrow_banks
-from convary._exported import FORMS, SUFFIXES, ExportForm
+from convary._export_request import Runtime, Strategy, check_form, check_free, check_notes
+from convary._exported import EACH_IMAGE, FORMS, ExportForm
 from convary._free_sizes import check_sizes
 from convary._lean import lean
 from convary._onnx import spell_out, to_onnx
+from convary._per_image import is_separable, per_image
 from convary._schedule import tempered_routers
 from convary._xnnpack import without_computed_kernels
 from convary.batches import input_like, taken
 from convary.errors import ConfigError, DtypeError, ExportError, StrategyError, TemperatureWarning
-from convary.extras import require
-from convary.files import check_target, staged
+from convary.files import staged
 from convary.nn import Router, hooked
 from convary.ops import native, tracing
 from convary.ops.dispatch import listening
-
-Strategy = Literal["auto", "grouped", "outputs", "bmm"]
-Runtime = Literal["any", "onnxruntime", "openvino", "convary", "executorch"]
 
 
 def export(
@@ -67,20 +65,22 @@ def export(
             need.
         dynamic: Axes of the inputs whose size may change; by default all but the channels: 0, 2, 3, ...
         runtime: ``"onnxruntime"`` writes an ONNX file that only onnxruntime on a CPU reads: depthwise and large dense
-            layers with a mixed kernel use its own operators for blocked channels. With a fixed batch that is faster
-            than ``"any"``, which every runtime reads. ``"openvino"`` is an ONNX file for one image of one size whose
-            kernels are mixed as OpenVINO does it fast; onnxruntime reads it too. ``"convary"`` keeps convary's native
-            kernels, routers included, as operators, for any batch and size: a ``.pt2`` file then runs where convary is
-            imported, an ONNX file in an onnxruntime that is given :func:`custom_ops_library`. In float32, in one or two
-            dimensions. ``"executorch"`` is a program for ExecuTorch with XNNPACK, for one image of one size: no
-            convolution is left whose kernel is computed, which it has slow code for.
+            layers with a mixed kernel use its own operators for blocked channels. ``"openvino"`` is an ONNX file for
+            images of one size whose kernels are mixed as OpenVINO does it fast; onnxruntime reads it too. Both are
+            faster than ``"any"``, which every runtime reads, and many times so where the batch is free: then they hold
+            the graph of one image in a loop over the images, if the model makes of several what it makes of each.
+            ``"convary"`` keeps convary's native kernels, routers included, as operators, for any batch and size: a
+            ``.pt2`` file then runs where convary is imported, an ONNX file in an onnxruntime that is given
+            :func:`custom_ops_library`. In float32, in one or two dimensions. ``"executorch"`` is a program for
+            ExecuTorch with XNNPACK, for one image of one size: no convolution is left whose kernel is computed, which
+            it has slow code for.
         bank_dtype: ``torch.bfloat16`` stores banks in half the bytes, in an ONNX file with ``runtime="convary"``: they
             are rounded once to 8 bits of precision, and mixed and applied in float32.
         notes: More to write into the file's metadata, by name. ``convary.data.DataSet.photo_format.notes()`` are the
             classes and what a photograph must look like, for ``convary predict`` of the file.
 
     Returns:
-        The recorded program. ``program.module()`` is callable.
+        The recorded program. ``program.module()`` is callable. Where a file loops over images it is that of one.
 
     Raises:
         ConfigError: an unknown strategy or runtime, a path of another kind, or notes that are no text.
@@ -115,26 +115,29 @@ def recorded(
 ) -> tuple[torch.export.ExportedProgram, Callable[[], None]]:
     """As :func:`export`, but the file is written when what comes beside the program is called."""
     path = None if path is None else Path(path)
-    _check_target(path, strategy, runtime, bank_dtype)
-    _check_notes(notes or {})
+    check_form(path, strategy, runtime, bank_dtype)
+    check_notes(notes or {})
     _warn_if_hot(model)
     inputs = _inputs(model, example)
     axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
-    if runtime in ("executorch", "openvino") and any(axes):
-        raise ConfigError(f"runtime={runtime!r} is for one size of everything: give dynamic=(), or --image")
-    if runtime == "openvino" and len(inputs[0]) != 1:
-        raise ConfigError(
-            f"runtime={runtime!r} is for one image; got {len(inputs[0])}: give a batch of one, or --image"
-        )
+    check_free(runtime, [len(x) for x in inputs], axes)
     with _keeping_operators(runtime == "convary", strategy):
-        program = _record(model, inputs, axes, strategy)
+        loop = runtime in ("onnxruntime", "openvino") and strategy == "auto" and all(0 in free for free in axes)
+        program = _record(model, inputs, axes, strategy, loop=loop)
+    held = program.graph_module.meta
+    if runtime == "openvino" and loop and held[FORMS] and not held[EACH_IMAGE]:
+        raise ExportError(
+            f"runtime={runtime!r} takes images one by one, but {type(model).__name__} makes something else of two "
+            "together than of each of them; give runtime='any'"
+        )
     if runtime == "executorch":
         program = without_computed_kernels(program, inputs)
 
     def write() -> None:
         if path is None:
             return
-        names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, axes, strict=True)))
+        free_axes = [free[1:] for free in axes] if held[EACH_IMAGE] else axes
+        names = tuple(_axis_names(x.ndim, free, i) for i, (x, free) in enumerate(zip(inputs, free_axes, strict=True)))
         _write(program, path, model, names, runtime, bank_dtype, notes or {})
 
     return program, write
@@ -166,46 +169,23 @@ def _inputs(model: nn.Module, example: Any) -> tuple[Tensor, ...]:
     return inputs
 
 
-def _check_target(path: Path | None, strategy: str, runtime: str, bank_dtype: torch.dtype) -> None:
-    """Raise unless there is such a form of such a file."""
-    if path is not None and path.suffix not in SUFFIXES:
-        raise ConfigError(f"path must end in {' (ONNX) or '.join(SUFFIXES)} (torch.export); got {str(path)!r}")
-    for name, value, known in (("strategy", strategy, Strategy), ("runtime", runtime, Runtime)):
-        if value not in get_args(known):
-            raise ConfigError(f"{name} must be one of {', '.join(get_args(known))}; got {value!r}")
-    if runtime in ("onnxruntime", "openvino") and (path is None or path.suffix != ".onnx"):
-        raise ConfigError(f"runtime={runtime!r} is for .onnx files; got {str(path)!r}")
-    if runtime == "openvino" and strategy != "auto":
-        raise ConfigError(f"runtime={runtime!r} is a form of its own, so strategy must be 'auto'; got {strategy!r}")
-    if runtime == "executorch" and (strategy != "auto" or (path is not None and path.suffix != ".pt2")):
-        raise ConfigError(f"runtime={runtime!r} is for programs, .pt2, with strategy 'auto'; got {path=}, {strategy=}")
-    if bank_dtype not in (torch.float32, torch.bfloat16):
-        raise ConfigError(f"bank_dtype must be torch.float32 or torch.bfloat16; got {bank_dtype}")
-    if bank_dtype is torch.bfloat16 and (runtime != "convary" or path is None or path.suffix != ".onnx"):
-        raise ConfigError(f"bank_dtype={bank_dtype} is for .onnx files with runtime='convary'; got {runtime=}, {path=}")
-    if path is not None:
-        check_target(path)
-    if path is not None and path.suffix == ".onnx":
-        require("convary.export to ONNX", "export", "onnx", "onnxscript")
-
-
-def _check_notes(notes: Mapping[str, str]) -> None:
-    for name, text in notes.items():
-        if not isinstance(name, str) or not isinstance(text, str) or name == FORMS:
-            raise ConfigError(f"notes must be text by name, other than {FORMS!r}; got {name!r}: {type(text).__name__}")
-
-
 def _record(
-    model: nn.Module, inputs: tuple[Tensor, ...], axes: list[tuple[int, ...]], strategy: Strategy
+    model: nn.Module, inputs: tuple[Tensor, ...], axes: list[tuple[int, ...]], strategy: Strategy, *, loop: bool
 ) -> torch.export.ExportedProgram:
-    """The program; which layer was running is known when the recording fails."""
+    """The program; which layer was running is known when the recording fails.
+
+    With ``loop`` it is of one image and run for each, if the model has dynamic layers and tells images apart.
+    """
+    forced = None if strategy == "auto" else strategy
+    given = (model, inputs, axes, strategy)
+    with taken(model, inputs[0]):
+        model = lean(model, inputs)
+    if loop := loop and is_separable(model, inputs):
+        inputs, axes = tuple(x[:1] for x in inputs), [free[1:] for free in axes]
     shapes = tuple(dict.fromkeys(free, torch.export.Dim.DYNAMIC) for free in axes)
     inputs = tuple(
         torch.cat([x, x]) if 0 in free and x.shape[0] == 1 else x for x, free in zip(inputs, axes, strict=True)
     )
-    forced = None if strategy == "auto" else strategy
-    with taken(model, inputs[0]):
-        model = lean(model, inputs)
     check_sizes(model, inputs, axes)
     forms: dict[ExportForm, None] = {}  # a recorder may run a layer twice
 
@@ -224,7 +204,9 @@ def _record(
                 f"torch.export can't record {_name(model, layers)}: {reason}\n"
                 "Let sizes that the model fixes stay fixed, as in dynamic=(0,) or dynamic=(), or exchange that layer."
             ) from error
-    program.graph_module.meta[FORMS] = list(forms)
+    if loop and not forms:
+        return _record(*given, loop=False)
+    program.graph_module.meta.update({FORMS: list(forms), EACH_IMAGE: loop})
     return program
 
 
@@ -279,6 +261,8 @@ def _write(
                 block(converted.model)
             if runtime == "openvino":
                 chain(converted.model)
+            if program.graph_module.meta[EACH_IMAGE]:
+                per_image(converted.model)
             if bank_dtype is torch.bfloat16:
                 narrow_banks(converted.model.graph)
             converted.model.metadata_props.update(held)

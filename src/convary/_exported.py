@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from convary.ops.native import library
 
 SUFFIXES = (".onnx", ".pt2")
 FORMS = "convary.forms"  # the key of the metadata of a program and of a file
+EACH_IMAGE = "convary.each_image"  # of a program: whether its file runs it for each image of a batch
 
 
 class ExportForm(NamedTuple):
@@ -103,6 +104,20 @@ def export_forms(source: torch.export.ExportedProgram | str | Path) -> list[Expo
     if not held:
         raise ConfigError(f"{str(source)!r} says nothing of its dynamic layers; convary.export writes that into a file")
     return [ExportForm(*row) for row in json.loads(held)]
+
+
+def onnx_nodes(path: Path) -> list[Any]:
+    """The nodes of an ONNX file, those inside a loop included, in the order in which they run."""
+    onnx: Any = importlib.import_module("onnx")
+
+    def inside(graph: Any) -> Iterator[Any]:
+        for node in graph.node:
+            yield node
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    yield from inside(attribute.g)
+
+    return list(inside(onnx.load(path, load_external_data=False).graph))
 
 
 def note(path: Path, key: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from convary._exported import session_options
+from convary._exported import onnx_nodes, session_options
+from convary._per_image import LOOP
 from convary.extras import require
 
 CONVOLUTIONS = ("Conv", "MixedConv", "SampleConv")
@@ -35,11 +36,11 @@ def layer_times(path: Path, x: Tensor) -> dict[str, float]:
         MissingExtraError: without onnx or onnxruntime.
     """
     require("times of layers", "export", "onnx", "onnxruntime")
-    onnx: Any = importlib.import_module("onnx")
-    graph = onnx.load(path, load_external_data=False).graph
-    layers = _layers(graph.node)
+    layers = _layers(onnx_nodes(path))
     found: dict[str, float] = {}
     for name, times in _profile(path, x).items():
+        if name == LOOP:  # whose nodes are there beside it
+            continue
         layer = layers.get(name.removesuffix("_nchwc"), "(between)")
         found[layer] = found.get(layer, 0.0) + statistics.median(times[WARM_UP:]) / 1e3
     return found

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from convary._exported import open_exported
+from convary._exported import onnx_nodes, open_exported
 from convary.errors import CheckpointError, ConvaryError
 
 Run = Callable[[Tensor], Tensor]
@@ -65,18 +65,18 @@ def opened(runtime: Runtime, path: Path, threads: int, x: Tensor) -> Run | None:
 
 
 def _words(error: Exception, path: Path) -> str:
-    """The last line of an error that says something, and the layer of the node that it names."""
+    """The line of an error that says something, and the layer of the node that it names."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    words = next((line for line in lines if "error" in line.lower() or "not " in line.lower()), lines[0])
+    inner = [line.lstrip("> ") for line in lines if line.startswith(">")]  # OpenCV's second line is the reason
+    words = next((line for line in inner + lines if "error" in line.lower() or "not " in line.lower()), lines[0])
     if path.suffix != ".onnx":
         return words
-    onnx: Any = importlib.import_module("onnx")
-    nodes = onnx.load(path, load_external_data=False).graph.node
+    nodes = onnx_nodes(path)
     said = set(re.findall(r"[\w.:/]+", str(error)))  # whole words: conv2d is in the name of conv2d_2
     named = [node for node in nodes if said.intersection((node.name, *node.output))]
     scopes = [prop.value for node in named for prop in node.metadata_props if prop.key == "pkg.torch.onnx.name_scopes"]
     layers = [[part for part in scope.strip("[]").replace("'", "").split(", ") if part] for scope in scopes]
-    layer = next((parts[-2] for parts in layers if len(parts) > 1), None)
+    layer = next((parts[-2] for parts in layers if len(parts) > 1 and not parts[-2].startswith("_empty_nn")), None)
     return words if layer is None else f"{words} (layer {layer!r})"
 
 

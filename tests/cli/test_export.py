@@ -207,7 +207,7 @@ def test_export_tells_of_a_hot_router(run, tmp_path):
         ("--model timm:test_byobnet --weights random --runtime onnxruntime", "is for .onnx files; got"),
         (
             "--model timm:test_byobnet --weights random --runtime openvino --out {tmp}/model.onnx",
-            "runtime='openvino' is for one size of everything: give dynamic=(), or --image",
+            "runtime='openvino' is for images of one size: give dynamic=() for one of them, dynamic=(0,) for any",
         ),
         ("--model timm:test_byobnet --weights random --out {tmp}/model.pb", "must end in .onnx (ONNX) or .pt2"),
     ],

@@ -176,8 +176,8 @@ def _check_mode(flags: Models) -> None:
     if unknown or (flags.free_batch and not engine.files):
         raise ConfigError(f"--mode {flags.mode} has the forms {', '.join(engine.forms)}; got {', '.join(unknown)}")
     single = [form for form in flags.forms if engine.forms[form].one_image]
-    if single and (flags.free_batch or flags.batches != (1,)):
-        raise ConfigError(f"--forms {single[0]} is for one image: give --batches 1, without --free-batch")
+    if single and not flags.free_batch and flags.batches != (1,):
+        raise ConfigError(f"--forms {single[0]} is for one image or any number: give --batches 1, or --free-batch")
     if not set(flags.modes) & set(engine.modes):
         raise ConfigError(f"--mode {flags.mode} has no {' or '.join(flags.modes)}; choose --modes inference")
 

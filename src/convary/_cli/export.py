@@ -108,6 +108,7 @@ def _lines(flags: Export, config: MethodConfig | None, stage: Callable[[str], No
     import torch
 
     from convary._export import recorded
+    from convary._exported import EACH_IMAGE
 
     source = _source(flags, config)
     model, shape = source.model, flags.shape or source.shape
@@ -121,15 +122,20 @@ def _lines(flags: Export, config: MethodConfig | None, stage: Callable[[str], No
     )  # fmt: skip
     forms = list(_forms(program))
     yield from forms
+    if program.graph_module.meta[EACH_IMAGE]:
+        yield "any number of images, one after the other: the graph is of one image, in a loop"
     stage(f"writing {flags.out}")
     write()
     yield _written(flags.out)
     if flags.run:
         x = x if dynamic is not None and 0 not in dynamic else x[:1]
         yield from outcomes(flags.out, model, x, dynamic, flags.runtime, flags.layers, stage)
-        if flags.runtime == "any" and flags.image and flags.out.suffix == ".onnx" and forms:
+        if flags.runtime == "any" and flags.out.suffix == ".onnx" and forms:
             yield "faster in onnxruntime: --runtime onnxruntime, or --runtime convary with a library beside the file"
-            yield "faster in OpenVINO: --runtime openvino"
+            if flags.image or flags.dynamic == (0,):
+                yield "faster in OpenVINO: --runtime openvino"
+            elif flags.dynamic is None:
+                yield "faster still for images of one size: --dynamic 0, or --image for one of them at a time"
     yield from _classes(flags.out, source, photos)
 
 
@@ -221,9 +227,9 @@ def _written(path: Path) -> str:
     size = sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
     nodes = ""
     if path.suffix == ".onnx":
-        import onnx
+        from convary._exported import onnx_nodes
 
-        nodes = f", {len(onnx.load(path, load_external_data=False).graph.node)} nodes"
+        nodes = f", {len(onnx_nodes(path))} nodes"
     return f"wrote {path} ({size / 1024:,.0f} KiB){nodes}"
 
 

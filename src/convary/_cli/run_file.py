@@ -59,7 +59,8 @@ def outcomes(
                 run = opened(each, path, 1, x)
                 base = opened(each, static, 1, x) if beside else None
             except RefusedError as refusal:
-                yield f"{name}: does not take it: {refusal}"
+                hint = "" if dynamic == () else "; it may take a file of one size, for one image: --image"
+                yield f"{name}: does not take it: {refusal}{hint}"
                 continue
             if run is None:
                 yield f"{name}: not run, for it is not installed"

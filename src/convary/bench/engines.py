@@ -42,7 +42,7 @@ class Form:
     Attributes:
         how: Arguments of ``convary.export``.
         tolerance: By pass: of the largest score; in training, of the largest gradient.
-        one_image: Whether it is only for one image at a time.
+        one_image: Whether it is for one image or for any number of them, but not for several at a time.
     """
 
     how: Mapping[str, Any] = field(default_factory=dict)
@@ -135,13 +135,12 @@ def _by(runtime: str) -> Callable[..., tuple[Step, int]]:
 
 
 def _file(model: nn.Module, x: Tensor, how: Mapping[str, Any], free: Sequence[int], folder: Path) -> tuple[Path, int]:
-    import onnx
-
     from convary._export import export
+    from convary._exported import onnx_nodes
 
     path = _fresh(folder, ".onnx")
     export(model, x, path, dynamic=free, **how)
-    return path, len(onnx.load(path, load_external_data=False).graph.node)
+    return path, len(onnx_nodes(path))
 
 
 def _fresh(folder: Path, suffix: str) -> Path:

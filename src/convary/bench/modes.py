@@ -95,7 +95,7 @@ class _Lines:
     def all(self) -> Iterator[dict[str, Any]]:
         """Each method in each form of a file that is for such a batch."""
         forms = self.config.forms or tuple(self.engine.forms)
-        single = len(self.x) == 1 and not self.config.free_batch
+        single = len(self.x) == 1 or self.config.free_batch
         forms = [form for form in forms if single or not self.engine.forms[form].one_image]
         torch._dynamo.reset()
         static = _ready(networks(self.name, "static", self.config.image_size)[0], self.mode)
