@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 IMAGENET_SIZE = 224
 COCO = "coco:"
 CLASSIFIERS = ("anneal_epochs", "limit_train", "root", "jobs", "skip_broken", "accumulate", "channels_last",
-               "sync_norms", "compile")  # fmt: skip
+               "sync_norms", "shard", "compile")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +118,9 @@ class Reproduce(RunConfig):
     sync_norms: bool = False
     """On several GPUs: batch norms see the images of all processes, as on one; by default each sees its own."""
 
+    shard: bool = False
+    """Of several processes, each keeps a share of every weight and of what the optimizer keeps of it (FSDP2)."""
+
     compile: bool = False
     """Train through torch.compile, which takes a minute for each network before its first step."""
 
@@ -128,7 +131,7 @@ class Reproduce(RunConfig):
         if self.data and self.data.startswith("folder:"):
             given.setdefault("image_size", IMAGENET_SIZE)
         same = ("data", "seeds", "cpu", "jobs", "workers", "skip_broken", "precision", "channels_last", "sync_norms",
-                "compile")  # fmt: skip
+                "shard", "compile")  # fmt: skip
         return given | {name: getattr(self, name) for name in same}
 
 

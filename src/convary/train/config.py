@@ -34,13 +34,18 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
         *RunConfig.places,
         "workers",
         "skip_broken",
+        "shard",
         "methods",
         "seeds",
         "measure_seconds",
     )
     later: ClassVar[tuple[str, ...]] = (
         *("weights", "recipe", "milestones", "nesterov", "decay", "dropout"),
-        *(field.name for field in dataclasses.fields(ScaleOptions) if field.name not in ("workers", "skip_broken")),
+        *(
+            field.name
+            for field in dataclasses.fields(ScaleOptions)
+            if field.name not in ("workers", "skip_broken", "shard")
+        ),
     )
 
     def __post_init__(self) -> None:

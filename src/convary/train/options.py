@@ -192,6 +192,11 @@ class ScaleOptions:
     sync_norms: bool = False
     """On several GPUs: batch norms see the images of all processes, as on one; by default each sees its own."""
 
+    shard: bool = False
+    """Of several processes, each keeps a share of every weight, its gradient, its average and the optimizer's state
+    (FSDP2), for networks that don't fit on a GPU otherwise; by default each has all. Results agree to rounding, and
+    either resumes what the other began."""
+
     compile: bool = False
     """Train through torch.compile, which takes a minute for each network before its first step and wants a C++ compiler
     on a CPU. Results agree with those without it to rounding. Tests are not compiled."""
@@ -217,6 +222,11 @@ class ScaleOptions:
             raise ConfigError(f"rand_augment is written as in rand-m9-mstd0.5-inc1; got {self.rand_augment!r}")
         if self.mixup_epochs and not self.mixup:
             raise ConfigError("mixup_epochs is a part of --mixup; give both, or neither")
+        for name, clashes in (("compile", self.compile), ("channels_last", self.channels_last)):
+            if self.shard and clashes:
+                raise ConfigError(f"shard trains without {name}; got both: leave one out")
+        if self.shard and self.precision == "fp16":
+            raise ConfigError("shard trains in fp32 or bf16; got precision=fp16: give --precision bf16")
         if self.precision not in get_args(Precision):
             raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}")
 
