@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from convary._cli.console import is_first, link, resumable, run_console
 from convary._cli.parse import parse, wants_help
+from convary.data.cards import PHOTOGRAPHS
 from convary.errors import ConfigError
 from convary.extras import require
 from convary.text import columns
@@ -83,7 +84,7 @@ class Reproduce(RunConfig):
     """Images per step instead of the recipe's."""
 
     image_size: int | None = None
-    """Height and width for the images of folder:PATH, 224 by default."""
+    """Height and width for photographs (folder:, hf:), 224 by default."""
 
     limit_train: int | None = None
     """Train on this many images only, balanced over the classes."""
@@ -128,7 +129,7 @@ class Reproduce(RunConfig):
         """Fields of a comparison that are given here."""
         names = ("epochs", "anneal_epochs", "batch_size", "image_size", "limit_train", "root", "threads", "accumulate")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if self.data and self.data.startswith("folder:"):
+        if self.data and self.data.startswith(PHOTOGRAPHS):
             given.setdefault("image_size", IMAGENET_SIZE)
         same = ("data", "seeds", "cpu", "jobs", "workers", "skip_broken", "precision", "channels_last", "sync_norms",
                 "shard", "compile")  # fmt: skip
