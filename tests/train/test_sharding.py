@@ -4,9 +4,11 @@
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -15,10 +17,10 @@ from torch import nn
 import convary as cv
 from convary.errors import ConfigError
 from convary.models import build
-from convary.train import CompareConfig, Progress, processes, read_checkpoint
+from convary.train import CompareConfig, Progress, evaluate, processes, read_checkpoint
 from convary.train.arms import checkpoint_path
 from tests.train.line import StopAt
-from tests.train.shard_worker import run
+from tests.train.shard_worker import run, without_norms
 from tests.train.test_processes import start
 
 sharding = pytest.importorskip("convary.train.sharding", reason="this torch has no distributed package")
@@ -95,7 +97,8 @@ def runs(make_for, tmp_path_factory):
     run(copied("broken shard", "one").config, Progress(), True)
     launch(folder, [made(f"{how} bf16", NORMLESS, precision="bf16", **more) for how, more in both.items()])
     contents = {name: one.contents() for name, one in found.items() if not one.stop}
-    return contents | {"shares": [json.loads((folder / f"shares{rank}.json").read_text()) for rank in range(2)]}
+    shares = [json.loads((folder / f"shares{rank}.json").read_text()) for rank in range(2)]
+    return contents | {"shares": shares, "out": {name: one.config.out for name, one in found.items()}}
 
 
 def assert_close(one, other, **tolerance):
@@ -144,6 +147,21 @@ def test_each_process_has_its_share(runs):
     (first, whole), (second, _) = runs["shares"]
     assert first + second == whole
     assert max(first, second) < 0.6 * whole
+
+
+@several
+@pytest.mark.parametrize("how", ["shard normed", "shard all"])
+def test_what_both_processes_scored_is_the_network_that_is_kept(how, runs):
+    for arm, content in runs[how].items():
+        [path] = runs["out"][how].glob(f"{arm.split(':')[0]}*/seed-0/checkpoint.pt")
+        scores = content["curve"][-1]["scores"]
+        kept = score_of(path, how)
+        assert kept.top1 == scores["top1"] and kept.loss == pytest.approx(scores["loss"], rel=1e-5)
+
+
+def score_of(path, how):
+    with mock.patch("convary.models.architecture.build", without_norms) if how == "shard all" else nullcontext():
+        return evaluate(path)
 
 
 @several
