@@ -150,7 +150,7 @@ def test_each_process_has_its_share(runs):
 
 
 @several
-@pytest.mark.parametrize("how", ["shard normed", "shard all"])
+@pytest.mark.parametrize("how", ["shard normed", "shard all", "ddp normed"])
 def test_what_both_processes_scored_is_the_network_that_is_kept(how, runs):
     for arm, content in runs[how].items():
         [path] = runs["out"][how].glob(f"{arm.split(':')[0]}*/seed-0/checkpoint.pt")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from convary.weights import load_weights
 
@@ -22,7 +22,7 @@ class Replica:
         accelerator: Accelerate's device and processes.
 
     Attributes:
-        together: Whether all processes must call every method at the same step; else each may on its own.
+        together: Whether all processes must call every method at the same step; else ``whole`` alone.
     """
 
     together: ClassVar[bool] = False
@@ -39,7 +39,13 @@ class Replica:
         return copy.deepcopy(model)
 
     def whole(self, model: nn.Module) -> nn.Module:
-        """The network with all its weights, to be looked at; never trained."""
+        """The network to be looked at, the same one in every process; never trained.
+
+        DDP leaves each process the statistics of norms that its own share of the last step gave.
+        """
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():
+                of_the_first(buffer)
         return model
 
     def state(self, model: nn.Module) -> dict[str, Any]:
@@ -57,3 +63,9 @@ class Replica:
     def load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Take what ``optimizer_state`` gave; raises ValueError where it does not fit."""
         optimizer.load_state_dict(state)
+
+
+def of_the_first(tensor: Tensor) -> Tensor:
+    """The first process' tensor, in the place of this one's."""
+    torch.distributed.broadcast(tensor, 0)
+    return tensor

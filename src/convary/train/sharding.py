@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -23,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from convary.errors import ConfigError
 from convary.nn.site import is_block
-from convary.train.replica import Replica
+from convary.train.replica import Replica, of_the_first
 from convary.weights import load_weights
 
 
@@ -49,7 +48,7 @@ class Sharded(Replica):
         self.mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         model.to(accelerator.device)
         for tensor in (*model.parameters(), *model.buffers()):  # all start as the first one does, as under DDP
-            _send(tensor.detach())
+            of_the_first(tensor.detach())
         self.copy = copy.deepcopy(model).cpu().eval().requires_grad_(False)
         for block in blocks(model):
             fully_shard(block, mesh=self.mesh)
@@ -100,7 +99,7 @@ class Sharded(Replica):
         for own, share in zip(self.copy.parameters(), model.parameters(), strict=True):
             own.copy_(_whole(share))
         for own, buffer in zip(self.copy.buffers(), model.buffers(), strict=True):
-            own.copy_(_send(buffer.clone()))
+            own.copy_(of_the_first(buffer.clone()))
         return self.copy
 
     def _share(self, value: Any, like: Any) -> Any:
@@ -141,12 +140,6 @@ def _check(model: nn.Module) -> None:
 def _each(states: dict[int, dict[str, Any]], change: Any) -> dict[int, dict[str, Any]]:
     """What an optimizer keeps of each parameter, by its number and name, changed."""
     return {index: {name: change(index, value) for name, value in kept.items()} for index, kept in states.items()}
-
-
-def _send(tensor: Tensor) -> Tensor:
-    """The first process' tensor, in the place of this one's."""
-    dist.broadcast(tensor, 0)
-    return tensor
 
 
 def _whole(value: Any) -> Any:
