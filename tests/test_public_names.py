@@ -54,7 +54,7 @@ def test_what_is_used_most_has_an_example(name):
 
 def test_lists_that_need_no_torch_are_those_of_the_code():
     assert tuple(config.name for config in cv.METHODS) == METHOD_NAMES
-    assert {f"{name}:PATH" if name == "folder" else name for name in (*CARDS, "folder")} == set(data.NAMES)
+    assert {*CARDS, "folder:PATH", "hf:NAME"} == set(data.NAMES)
     for name in ("fashion-mnist-mini", "control"):
         found, card = data.load(name), CARDS[name]
         assert (found.title, found.shape, found.license) == (card.title, card.shape, card.license)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convary.data import folder, load
+from convary.data import folder, load, pictures
 from convary.errors import DataError
 
 
@@ -57,7 +57,7 @@ def test_train_and_test_folders(tmp_path, name):
 
 
 def test_large_folders_are_decoded_when_asked(single, monkeypatch):
-    monkeypatch.setattr(folder, "IN_MEMORY", 0)
+    monkeypatch.setattr(pictures, "IN_MEMORY", 0)
     lazy = load(f"folder:{single}", image_size=8, limit_train=12)
     assert isinstance(lazy.train, folder.FolderSplit)
     monkeypatch.undo()

@@ -141,4 +141,5 @@ def test_names_are_all_loadable_names():
         "cifar10-conditions",
         "cifar100",
         "folder:PATH",
+        "hf:NAME",
     }

@@ -61,8 +61,9 @@ def test_only_errors_of_the_compiler_are_told_as_such():
 @pytest.mark.parametrize(
     ("name", "value", "instead"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "each process trains on the whole network"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "each process trains on the whole network"),
+        ("ACCELERATE_USE_FSDP", "true", "compare and reproduce have --shard"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "compare and reproduce have --shard"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "compare and reproduce have --shard"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "--accumulate"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--compile"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "--precision bf16"),

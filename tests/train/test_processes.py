@@ -69,7 +69,14 @@ def test_two_processes_learn_what_one_learns_and_where_one_is_interrupted_all_st
         assert torch.equal(weights(tmp_path / "broken")[name], want)
 
 
-@pytest.mark.parametrize("options", [{"methods": ("static", "dyconv")}, {"methods": ("dyconv",), "compile": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"methods": ("static", "dyconv")},
+        {"methods": ("dyconv",), "compile": True},
+        {"methods": ("odconv",), "shard": True},
+    ],
+)
 def test_compare_on_two_processes(make, options):
     config = make(epochs=1, **options)
     assert start("-m", "convary", *shlex.split(config.command())[1:]) == [0, 0]

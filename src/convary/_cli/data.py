@@ -50,6 +50,9 @@ def _list(root: Path) -> None:
     for name, card in CARDS.items():
         table.add_row(name, "[green]yes[/green]" if card.here(root) else "no", escape(str(card)))
     table.add_row("folder:PATH", "", "one sub-folder of images for each class, as for ImageNet")
+    table.add_row(
+        "hf:NAME", "", "what Hugging Face datasets finds: a folder that it saved or can read, or a set's name"
+    )
     console = plain_console()
     console.print(table)
     console.print(f"\nBring a missing set with: convary data NAME --root {escape(str(root))}", soft_wrap=True)

@@ -34,7 +34,7 @@ class Eval:
     batch_size: int = 100
     """Images at a time."""
     test_size: int | None = None
-    """Height and width that the centres of folder:PATH's images are cut to; by default as in the training."""
+    """Height and width that the centres of photographs (folder:, hf:) are cut to; by default as in the training."""
     workers: int = 0
     """Processes that read images."""
 

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from convary._cli.console import is_first, link, resumable, run_console
 from convary._cli.parse import parse, wants_help
+from convary.data.cards import PHOTOGRAPHS
 from convary.errors import ConfigError
 from convary.extras import require
 from convary.text import columns
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 IMAGENET_SIZE = 224
 COCO = "coco:"
 CLASSIFIERS = ("anneal_epochs", "limit_train", "root", "jobs", "skip_broken", "accumulate", "channels_last",
-               "sync_norms", "compile")  # fmt: skip
+               "sync_norms", "shard", "compile")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Reproduce(RunConfig):
     """Images per step instead of the recipe's."""
 
     image_size: int | None = None
-    """Height and width for the images of folder:PATH, 224 by default."""
+    """Height and width for photographs (folder:, hf:), 224 by default."""
 
     limit_train: int | None = None
     """Train on this many images only, balanced over the classes."""
@@ -118,6 +119,9 @@ class Reproduce(RunConfig):
     sync_norms: bool = False
     """On several GPUs: batch norms see the images of all processes, as on one; by default each sees its own."""
 
+    shard: bool = False
+    """Of several processes, each keeps a share of every weight and of what the optimizer keeps of it (FSDP2)."""
+
     compile: bool = False
     """Train through torch.compile, which takes a minute for each network before its first step."""
 
@@ -125,10 +129,10 @@ class Reproduce(RunConfig):
         """Fields of a comparison that are given here."""
         names = ("epochs", "anneal_epochs", "batch_size", "image_size", "limit_train", "root", "threads", "accumulate")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if self.data and self.data.startswith("folder:"):
+        if self.data and self.data.startswith(PHOTOGRAPHS):
             given.setdefault("image_size", IMAGENET_SIZE)
         same = ("data", "seeds", "cpu", "jobs", "workers", "skip_broken", "precision", "channels_last", "sync_norms",
-                "compile")  # fmt: skip
+                "shard", "compile")  # fmt: skip
         return given | {name: getattr(self, name) for name in same}
 
 

@@ -14,6 +14,7 @@ CIFAR = {
     "cifar10": ("cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]),
     "cifar100": ("cifar-100-python", ["train", "test", "meta"]),
 }
+PHOTOGRAPHS = ("folder:", "hf:")  # of sets whose photographs are brought to any size
 FASHION_LICENSE = "MIT (2017 Zalando SE)"
 CIFAR_LICENSE = "none stated by its authors; cite Krizhevsky (2009)"
 

@@ -14,58 +14,35 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convary.data.crops import Middle
-from convary.data.dataset import DataSet, TensorSplit
+from convary.data.dataset import DataSet
 from convary.data.image import open_image
 from convary.data.normalisation import MEAN, STD
-from convary.data.reading import Broken, Reading, stream
+from convary.data.pictures import PictureSplit, settled
+from convary.data.reading import Reading
 from convary.errors import DataError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-IN_MEMORY = 1 << 30  # bytes; a folder that decodes to less is decoded once, so a broken image is found at the start
 
 
-@dataclass(frozen=True, eq=False)
-class FolderSplit:
-    """Images that are decoded when they are asked for.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FolderSplit(PictureSplit):
+    """Images in files.
 
     Attributes:
         root: The folder that the names are in.
         names: (N,) bytes, paths under ``root``; an array, which worker processes share, and not a million objects.
-        labels: (N,) int64.
-        middle: What is looked at where nothing is drawn.
-        skips: Whether a broken image is black in :meth:`batch`, rather than an error.
     """
 
     root: Path
     names: np.ndarray
-    labels: Tensor
-    middle: Middle
-    skips: bool = False
 
     def path(self, index: int) -> Path:
         """Of a file."""
         return self.root / os.fsdecode(self.names[index])
 
-    def picture(self, index: int) -> Image.Image:
-        """One image, as large as it is; raises DataError naming a broken file."""
-        try:
-            return open_image(self.path(index))
-        except DataError as error:
-            if self.skips:
-                raise
-            raise DataError(f"{error}; or go on without it: convary compare --skip-broken") from error
-
-    def batch(self, index: Tensor) -> Tensor:
-        """The images of ``index`` (B,) as uint8 (B, 3, size, size); raises DataError naming a broken file."""
-        images = torch.zeros(len(index), 3, self.middle.size, self.middle.size, dtype=torch.uint8)
-        for place, i in enumerate(index.tolist()):
-            try:
-                images[place] = self.middle(self.picture(i))
-            except DataError:
-                if not self.skips:
-                    raise
-        return images
+    def decoded(self, index: int) -> Image.Image:
+        """One image; raises DataError naming a broken file."""
+        return open_image(self.path(index))
 
     def take(self, index: Tensor) -> FolderSplit:
         """The part with only the images of ``index`` (M,), in that order."""
@@ -91,9 +68,11 @@ def load_folder(path: Path, size: int, reading: Reading | None = None) -> DataSe
     if not path.is_dir():
         raise DataError(f"no folder {path}; give folder:PATH with one sub-folder of images per class")
     classes, train, test = _parts(path)
-    middle = reading.middle(size)
     left_out: list[str] = []
-    parts = [_split(path, files, middle, reading, left_out, tested=files is test) for files in (train, test)]
+    parts = [
+        settled(_split(path, files, size, reading), reading, left_out, of=str(path), tested=files is test)
+        for files in (train, test)
+    ]
     return DataSet(
         name=f"folder:{path}",
         title=path.name,
@@ -184,28 +163,9 @@ def _divided(root: Path, paths: list[str]) -> tuple[list[str], list[str]]:
     return [path for path in paths if path not in test], [path for path in paths if path in test]
 
 
-def _split(
-    root: Path, files: list[list[str]], middle: Middle, reading: Reading, left_out: list[str], *, tested: bool
-) -> TensorSplit | FolderSplit:
-    """A part of a set, decoded where it fits; what is left out of it is added to ``left_out``."""
+def _split(root: Path, files: list[list[str]], size: int, reading: Reading) -> FolderSplit:
+    """The images of each class' files."""
     labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(paths) for paths in files]))
     names = np.array([os.fsencode(path) for paths in files for path in paths])
-    split = FolderSplit(root, names, labels, middle, skips=reading.skipped is not None)
-    fits = not reading.crops and len(labels) * 3 * middle.size**2 <= IN_MEMORY
-    if not fits and not (tested and split.skips):
-        return split
-    broken: list[Broken] = []
-    plan = ([(i, ())] for i in range(len(labels)))
-    read = stream(split, plan, middle if fits else _nothing, reading, note=broken.append if split.skips else None)
-    images = [image for image, _ in read if len(image)]
-    left_out += [image.reason for image in broken]
-    whole = torch.ones(len(labels), dtype=torch.bool)
-    whole[[image.index for image in broken]] = False
-    index = whole.nonzero().flatten()
-    if not len(index):
-        raise DataError(f"none of the {len(labels)} images of {root} to {'test' if tested else 'train'} on can be read")
-    return TensorSplit(torch.cat(images), labels[index]) if fits else split.take(index)
-
-
-def _nothing(picture: Image.Image) -> Tensor:
-    return torch.empty(0)
+    middle = reading.middle(size)
+    return FolderSplit(root=root, names=names, labels=labels, middle=middle, skips=reading.skipped is not None)

@@ -9,12 +9,13 @@ from urllib.error import URLError
 
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
-from convary.data.cards import default_root
+from convary.data.cards import PHOTOGRAPHS, default_root
 from convary.data.cifar import load_cifar
 from convary.data.conditions import load_conditions
 from convary.data.control import load_control
 from convary.data.dataset import DataSet
 from convary.data.folder import load_folder
+from convary.data.hub import load_hub
 from convary.data.idx import load_fashion
 from convary.data.mini import load_mini
 from convary.data.reading import Reading
@@ -29,8 +30,8 @@ LOADERS = {
     "cifar100": lambda root: load_cifar("cifar100", root),
 }
 DOWNLOADS = {"fashion-mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
-NAMES = (*LOADERS, "folder:PATH")
-FOLDER_SIZE = 64
+NAMES = (*LOADERS, *(f"{kind}{what}" for kind, what in zip(PHOTOGRAPHS, ("PATH", "NAME"), strict=True)))
+PHOTO_SIZE = 64
 
 
 def load(
@@ -44,10 +45,11 @@ def load(
     """A data set by name; nothing is downloaded.
 
     Args:
-        name: One of :data:`NAMES`; ``folder:PATH`` is a folder with one sub-folder of images per class.
+        name: One of :data:`NAMES`; ``folder:PATH`` is a folder with one sub-folder of images per class, and ``hf:NAME``
+            what Hugging Face ``datasets`` finds, saved on disk or by name.
         root: Data root; :func:`default_root` where it is ``None``.
         limit_train: Take this many training images, balanced over the classes.
-        image_size: Height and width for the images of a folder, 64 where it is ``None``.
+        image_size: Height and width for the images of ``folder:`` and ``hf:``, 64 where it is ``None``.
         reading: How images are read from their files.
 
     Raises:
@@ -55,15 +57,17 @@ def load(
     """
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
-        dataset = load_folder(Path(path).expanduser(), image_size or FOLDER_SIZE, reading)
+        dataset = load_folder(Path(path).expanduser(), image_size or PHOTO_SIZE, reading)
+    elif kind == "hf" and path:
+        dataset = load_hub(path, image_size or PHOTO_SIZE, reading)
     elif name not in LOADERS:
         raise DataError(f"unknown data set {name!r}{_meant(name)}; known: {', '.join(NAMES)}")
     else:
         dataset = LOADERS[name](default_root() if root is None else Path(root).expanduser())
         if image_size not in (None, dataset.shape[1]):
             raise DataError(
-                f"{name} has images of {dataset.shape[1]}x{dataset.shape[2]}; {image_size=} is for folder:PATH, "
-                "leave it out"
+                f"{name} has images of {dataset.shape[1]}x{dataset.shape[2]}; {image_size=} is for folder:PATH "
+                "and hf:NAME, leave it out"
             )
         dataset = dataclasses.replace(dataset, reading=reading)
     return dataset.limited(limit_train)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,15 @@ class Average:
     Args:
         source: The network that is trained; its weights now are what the average starts from.
         decay: Part of the average that a step keeps.
+        model: A copy of the network, which gets the average; by default one is made.
 
     Attributes:
-        model: A copy of the network, in eval mode, that has the average.
+        model: The copy, in eval mode.
     """
 
-    def __init__(self, source: nn.Module, decay: float) -> None:
+    def __init__(self, source: nn.Module, decay: float, model: nn.Module | None = None) -> None:
         self.source, self.decay = source, decay
-        self.model = copy.deepcopy(source).eval().requires_grad_(False)
+        self.model = (copy.deepcopy(source) if model is None else model).eval().requires_grad_(False)
         self._mine, self._theirs = _averaged(self.model), list(_averaged(source).values())
 
     @torch.no_grad()
@@ -40,4 +42,10 @@ def _averaged(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, nn.modules.batchnorm._NormBase):
             own = module.named_buffers(prefix=prefix, recurse=False)
             found |= {name: value for name, value in own if value.is_floating_point()}
-    return {name: value.detach() for name, value in found.items()}
+    return {name: _here(value.detach()) for name, value in found.items()}
+
+
+def _here(value: Tensor) -> Tensor:
+    """This process' share of a tensor that lies in shares (FSDP2's DTensor); any other as it is."""
+    own: Any = value
+    return own.to_local() if hasattr(own, "to_local") else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from torch import nn
 from convary.errors import CheckpointError
 from convary.files import read_tensors, write_whole
 from convary.models.architecture import COMPARED, VERSION, check_version, trained
+
+if TYPE_CHECKING:
+    from convary.train.system import System
 
 SYSTEM = "convary system checkpoint"
 
@@ -44,6 +47,18 @@ def read_checkpoint(path: str | Path, *, format: str = COMPARED) -> dict[str, An
         writer = {COMPARED: "compare", SYSTEM: "train"}[format]
         raise CheckpointError(f"{path} is not such a checkpoint; give a file that convary {writer} wrote")
     check_version(content, path)
+    return content
+
+
+def read_own(path: Path, system: System) -> dict[str, Any]:
+    """The checkpoint of this very run.
+
+    Raises:
+        CheckpointError: there is none, or it is truncated, foreign or of another run.
+    """
+    content = read_checkpoint(path, format=system.format)
+    if any(content[name] != value for name, value in system.identity().items()):
+        raise CheckpointError(f"{path} is of another run; delete it to train that run again")
     return content
 
 

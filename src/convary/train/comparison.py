@@ -57,7 +57,7 @@ def compare(config: CompareConfig, progress: Progress | None = None, *, command:
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     refuse_another_run(config.out, config.identity(), config.places)  # before anything that takes its time
-    accelerator = processes.start(cpu=config.cpu, precision=config.precision)
+    accelerator = processes.start(cpu=config.cpu, precision=config.precision, shard=config.shard)
     progress = heard(config, progress or Progress(), is_first=accelerator.is_main_process)
     check_jobs(config, accelerator)
     if config.threads is not None:

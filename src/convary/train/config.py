@@ -34,13 +34,18 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
         *RunConfig.places,
         "workers",
         "skip_broken",
+        "shard",
         "methods",
         "seeds",
         "measure_seconds",
     )
     later: ClassVar[tuple[str, ...]] = (
         *("weights", "recipe", "milestones", "nesterov", "decay", "dropout"),
-        *(field.name for field in dataclasses.fields(ScaleOptions) if field.name not in ("workers", "skip_broken")),
+        *(
+            field.name
+            for field in dataclasses.fields(ScaleOptions)
+            if field.name not in ("workers", "skip_broken", "shard")
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -171,6 +176,7 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
     def load_images(self) -> DataSet:
         """The data set, read as this says; raises DataError where it is missing or broken."""
         from convary.data import load
+        from convary.data.cards import PHOTOGRAPHS
         from convary.data.reading import Reading
         from convary.models.pretrained import read
 
@@ -182,8 +188,7 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
             skipped=self.out / SKIPPED if self.skip_broken else None,
         )
         wanted = read(self.model, self.weights).seen if self.pretrained else None
-        is_folder = self.data.startswith("folder:")
-        size = self.image_size or (wanted.size if wanted is not None and is_folder else None)
+        size = self.image_size or (wanted.size if wanted is not None and self.data.startswith(PHOTOGRAPHS) else None)
         dataset = load(self.data, self.root, self.limit_train, image_size=size, reading=reading)
         if wanted is None or wanted.mean is None or wanted.std is None:
             return dataset

@@ -16,7 +16,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from convary.data import DataSet, Split, load
-from convary.data.folder import FolderSplit
+from convary.data.cards import PHOTOGRAPHS
+from convary.data.pictures import PictureSplit
 from convary.data.reading import Reading, stream
 from convary.errors import DataError, TemperatureWarning
 from convary.nn import evaluating
@@ -51,7 +52,7 @@ class Evaluation:
 def batches(split: Split, dataset: DataSet, size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
     """All images of a part in order, normalised (B, C, H, W), with their labels (B,)."""
     indices = torch.arange(len(split.labels)).split(size)
-    if isinstance(split, FolderSplit):
+    if isinstance(split, PictureSplit):
         plan = ([(i, ()) for i in index.tolist()] for index in indices)
         pin = torch.device(device).type == "cuda"
         read = stream(split, plan, split.middle, dataset.reading, pin=pin)
@@ -136,7 +137,7 @@ def evaluate(
     name = data or run["data"]
     given = {field: run[field] for field in ("crops", "test_size", "interpolation") if field in run}
     given |= {} if test_size is None else {"crops": True, "test_size": test_size}
-    size = shape[1] if name.startswith("folder:") else None
+    size = shape[1] if name.startswith(PHOTOGRAPHS) else None
     dataset = load(name, root, image_size=size, reading=Reading(workers=workers, **given))
     if "mean" in content:  # those of trained weights, perhaps
         dataset = dataclasses.replace(dataset, **{part: tuple(content[part]) for part in ("mean", "std")})

@@ -12,11 +12,12 @@ from convary.bench.machine import machine
 from convary.errors import ConfigError
 from convary.files import read_json, write_json
 from convary.train import processes
+from convary.train.checkpoint import read_own
 from convary.train.files import claim_folder, now
 from convary.train.log import heard
 from convary.train.progress import Progress
 from convary.train.system import SystemConfig
-from convary.train.training import Training, read_own
+from convary.train.training import Training
 from convary.weights import load_weights
 
 CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convary.data import DataSet, augment, epoch_order, generator
 from convary.data.crops import RandomViews, drawing, mixed
-from convary.data.folder import FolderSplit
+from convary.data.pictures import PictureSplit
 from convary.data.reading import stream
 from convary.errors import DataError
 from convary.train.config import CompareConfig
@@ -80,7 +80,7 @@ class TrainingImages:
         if self.config.crops:
             view = random_views(self.config, self.dataset)
             plan = ([(i, (seed, epoch, i, _CROP)) for i in index.tolist()] for epoch, index in shares)
-        elif isinstance(train, FolderSplit):
+        elif isinstance(train, PictureSplit):
             view = train.middle
             plan = ([(i, ()) for i in index.tolist()] for _, index in shares)
         else:

@@ -30,12 +30,17 @@ class Interrupt:
 
     def asked_anywhere(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked. All of them must call this, after the same step, and then stop there."""
-        if accelerator.num_processes == 1:
-            return self.asked
-        asked = torch.tensor([float(self.asked)], device=accelerator.device)
-        return bool(torch.as_tensor(accelerator.reduce(asked, "sum")).item())
+        return anywhere(self.asked, accelerator)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+def anywhere(here: bool, accelerator: Accelerator) -> bool:
+    """Whether it is so in any process. All of them must ask, after the same step."""
+    if accelerator.num_processes == 1:
+        return here
+    found = torch.tensor([float(here)], device=accelerator.device)
+    return bool(torch.as_tensor(accelerator.reduce(found, "sum")).item())

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from convary.errors import ConfigError
+from convary.train.replica import Replica
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,13 @@ class Layout:
         channels_last: Kernels of convolutions have their channels last.
         sync_norms: Batch norms take their statistics from all processes' items.
         compile: The network is trained through ``torch.compile``.
+        shard: Each process has a share of every weight (FSDP2).
     """
 
     channels_last: bool = False
     sync_norms: bool = False
     compile: bool = False
+    shard: bool = False
 
     def of(self, model: nn.Module, accelerator: Accelerator) -> nn.Module:
         """The network with these kernels and norms.
@@ -37,6 +40,18 @@ class Layout:
         if self.channels_last:
             channels_last(model)
         return synchronised(model, accelerator) if self.sync_norms else model
+
+    def replica(self, model: nn.Module, accelerator: Accelerator) -> Replica:
+        """The process' part in the training; where weights are shared out, the network's become so here.
+
+        Raises:
+            ConfigError: a weight that can't be shared out.
+        """
+        if not self.shard:
+            return Replica(model, accelerator)
+        from convary.train.sharding import Sharded  # which a torch without processes has not
+
+        return Sharded(model, accelerator)
 
 
 def channels_last(model: nn.Module) -> None:

@@ -25,7 +25,9 @@ class BasicOptions:
 
     data: str = "fashion-mnist-mini"
     """fashion-mnist-mini (embedded), control (a made-up task that needs a dynamic kernel), fashion-mnist, cifar10,
-    cifar10-conditions (day, night, negatives, on its side), cifar100, or folder:PATH with one sub-folder per class."""
+    cifar10-conditions (day, night, negatives, on its side), cifar100, folder:PATH with one sub-folder per class, or
+    hf:NAME, which Hugging Face datasets reads (pip install datasets): a folder, or the name of a set, after which may
+    stand a colon and its configuration."""
 
     model: str = "mobilenet_v2_tiny"
     """mobilenet_v2_tiny, convnet_nano (3,332 parameters for ten classes in grey), resnet20, one_conv,
@@ -64,7 +66,7 @@ class BasicOptions:
     """Train on this many images only, balanced over the classes."""
 
     image_size: int | None = None
-    """Height and width for the images of folder:PATH; by default 64, or with --weights what those were trained at."""
+    """Height and width for photographs (folder:, hf:); by default 64, or with --weights what those were trained at."""
 
     recipe: str | None = None
     """A published training, as in odconv-resnet: it sets epochs, batch size, optimizer, learning rate, decay, dropout
@@ -145,8 +147,8 @@ class ScaleOptions:
     """Processes that read and augment images; 0: the training process itself. Another number gives the same results."""
 
     skip_broken: bool = False
-    """Leave out images of folder:PATH that can't be read, list them in OUT/skipped.txt and count them in the results;
-    without it the first one ends the training. All test images are read once at the start."""
+    """Leave out photographs (folder:, hf:) that can't be read, list them in OUT/skipped.txt and count them in the
+    results; without it the first one ends the training. All test images are read once at the start."""
 
     crops: bool = False
     """Train on random parts of the images, scaled to --image-size and mirrored at random, instead of --augment, and
@@ -192,6 +194,11 @@ class ScaleOptions:
     sync_norms: bool = False
     """On several GPUs: batch norms see the images of all processes, as on one; by default each sees its own."""
 
+    shard: bool = False
+    """Of several processes, each keeps a share of every weight, its gradient, its average and the optimizer's state
+    (FSDP2), for networks that don't fit on a GPU otherwise; by default each has all. Results agree to rounding, and
+    either resumes what the other began."""
+
     compile: bool = False
     """Train through torch.compile, which takes a minute for each network before its first step and wants a C++ compiler
     on a CPU. Results agree with those without it to rounding. Tests are not compiled."""
@@ -217,6 +224,11 @@ class ScaleOptions:
             raise ConfigError(f"rand_augment is written as in rand-m9-mstd0.5-inc1; got {self.rand_augment!r}")
         if self.mixup_epochs and not self.mixup:
             raise ConfigError("mixup_epochs is a part of --mixup; give both, or neither")
+        for name, clashes in (("compile", self.compile), ("channels_last", self.channels_last)):
+            if self.shard and clashes:
+                raise ConfigError(f"shard trains without {name}; got both: leave one out")
+        if self.shard and self.precision == "fp16":
+            raise ConfigError("shard trains in fp32 or bf16; got precision=fp16: give --precision bf16")
         if self.precision not in get_args(Precision):
             raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}")
 

@@ -16,16 +16,17 @@ WAIT = datetime.timedelta(
 )  # while the first process evaluates and measures, the others wait; usual: 10 minutes
 
 
-def start(*, cpu: bool, precision: str = "fp32") -> Accelerator:
+def start(*, cpu: bool, precision: str = "fp32", shard: bool = False) -> Accelerator:
     """Accelerate's device and processes.
 
     Args:
         cpu: Stay on the CPU where there is an accelerator.
         precision: "fp32", "bf16" or "fp16".
+        shard: Weights are to lie in shares, one for each process.
 
     Raises:
-        ConfigError: this process trained with another precision or device before; fp16 without an accelerator; a
-            launcher asks for what the trainer does otherwise, or not at all.
+        ConfigError: this process trained with another precision or device before; fp16 without an accelerator; shares
+            for one process; a launcher asks for what the trainer does otherwise, or not at all.
     """
     _check_launcher(precision)
     try:
@@ -41,14 +42,19 @@ def start(*, cpu: bool, precision: str = "fp32") -> Accelerator:
         ) from error
     if precision == "fp16" and accelerator.scaler is None:
         raise ConfigError(f"fp16 wants a GPU, whose gradients are then scaled; got {accelerator.device}; give bf16")
+    if shard and accelerator.num_processes == 1:
+        raise ConfigError(
+            "shard gives each of several processes a share of the weights; got 1 process: start more, as in torchrun "
+            "--nproc-per-node 2 -m convary ..., or leave out --shard"
+        )
     return accelerator
 
 
-_WHOLE = "each process trains on the whole network here, which fits on any GPU; launch without it"
+_SHARD = "launch without it; to share out the weights, convary compare and reproduce have --shard (FSDP2)"
 _LAUNCHED = {
-    "ACCELERATE_USE_FSDP": _WHOLE,
-    "ACCELERATE_USE_DEEPSPEED": _WHOLE,
-    "ACCELERATE_USE_MEGATRON_LM": _WHOLE,
+    "ACCELERATE_USE_FSDP": _SHARD,
+    "ACCELERATE_USE_DEEPSPEED": _SHARD,
+    "ACCELERATE_USE_MEGATRON_LM": _SHARD,
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "launch without it; convary compare and reproduce have --accumulate",
     "ACCELERATE_DYNAMO_BACKEND": "launch without it; convary compare and reproduce have --compile",
 }

@@ -26,12 +26,11 @@ from convary.errors import CheckpointError, ConfigError, DataError, TemperatureW
 from convary.nn import DynamicLayer
 from convary.nn.modes import evaluating
 from convary.train.average import Average
-from convary.train.checkpoint import read_checkpoint, write_checkpoint
-from convary.train.interrupt import Interrupt
+from convary.train.checkpoint import read_own, write_checkpoint
+from convary.train.interrupt import Interrupt, anywhere
 from convary.train.layout import compiled, not_compiled
 from convary.train.progress import Progress, RunInfo, StepInfo
 from convary.train.system import System
-from convary.weights import load_weights
 
 _WEIGHTS, _DROPOUT = 1, 3  # set the random numbers of different uses apart; 2 is the items'
 
@@ -56,14 +55,17 @@ class Training:
         self.system, self.accelerator, self.path = system, accelerator, path
         torch.manual_seed(derive_seed(system.seed, _WEIGHTS))
         self.bare = system.layout.of(system.model().train(), accelerator)  # the network without Accelerate's wrapper
+        self.replica = system.layout.replica(self.bare, accelerator)
         optimizer = system.optimizer(self.bare)
         self.shares = [group["lr"] / system.lr for group in optimizer.param_groups]  # of the learning rate
-        self.model, self.optimizer = accelerator.prepare(self.bare, optimizer)
+        self.model, self.optimizer = self.replica.prepare(self.bare, optimizer)
         if system.layout.compile:
             self.model = compiled(self.model)
         self.parameters = list(self.model.parameters())
         system.begin(self.bare)
-        self.average = None if system.ema is None else Average(self.bare, system.ema)
+        self.average = None
+        if system.ema is not None:
+            self.average = Average(self.bare, system.ema, self.replica.another(self.bare))
         self.step, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
         self.sums: dict[str, float] = {}  # of what the steps since the last point of the curve gave
         self.steps_summed = 0
@@ -117,7 +119,8 @@ class Training:
             self.seconds = before + time.monotonic() - started
             self.cpu_seconds = cpu + time.process_time()  # says more where the machine is shared
             scored, asked = self._note(info, progress), stops()
-            if scored or asked or time.monotonic() - saved >= self.system.save_every:
+            late = time.monotonic() - saved >= self.system.save_every
+            if scored or asked or (anywhere(late, self.accelerator) if self.replica.together else late):
                 self._save()
                 saved = time.monotonic()
             if asked:
@@ -140,11 +143,12 @@ class Training:
         )
 
     def _batches(self, rank: int, world: int) -> Iterator[Any]:
-        """What the system gives; where it fails between two steps, what was trained is saved."""
+        """What the system gives; where it fails between two steps, what was trained is saved if one process can."""
         try:
             yield from self.system.batches(self.step, rank, world)
         except DataError:
-            self._save()
+            if not self.replica.together:
+                self._save()
             raise
 
     def _take_step(self, batch: Any) -> StepInfo:
@@ -209,70 +213,77 @@ class Training:
         due = last or (every > 0 and self.step % every == 0)
         if not due and (every > 0 or self.step % max(1, self.system.steps // POINTS)):
             return False
+        kept = self.replica.whole(self.kept) if due else None
         point = {
             "step": self.step,
             "losses": {name: value / self.steps_summed for name, value in self.sums.items()},
-            "scores": self._scores() if due else {},
+            "scores": self._scores(kept) if kept is not None else {},
             "lr": self.system.learning_rate(self.step - 1),
             "temperature": self.system.temperature,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
         }
-        if due and self.accelerator.is_main_process:
-            point |= {"observed": seen} if (seen := self.system.observe(self.kept, self.accelerator.device)) else {}
+        if kept is not None and self.accelerator.is_main_process:
+            point |= {"observed": seen} if (seen := self.system.observe(kept, self.accelerator.device)) else {}
             if not last:
-                self._draw()
+                self._draw(kept)
         self.curve.append(point)
         self.sums, self.steps_summed = {}, 0
         progress.on_point(info, point)
         return due
 
-    def _draw(self) -> None:
+    def _draw(self, kept: nn.Module) -> None:
         """The system's pictures so far."""
-        with torch.no_grad(), evaluating(self.kept):
-            self.system.draw(self.kept, self.accelerator.device, self.path.parent)
+        with torch.no_grad(), evaluating(kept):
+            self.system.draw(kept, self.accelerator.device, self.path.parent)
 
-    def _scores(self) -> dict[str, float]:
+    def _scores(self, kept: nn.Module) -> dict[str, float]:
         scores: dict[str, float] = {}
         if self.accelerator.is_main_process or self.system.scored_together:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore", TemperatureWarning)  # the curve looks at networks still annealing
-                with evaluating(self.kept):
-                    scores = self.system.scores(self.kept, self.accelerator.device)
+                with evaluating(kept):
+                    scores = self.system.scores(kept, self.accelerator.device)
         self.accelerator.wait_for_everyone()
         return scores
 
     def _save(self) -> None:
-        """Write the checkpoint; the main process alone, and no other waits for it."""
-        if self.accelerator.is_main_process:
-            content = {
-                **self.system.identity(),
-                **self.system.describe(self.bare),
-                "model": self.kept.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "system": self.system.state_dict(),
-                "step": self.step,
-                "sums": self.sums,
-                "steps_summed": self.steps_summed,
-                "curve": self.curve,
-                "seconds": self.seconds,
-                "cpu_seconds": self.cpu_seconds,
-            }
-            if self.average is not None:
-                content["trained"] = self.bare.state_dict()
-            if self.accelerator.scaler is not None:
-                content["scaler"] = self.accelerator.scaler.state_dict()
-            write_checkpoint(self.path, content, format=self.system.format)
+        """Write the checkpoint: the main process alone, and no other waits for it, but where weights lie in shares."""
+        if self.replica.together or self.accelerator.is_main_process:
+            content = self._content()
+            if self.accelerator.is_main_process:
+                write_checkpoint(self.path, content, format=self.system.format)
+
+    def _content(self) -> dict[str, Any]:
+        """What the checkpoint holds."""
+        content = {
+            **self.system.identity(),
+            **self.system.describe(self.bare),
+            "model": self.replica.state(self.kept),
+            "optimizer": self.replica.optimizer_state(self.optimizer),
+            "system": self.system.state_dict(),
+            "step": self.step,
+            "sums": self.sums,
+            "steps_summed": self.steps_summed,
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+        }
+        if self.average is not None:
+            content["trained"] = self.replica.state(self.bare)
+        if self.accelerator.scaler is not None:
+            content["scaler"] = self.accelerator.scaler.state_dict()
+        return content
 
     def _load(self) -> None:
         content = read_own(self.path, self.system)
-        load_weights(self.kept, content["model"], self.path)
+        self.replica.load(self.kept, content["model"], self.path)
         if self.average is not None:
-            load_weights(self.bare, content["trained"], self.path)
+            self.replica.load(self.bare, content["trained"], self.path)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(content["scaler"])
         try:
-            self.optimizer.load_state_dict(content["optimizer"])
+            self.replica.load_optimizer(self.optimizer, content["optimizer"])
         except ValueError as error:  # other parameters are trained: pretrained weights came then or come now
             raise CheckpointError(
                 f"{self.path} trained other parameters than this run would ({error}); were the pretrained weights "
@@ -284,15 +295,3 @@ class Training:
 
 
 POINTS = 50  # of a curve, where nothing is evaluated on the way
-
-
-def read_own(path: Path, system: System) -> dict[str, Any]:
-    """The checkpoint of this very run.
-
-    Raises:
-        CheckpointError: there is none, or it is truncated, foreign or of another run.
-    """
-    content = read_checkpoint(path, format=system.format)
-    if any(content[name] != value for name, value in system.identity().items()):
-        raise CheckpointError(f"{path} is of another run; delete it to train that run again")
-    return content
