@@ -25,20 +25,21 @@ def is_separable(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
         inputs: (B, C, *S) each.
     """
     noise = torch.Generator().manual_seed(0)
-    pairs = [torch.cat([x[:1], _other(x[:1], noise)]) for x in inputs]
+    pairs = [torch.cat((x[:1], _other(x[:1], noise))) for x in inputs]
     try:
-        together = _tensors(model(*pairs))
-        each = [_tensors(model(*(x[i : i + 1] for x in pairs))) for i in range(2)]
+        together, one, two = (
+            _tensors(model(*(x[part] for x in pairs))) for part in (slice(None), slice(1), slice(1, None))
+        )
     except Exception:  # whatever a model raises that takes no two
         return False
-    if together is None or None in each or {len(together)} != {len(one or ()) for one in each}:
+    if together is None or one is None or two is None or not len(together) == len(one) == len(two):
         return False
     return all(
         y.ndim > 0
-        and [len(y), len(one), len(two)] == [2, 1, 1]
-        and y.shape[1:] == one.shape[1:] == two.shape[1:]
-        and torch.allclose(y, torch.cat([one, two]), TOLERANCE, TOLERANCE * float(y.abs().max()), equal_nan=True)
-        for y, one, two in zip(together, *each, strict=True)
+        and [len(y), len(a), len(b)] == [2, 1, 1]
+        and y.shape[1:] == a.shape[1:] == b.shape[1:]
+        and torch.allclose(y, torch.cat((a, b)), TOLERANCE, TOLERANCE * float(y.abs().max()), equal_nan=True)
+        for y, a, b in zip(together, one, two, strict=True)
     )
 
 
@@ -107,7 +108,7 @@ def _value(name: str, dtype: Any, shape: Any) -> Any:
 def _constant(graph: Any, name: str, numbers: list[int]) -> Any:
     import onnx_ir as ir
 
-    tensor = ir.tensor(numbers, dtype=ir.DataType.INT64, name=name)
+    tensor: Any = ir.tensor(numbers, dtype=ir.DataType.INT64, name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.initializers.add(value)
     return value

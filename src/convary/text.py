@@ -146,7 +146,7 @@ def of_crowd(load: float, cores: int, threads: int) -> str:
         threads: That one operation is spread over.
 
     >>> of_crowd(8.6, 2, 2)
-    '8.6 processes want these 2 cores, and threads that wait ... --threads 1 may be several times as fast.'
+    '8.6 processes want these 2 cores, and threads that wait ... --threads 1 may be several times as fast (Ctrl-C, ...'
     >>> of_crowd(1.5, 2, 2), of_crowd(8.6, 2, 1)
     ('', '')
     """
@@ -154,5 +154,5 @@ def of_crowd(load: float, cores: int, threads: int) -> str:
         return ""
     return (
         f"{load:.1f} processes want these {cores} cores, and threads that wait for each other lose most: --threads 1 "
-        "may be several times as fast."
+        "may be several times as fast (Ctrl-C, then the same command with it: that goes on where this was)."
     )

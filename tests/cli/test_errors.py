@@ -69,6 +69,7 @@ WRONG = [
     ("eval {tmp}/none.pt --batch-size 0", "--batch-size must be at least 1"),
     ("explain stray", "stray"),
     ("eval {tmp}/none.pt", "no checkpoint {tmp}/none.pt"),
+    ("eval {tmp}/net.onnx", "net.onnx is an exported file, which convary predict reads; evaluate the checkpoint"),
     ("eval", "Missing from convary eval: CHECKPOINT"),
     ("data fashion-mnist-mni", "did you mean 'fashion-mnist-mini'?"),
 ]

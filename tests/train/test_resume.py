@@ -163,6 +163,19 @@ def test_bad_checkpoints_are_named(make, damage):
     assert str(path) in str(caught.value)
 
 
+def test_another_number_of_threads_goes_on(make):
+    config = make(**RUN, threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, StopAt("dyconv", 3))
+    heard, before = Steps(), torch.get_num_threads()
+    try:
+        results = compare(dataclasses.replace(config, threads=2), heard)
+    finally:
+        torch.set_num_threads(before)
+    assert results["machine"]["threads"] == 2 and len(results["methods"]) == 2
+    assert heard.taken == [("dyconv", step) for step in range(4, 11)]  # what was left of two epochs of five steps
+
+
 def test_a_checkpoint_of_another_run_is_refused(make, tmp_path):
     one, other = make(), make(out=tmp_path / "other", lr=0.05)
     for config in (one, other):

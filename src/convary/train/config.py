@@ -33,6 +33,7 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
     places: ClassVar[tuple[str, ...]] = (
         *RunConfig.places,
         "workers",
+        "threads",
         "skip_broken",
         "shard",
         "methods",
