@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +197,9 @@ def _record(
             program = torch.export.export(model, inputs, dynamic_shapes=shapes)
         except StrategyError as error:
             lacks = "has no constant weights to export" if strategy == "outputs" else f"has no form {strategy!r}"
-            raise ExportError(f"{_name(model, layers)} {lacks}: {error}; or export with strategy='auto'") from error
+            reason, _, able = str(error).partition("; use one of ")  # the operator's, of which a file has not all
+            others = " or ".join(repr(name) for name in get_args(Strategy) if name in ("auto", *able.split(", ")))
+            raise ExportError(f"{_name(model, layers)} {lacks}: {reason}; take strategy={others}") from error
         except RuntimeError as error:  # torch.export raises several kinds, all of them RuntimeErrors
             reason = str(error).strip().partition("\n\n")[0]
             raise ExportError(

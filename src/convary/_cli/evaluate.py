@@ -46,8 +46,8 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"--batch-size must be at least 1; got {flags.batch_size}")
     if flags.checkpoint.suffix in (".onnx", ".pt2"):
         raise ConfigError(
-            f"{flags.checkpoint} is an exported file, which convary predict reads; evaluate the checkpoint that it was made "
-            "of: OUT/METHOD/seed-N/checkpoint.pt"
+            f"{flags.checkpoint} is an exported file, which convary predict reads; evaluate the checkpoint that it was "
+            "made of: OUT/METHOD/seed-N/checkpoint.pt"
         )
     with stages() as tell:
         tell("loading torch")

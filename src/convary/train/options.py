@@ -243,8 +243,8 @@ class MachineOptions:
     """Where data sets lie; by default $CONVARY_DATA, or a folder in your cache."""
 
     threads: int | None = None
-    """CPU threads; by default torch's own choice. Another number may give other roundings: a run that is resumed with it
-    is no longer the same bit for bit."""
+    """CPU threads; by default torch's own choice. Another number may give other roundings: a run that is resumed with
+    it is no longer the same bit for bit."""
 
     jobs: int = 1
     """Trainings at a time, each in a process of its own with one thread (or --threads); for CPUs. With --threads 1
