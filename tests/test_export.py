@@ -243,9 +243,7 @@ def test_sizes_can_stay_fixed():
 
 def test_constant_weights_that_do_not_exist_are_named():
     model = cv.convert(Net(), cv.ODConv(experts=2, sharing="per_kernel"))
-    told = (
-        r"layer 'features.1.conv.0.0' \(ODConv2d\).*channel coefficients.*; take strategy='auto' or 'bmm'$"
-    )
+    told = r"layer 'features.1.conv.0.0' \(ODConv2d\).*channel coefficients.*; take strategy='auto' or 'bmm'$"
     with pytest.raises(cv.ExportError, match=told):
         cv.export(model, torch.randn(2, 3, 16, 16), strategy="outputs")
     layer = model.features[1].conv[0][0]

@@ -90,6 +90,14 @@ def test_every_mode(mode, monkeypatch):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
+def test_the_smallest_line_of_the_page(alone):
+    """MobileNetV2 with CondConv at 224x224, one image, in onnxruntime's own form; how fast is for benchmarks."""
+    one = {"methods": ("condconv",), "batches": (1,), "modes": ("inference",), "threads": (1,), "seconds": 0.0}
+    (row,) = measure(ModesConfig(models=("torchvision:mobilenet_v2",), forms=("onnxruntime",), **one))
+    assert row["error"] < 1e-4 and row["nodes"] < 260 and row["ratio"] > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

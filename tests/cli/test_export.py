@@ -119,6 +119,10 @@ def test_each_runtime_has_a_line(tmp_path, monkeypatch):
     convary.export(net, x, path / "two.onnx", dynamic=())
     words = "parse error in (onnx_node!node_conv2d_1)"  # and not in node_conv2d, whose name begins alike
     assert _runtimes._words(KeyError(words), path / "two.onnx") == f"{words!r} (layer '1')"
+    known["onnxruntime"] = Runtime("torch", lambda path, threads: lambda x: net(x)[:0], lambda: ())
+    assert "onnxruntime: WRONG, it answers (0, 1, 4, 4) where the network answers (1, 1, 4, 4)" in next(
+        outcomes(path / "net.onnx", net, x, ())
+    )
     (only,) = outcomes(path / "net.onnx", net, x, (), "onnxruntime")
     assert only.startswith("onnxruntime: ")
     (only,) = outcomes(path / "net.onnx", net, x, (), "openvino")
@@ -176,6 +180,11 @@ def test_export_names_the_faster_forms_after_the_default_one(run, tmp_path, monk
     for runtime, named in (("any", True), ("openvino", False)):
         code, told, _ = run("export", *words, *more, "--runtime", runtime)
         assert code == 0 and "grouped (mixed_conv)" in told
+        readers = "OpenVINO" if runtime == "openvino" else "onnxruntime and OpenVINO and OpenCV"
+        cost = (
+            r"for an image \d+ million multiply-adds, 1\.\d\d times a static network's, and \d+ MiB of weights to read"
+        )
+        assert re.search(f"{cost}; for {readers}\n", told)
         assert ("faster in onnxruntime: " in told) == named
         assert ("faster in OpenVINO: --runtime openvino" in told) == named
 

@@ -21,7 +21,7 @@ from convary._cli.run_file import outcomes
 from convary.errors import ConfigError, TemperatureWarning
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.export import ExportedProgram
 
     from convary.data.photo_format import PhotoFormat
@@ -124,6 +124,8 @@ def _lines(flags: Export, config: MethodConfig | None, stage: Callable[[str], No
     yield from forms
     if program.graph_module.meta[EACH_IMAGE]:
         yield "any number of images, one after the other: the graph is of one image, in a loop"
+    if forms:
+        yield from _expected(model, x, flags)
     stage(f"writing {flags.out}")
     write()
     yield _written(flags.out)
@@ -221,6 +223,20 @@ def _forms(program: ExportedProgram) -> Iterator[str]:
     for (op, strategy, reason), layers in by_form.items():
         ends = layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
         yield f"{len(layers):>4} x {strategy} ({op}): {reason}; {ends}"
+
+
+def _expected(model: nn.Module, x: Tensor, flags: Export) -> Iterator[str]:
+    """What can be said of its cost before it is there, and what is meant to read it."""
+    from convary import summary
+    from convary._runtimes import of_file
+
+    found = summary(model, x[:1])
+    added = found.routing + found.assembly
+    rest, size = found.macs - added, 4 * found.params / 2**20
+    yield (
+        f"for an image {found.macs / 1e6:,.0f} million multiply-adds, {found.macs / rest:.2f} times a static "
+        f"network's, and {size:,.0f} MiB of weights to read; for {' and '.join(of_file(flags.out, flags.runtime))}"
+    )
 
 
 def _written(path: Path) -> str:

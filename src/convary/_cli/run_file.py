@@ -65,7 +65,12 @@ def outcomes(
             if run is None:
                 yield f"{name}: not run, for it is not installed"
             else:
-                yield f"{name}: {_error(run, x, want)}{_times(run, base, x)}"
+                with torch.no_grad():
+                    got = run(x)
+                if got.shape == want.shape:
+                    yield f"{name}: {_error(got, want)}{_times(run, base, x)}"
+                else:
+                    yield f"{name}: WRONG, it answers {tuple(got.shape)} where the network answers {tuple(want.shape)}"
         if layers is not None and beside:
             stage("timing each layer")
             yield _drawn(path, static, x, layers)
@@ -80,14 +85,10 @@ def _drawn(path: Path, static: Path, x: Tensor, picture: Path) -> str:
     return f"wrote {picture}, the time of each layer of both files"
 
 
-def _error(run: Run, x: Tensor, want: Tensor) -> str:
+def _error(got: Tensor, want: Tensor) -> str:
     """How far its scores are from the network's, relative to the largest."""
-    import torch
-
-    with torch.no_grad():
-        got = run(x)
     change = float((got - want).abs().max() / want.abs().max())
-    return f"scores within {change:.1e} of the network's on {len(x)} image{'s' * (len(x) > 1)}"
+    return f"scores within {change:.1e} of the network's on {len(want)} image{'s' * (len(want) > 1)}"
 
 
 def _times(run: Run, base: Run | None, x: Tensor) -> str:
