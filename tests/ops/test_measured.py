@@ -283,7 +283,7 @@ def test_prepared_inference_obeys(monkeypatch):
 
 
 def test_off_by_default_and_turned_on_by_the_environment(monkeypatch):
-    assert [measured.wanted(value) for value in (None, "", "0", "1")] == [False, False, False, True]
+    assert [measured.wanted(value) for value in (None, "", "0", "No", "1")] == [False, False, False, False, True]
 
 
 def test_no_warning_where_all_is_well():

@@ -36,7 +36,7 @@ MOST_SHAPES = 512  # of a process: one whose shapes never come twice would measu
 
 def wanted(variable: str | None) -> bool:
     """Whether the environment asks for it."""
-    return (variable or "0") != "0"
+    return (variable or "").lower() not in ("", "0", "no", "false", "off")
 
 
 _on = wanted(os.environ.get("CONVARY_AUTOTUNE"))
