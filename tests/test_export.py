@@ -282,6 +282,9 @@ def test_bad_arguments(tmp_path):
         cv.export(layer, x, tmp_path / "model.pb")
     with pytest.raises(cv.ConfigError, match="one of auto, grouped, outputs, bmm; got 'loop'"):
         cv.export(layer, x, strategy="loop")
+    for dynamic in (0, True, (7,), (-1,), ("batch",)):
+        with pytest.raises(cv.ConfigError, match=r"dynamic must be None or axes of the inputs, 0 to 3: \(0,\) for"):
+            cv.export(layer, x, dynamic=dynamic)
     said = "has no form 'grouped'.*bake the batch size.*; take strategy='auto' or 'outputs' or 'bmm'$"
     with pytest.raises(cv.ExportError, match=said):
         cv.export(cv.CondConv2d(3, 4, 3), x, strategy="grouped")

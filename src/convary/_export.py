@@ -17,7 +17,7 @@ from convary import ops
 from convary._blocked import block
 from convary._chained import chain
 from convary._custom_ops import narrow_banks
-from convary._export_request import Runtime, Strategy, check_form, check_free, check_notes
+from convary._export_request import Runtime, Strategy, check_axes, check_form, check_free, check_notes
 from convary._exported import EACH_IMAGE, FORMS, ExportForm
 from convary._free_sizes import check_sizes
 from convary._lean import lean
@@ -83,7 +83,8 @@ def export(
         The recorded program. ``program.module()`` is callable. Where a file loops over images it is that of one.
 
     Raises:
-        ConfigError: an unknown strategy or runtime, a path of another kind, or notes that are no text.
+        ConfigError: an unknown strategy or runtime, axes that no input has, a path of another kind, or notes that
+            are no text.
         ShapeError, DtypeError: the model can't take the example.
         ExportError: the target can't hold the model; says which operation of which layer, and what to choose instead.
         MissingExtraError: ONNX is asked for but not installed.
@@ -119,6 +120,7 @@ def recorded(
     check_notes(notes or {})
     _warn_if_hot(model)
     inputs = _inputs(model, example)
+    check_axes(dynamic, max(x.ndim for x in inputs))
     axes = [tuple(a for a in range(x.ndim) if (a != 1 if dynamic is None else a in dynamic)) for x in inputs]
     check_free(runtime, [len(x) for x in inputs], axes)
     with _keeping_operators(runtime == "convary", strategy):

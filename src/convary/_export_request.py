@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -39,6 +39,16 @@ def check_form(path: Path | None, strategy: str, runtime: str, bank_dtype: torch
         check_target(path)
     if path is not None and path.suffix == ".onnx":
         require("convary.export to ONNX", "export", "onnx", "onnxscript")
+
+
+def check_axes(dynamic: Sequence[int] | None, ndim: int) -> None:
+    """Raise unless ``dynamic`` are axes of inputs that have at most ``ndim`` of them."""
+    axes: Any = () if dynamic is None else dynamic
+    if not isinstance(axes, Collection) or any(axis not in range(ndim) for axis in axes):
+        raise ConfigError(
+            f"dynamic must be None or axes of the inputs, 0 to {ndim - 1}: (0,) for the batch, () for none; "
+            f"got {dynamic!r}"
+        )
 
 
 def check_notes(notes: Mapping[str, str]) -> None:

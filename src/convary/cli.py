@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 
 from convary.errors import ConfigError, ConvaryError, nearest
@@ -35,6 +36,7 @@ COMMANDS = {
     "data": ("convary._cli.data", "List the data sets and whether they are here, or fetch one."),
 }
 DONE, FAILED, INTERRUPTED = 0, 2, 130
+_FORMAT = warnings.formatwarning
 # What torch says in the processes of a run whose first one, say, has ended; it has no class for it.
 _ALONE = re.compile("closed by peer|reset by peer|[Rr]emote process exited|ncclRemoteError")
 # What torch says of sizes that no machine holds; it has no class for most of them.
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = _note
     try:
         code = _dispatch(argv)
         sys.stdout.flush()
@@ -90,6 +93,13 @@ def _dispatch(argv: list[str]) -> int:
         kind = "flag" if name.startswith("-") else "command"
         raise ConfigError(f"there is no {kind} {name!r}; choose from {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
     return importlib.import_module(COMMANDS[name][0]).run(rest)
+
+
+def _note(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of ours in one line; others with their place."""
+    if category.__module__.partition(".")[0] == "convary":
+        return f"convary: note: {message}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def _too_large(said: str) -> str:

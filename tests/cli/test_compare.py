@@ -127,6 +127,7 @@ def test_predict_says_the_classes_of_photographs(run, finished, images):
     out = finished[0]
     photos = [images / "test" / name / "1.png" for name in ("dark", "bright")]
     code, said, _ = run("predict", out / "dyconv" / "seed-0" / "checkpoint.pt", *photos, "--cpu")
+    said_of_all = said
     assert code == 0
     model, data = load_model(out / "dyconv" / "seed-0" / "checkpoint.pt"), load_data(f"folder:{images}", image_size=16)
     for photo, line in zip(photos, said.splitlines(), strict=True):
@@ -145,6 +146,8 @@ def test_predict_says_the_classes_of_photographs(run, finished, images):
     assert code == 2 and "has several classifiers; give one, such as" in err and "seed-0/checkpoint.pt" in err
     code, _, err = run("predict", out / "dyconv", out / "results.json", "--cpu")
     assert code == 2 and "results.json is not a readable image" in one_line(err)
+    code, some, err = run("predict", out / "dyconv", photos[0], out / "results.json", *photos[1:], "--cpu")
+    assert (code, some) == (2, said_of_all) and "results.json is not a readable image" in one_line(err)
 
 
 @pytest.mark.parametrize("parts", [{"train": 4, "test": 2}, {"": 10}], ids=["apart", "mixed"])

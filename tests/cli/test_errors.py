@@ -208,3 +208,10 @@ def test_a_closed_pipe_is_no_error(words):
     done = subprocess.run(f"{words} | true; exit ${{PIPESTATUS[0]}}", env=environment(), capture_output=True,
                           text=True, shell=True, executable="/bin/bash")  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_our_warnings_are_one_line_without_a_place():
+    words = "import warnings, sys; from convary import cli, errors; cli.main(['--version']); "
+    words += "warnings.warn('left out', errors.TemperatureWarning); warnings.warn('theirs', UserWarning)"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
+    assert done.stderr.startswith("convary: note: left out\n<string>:1: UserWarning: theirs")

@@ -52,10 +52,8 @@ def test_the_price_stands_under_the_outcome(synthetic):
     static["latency"][1] |= {"low": 0.5, "high": 2.0}  # too noisy to say anything
     odconv["latency"][0]["ratio"] = 1.31
     said = noise.price(results["methods"])
-    assert (
-        said == f"Cost, in times static’s: ODConv {odconv['params'] / static['params']:.2f} the parameters, "
-        f"1.31 the time of an image."
-    )
+    params = odconv["params"] / static["params"]
+    assert said == f"Cost against static: ODConv {params:.2f} times the parameters, 1.31 times the time of an image."
     assert said in page.page(results)
     assert not noise.price([odconv]) and not noise.price([static, *[odconv] * 4])
 

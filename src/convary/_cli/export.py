@@ -62,9 +62,9 @@ class Export:
     image: bool = False
     """For one image of this shape at a time: nothing may change, and the dynamic layers are ordinary convolutions."""
     runtime: Literal["any", "onnxruntime", "openvino", "convary", "executorch"] = "any"
-    """onnxruntime: a file that only onnxruntime on a CPU reads, faster where the batch is fixed. openvino: one that is
-    faster in OpenVINO, with --image. convary: one for runtimes that are given convary's native library, for every batch
-    and size. executorch: a .pt2 for its XNNPACK, with --image."""
+    """onnxruntime: a file that only onnxruntime on a CPU reads; faster, and for any number of images (--dynamic 0) many
+    times so. openvino: one that is faster in OpenVINO, with --image or --dynamic 0. convary: one for runtimes that are
+    given convary's native library, for every batch and size. executorch: a .pt2 for its XNNPACK, with --image."""
     bank_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: banks of kernels in half the bytes, in an .onnx file with --runtime convary."""
     run: bool = True

@@ -97,10 +97,17 @@ def _classify(checkpoint: Path, flags: Predict) -> int:
 
         tell(f"reading {checkpoint}")
         classifier = Classifier(checkpoint, Accelerator(cpu=flags.cpu).device)
+        broken = []
         for photo in photos:
-            best = list(classifier(photo).items())[:LIKELIEST]
+            try:
+                best = list(classifier(photo).items())[:LIKELIEST]
+            except DataError as error:  # the others are answered first
+                broken.append(str(error))
+                continue
             said = ", ".join(f"{name} {probability:.2f}" for name, probability in best)
             console.print(f"{photo}  {said}", markup=False, soft_wrap=True)
+    if broken:
+        raise DataError("; ".join(broken))
     return 0
 
 

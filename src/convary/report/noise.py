@@ -48,13 +48,13 @@ def price(methods: list[Method]) -> str:
         return ""
     told = []
     for method in others:
-        parts = [f"{method['params'] / static['params']:.2f} the parameters"]
+        parts = [f"{method['params'] / static['params']:.2f} times the parameters"]
         for entry in method["latency"]:
             if not noisy(methods, entry["batch"]):
                 images = "an image" if entry["batch"] == 1 else f"{entry['batch']} images"
-                parts.append(f"{entry['ratio']:.2f} the time of {images}")
+                parts.append(f"{entry['ratio']:.2f} times the time of {images}")
         told.append(f"{method['title']} {', '.join(parts)}")
-    return f"Cost, in times static’s: {'; '.join(told)}."
+    return f"Cost against static: {'; '.join(told)}."
 
 
 def timed(methods: list[Method], method: Method) -> dict[str, Any]:
