@@ -13,9 +13,9 @@ from convary.bench.engines import ENGINES
 from convary.bench.modes import ModesConfig, measure
 from convary.cli import main
 
-TINY = {"models": ("mobilenet_v2_tiny",), "methods": ("condconv",), "batches": (1,), "threads": (1,)}
+TINY = {"models": ("convnet_nano",), "methods": ("condconv",), "batches": (1,), "threads": (1,)}
 CONFIG = ModesConfig(**TINY, image_size=28, seconds=0.0)
-FLAGS = "--models mobilenet_v2_tiny --methods condconv --batches 1 --threads 1 --image-size 28 --seconds 0.01".split()
+FLAGS = "--models convnet_nano --methods condconv --batches 1 --threads 1 --image-size 28 --seconds 0.01".split()
 
 
 @pytest.fixture
@@ -36,10 +36,10 @@ def test_files_are_checked_and_timed_and_told(alone, tmp_path, capsys):
         assert row["error"] < 1e-2 and 0 < row["low"] <= row["ratio"] <= row["high"] and row["pairs"] >= 9
         assert row["fastest"]["by"] in ("eager", *ENGINES) and f"{row['ratio']:.2f}" in told
         assert row["nodes"] > row["base_nodes"] > 0 and row["made_seconds"] > 0
-    eager = {"model": "mobilenet_v2_tiny", "method": "condconv", "batch": 1, "mode": "inference", "threads": 1}
+    eager = {"model": "convnet_nano", "method": "condconv", "batch": 1, "mode": "inference", "threads": 1}
     brief = page_modes.part({"onnxruntime": content}, {"rows": [eager | {"ratio": 1.25}]})
     best = min(content["rows"][:3], key=lambda row: row["ratio"])
-    assert f"| mobilenet_v2_tiny | condconv | 1.25 | {best['ratio']:.2f}, {best['form']}" in brief
+    assert f"| convnet_nano | condconv | 1.25 | {best['ratio']:.2f}, {best['form']}" in brief
     assert page_modes.lines(content).count("\n") == 2 + len(content["rows"])
 
 
@@ -84,7 +84,7 @@ def test_every_mode(mode, monkeypatch):
     for name in ENGINES.keys() - {mode}:  # which write or compile the static network to find its fastest mode
         monkeypatch.delitem(ENGINES, name)
     before = torch.get_num_threads()
-    rows = list(measure(dataclasses.replace(CONFIG, mode=mode, models=("convnet_nano",))))
+    rows = list(measure(dataclasses.replace(CONFIG, mode=mode)))
     assert len(rows) == len(ENGINES[mode].forms) * len(set(CONFIG.modes) & set(ENGINES[mode].modes))
     assert all("ratio" in row and "fastest" in row for row in rows)
     assert torch.get_num_threads() == before

@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision.models import get_model
 
 from convary import cli
+from convary._cli import reproduce
 from convary.errors import ConfigError
 from convary.methods import ODConv
 from convary.papers import TABLES, table
@@ -39,6 +40,11 @@ def run(capsys):
 def test_without_a_table_it_lists_them(run):
     code, out, _ = run("reproduce")
     assert code == 0 and all(table.name in out for table in TABLES)
+
+
+def test_without_a_table_a_format_is_of_all():
+    assert len(reproduce._selected(reproduce.Reproduce(format="markdown"))) == len(TABLES)
+    assert reproduce._selected(reproduce.Reproduce()) == []
 
 
 def test_it_prints_a_table_in_every_format(run):

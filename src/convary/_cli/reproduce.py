@@ -48,7 +48,7 @@ class Reproduce(RunConfig):
     """Only these rows."""
 
     format: Literal["text", "markdown", "json", "csv"] = "text"
-    """How to print."""
+    """How to print; without a table, other than as text: all of them."""
 
     data: str | None = None
     """Train the rows on these images, as in folder:/imagenet with train/ and val/; see convary compare --data.
@@ -195,7 +195,8 @@ def _selected(flags: Reproduce) -> list[Any]:
     """The tables that are asked for, with only the rows that are."""
     from convary.papers import TABLES, table
 
-    tables = [table(name) for name in flags.tables] or (list(TABLES) if flags.all else [])
+    everything = flags.all or (flags.format != "text" and not flags.rows and flags.data is None)
+    tables = [table(name) for name in flags.tables] or (list(TABLES) if everything else [])
     if flags.rows and len(tables) != 1:
         raise ConfigError(f"--rows wants the one table that they are of; got {len(tables)} tables")
     if flags.data is not None and not tables:
