@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import convary as cv
-from convary import ops
+from convary import _per_image, ops
 from convary._exported import onnx_nodes
 from convary._layer_times import layer_times
 from convary._runtimes import of_file
@@ -112,3 +112,33 @@ def test_images_that_depend_on_each_other_are_not_taken_apart(answer, tmp_path):
     with pytest.raises(cv.ExportError, match=r"takes images one by one, but Centred makes something else of two"):
         cv.export(model, (2, 4, 8, 8), tmp_path / "no.onnx", dynamic=(0,), runtime="openvino")
     assert not (tmp_path / "no.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.name)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_other_ranks(config, rank, tmp_path):
+    torch.manual_seed(0)
+    conv, size = (nn.Conv1d, nn.Conv3d)[rank == 3], (9, 8, 7)[:rank]
+    plain = nn.Sequential(conv(4, 8, 3, padding=1), nn.ReLU(), conv(8, 8, 3, groups=8), nn.ReLU(), conv(8, 6, 1))
+    model = cv.convert(plain, config(), cv.where.all(), upcycle=False).eval()
+    cv.export(model, (1, 4, *size), tmp_path / "m.onnx", dynamic=(0,), runtime="onnxruntime")
+    assert loops(tmp_path / "m.onnx") == (config is not cv.DCD)
+    assert_right(tmp_path / "m.onnx", model, [size])
+
+
+def test_numbers_that_onnxruntime_has_no_convolution_for(tmp_path):
+    model, x = nn.Sequential(cv.ODConv2d(4, 6, 3)).double().eval(), torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    cv.export(model, x, tmp_path / "m.onnx", dynamic=(0,), runtime="onnxruntime")
+    assert loops(tmp_path / "m.onnx") == 0
+    torch.testing.assert_close(of_file(tmp_path / "m.onnx")["onnxruntime"].open(tmp_path / "m.onnx", 1)(x), model(x))
+
+
+def test_weights_of_a_large_model_lie_beside_the_file(tmp_path, monkeypatch):
+    program = pytest.importorskip("torch.onnx._internal.exporter._onnx_program")
+    monkeypatch.setattr(program, "_LARGE_MODEL_THRESHOLD", 1000)
+    monkeypatch.setattr(_per_image, "LARGE", 1000)
+    model = nn.Sequential(cv.ODConv2d(4, 64, 3)).eval()
+    cv.export(model, (1, 4, 9, 9), tmp_path / "m.onnx", dynamic=(0,), runtime="onnxruntime")
+    assert (tmp_path / "m.onnx.data").stat().st_size > (tmp_path / "m.onnx").stat().st_size
+    assert_right(tmp_path / "m.onnx", model, [(9, 9)])

@@ -125,6 +125,8 @@ def recorded(
     check_free(runtime, [len(x) for x in inputs], axes)
     with _keeping_operators(runtime == "convary", strategy):
         loop = runtime in ("onnxruntime", "openvino") and strategy == "auto" and all(0 in free for free in axes)
+        if runtime == "onnxruntime" and any(x.dtype == torch.float64 for x in inputs):
+            loop = False  # it has no convolution for them, but products
         program = _record(model, inputs, axes, strategy, loop=loop)
     held = program.graph_module.meta
     if runtime == "openvino" and loop and held[FORMS] and not held[EACH_IMAGE]:

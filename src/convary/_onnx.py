@@ -76,7 +76,7 @@ def spell_out(graph: Any) -> None:
         elif node.op_type == "MatMul" and (left := node.inputs[0]).const_value is not None:
             times[left.name] += 1
             if (turn := times[left.name]) > 1:
-                node.replace_input_with(0, _constant(graph, f"{left.name}.{turn}", left.const_value.numpy()))
+                node.replace_input_with(0, constant(graph, f"{left.name}.{turn}", left.const_value.numpy()))
     for name, value in list(graph.initializers.items()):
         if not value.uses():
             del graph.initializers[name]
@@ -89,7 +89,7 @@ def _add_apart(graph: Any, conv: Any, bias: Any) -> None:
     y = conv.outputs[0]
     shifts = bias.const_value.numpy().reshape(-1, *[1] * (len(conv.inputs[1].shape) - 2))
     bare = ir.node("Conv", conv.inputs[:2], dict(conv.attributes), name=conv.name)
-    add = ir.node("Add", [bare.outputs[0], _constant(graph, f"{y.name}.bias", shifts)], name=f"{conv.name}_bias")
+    add = ir.node("Add", [bare.outputs[0], constant(graph, f"{y.name}.bias", shifts)], name=f"{conv.name}_bias")
     bare.outputs[0].name, name = f"{y.name}.bare", y.name
     for value in (bare.outputs[0], add.outputs[0]):
         value.shape, value.dtype = y.shape, y.dtype
@@ -101,7 +101,8 @@ def _add_apart(graph: Any, conv: Any, bias: Any) -> None:
     add.outputs[0].name = name
 
 
-def _constant(graph: Any, name: str, array: Any) -> Any:
+def constant(graph: Any, name: str, array: Any) -> Any:
+    """A NumPy array as one more initializer of an ``onnx_ir`` graph."""
     import onnx_ir as ir
 
     tensor = ir.Tensor(array, name=name)

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    warnings.formatwarning = _note
+    before, warnings.formatwarning = warnings.formatwarning, _note
     try:
         code = _dispatch(argv)
         sys.stdout.flush()
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         return _complain(f"{error.strerror or error}{place}")
+    finally:
+        warnings.formatwarning = before
 
 
 def _dispatch(argv: list[str]) -> int:
