@@ -327,6 +327,26 @@ def test_a_hot_router_is_told_of():
         cv.export(layer, torch.randn(2, 3, 6, 6))
 
 
+def test_a_free_batch_unfolds_no_depthwise_layer_of_few_kernels(tmp_path):
+    torch.manual_seed(0)
+    x, plain = torch.randn(2, 8, 9, 9), nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3))
+    for config, first in (
+        (cv.DyConv(experts=3), "outputs"),
+        (cv.ODConv(experts=3), "bmm"),
+        (cv.DyConv(experts=9), "bmm"),
+    ):
+        model = cv.convert(plain, config, cv.where.all(), upcycle=False).eval()
+        forms = cv.export_forms(cv.export(model, x, tmp_path / "m.onnx"))
+        assert [form.strategy for form in forms] == [first, "bmm"]
+        assert f"not outputs: it takes {config.experts} times the arithmetic" in forms[1].reason
+        session = onnx_session(tmp_path / "m.onnx")
+        for batch, size in ((1, 12), (3, 7)):
+            other = torch.randn(batch, 8, size, size + 1)
+            with torch.no_grad():
+                want = model(other)
+            torch.testing.assert_close(session(other)[0], want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_program_and_a_file_say_how_each_layer_was_written(tmp_path):
     model = cv.convert(Net(), cv.ODConv(experts=2)).eval()

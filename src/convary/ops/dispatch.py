@@ -60,6 +60,7 @@ class Strategy:
         how: What it does, in a line.
         portable: It uses torch's operations alone. A graph that may run elsewhere records the first such strategy that
             can run; one of them depends on no size.
+        costly: Why such a graph leaves a problem to a later one all the same, or None.
         on_trial: Its speed is not known well enough for an estimate to choose it: a measurement may, or who forces it.
     """
 
@@ -67,6 +68,7 @@ class Strategy:
     run: Callable[..., Tensor]
     how: str
     portable: bool = False
+    costly: Callable[[Problem], str | None] = lambda problem: None
     on_trial: bool = False
 
 
@@ -242,7 +244,12 @@ def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
     native = None if portable else op.strategies.get("native")
     if native is not None and native.why_not(problem) is None and library.slowdown() == 1:
         return "native"
-    return next(name for name in _able(op, problem) if op.strategies[name].portable)
+    return next(name for name, entry in op.strategies.items() if entry.portable and _leaves(entry, problem) is None)
+
+
+def _leaves(entry: Strategy, problem: Problem) -> str | None:
+    """Why a graph that may run elsewhere does not record a portable strategy, or None."""
+    return entry.why_not(problem) or entry.costly(problem)
 
 
 def _reason(op: Op, problem: Problem, name: str) -> str:
@@ -252,7 +259,7 @@ def _reason(op: Op, problem: Problem, name: str) -> str:
     portable = (other for other, entry in op.strategies.items() if entry.portable)
     refused = itertools.takewhile(lambda other: other != name, portable)
     return "; ".join(
-        [op.strategies[name].how, *(f"not {other}: {op.strategies[other].why_not(problem)}" for other in refused)]
+        [op.strategies[name].how, *(f"not {other}: {_leaves(op.strategies[other], problem)}" for other in refused)]
     )
 
 

@@ -61,7 +61,9 @@ def mixed_conv(
 STRATEGIES = {
     "grouped": Strategy(needs_fixed_batch, aten.per_sample(grouped), "mixed kernels, one convolution", portable=True),
     "loop": Strategy(needs_fixed_batch, aten.per_sample(loop), "mixed kernels, a convolution per sample"),
-    "outputs": Strategy(aten.outputs_why_not, aten.outputs, "a convolution per kernel, mixed outputs"),
+    "outputs": Strategy(
+        aten.outputs_why_not, aten.outputs, "a convolution per kernel, mixed outputs", True, aten.outputs_costly
+    ),
     "bmm": Strategy(lambda problem: None, aten.per_sample(bmm), "mixed kernels, a product with the windows of x", True),
     "native": Strategy(eligible.why_not, native.run, "fused CPU kernels"),
     "triton": Strategy(

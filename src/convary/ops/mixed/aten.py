@@ -115,3 +115,13 @@ def outputs_why_not(problem: Problem) -> str | None:
         if axis in problem.axes and axis not in problem.shared:
             return f"{axis} coefficients that differ between kernels act inside the kernel, not on its output"
     return None
+
+
+def outputs_costly(problem: Problem) -> str | None:
+    """Why :func:`outputs` is no gain over unfolded features, which are T times as many.
+
+    Of a depthwise layer it makes K times as many. With tap coefficients it unfolds too.
+    """
+    if problem.C == problem.G and problem.K < problem.T and "tap" not in problem.axes:
+        return None
+    return f"it takes {problem.K} times the arithmetic"
