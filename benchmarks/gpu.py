@@ -29,7 +29,7 @@ from convary.bench.layers import Shape
 from convary.bench.machine import machine
 from convary.bench.models import networks, step
 from convary.bench.tables import markdown
-from convary.bench.timing import interleave
+from convary.bench.timing import clock_of, interleave
 from convary.errors import StrategyError
 from convary.files import read_json, write_json, write_whole
 from convary.ops import Coefficients, reference
@@ -156,7 +156,7 @@ def layer_lines(shapes: list[Shape], device: str) -> Iterator[Line]:
             (given[0], weight),
             training=training,
         )
-        names = [name for name in ops.strategies() if able(shape, given, name)]
+        names, clock = [name for name in ops.strategies() if able(shape, given, name)], clock_of(given[0].device)
         for name in [None, *names]:
             line = {
                 "layer": str(shape),
@@ -165,10 +165,10 @@ def layer_lines(shapes: list[Shape], device: str) -> Iterator[Line]:
             }
             run = passes(lambda n=name, g=given, shape=shape: call(shape, g, n), given, training=training)
 
-            def measure(run=run, static=static, name=name) -> Line:
+            def measure(run=run, static=static, name=name, clock=clock) -> Line:
                 ops.autotune(name is None)
                 try:
-                    return vars(interleave(run, static, 0.15))
+                    return vars(interleave(run, static, 0.15, clock))
                 finally:
                     ops.autotune(False)
 
@@ -206,7 +206,7 @@ def timed(static: torch.nn.Module, dynamic: torch.nn.Module, x: Tensor, mode: st
     ops.autotune(way == "measured")
     try:
         peaks = {name: peak(one) for name, one in (("dynamic", run), ("static", base))}
-        return vars(interleave(run, base, 1.0)) | {"peaks": peaks}
+        return vars(interleave(run, base, 1.0, clock_of(x.device))) | {"peaks": peaks}
     finally:
         ops.autotune(False)
 
