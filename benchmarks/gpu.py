@@ -5,8 +5,10 @@
 
 First every strategy that can run is compared with the reference in float64. Then layers and networks are timed in
 bfloat16 and channels_last, interleaved with the static ones: eager and compiled, strategies measured (``ops.autotune``)
-and forced to ``grouped``, which is how released code runs. Each part has its share of the time; what it did not reach
-is said on the page, and so is what failed, in the device's own words. The file is written after every line.
+and forced to ``grouped``, which is how released code runs. Between them the table of costs is fitted, by which
+strategies are chosen on such a device (``src/convary/ops/cost/cuda-X.Y.json``, X.Y its compute capability). Each part
+has its share of the time; what it did not reach is said on the page, and so is what failed, in the device's own words.
+The file is written after every line.
 """
 
 from __future__ import annotations
@@ -25,17 +27,18 @@ import torch
 from torch import Tensor
 
 from convary import ops
+from convary.bench import fit
 from convary.bench.layers import Shape
 from convary.bench.machine import machine
 from convary.bench.models import networks, step
 from convary.bench.tables import markdown
-from convary.bench.timing import clock_of, interleave
+from convary.bench.timing import clock_of, device_here, interleave
 from convary.errors import StrategyError
 from convary.files import read_json, write_json, write_whole
-from convary.ops import Coefficients, reference
+from convary.ops import Coefficients, cost, reference
 
 Line = dict[str, Any]
-SHARES = {"errors": 0.15, "layers": 0.35, "networks": 0.5}  # of the time
+SHARES = {"errors": 0.15, "costs": 0.15, "layers": 0.25, "networks": 0.45}  # of the time
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of the largest; float32 may be TF32
 SHAPES = [
     Shape(B, *sizes)
@@ -51,6 +54,8 @@ NETWORKS = [
     for model in ("torchvision:resnet50", "torchvision:mobilenet_v2", "torchvision:resnet18")
     for method in ("odconv", "condconv")
 ]
+TABLES = Path(__file__).parents[1] / "src" / "convary" / "ops" / "cost"
+FIT_SECONDS = 0.02  # for a shape and dtype: 190 shapes, twice
 WAYS = ("measured", "grouped", "compiled")
 SMALL_SHAPES = [Shape(2, 16, 16, 6, 3), Shape(2, 16, 32, 5, 1)]
 SMALL_NETWORKS = [("mobilenet_v2_tiny", "odconv", 2, "inference"), ("mobilenet_v2_tiny", "odconv", 2, "training")]
@@ -175,6 +180,21 @@ def layer_lines(shapes: list[Shape], device: str) -> Iterator[Line]:
             yield guarded(line, measure)
 
 
+def cost_lines(device: str, table: Path | None, seconds: float) -> Iterator[Line]:
+    """One line, of the table of costs that is fitted and written; none where the device is no GPU."""
+    if not device.startswith("cuda"):
+        return
+
+    def measure() -> Line:
+        found = fit.fitted_on(device_here(device), seconds, lambda text: None)
+        path = table or TABLES / f"cuda-{found['capability']}.json"
+        write_json(path, found)
+        cost.fitted_on.cache_clear()
+        return {"good": found["good"], "table": path.name}
+
+    yield guarded({"part": "costs"}, measure)
+
+
 def network_lines(rows: list[tuple[str, str, int, str]], device: str, size: int) -> Iterator[Line]:
     """Networks under bfloat16 autocast in channels_last: eager, released code's way, compiled; peak memory."""
     for model, method, batch, mode in rows:
@@ -244,6 +264,12 @@ def page(content: Line) -> str:
     errors = content["errors"]["lines"]
     right, wrong = sum(bool(line.get("right")) for line in errors), [line for line in errors if not line.get("right")]
     parts.append(f"## Right\n\n{right} of {len(errors)} checks of values and gradients against float64 hold.\n")
+    for line in content["costs"]["lines"]:
+        told = line.get("failed") or (
+            f"of {line['good'][1]} shapes the choice by `{line['table']}` is within 15 % of the fastest for "
+            f"{line['good'][0]}"
+        )
+        parts.append(f"The table of costs: {told}.\n")
     if wrong:
         rows = [
             [line["layer"], line["dtype"], line["strategy"], line.get("failed") or f"{line['error']:.0e}"]
@@ -279,6 +305,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="two layers and a small network, to try the script itself")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/gpu.md"))
+    parser.add_argument("--table", type=Path, help="of costs; by default the one that convary reads, in src")
     flags = parser.parse_args()
     if flags.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("torch sees no GPU; run this on a machine with one, or try it with --device cpu --small")
@@ -289,11 +316,14 @@ def main() -> int:
     content: Line = {"schema": 1, "device": name, "machine": machine()}
     parts = {
         "errors": error_lines(shapes, flags.device),
+        "costs": cost_lines(flags.device, flags.table, FIT_SECONDS),
         "layers": layer_lines(shapes, flags.device),
         "networks": network_lines(rows, flags.device, 28 if flags.small else 224),
     }
     measured(content, parts, flags.minutes, lambda: write_json(flags.out, content))
-    write_whole(flags.page, page(read_json(flags.out, wanted=("device", "errors", "layers", "networks"))).encode())
+    write_whole(
+        flags.page, page(read_json(flags.out, wanted=("device", "errors", "costs", "layers", "networks"))).encode()
+    )
     print(f"wrote {flags.page}")
     return 0
 

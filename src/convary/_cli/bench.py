@@ -92,12 +92,15 @@ class Models:
 class Fit:
     """Fit the cost model, by which strategies are chosen, to this machine: about five minutes, on an idle one."""
 
+    device: str = "cpu"
+    """cpu, or cuda: its choices in bfloat16 and float32."""
+
     threads: int = 2
     """Threads of torch, as they will be used."""
     seconds: float = 0.3
     """Time for each shape."""
     check: bool = False
-    """Fit nothing: say how often the costs in use choose well here."""
+    """Fit nothing: say how often the costs in use choose well here, on a CPU."""
     out: Path | None = None
     """The file; by default this machine's own, which convary reads from then on ($CONVARY_CACHE, ~/.cache/convary)."""
 
@@ -209,11 +212,15 @@ def _page(flags: Page) -> int:
 
 def _fit(flags: Fit) -> int:
     from convary.bench import fit
+    from convary.bench.timing import device_here
     from convary.files import write_json
     from convary.ops import cost
     from convary.ops.cost.times import own
 
     _check_numbers({"threads": (flags.threads,), "seconds": (flags.seconds,)})
+    device = device_here(flags.device)
+    if device.type not in ("cpu", "cuda") or (flags.check and device.type != "cpu"):
+        raise ConfigError(f"bench fit knows CPUs and CUDA devices, and --check CPUs; got --device {flags.device}")
 
     def told(line: str) -> None:
         print(line, flush=True)
@@ -222,10 +229,12 @@ def _fit(flags: Fit) -> int:
         good, rows = fit.checked(cost.fitted()["rates"], flags.threads, flags.seconds, told)
         print(f"costs fitted on {cost.fitted()['machine']}: {good} of {rows} choices within 15 % of the fastest")
         return 0
-    path = flags.out or own("cost")
-    content = fit.fitted(flags.threads, flags.seconds, told)
-    write_json(path, content)
-    for words, (good, rows) in (("of the fit", content["good"]), ("of others", content["good_elsewhere"])):
+    on_cpu = device.type == "cpu"
+    path = flags.out or own("cost" if on_cpu else "cost-cuda")
+    fitted = fit.fitted(flags.threads, flags.seconds, told) if on_cpu else fit.fitted_on(device, flags.seconds, told)
+    write_json(path, fitted)
+    checks = {"of the fit": fitted["good"]} | ({"of others": fitted["good_elsewhere"]} if on_cpu else {})
+    for words, (good, rows) in checks.items():
         print(f"{words}, {good} of {rows} shapes: the choice is within 15 % of the fastest")
     print(f"wrote {path}; convary reads it from now on" if flags.out is None else f"wrote {path}")
     return 0

@@ -10,8 +10,8 @@ from typing import Any
 from convary.bench.tables import Record, markdown, memory_numbers
 
 TABLE = re.compile(r"(models|layers)-(cuda|xpu|mps)(-.*)?\.json")  # as ``convary bench --device`` names them
-METHOD = """Timed by the device's own events, after a warm-up; otherwise as all lines here: right first, in turns with the
-static one in the same dtype.
+METHOD = """Timed by the device's own events, after a warm-up; otherwise as all lines here: right first, in turns with
+the static one in the same dtype.
 """
 _COLUMNS = {
     "layers": ("layer", "mode", "factors", "layout", "dtype", "strategy"),

@@ -60,7 +60,8 @@ class Strategy:
         how: What it does, in a line.
         portable: It uses torch's operations alone. A graph that may run elsewhere records the first such strategy that
             can run; one of them depends on no size.
-        on_trial: Its speed is not known well enough for an estimate to choose it: a measurement may, or who forces it.
+        on_trial: Its speed is not known well enough for an estimate to choose it, but where the device's table of costs
+            has it: a measurement may, or who forces it.
     """
 
     why_not: Callable[[Problem], str | None]
@@ -221,7 +222,13 @@ def decide(op: Op, problem: Problem) -> str:
     times = measured.known(problem) or {}
     if timed := {name: times[name] for name in able if name in times}:
         return measured.preferred(timed)
-    return cost.preferred({name: estimate(problem, name) for name in able if not op.strategies[name].on_trial})
+    ranked = [name for name in able if is_ranked(op, problem, name)]
+    return cost.preferred({name: estimate(problem, name) for name in ranked})
+
+
+def is_ranked(op: Op, problem: Problem, strategy: str) -> bool:
+    """Whether an estimate may choose a strategy: one on trial, only where it was measured on such a device."""
+    return not op.strategies[strategy].on_trial or cost.knows(problem, strategy)
 
 
 def estimate(problem: Problem, strategy: str) -> float:
