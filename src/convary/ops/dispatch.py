@@ -19,7 +19,7 @@ from convary.ops.cost import measured
 from convary.ops.geometry import autocast_dtype
 from convary.ops.native import eligible, library
 from convary.ops.problem import Problem
-from convary.ops.tracing import forced, is_portable, is_traced, needs_gradient
+from convary.ops.tracing import forced, is_exporting, is_portable, is_traced, needs_gradient
 
 
 class Arguments(Protocol):
@@ -80,12 +80,14 @@ class Op:
         function: What is called.
         spell: Its arguments, spelled out; checks no more than that takes.
         strategies: By name.
+        for_gpu: Which of them ``torch.compile`` records for a CUDA device; the first portable one where it is None.
     """
 
     name: str
     function: Callable[..., Tensor]
     spell: Callable[..., Arguments]
     strategies: Mapping[str, Strategy]
+    for_gpu: Callable[[Problem], str] | None = None
 
     def __post_init__(self) -> None:
         """Be known by name."""
@@ -239,7 +241,7 @@ def estimate(problem: Problem, strategy: str) -> float:
 def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
     """What a graph records: the forced strategy, or ``native`` for this machine, or the first portable one that can.
 
-    Native kernels that have one thread must be asked for.
+    Native kernels that have one thread must be asked for. A graph compiled for a GPU records what the op has for it.
 
     Raises:
         StrategyError: the forced strategy can't run, or its graph would hold the batch size.
@@ -249,6 +251,8 @@ def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
     native = None if portable else op.strategies.get("native")
     if native is not None and native.why_not(problem) is None and library.slowdown() == 1:
         return "native"
+    if op.for_gpu is not None and not portable and problem.device.startswith("cuda") and not is_exporting():
+        return op.for_gpu(problem)
     return next(name for name in _able(op, problem) if op.strategies[name].portable)
 
 
