@@ -21,25 +21,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from convary import ops
-from convary.bench import fit
+from convary.bench import fit, right
 from convary.bench.layers import Shape
 from convary.bench.machine import machine
 from convary.bench.models import networks, step
+from convary.bench.right import TOLERANCE, Line, compared, guarded, runs
+from convary.bench.right import name as name_of
 from convary.bench.tables import markdown
 from convary.bench.timing import clock_of, device_here, interleave
-from convary.errors import StrategyError
 from convary.files import read_json, write_json, write_whole
 from convary.ops import Coefficients, cost, reference
 
-Line = dict[str, Any]
 SHARES = {"errors": 0.15, "costs": 0.15, "layers": 0.25, "networks": 0.45}  # of the time
-TOLERANCE = {torch.float32: 2e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of the largest; float32 may be TF32
 SHAPES = [
     Shape(B, *sizes)
     for B in (1, 128)
@@ -65,11 +63,13 @@ Made by `python benchmarks/gpu.py`; nothing was typed by hand.
 """
 ABSENT = """# GPU
 
-**Not measured yet.** Everything runs on CUDA devices through torch's own operations, and strategy `triton` is tested in
-Triton's interpreter, on a CPU, against float64. Nobody has timed either on a GPU: turn on
-[`convary.ops.autotune()`](api.md), which times what can run and keeps the fastest.
+**Not measured yet.** Everything runs on CUDA devices through torch's own operations. Strategy `triton` (convolutions,
+`pixel_conv`, routers) is tested in Triton's interpreter, on a CPU, against float64, and built for compute capabilities
+8.0 and 9.0. Nobody has run or timed it on a GPU: turn on [`convary.ops.autotune()`](api.md), which times what can run
+and keeps the fastest.
 
-`python benchmarks/gpu.py` checks and measures a GPU in eight minutes and writes this page; please send it.
+`python benchmarks/gpu.py` checks and measures a GPU in eight minutes, fits the costs by which strategies are chosen on
+such devices, and writes this page; please send it.
 """
 
 
@@ -87,7 +87,7 @@ def tensors(shape: Shape, device: str, dtype: torch.dtype, *, training: bool) ->
 def able(shape: Shape, given: tuple[Tensor, ...], strategy: str) -> bool:
     """Whether a strategy takes the problem."""
     rows = ops.explain(ops.mixed_conv, given[0], given[1], Coefficients(kernel=given[2]), groups=shape.groups).rows
-    return any(row.strategy == strategy and row.reason is None for row in rows)
+    return any(row.strategy == strategy and runs(row) for row in rows)
 
 
 def call(shape: Shape, given: tuple[Tensor, ...], strategy: str | None) -> Tensor:
@@ -112,16 +112,6 @@ def passes(run: Callable[[], Tensor], given: Iterable[Tensor], *, training: bool
     return backward if training else forward
 
 
-def guarded(line: Line, measure: Callable[[], Line]) -> Line:
-    """The line with what was measured, or with what went wrong: minutes on a GPU are dear, so that others go on."""
-    try:
-        return line | measure()
-    except (RuntimeError, StrategyError) as error:  # out of memory included
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return line | {"failed": str(error).splitlines()[0][:200]}
-
-
 def error_lines(shapes: list[Shape], device: str) -> Iterator[Line]:
     """Values and gradients of every strategy against float64, on two samples."""
     for shape, dtype in itertools.product(shapes, TOLERANCE):
@@ -135,16 +125,11 @@ def error_lines(shapes: list[Shape], device: str) -> Iterator[Line]:
         )  # fmt: skip
         truths = [want.detach(), *torch.autograd.grad(want, exact, torch.ones_like(want))]
         for name in [name for name in ops.strategies() if able(small, given, name)]:
-            line = {"layer": str(small), "dtype": str(dtype).removeprefix("torch."), "strategy": name}
+            line = {"layer": str(small), "dtype": name_of(dtype), "strategy": name}
 
             def measure(name=name, given=given, truths=truths, small=small, dtype=dtype) -> Line:
                 y = call(small, given, name)
-                found = [y, *torch.autograd.grad(y, given, torch.ones_like(y))]
-                errors = [
-                    float((a.detach().cpu().double() - b).abs().max() / b.abs().max())
-                    for a, b in zip(found, truths, strict=True)
-                ]
-                return {"error": max(errors), "right": max(errors) < TOLERANCE[dtype]}
+                return compared([y, *torch.autograd.grad(y, given, torch.ones_like(y))], truths, dtype)
 
             yield guarded(line, measure)
 
@@ -315,7 +300,7 @@ def main() -> int:
     name = torch.cuda.get_device_name() if flags.device.startswith("cuda") else flags.device
     content: Line = {"schema": 1, "device": name, "machine": machine()}
     parts = {
-        "errors": error_lines(shapes, flags.device),
+        "errors": itertools.chain(error_lines(shapes, flags.device), right.lines(flags.device)),
         "costs": cost_lines(flags.device, flags.table, FIT_SECONDS),
         "layers": layer_lines(shapes, flags.device),
         "networks": network_lines(rows, flags.device, 28 if flags.small else 224),

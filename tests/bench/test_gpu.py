@@ -168,3 +168,12 @@ def test_which_table_holds_for_a_gpu(here, monkeypatch):
     cost.fitted_on.cache_clear()
     with pytest.warns(UserWarning, match="the shipped costs are used"):
         assert cost.fitted_on("cuda:0")["machine"] == "another GPU"
+
+
+def test_positions_and_routers_are_checked_too(monkeypatch):
+    lines = list(gpu.right.lines("cpu"))
+    assert len(lines) > 15 and all(line["right"] for line in lines)
+    assert {line["strategy"] for line in lines} == {"taps", "native", "triton"}  # this one of routers
+    true = ops.pixel_conv
+    monkeypatch.setattr(ops, "pixel_conv", lambda *a, **named: 1.05 * true(*a, **named))
+    assert not any(line["right"] for line in gpu.right.lines("cpu") if line["layer"].startswith("pixel"))

@@ -26,6 +26,7 @@ def why_not(x: Tensor, layers: Layers) -> str | None:
     if (reason := obstacle(str(x.device), x.dtype)) is not None:
         return reason
     given = [t for t in layers[:TENSORS] if t is not None]
+    widest = layers.pieces[-1] if layers.rest == "softmax" else 0
     if is_intercepted(x, *given):
         return "a tracer or a dispatch mode, such as a counter, is watching and would not see it"
     if needs_gradient(x, *given):
@@ -36,7 +37,7 @@ def why_not(x: Tensor, layers: Layers) -> str | None:
         return "the layers do not fit x and each other, or x is empty"
     if layers.squeeze is None and len(layers.pieces) > 1:
         return "without a hidden layer it takes one piece"
-    if max(_width(layers), layers.pieces[-1] if layers.rest == "softmax" else 0) > WIDEST or x.shape[0] > MOST:
+    if max(widest, _width(layers)) > WIDEST or x.shape[0] > MOST:
         return f"a layer is wider than {WIDEST}, or the batch is above {MOST}"
     return None
 
