@@ -168,6 +168,9 @@ def test_which_table_holds_for_a_gpu(here, monkeypatch):
     cost.fitted_on.cache_clear()
     with pytest.warns(UserWarning, match="the shipped costs are used"):
         assert cost.fitted_on("cuda:0")["machine"] == "another GPU"
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    cost.fitted_on.cache_clear()
+    assert cost.fitted_on("cuda:0") is None
 
 
 def test_positions_and_routers_are_checked_too(monkeypatch):

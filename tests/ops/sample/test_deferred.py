@@ -49,6 +49,7 @@ BANKS = [
     (4, 3, 1, True, ["matmul", "deferred_conv"]),
     (4, 3, 16, False, ["matmul", "deferred_conv"]),
     (4, 3, 4, False, ["conv2d"]),
+    (8, 1, 4, False, ["matmul", "matmul"]),
     (8, 1, 1, False, ["matmul", "matmul"]),
 ]
 

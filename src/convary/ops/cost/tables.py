@@ -59,8 +59,11 @@ def fitted_on(device: str) -> Table | None:
 
 
 def capability_of(device: str) -> str | None:
-    """A CUDA device's compute capability, for example "9.0"; None where torch sees no such device."""
-    if not torch.cuda.is_available():
+    """A CUDA device's compute capability, for example "9.0"; None where torch sees no such device.
+
+    AMD's GPUs, which torch calls CUDA devices too, count theirs otherwise.
+    """
+    if not torch.cuda.is_available() or torch.version.hip is not None:
         return None
     return "{}.{}".format(*torch.cuda.get_device_capability(device))
 

@@ -78,7 +78,7 @@ def bmm(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None, ge
     rows, G = weight.flatten(2), geometry.groups
     if G > 1:
         rows, columns = unflatten(rows, 1, (G, O // G)), unflatten(columns, 1, (G, C_group * prod(kernel_size)))
-    return add_bias((rows @ columns).reshape(-1, O, *out_size), bias)
+    return add_bias(kept_format(x, (rows @ columns).reshape(-1, O, *out_size)), bias)
 
 
 def unfold(x: Tensor, kernel_size: Sequence[int], geometry: Geometry, out_size: list[int]) -> Tensor:
