@@ -257,7 +257,7 @@ class MachineOptions:
     """Write report.html while it trains too, after each epoch; an open page reloads itself."""
 
     log: tuple[Kind, ...] = ()
-    """Write losses and scores as they come: to csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb."""
+    """Give losses and scores, which OUT/log.csv always has, to tensorboard (OUT/tensorboard) or wandb too."""
 
     measure_seconds: float = 1.0
     """Seconds for each timing of a dynamic network against the static one; 0 measures no times and no memory. Slow
