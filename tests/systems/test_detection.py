@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detectors on dynamic backbones: published sizes, where weights come from, training, resuming, export."""
 
+import json
+
 import pytest
 import torch
+from scripts.reached import shortfalls
 from torchvision.models import get_model
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -144,6 +147,28 @@ def test_ap_of_sizes_is_that_of_the_objects_there_are():
         assert (f"mask_ap_{size}" in scores) == there == (f"box_ap_{size}" in scores)
     assert all(value == pytest.approx(1.0) for value in scores.values())
     assert all(name.startswith("box") for name in average_precision(found, truth, masks=False))
+
+
+@pytest.mark.slow
+@pytest.mark.sweep
+@pytest.mark.parametrize("method", ["odconv:experts=1", "static"])
+def test_learns_its_photographs(tmp_path, method):
+    """What ``make detection`` does, two and a half minutes each; a tenth of that reaches next to nothing."""
+    assert fit(DetectionConfig(out=tmp_path, cpu=True, method=method))["scores"]["mask_ap50"] > 0.9
+    assert not shortfalls("mask_ap50", 0.9, [tmp_path])
+
+
+def test_make_detection_fails_where_a_score_is_not_reached(tmp_path):
+    for name, value in (("above", 0.9201), ("below", 0.8999)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({"scores": {"mask_ap": 0.95, "mask_ap50": value}}))
+    above, below = tmp_path / "above", tmp_path / "below"
+    assert shortfalls("mask_ap50", 0.9, [above]) == []
+    assert shortfalls("mask_ap50", 0.9, [above, below]) == [f"{below}: mask_ap50 0.8999, wanted over 0.9"]
+    with pytest.raises(ConfigError, match="no score 'mask_ap51'; it has mask_ap, mask_ap50"):
+        shortfalls("mask_ap51", 0.9, [above])
+    with pytest.raises(ConfigError, match=r"no results.json; finish that run first"):
+        shortfalls("mask_ap50", 0.9, [tmp_path])
 
 
 @pytest.mark.slow
