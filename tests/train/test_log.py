@@ -81,7 +81,7 @@ def test_wandb_is_told(tmp_path, monkeypatch):
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(tmp_path, monkeypatch):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else there(name))
-    with pytest.raises(ConfigError, match="log=wandb needs wandb, which is not installed; run pip install wandb; log.csv"):
+    with pytest.raises(ConfigError, match="log=wandb needs wandb, which is not installed; run pip install wandb; log"):
         fit(LineConfig(out=tmp_path, cpu=True, log=("wandb",)))
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="one tracker twice: wandb wandb"):

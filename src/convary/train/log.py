@@ -83,7 +83,9 @@ class Tracked(Progress):
         from importlib.util import find_spec
 
         if not any(find_spec(package) for package in _NEEDS[kind]):
-            raise ConfigError(f"log={kind} needs {kind}, which is not installed; run pip install {kind}; {TABLE} is there without")
+            raise ConfigError(
+                f"log={kind} needs {kind}, which is not installed; run pip install {kind}; {TABLE} is there without"
+            )
         self.kind, self.config = kind, config
         self.open: dict[str, Any] = {}
 
