@@ -176,7 +176,9 @@ def _no_norm():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
 
 
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:resnet50", "torchvision:convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["torchvision:resnet18", "torchvision:resnet50", "torchvision:convnext_tiny", "timm:efficientnet_b0"]
+)
 def test_branches_are_left_out_more_and_more_often_with_depth(name):
     model = build(name, 4)
     if name.endswith("18"):
