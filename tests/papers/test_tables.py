@@ -141,6 +141,13 @@ def test_what_was_reached_stands_beside_what_was_published():
     assert "71.5" in page.as_csv(found) and found[0]["reached"] is None
 
 
+def test_where_errors_are_published_the_error_is_what_was_reached():
+    small = table("dynet-imagenet").select(("resnet18",))
+    found = {"top1": 68.25, "std": 0.5, "seeds": 3, "data": "x", "training": "odconv-resnet"}
+    printed = page.text(small, page.records(small, {(small.name, "resnet18"): found}))
+    assert "31.75 ± 0.50" in printed and "68.25" not in printed
+
+
 def test_agreement_counts_what_differs():
     small = table("odconv-resnet").select(("resnet18",))
     static = dataclasses.replace(small.rows[0], count=None)

@@ -196,6 +196,7 @@ def test_branches_are_left_out_more_and_more_often_with_depth(name):
 def test_a_network_without_branches_is_refused():
     with pytest.raises(ConfigError, match="no residual branch"):
         drop_branches(build("convnet_nano", 3), 0.1)
+    drop_branches(build("convnet_nano", 3), 0.0)  # turns a recipe's off
 
 
 @pytest.mark.parametrize(

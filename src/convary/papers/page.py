@@ -144,6 +144,8 @@ def _reached(record: Record) -> str:
     scores = [(name, title) for name, title in TITLES.items() if name in found]
     spreads = {name: found["std"] if name == "top1" else found[f"{name}_std"] for name, _ in scores}
     told = {name: f"{found[name]:.2f}" + ("" if std is None else f" ± {std:.2f}") for name, std in spreads.items()}
+    if "error" in record["published"] and "top1" in told:
+        told["top1"] = told["top1"].replace(f"{found['top1']:.2f}", f"{100 - found['top1']:.2f}", 1)
     return told["top1"] if "top1" in told else ", ".join(f"{title} {told[name]}" for name, title in scores)
 
 

@@ -60,7 +60,7 @@ def drop_branches(model: nn.Module, p: float) -> None:
         for place, block in enumerate(paths):
             block.drop_path = StochasticDepth(p * place / len(paths), "row")  # of EfficientNet's code: never p itself
         return
-    if not found:
+    if not found and p:
         raise ConfigError(f"{type(model).__name__} has no residual branch known here; leave stochastic_depth out")
     for module, rate in zip(found, torch.linspace(0, p, len(found)).tolist(), strict=True):
         if isinstance(module, StochasticDepth):

@@ -245,14 +245,17 @@ def _narrow(recipe: TrainingRecipe) -> Iterable[TrainingRecipe]:
 
 
 def _recipes() -> Iterable[TrainingRecipe]:
-    ours = {"source": _DY, "recalled": ("batch_size", "dropout")}
+    dyconv = {"source": _DY, "recalled": ("batch_size", "dropout")}
     dy_mobile = dataclasses.replace(
-        _MOBILE, name="dyconv-mobilenetv2", title="DyConv's MobileNetV2", epochs=300, **ours
+        _MOBILE, name="dyconv-mobilenetv2", title="DyConv's MobileNetV2", epochs=300, **dyconv
     )
     narrow = list(_narrow(dy_mobile))
     yield from (_MOBILE, *_narrow(_MOBILE), _RESNET, dy_mobile, *narrow)
     yield _variant(narrow[-1], "constant", "temperatures constant", anneal_epochs=0)
-    yield dataclasses.replace(_RESNET, name="dyconv-resnet", title="DyConv's ResNets", dropout=0.1, **ours)
+    ours = {"source": "odconv-resnet, changed by us for the rows of the paper's ablations"}
+    yield _variant(_RESNET, "constant", "temperatures constant", anneal_epochs=0, **ours)
+    yield _variant(_RESNET, "double", "twice as long", epochs=200, milestones=(60, 120, 180), **ours)
+    yield dataclasses.replace(_RESNET, name="dyconv-resnet", title="DyConv's ResNets", dropout=0.1, **dyconv)
     yield from (_DCD, _DCD_RESNET)
     yield _CONDCONV
     yield _variant(_CONDCONV, "static", "static", dropout=0.2)
