@@ -69,7 +69,9 @@ ABSENT = """# GPU
 and keeps the fastest.
 
 `python benchmarks/gpu.py` checks and measures a GPU in eight minutes, fits the costs by which strategies are chosen on
-such devices, and writes this page; please send it.
+such devices, and writes this page; please send it. Beside it there are
+`convary bench models --device cuda --dtypes bf16 --layout channels_last` for your network and
+`convary bench fit --device cuda` for your own costs.
 """
 
 
