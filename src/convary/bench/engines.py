@@ -66,6 +66,7 @@ class Engine:
         extra: The extra of convary that brings it; None for torch's own.
         modes: The passes that it has.
         files: Whether it reads ONNX files.
+        accelerated: Whether it runs where torch does, not on CPUs alone.
         forms: By name; the static network is written as the first.
         clock: Of making one.
     """
@@ -75,6 +76,7 @@ class Engine:
     extra: str | None = None
     modes: tuple[str, ...] = ("inference",)
     files: bool = False
+    accelerated: bool = False
     forms: Mapping[str, Form]
     clock: Callable[[], float] = time.process_time
 
@@ -150,7 +152,7 @@ def _fresh(folder: Path, suffix: str) -> Path:
 _HALF = Form({"runtime": "convary", "bank_dtype": torch.bfloat16}, {"inference": 1e-2})  # rounded weights
 ENGINES = {
     "compiled": Engine(
-        make=_compiled, modes=("inference", "training"), clock=spent,
+        make=_compiled, modes=("inference", "training"), clock=spent, accelerated=True,
         forms={"graph": Form(tolerance={"inference": 1e-3, "training": 1e-2})},
     ),
     "aoti": Engine(

@@ -19,7 +19,7 @@ from convary.ops.cost import measured
 from convary.ops.geometry import autocast_dtype
 from convary.ops.native import eligible, library
 from convary.ops.problem import Problem
-from convary.ops.tracing import forced, is_portable, is_traced, needs_gradient
+from convary.ops.tracing import forced, is_exporting, is_portable, is_traced, needs_gradient
 
 
 class Arguments(Protocol):
@@ -60,7 +60,8 @@ class Strategy:
         how: What it does, in a line.
         portable: It uses torch's operations alone. A graph that may run elsewhere records the first such strategy that
             can run; one of them depends on no size.
-        on_trial: Its speed is not known well enough for an estimate to choose it: a measurement may, or who forces it.
+        on_trial: Its speed is not known well enough for an estimate to choose it, but where the device's table of costs
+            has it: a measurement may, or who forces it.
     """
 
     why_not: Callable[[Problem], str | None]
@@ -79,12 +80,14 @@ class Op:
         function: What is called.
         spell: Its arguments, spelled out; checks no more than that takes.
         strategies: By name.
+        for_gpu: Which of them ``torch.compile`` records for a CUDA device; the first portable one where it is None.
     """
 
     name: str
     function: Callable[..., Tensor]
     spell: Callable[..., Arguments]
     strategies: Mapping[str, Strategy]
+    for_gpu: Callable[[Problem], str] | None = None
 
     def __post_init__(self) -> None:
         """Be known by name."""
@@ -221,7 +224,13 @@ def decide(op: Op, problem: Problem) -> str:
     times = measured.known(problem) or {}
     if timed := {name: times[name] for name in able if name in times}:
         return measured.preferred(timed)
-    return cost.preferred({name: estimate(problem, name) for name in able if not op.strategies[name].on_trial})
+    ranked = [name for name in able if is_ranked(op, problem, name)]
+    return cost.preferred({name: estimate(problem, name) for name in ranked})
+
+
+def is_ranked(op: Op, problem: Problem, strategy: str) -> bool:
+    """Whether an estimate may choose a strategy: one on trial, only where it was measured on such a device."""
+    return not op.strategies[strategy].on_trial or cost.knows(problem, strategy)
 
 
 def estimate(problem: Problem, strategy: str) -> float:
@@ -232,7 +241,7 @@ def estimate(problem: Problem, strategy: str) -> float:
 def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
     """What a graph records: the forced strategy, or ``native`` for this machine, or the first portable one that can.
 
-    Native kernels that have one thread must be asked for.
+    Native kernels that have one thread must be asked for. A graph compiled for a GPU records what the op has for it.
 
     Raises:
         StrategyError: the forced strategy can't run, or its graph would hold the batch size.
@@ -242,6 +251,8 @@ def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
     native = None if portable else op.strategies.get("native")
     if native is not None and native.why_not(problem) is None and library.slowdown() == 1:
         return "native"
+    if op.for_gpu is not None and not portable and problem.device.startswith("cuda") and not is_exporting():
+        return op.for_gpu(problem)
     return next(name for name in _able(op, problem) if op.strategies[name].portable)
 
 
