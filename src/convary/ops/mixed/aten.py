@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import CONV, Geometry
-from convary.ops.mix import mix_bias, mix_kernels
+from convary.ops.mixed.mix import mix_bias, mix_kernels
 from convary.ops.problem import Problem
 from convary.ops.sample import deferred
 from convary.ops.sample.aten import add_bias, kept_format, unfold
