@@ -98,6 +98,7 @@ struct Conv {
 struct Blocks {
     bool depthwise;  // one input and one output channel per group: a stencil, `panel` channels an item
     bool upright;    // a depthwise one of small maps, or of channels innermost: channels in the lanes, not positions
+    bool in_place;   // a depthwise one of whole vectors of channels, innermost: x is read and y written where they lie
     bool direct;     // x is read where it lies: 1x1 at stride 1 without padding
     bool thin;       // 1x1 kernels of few channels, given per sample: positions in the lanes
     bool pack_bank;  // pack a tile of the K kernels once and mix it for every sample of the item

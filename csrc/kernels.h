@@ -40,6 +40,7 @@ struct Route {
     X(route, void, (const Route& route, int64_t b, float* scratch))                                                    \
     X(mixed_conv, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))                        \
     X(mixed_conv_depthwise, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))              \
+    X(mixed_conv_depthwise_last, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))         \
     X(mixed_conv_grad_weights, void, (const ConvGrad& grad, int64_t item, float* scratch))                             \
     X(mixed_conv_depthwise_grad_weights, void, (const ConvGrad& grad, int64_t item, float* scratch))                   \
     X(sample_conv_thin_f32, void, (const Conv& conv, const Blocks& blocks, int64_t item, float* scratch))              \

@@ -44,7 +44,7 @@ def test_every_method(config, runtime, tmp_path):
     forms = {form.strategy for form in cv.export_forms(tmp_path / "m.onnx")}
     assert loops(tmp_path / "m.onnx") == len(forms) and forms == (set() if config is cv.DCD else {"grouped"})
     runtimes = ("onnxruntime",)
-    if runtime == "openvino" and config is not cv.FDConv:  # whose transforms of one image OpenVINO (2026.4) misreads
+    if runtime == "openvino":
         pytest.importorskip("openvino")
         runtimes += ("OpenVINO",)
     assert_right(tmp_path / "m.onnx", model, [(20, 20)] if free else [(20, 20), (23, 30)], runtimes)

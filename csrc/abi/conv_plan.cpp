@@ -13,8 +13,9 @@ constexpr int64_t sum_floats = 112 << 10;
 constexpr int64_t gradient_floats = 128 << 10;
 constexpr int64_t plane_floats = 5 << 10;    // of a depthwise map: half a level-1 cache
 constexpr int64_t upright_floats = 8 << 10;  // of a vector of small depthwise maps, inputs and results: a level-1 cache
-constexpr int64_t window_positions = 512;    // outputs of a window: mixing has become cheap by then
-constexpr int64_t window_columns = 448;      // of a row longer than a window
+constexpr int64_t in_place_positions = 2048;   // of depthwise maps with channels innermost: mixing is cheap by then
+constexpr int64_t window_positions = 512;      // outputs of a window: mixing has become cheap by then
+constexpr int64_t window_columns = 448;        // of a row longer than a window
 constexpr int64_t most_bank_floats = 1 << 20;  // of a packed tile; with more kernels it is mixed from where it lies
 constexpr int64_t few_positions = 256;         // up to here mixing is dear, and a bank tile is worth packing
 constexpr int64_t few_samples = 4;             // from here on
@@ -55,6 +56,11 @@ bool is_upright(const Conv& conv, const Blocks& blocks, int64_t lanes) {
 
 void cut_window(const Conv& conv, int64_t lanes, Blocks* blocks) {
     const int64_t upright = upright_floats / lanes * 2 / 3;  // inputs, with as many results as half of them
+    if (blocks->in_place) {
+        blocks->columns = conv.w.out <= in_place_positions ? conv.w.out : even(conv.w.out, in_place_positions);
+        blocks->rows = even(conv.h.out, in_place_positions / blocks->columns);
+        return;
+    }
     const int64_t positions = !blocks->depthwise ? window_positions : conv.channels_last ? upright / 2 : plane_floats;
     blocks->columns = conv.w.out <= positions ? conv.w.out : even(conv.w.out, least(positions, window_columns));
     blocks->rows = even(conv.h.out, positions / blocks->columns);
@@ -98,6 +104,17 @@ int64_t thin_columns(const Conv& conv, int64_t lanes) {
     return ceil_div(even(conv.w.out, thin_floats / (conv.Cg() + conv.Og())), lanes) * lanes;
 }
 
+// All channels of a depthwise window together where that leaves work for every thread: memory is then read as it lies.
+void share_out_vectors(const Conv& conv, int64_t lanes, int64_t threads, Blocks* blocks) {
+    const int64_t vectors = conv.C / lanes;
+    const int64_t others = conv.B * ceil_div(conv.h.out, blocks->rows) * ceil_div(conv.w.out, blocks->columns);
+    blocks->panels = even(vectors, most(1, weight_floats / (conv.T_bank * lanes)));
+    while (blocks->panels > 1 && others * ceil_div(vectors, blocks->panels) < threads) {
+        blocks->panels = (blocks->panels + 1) / 2;
+    }
+    blocks->o_blocks = ceil_div(vectors, blocks->panels);
+}
+
 void cut_by_sample(const Conv& conv, int64_t threads, Blocks* blocks) {
     const int64_t T = conv.T(), panels = ceil_div(conv.Og(), blocks->panel);
     blocks->samples = 1;
@@ -119,14 +136,17 @@ void cut_by_sample(const Conv& conv, int64_t threads, Blocks* blocks) {
 Blocks cut(const Conv& conv, int64_t lanes, int64_t threads) {
     Blocks blocks = {};
     blocks.depthwise = conv.Cg() == 1 && conv.Og() == 1;
+    blocks.in_place =
+        blocks.depthwise && conv.channels_last && !conv.half && conv.first == nullptr && conv.C % lanes == 0;
     blocks.direct = !blocks.depthwise && !conv.half && in_place(conv);
     blocks.panel = blocks.depthwise ? lanes : 2 * lanes;
     cut_window(conv, lanes, &blocks);
     if (blocks.depthwise) {
         blocks.samples = blocks.channels = 1;
-        blocks.upright = is_upright(conv, blocks, lanes);
+        blocks.upright = !blocks.in_place && is_upright(conv, blocks, lanes);
         blocks.panels = most(1, least(lanes, fit(plane_floats, plane(conv, blocks))));  // maps that go step by step
         blocks.o_blocks = ceil_div(conv.O, lanes);
+        if (blocks.in_place) share_out_vectors(conv, lanes, threads, &blocks);
     } else if (const int64_t columns = thin_columns(conv, lanes); columns > 0) {
         blocks.thin = true;
         blocks.columns = columns;
@@ -190,6 +210,11 @@ ConvScratch::ConvScratch(const Conv& conv, const Blocks& blocks) {
         floats[sums] = (positions + panel) * panel;  // the store reads whole squares
     }
     floats[shift] = floats[scale] = panel;
+    if (blocks.in_place) {
+        floats[weights] = full * panel * static_cast<double>(blocks.panels);
+        floats[shift] = panel * static_cast<double>(blocks.panels);
+        floats[inputs] = floats[sums] = floats[maps] = 0;
+    }
     floats[offsets] = 2 * depth + 2 * static_cast<double>(2 * conv.T_bank + conv.T());
     lay_out(floats, parts, this);
 }

@@ -34,9 +34,10 @@ int32_t execute(Conv conv, int64_t threads) {
     const Blocks blocks = cut(conv, table.lanes, most(threads, 1));
     const ConvScratch scratch(conv, blocks);
     if (!scratch.fits) return CONVARY_NO_MEMORY;
-    const auto kernel = blocks.depthwise ? table.mixed_conv_depthwise
-                        : blocks.thin    ? table.sample_conv_thin_f32
-                                         : table.mixed_conv;
+    const auto kernel = blocks.in_place    ? table.mixed_conv_depthwise_last
+                        : blocks.depthwise ? table.mixed_conv_depthwise
+                        : blocks.thin      ? table.sample_conv_thin_f32
+                                           : table.mixed_conv;
     const int64_t items = blocks.items(conv), samples = conv.first == nullptr ? conv.B : conv.first[conv.B];
     const double outputs = static_cast<double>(samples * conv.O) * static_cast<double>(conv.P());
     const int64_t grain = grain_of(items, outputs * static_cast<double>(conv.Cg() * conv.T()));

@@ -41,6 +41,21 @@ def test_predict_says_the_same_by_an_exported_file(run, finished, images, tmp_pa
     assert got == want and got[0] == 0
 
 
+@pytest.mark.parametrize("name", ["one.onnx", "one.pt2"])
+def test_explain_says_what_would_be_written(run, finished, tmp_path, name):
+    checkpoint = finished[0] / "dyconv" / "seed-0" / "checkpoint.pt"
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxscript")
+    out = tmp_path / name
+    code, planned, _ = run("export", checkpoint, "--out", out, "--image", "--explain")
+    assert code == 0 and not list(tmp_path.iterdir())
+    told = run("export", checkpoint, "--out", out, "--image", "--no-run")[1]
+    assert "grouped (mixed_conv)" in planned and "multiply-adds" in planned
+    (size,) = re.findall(r"\(([\d,]+ KiB.*)\)", told)
+    assert planned.splitlines()[:-1] == told.splitlines()[: planned.count("\n") - 1]
+    assert planned.splitlines()[-1] == f"{out} would have {size}; nothing was written"
+
+
 def test_an_exported_file_of_other_images_says_their_size(run, finished, images, tmp_path):
     words = ("--no-run", "--image", finished[0] / "static" / "seed-0" / "checkpoint.pt")
     assert run("export", *words, "--shape", 3, 32, 32, "--out", tmp_path / "large.pt2")[0] == 0

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision import models
 
 import convary as cv
+from convary._runtimes import _openvino_core
 from convary.methods.fdconv import Modulation
 from convary.methods.fdconv_bands import FrequencyBands, _box, _lowpass
 from tests.golden.case import Case, cases
@@ -422,3 +423,19 @@ def test_what_can_not_be(tmp_path):
         cv.FDConv(bands=(1, 2))
     with pytest.raises(cv.CheckpointError, match="1x1 and 3x3 convolutions without groups"):
         cv.released_state(cv.FDConv2d(4, 4, 5))
+
+
+@pytest.mark.parametrize(("layer", "size"), [(cv.FDConv2d(4, 6, 5, padding=1), (9, 8)), (cv.FDConv1d(4, 4, 3), (12,))])
+@pytest.mark.parametrize("dynamic", [(), None], ids=["one size", "free"])
+def test_openvino_reads_its_transforms(layer, size, dynamic, tmp_path):
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    net, x = nn.Sequential(layer).eval(), torch.randn(1 if dynamic == () else 2, 4, *size)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        want = net(x)
+    cv.export(net, x, tmp_path / "m.onnx", dynamic=dynamic)
+    run = _openvino_core().compile_model(str(tmp_path / "m.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    torch.testing.assert_close(torch.from_numpy(run(x.numpy())[0]), want, rtol=1e-4, atol=1e-4)

@@ -57,6 +57,20 @@ class TestGraphs:
         assert called.count("convary.mixed_conv_forward.default") == called.count("convary.route.default") == 1
         assert not [name for name in called if "im2col" in name or "mean" in name or "mm" in name]
 
+    def test_channels_last_stays_so(self, config):
+        torch._dynamo.reset()
+        model, backend = network(config).eval().to(memory_format=torch.channels_last), AotEagerAndRecordGraphs()
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+        with torch.no_grad():
+            for batch, size in (SIZES[0], SIZES[1], (0, 9)):
+                x = image(batch, size).to(memory_format=torch.channels_last)
+                y = compiled(x)
+                assert y.is_contiguous(memory_format=torch.channels_last) or not batch
+                torch.testing.assert_close(y, model(x))
+        called = [str(node.target) for node in backend.fw_graphs[0].graph.nodes if node.op == "call_function"]
+        assert called.count("convary.mixed_conv_forward_last.default") == called.count("convary.route.default") == 1
+        assert not [name for name in called if "clone" in name or "contiguous" in name or "_to_copy" in name]
+
     @pytest.mark.parametrize("train", [False, True])
     def test_one_graph_for_all_batches_sizes_and_temperatures(self, config, train):
         torch._dynamo.reset()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -67,6 +67,9 @@ class Export:
     given convary's native library, for every batch and size. executorch: a .pt2 for its XNNPACK, with --image."""
     bank_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: banks of kernels in half the bytes, in an .onnx file with --runtime convary."""
+    explain: bool = False
+    """Write nothing: say how the layers would be written, how many nodes and how large the file would be, and what an
+    image is expected to cost."""
     run: bool = True
     """Run the file by every runtime that is installed, and a static network's of the same size beside it. --no-run only
     writes it."""
@@ -107,28 +110,14 @@ def _lines(flags: Export, config: MethodConfig | None, stage: Callable[[str], No
     """
     import torch
 
-    from convary._export import recorded
-    from convary._exported import EACH_IMAGE
-
     source = _source(flags, config)
     model, shape = source.model, flags.shape or source.shape
     photos = _resized(source, shape)
     dynamic = () if flags.image else flags.dynamic
     x = torch.randn(1 if flags.image else 2, *shape, generator=torch.Generator().manual_seed(0))
-    stage(f"recording {type(model).__name__}")
-    program, write = recorded(
-        model, x, flags.out, strategy=flags.strategy, dynamic=dynamic, runtime=flags.runtime,
-        bank_dtype=getattr(torch, flags.bank_dtype), notes={} if photos is None else photos.notes(),
-    )  # fmt: skip
-    forms = list(_forms(program))
-    yield from forms
-    if program.graph_module.meta[EACH_IMAGE]:
-        yield "any number of images, one after the other: the graph is of one image, in a loop"
-    if forms:
-        yield from _expected(model, x, flags)
-    stage(f"writing {flags.out}")
-    write()
-    yield _written(flags.out)
+    forms = yield from _file_lines(flags, model, x, {} if photos is None else photos.notes(), stage)
+    if flags.explain:
+        return
     if flags.run:
         x = x if dynamic is not None and 0 not in dynamic else x[:1]
         yield from outcomes(flags.out, model, x, dynamic, flags.runtime, flags.layers, stage)
@@ -139,6 +128,37 @@ def _lines(flags: Export, config: MethodConfig | None, stage: Callable[[str], No
             elif flags.dynamic is None:
                 yield "faster still for images of one size: --dynamic 0, or --image for one of them at a time"
     yield from _classes(flags.out, source, photos)
+
+
+def _file_lines(
+    flags: Export, model: nn.Module, x: Tensor, notes: dict[str, str], stage: Callable[[str], None]
+) -> Generator[str, None, bool]:
+    """Write the file, or one that is thrown away where it is only asked for; answers whether it has dynamic layers."""
+    import tempfile
+
+    import torch
+
+    from convary._export import recorded
+    from convary._exported import EACH_IMAGE
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / flags.out.name if flags.explain else flags.out
+        stage(f"recording {type(model).__name__}")
+        program, write = recorded(
+            model, x, path, strategy=flags.strategy, dynamic=() if flags.image else flags.dynamic,
+            runtime=flags.runtime, bank_dtype=getattr(torch, flags.bank_dtype), notes=notes,
+        )  # fmt: skip
+        forms = list(_forms(program))
+        yield from forms
+        if program.graph_module.meta[EACH_IMAGE]:
+            yield "any number of images, one after the other: the graph is of one image, in a loop"
+        if forms:
+            yield from _expected(model, x, flags)
+        stage("trying the file" if flags.explain else f"writing {flags.out}")
+        write()
+        size = _size(path)
+        yield f"{flags.out} would have {size}; nothing was written" if flags.explain else f"wrote {path} ({size})"
+    return bool(forms)
 
 
 def _detector(folder: Path, flags: Export) -> int:
@@ -162,8 +182,8 @@ def _check(flags: Export, config: MethodConfig | None) -> None:
         raise ConfigError(f"--method goes with --model; {flags.file} says itself what it is")
     if flags.image and flags.dynamic:
         raise ConfigError(f"--image is for one image of one shape: --dynamic {flags.dynamic} can't go with it")
-    if flags.layers is not None and (not flags.run or flags.out.suffix != ".onnx"):
-        raise ConfigError("--layers wants an .onnx file that is run; leave out --no-run")
+    if flags.layers is not None and (not flags.run or flags.explain or flags.out.suffix != ".onnx"):
+        raise ConfigError("--layers wants an .onnx file that is run; leave out --no-run and --explain")
     if flags.layers is not None and flags.layers.suffix not in (".svg", ".png", ".pdf"):
         raise ConfigError(f"--layers must end in .svg, .png or .pdf; got {flags.layers}")
     if any(not 0 <= axis < 4 for axis in flags.dynamic or ()):
@@ -239,18 +259,22 @@ def _expected(model: nn.Module, x: Tensor, flags: Export) -> Iterator[str]:
     )
 
 
+<<<<<<< HEAD
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _written(path: Path) -> str:
+=======
+def _size(path: Path) -> str:
+>>>>>>> files
     size = sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
     nodes = ""
     if path.suffix == ".onnx":
         from convary._exported import onnx_nodes
 
         nodes = f", {len(onnx_nodes(path))} nodes"
-    return f"wrote {path} ({size / 1024:,.0f} KiB){nodes}"
+    return f"{size / 1024:,.0f} KiB{nodes}"
 
 
 def _classes(path: Path, source: Source, photos: PhotoFormat | None) -> Iterator[str]:

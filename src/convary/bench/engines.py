@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import os
 import tempfile
@@ -107,6 +108,8 @@ def prepared(engine: Engine) -> Iterator[None]:
 def _compiled(model: nn.Module, x: Tensor, mode: str, how: Any, free: Any, folder: Path) -> tuple[Step, None]:
     from convary.bench.models import step
 
+    if "memory_format" in how:  # of dynamic networks: Inductor gives it to static ones by itself
+        x, model = x.contiguous(**how), copy.deepcopy(model).to(**how)
     compiled: Any = torch.compile(model)
     return step(compiled, x, mode), None
 
@@ -152,8 +155,16 @@ def _fresh(folder: Path, suffix: str) -> Path:
 _HALF = Form({"runtime": "convary", "bank_dtype": torch.bfloat16}, {"inference": 1e-2})  # rounded weights
 ENGINES = {
     "compiled": Engine(
+<<<<<<< HEAD
         make=_compiled, modes=("inference", "training"), clock=spent, accelerated=True,
         forms={"graph": Form(tolerance={"inference": 1e-3, "training": 1e-2})},
+=======
+        make=_compiled, modes=("inference", "training"), clock=spent,
+        forms={
+            "graph": Form(tolerance={"inference": 1e-3, "training": 1e-2}),
+            "channels_last": Form({"memory_format": torch.channels_last}, {"inference": 1e-3}),
+        },
+>>>>>>> files
     ),
     "aoti": Engine(
         make=_aoti, clock=spent, forms={"convary": Form({"runtime": "convary"}, {"inference": 1e-3})},

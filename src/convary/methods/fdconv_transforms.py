@@ -7,7 +7,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from convary.ops.tracing import is_exported
 
 
 def remainder(numbers: Tensor, n: int) -> Tensor:
@@ -20,9 +23,25 @@ def inverse(spectrum: Tensor, size: Sequence[int]) -> Tensor:
 
     One axis after the other: what ``irfftn`` makes of a spectrum that no real array has is only defined for one.
     """
+    if torch.compiler.is_compiling() and is_exported():
+        return _inverse_by_axis_one(spectrum, size)
     for axis in range(-len(size), -1):
         spectrum = torch.fft.ifft(spectrum, dim=axis)
     return torch.fft.irfft(spectrum, n=size[-1])
+
+
+def _inverse_by_axis_one(spectrum: Tensor, size: Sequence[int]) -> Tensor:
+    """:func:`inverse` by complex transforms of axis 1, as long as it is.
+
+    For ONNX: of its transforms OpenVINO takes neither the axis nor the length for what they are (seen in 2026.4).
+    """
+    n = size[-1]
+    number = torch.arange(n // 2 + 1, device=spectrum.device)
+    parts = torch.view_as_real(spectrum) * stands_for(number, n, spectrum.real.dtype).unsqueeze(1)
+    spectrum = torch.view_as_complex(F.pad(parts, (0, 0, 0, n - n // 2 - 1)))
+    for axis in range(spectrum.ndim - len(size), spectrum.ndim):
+        spectrum = torch.fft.ifft(spectrum.transpose(1, axis), dim=1).transpose(1, axis)
+    return torch.view_as_real(spectrum)[..., 0]
 
 
 def inverse_by_products(spectrum: Tensor, rows: int, columns: int) -> Tensor:

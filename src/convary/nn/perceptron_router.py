@@ -13,10 +13,11 @@ from torch.nn.modules import module as _modules
 
 from convary.nn.arguments import Device, Dtype
 from convary.nn.norm import VectorBatchNorm, normalised, scale_and_shift
-from convary.nn.router import Router, map_outputs_, zero_
+from convary.nn.router import Router, map_outputs_, pool, zero_
 from convary.ops import Coefficients
 from convary.ops.native import router as native_route
-from convary.ops.tracing import is_traced
+from convary.ops.shapes import is_channels_last
+from convary.ops.tracing import is_exported, is_traced
 from convary.ops.triton import router as triton_route
 from convary.ops.triton.launch import interpreted
 
@@ -72,6 +73,8 @@ class PerceptronRouter(Router):
                 route = triton_route.route if triton_route.wanted(x, layers, super()._route) else None
         if route is None:
             return super()._route(x)
+        if is_traced(x) and not is_exported() and is_channels_last(x):
+            x = pool(x)  # the call would copy x to the other format first
         return self.to_coefficients([piece.to(layers.last.dtype) for piece in route(x, layers)])
 
     def pieces(self) -> tuple[int, ...]:

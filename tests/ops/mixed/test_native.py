@@ -53,6 +53,36 @@ class TestValues:
         with ops.strategy("native"):
             assert_right(ops.mixed_conv(*call, **geometry), *call, **geometry)
 
+    @pytest.mark.parametrize("C", [16, 48, 24])  # whole vectors of every instruction set, and not
+    @pytest.mark.parametrize(
+        ("size", "k", "stride", "padding", "dilation"),
+        [
+            ((30, 33), (3, 3), (1, 1), (1, 1), (1, 1)),  # runs of positions and edges
+            ((17, 20), (3, 5), (2, 1), (1, 2), (1, 1)),
+            ((9, 8), (3, 3), (3, 2), (0, 2), (2, 3)),
+            ((4, 3), (5, 5), (1, 1), (4, 3), (1, 1)),  # outputs that reach nothing but padding, none that reaches all
+            ((70, 60), (3, 3), (1, 1), (1, 1), (1, 1)),  # several windows
+        ],
+    )
+    def test_depthwise_with_channels_innermost(self, C, size, k, stride, padding, dilation):
+        torch.manual_seed(0)
+        B, K = 2, 3
+        x, bank = torch.randn(B, C, *size), torch.randn(K, C, 1, *k)
+        factors = {"filter": torch.rand(B, 1, C), "channel": torch.rand(B, K, C), "tap": torch.rand(B, 1, k[0] * k[1])}
+        coeffs, bias = Coefficients(kernel=torch.randn(B, K), **factors), torch.randn(C)
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": C}
+        last = x.to(memory_format=torch.channels_last).requires_grad_()
+        with ops.strategy("native"):
+            y = ops.mixed_conv(last, bank, coeffs, bias, **geometry)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert_right(y.detach(), x, bank, coeffs, bias, **geometry)
+        exact = x.double().requires_grad_()
+        want = ops.reference.mixed_conv(exact, bank.double(), coeffs.to(torch.float64), bias.double(), **geometry)
+        grad = torch.randn_like(want)
+        (expected,) = torch.autograd.grad(want, exact, grad)
+        (got,) = torch.autograd.grad(y, last, grad.float().to(memory_format=torch.channels_last))
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
     def test_memory_formats_and_strides(self):
         x, bank, coeffs = torch.randn(2, 6, 9, 9), torch.randn(3, 8, 6, 3, 3), Coefficients(kernel=torch.randn(2, 3))
         with ops.strategy("native"):

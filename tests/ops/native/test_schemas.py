@@ -16,6 +16,7 @@ ROUTER = (
 SCHEMAS = {  # instead of changing a line, give the changed operator another name
     f"mixed_conv(Tensor x, {MIX}, Tensor? bias, {CONV}) -> Tensor",
     f"mixed_conv_forward(Tensor x, {MIX}, Tensor? bias, {CONV}) -> Tensor",
+    f"mixed_conv_forward_last(Tensor x, {MIX}, Tensor? bias, {CONV}) -> Tensor",
     f"mixed_conv_grad_x(Tensor grad, SymInt[] size, {MIX}, {CONV}) -> Tensor",
     f"mixed_conv_grad_bank(Tensor grad, Tensor x, {MIX}, {CONV}) -> Tensor[]",
     f"sample_conv(Tensor x, {SAMPLE}, Tensor? bias, {CONV}) -> Tensor",

@@ -218,4 +218,5 @@ NATIVE = NativeOp(
     flops=_flops,
     result=half.of_convolution,
     halves=True,
+    innermost=True,
 )

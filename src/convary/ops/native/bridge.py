@@ -22,8 +22,8 @@ from convary.errors import ConvaryError, DtypeError, ShapeError
 from convary.ops.native import library
 from convary.ops.native.autograd import apply, differentiable
 from convary.ops.native.half import exactly, kept, wide, widened
-from convary.ops.shapes import in_format_of
-from convary.ops.tracing import is_intercepted, is_portable, needs_gradient
+from convary.ops.shapes import in_format_of, is_channels_last
+from convary.ops.tracing import is_exported, is_intercepted, is_portable, needs_gradient
 
 GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
 _operators = torch.library.Library("convary", "DEF")
@@ -54,6 +54,7 @@ class NativeOp:
         flops: Of the shapes of y and of the kernels, and passes over the kernels: 2 for the gradients of the weights.
         result: The dtype of y, of all tensors.
         halves: Whether the kernels read and write bfloat16 as it lies.
+        innermost: Whether they read and write features of two dimensions with channels innermost as they lie.
     """
 
     name: str
@@ -71,6 +72,7 @@ class NativeOp:
     flops: Callable[..., int]
     result: Callable[[Sequence[Tensor | None]], torch.dtype]
     halves: bool = False
+    innermost: bool = False
 
     def __post_init__(self) -> None:
         """Declare the operators."""
@@ -78,6 +80,8 @@ class NativeOp:
         schema = f"(Tensor x, {weights}, {bias}{self.settings}) -> Tensor"
         self._declare("", schema, _forward, _forward_fake, _forward_flops)
         self._declare("_forward", schema, _forward, _forward_fake, _forward_flops)
+        if self.innermost:
+            self._declare("_forward_last", schema, _forward_last, _forward_last_fake, _forward_flops)
         schema = f"(Tensor grad, SymInt[] size, {weights}, {self.settings}) -> Tensor"
         self._declare("_grad_x", schema, _grad_x, _grad_x_fake, _grad_x_flops)
         schema = f"(Tensor grad, Tensor x, {weights}, {self.settings}) -> Tensor[]"
@@ -95,8 +99,11 @@ class NativeOp:
         *tensors, settings = arguments
         dtype = self.result(tensors)
         if is_intercepted(tensors[0], tensors[1]):
+            x, *weights = widened(tensors)
             suffix = "" if is_portable() or needs_gradient(*tensors) else "_forward"
-            y = self.operator(suffix)(*widened(tensors), *settings)
+            if suffix and self.innermost and not is_exported() and is_channels_last(x):
+                suffix = "_forward_last"
+            y = self.operator(suffix)(x, *weights, *settings)
             return in_format_of(tensors[0], y.to(dtype))
         if self.halves and dtype is torch.bfloat16:
             tensors[0] = exactly(tensors[0], dtype)
@@ -237,6 +244,19 @@ def _forward(op: NativeOp, x: Tensor, kernels: Tensor, *rest) -> Tensor:
     y = x.new_zeros(op.y_shape(x.shape, kernels.shape, settings))  # of nothing: the bias alone
     bias = tensors[-1] if op.bias else None
     return y if bias is None else y + bias.reshape(-1, y.shape[1], *[1] * (y.ndim - 2))
+
+
+def _forward_last(op: NativeOp, x: Tensor, *rest) -> Tensor:
+    count = len(op.weights) + op.bias
+    settings = _settle(op, (x, *rest[:count]), rest[count:])
+    if x.numel() and rest[0].numel():
+        x = x.contiguous(memory_format=torch.channels_last)
+        return op.forward(x, *rest[:count], settings).contiguous(memory_format=torch.channels_last)
+    return _forward(op, x, *rest).contiguous(memory_format=torch.channels_last)
+
+
+def _forward_last_fake(op: NativeOp, x: Tensor, *rest) -> Tensor:
+    return _forward_fake(op, x, *rest).contiguous(memory_format=torch.channels_last)
 
 
 def _forward_fake(op: NativeOp, x: Tensor, kernels: Tensor, *rest) -> Tensor:
