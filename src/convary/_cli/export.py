@@ -259,15 +259,11 @@ def _expected(model: nn.Module, x: Tensor, flags: Export) -> Iterator[str]:
     )
 
 
-<<<<<<< HEAD
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _written(path: Path) -> str:
-=======
 def _size(path: Path) -> str:
->>>>>>> files
     size = sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
     nodes = ""
     if path.suffix == ".onnx":

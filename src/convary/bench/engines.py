@@ -155,16 +155,11 @@ def _fresh(folder: Path, suffix: str) -> Path:
 _HALF = Form({"runtime": "convary", "bank_dtype": torch.bfloat16}, {"inference": 1e-2})  # rounded weights
 ENGINES = {
     "compiled": Engine(
-<<<<<<< HEAD
         make=_compiled, modes=("inference", "training"), clock=spent, accelerated=True,
-        forms={"graph": Form(tolerance={"inference": 1e-3, "training": 1e-2})},
-=======
-        make=_compiled, modes=("inference", "training"), clock=spent,
         forms={
             "graph": Form(tolerance={"inference": 1e-3, "training": 1e-2}),
             "channels_last": Form({"memory_format": torch.channels_last}, {"inference": 1e-3}),
         },
->>>>>>> files
     ),
     "aoti": Engine(
         make=_aoti, clock=spent, forms={"convary": Form({"runtime": "convary"}, {"inference": 1e-3})},

@@ -18,13 +18,8 @@ from torch import Tensor, nn
 
 from convary.bench.engines import ENGINES, Engine, Running, obstacle, prepared
 from convary.bench.machine import load
-<<<<<<< HEAD
-from convary.bench.models import networks, step
-from convary.bench.timing import device_here, fitting_clock, interleave
-=======
 from convary.bench.models import AS_STATIC, networks, step
-from convary.bench.timing import fitting_clock, interleave
->>>>>>> files
+from convary.bench.timing import device_here, fitting_clock, interleave
 
 STATIC_SHARE = 0.25  # of a line's seconds, for each mode that the static network may be fastest in
 
@@ -137,19 +132,17 @@ class _Lines:
         row["fastest"] = {"by": best, **{key: found[key] for key in ("ratio", "low", "high", "base_ms")}}
         return row
 
-<<<<<<< HEAD
     def _ready(self, model: nn.Module) -> nn.Module:
         """In the mode of its pass, where it runs; without dropout, which a compiled graph draws otherwise."""
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         return model.to(self.x.device).train(self.mode == "training")
-=======
+
     def _error(self, running: Running, model: nn.Module) -> float:
         """How far it is from eager torch, relative to the largest score or gradient."""
         want = _answer(step(model, self.x, self.mode), model, self.mode)
         return float((_answer(running.call, model, self.mode) - want).abs().max() / want.abs().max())
->>>>>>> files
 
     def _made(self, engine: Engine, model: nn.Module, form: str) -> Running:
         free = (0,) if self.config.free_batch and engine.files else ()

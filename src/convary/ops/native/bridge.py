@@ -101,7 +101,7 @@ class NativeOp:
         if is_intercepted(tensors[0], tensors[1]):
             x, *weights = widened(tensors)
             suffix = "" if is_portable() or needs_gradient(*tensors) else "_forward"
-            if suffix and self.innermost and not is_exported() and is_channels_last(x):
+            if suffix and self.innermost and not is_exported() and is_channels_last(tensors[0]):
                 suffix = "_forward_last"
             y = self.operator(suffix)(x, *weights, *settings)
             return in_format_of(tensors[0], y.to(dtype))
