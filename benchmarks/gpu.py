@@ -5,8 +5,10 @@
 
 First every strategy that can run is compared with the reference in float64. Then layers and networks are timed in
 bfloat16 and channels_last, interleaved with the static ones: eager and compiled, strategies measured (``ops.autotune``)
-and forced to ``grouped``, which is how released code runs. Each part has its share of the time; what it did not reach
-is said on the page, and so is what failed, in the device's own words. The file is written after every line.
+and forced to ``grouped``, which is how released code runs. Between them the table of costs is fitted, by which
+strategies are chosen on such a device (``src/convary/ops/cost/cuda-X.Y.json``, X.Y its compute capability). Each part
+has its share of the time; what it did not reach is said on the page, and so is what failed, in the device's own words.
+The file is written after every line.
 """
 
 from __future__ import annotations
@@ -19,24 +21,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from convary import ops
+from convary.bench import fit, right
 from convary.bench.layers import Shape
 from convary.bench.machine import machine
 from convary.bench.models import networks, step
+from convary.bench.right import TOLERANCE, Line, compared, guarded, runs
+from convary.bench.right import name as name_of
 from convary.bench.tables import markdown
-from convary.bench.timing import interleave
-from convary.errors import StrategyError
+from convary.bench.timing import clock_of, device_here, interleave
 from convary.files import read_json, write_json, write_whole
-from convary.ops import Coefficients, reference
+from convary.ops import Coefficients, cost, reference
 
-Line = dict[str, Any]
-SHARES = {"errors": 0.15, "layers": 0.35, "networks": 0.5}  # of the time
-TOLERANCE = {torch.float32: 2e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of the largest; float32 may be TF32
+SHARES = {"errors": 0.15, "costs": 0.15, "layers": 0.25, "networks": 0.45}  # of the time
 SHAPES = [
     Shape(B, *sizes)
     for B in (1, 128)
@@ -51,6 +52,8 @@ NETWORKS = [
     for model in ("torchvision:resnet50", "torchvision:mobilenet_v2", "torchvision:resnet18")
     for method in ("odconv", "condconv")
 ]
+TABLES = Path(__file__).parents[1] / "src" / "convary" / "ops" / "cost"
+FIT_SECONDS = 0.02  # for a shape and dtype: 190 shapes, twice
 WAYS = ("measured", "grouped", "compiled")
 SMALL_SHAPES = [Shape(2, 16, 16, 6, 3), Shape(2, 16, 32, 5, 1)]
 SMALL_NETWORKS = [("mobilenet_v2_tiny", "odconv", 2, "inference"), ("mobilenet_v2_tiny", "odconv", 2, "training")]
@@ -60,11 +63,15 @@ Made by `python benchmarks/gpu.py`; nothing was typed by hand.
 """
 ABSENT = """# GPU
 
-**Not measured yet.** Everything runs on CUDA devices through torch's own operations, and strategy `triton` is tested in
-Triton's interpreter, on a CPU, against float64. Nobody has timed either on a GPU: turn on
-[`convary.ops.autotune()`](api.md), which times what can run and keeps the fastest.
+**Not measured yet.** Everything runs on CUDA devices through torch's own operations. Strategy `triton` (convolutions,
+`pixel_conv`, routers) is tested in Triton's interpreter, on a CPU, against float64, and built for compute capabilities
+8.0 and 9.0. Nobody has run or timed it on a GPU: turn on [`convary.ops.autotune()`](api.md), which times what can run
+and keeps the fastest.
 
-`python benchmarks/gpu.py` checks and measures a GPU in eight minutes and writes this page; please send it.
+`python benchmarks/gpu.py` checks and measures a GPU in eight minutes, fits the costs by which strategies are chosen on
+such devices, and writes this page; please send it. Beside it there are
+`convary bench models --device cuda --dtypes bf16 --layout channels_last` for your network and
+`convary bench fit --device cuda` for your own costs.
 """
 
 
@@ -82,7 +89,7 @@ def tensors(shape: Shape, device: str, dtype: torch.dtype, *, training: bool) ->
 def able(shape: Shape, given: tuple[Tensor, ...], strategy: str) -> bool:
     """Whether a strategy takes the problem."""
     rows = ops.explain(ops.mixed_conv, given[0], given[1], Coefficients(kernel=given[2]), groups=shape.groups).rows
-    return any(row.strategy == strategy and row.reason is None for row in rows)
+    return any(row.strategy == strategy and runs(row) for row in rows)
 
 
 def call(shape: Shape, given: tuple[Tensor, ...], strategy: str | None) -> Tensor:
@@ -107,16 +114,6 @@ def passes(run: Callable[[], Tensor], given: Iterable[Tensor], *, training: bool
     return backward if training else forward
 
 
-def guarded(line: Line, measure: Callable[[], Line]) -> Line:
-    """The line with what was measured, or with what went wrong: minutes on a GPU are dear, so that others go on."""
-    try:
-        return line | measure()
-    except (RuntimeError, StrategyError) as error:  # out of memory included
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return line | {"failed": str(error).splitlines()[0][:200]}
-
-
 def error_lines(shapes: list[Shape], device: str) -> Iterator[Line]:
     """Values and gradients of every strategy against float64, on two samples."""
     for shape, dtype in itertools.product(shapes, TOLERANCE):
@@ -130,16 +127,11 @@ def error_lines(shapes: list[Shape], device: str) -> Iterator[Line]:
         )  # fmt: skip
         truths = [want.detach(), *torch.autograd.grad(want, exact, torch.ones_like(want))]
         for name in [name for name in ops.strategies() if able(small, given, name)]:
-            line = {"layer": str(small), "dtype": str(dtype).removeprefix("torch."), "strategy": name}
+            line = {"layer": str(small), "dtype": name_of(dtype), "strategy": name}
 
             def measure(name=name, given=given, truths=truths, small=small, dtype=dtype) -> Line:
                 y = call(small, given, name)
-                found = [y, *torch.autograd.grad(y, given, torch.ones_like(y))]
-                errors = [
-                    float((a.detach().cpu().double() - b).abs().max() / b.abs().max())
-                    for a, b in zip(found, truths, strict=True)
-                ]
-                return {"error": max(errors), "right": max(errors) < TOLERANCE[dtype]}
+                return compared([y, *torch.autograd.grad(y, given, torch.ones_like(y))], truths, dtype)
 
             yield guarded(line, measure)
 
@@ -156,7 +148,7 @@ def layer_lines(shapes: list[Shape], device: str) -> Iterator[Line]:
             (given[0], weight),
             training=training,
         )
-        names = [name for name in ops.strategies() if able(shape, given, name)]
+        names, clock = [name for name in ops.strategies() if able(shape, given, name)], clock_of(given[0].device)
         for name in [None, *names]:
             line = {
                 "layer": str(shape),
@@ -165,14 +157,29 @@ def layer_lines(shapes: list[Shape], device: str) -> Iterator[Line]:
             }
             run = passes(lambda n=name, g=given, shape=shape: call(shape, g, n), given, training=training)
 
-            def measure(run=run, static=static, name=name) -> Line:
+            def measure(run=run, static=static, name=name, clock=clock) -> Line:
                 ops.autotune(name is None)
                 try:
-                    return vars(interleave(run, static, 0.15))
+                    return vars(interleave(run, static, 0.15, clock))
                 finally:
                     ops.autotune(False)
 
             yield guarded(line, measure)
+
+
+def cost_lines(device: str, table: Path | None, seconds: float) -> Iterator[Line]:
+    """One line, of the table of costs that is fitted and written; none where the device is no GPU."""
+    if not device.startswith("cuda"):
+        return
+
+    def measure() -> Line:
+        found = fit.fitted_on(device_here(device), seconds, lambda text: None)
+        path = table or TABLES / f"cuda-{found['capability']}.json"
+        write_json(path, found)
+        cost.fitted_on.cache_clear()
+        return {"good": found["good"], "table": path.name}
+
+    yield guarded({"part": "costs"}, measure)
 
 
 def network_lines(rows: list[tuple[str, str, int, str]], device: str, size: int) -> Iterator[Line]:
@@ -206,7 +213,7 @@ def timed(static: torch.nn.Module, dynamic: torch.nn.Module, x: Tensor, mode: st
     ops.autotune(way == "measured")
     try:
         peaks = {name: peak(one) for name, one in (("dynamic", run), ("static", base))}
-        return vars(interleave(run, base, 1.0)) | {"peaks": peaks}
+        return vars(interleave(run, base, 1.0, clock_of(x.device))) | {"peaks": peaks}
     finally:
         ops.autotune(False)
 
@@ -244,6 +251,12 @@ def page(content: Line) -> str:
     errors = content["errors"]["lines"]
     right, wrong = sum(bool(line.get("right")) for line in errors), [line for line in errors if not line.get("right")]
     parts.append(f"## Right\n\n{right} of {len(errors)} checks of values and gradients against float64 hold.\n")
+    for line in content["costs"]["lines"]:
+        told = line.get("failed") or (
+            f"of {line['good'][1]} shapes the choice by `{line['table']}` is within 15 % of the fastest for "
+            f"{line['good'][0]}"
+        )
+        parts.append(f"The table of costs: {told}.\n")
     if wrong:
         rows = [
             [line["layer"], line["dtype"], line["strategy"], line.get("failed") or f"{line['error']:.0e}"]
@@ -279,6 +292,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="two layers and a small network, to try the script itself")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/gpu.md"))
+    parser.add_argument("--table", type=Path, help="of costs; by default the one that convary reads, in src")
     flags = parser.parse_args()
     if flags.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("torch sees no GPU; run this on a machine with one, or try it with --device cpu --small")
@@ -288,12 +302,15 @@ def main() -> int:
     name = torch.cuda.get_device_name() if flags.device.startswith("cuda") else flags.device
     content: Line = {"schema": 1, "device": name, "machine": machine()}
     parts = {
-        "errors": error_lines(shapes, flags.device),
+        "errors": itertools.chain(error_lines(shapes, flags.device), right.lines(flags.device)),
+        "costs": cost_lines(flags.device, flags.table, FIT_SECONDS),
         "layers": layer_lines(shapes, flags.device),
         "networks": network_lines(rows, flags.device, 28 if flags.small else 224),
     }
     measured(content, parts, flags.minutes, lambda: write_json(flags.out, content))
-    write_whole(flags.page, page(read_json(flags.out, wanted=("device", "errors", "layers", "networks"))).encode())
+    write_whole(
+        flags.page, page(read_json(flags.out, wanted=("device", "errors", "costs", "layers", "networks"))).encode()
+    )
     print(f"wrote {flags.page}")
     return 0
 

@@ -70,7 +70,7 @@ def excite(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def onnx_session(path: Path, *, threads: int = 0, native: bool = False):
+def onnx_session(path: Path, *, threads: int = 1, native: bool = False):
     """What answers tensors with the outputs of an ONNX file, as tensors.
 
     Args:

@@ -92,6 +92,8 @@ def _exchange(graph: Any, conv: Any) -> None:
     blocked = nodes.reshape(nodes.add("ReorderInput", image), *kernel.shape)
     attributes = {name: attribute.value for name, attribute in conv.attributes.items()} | activation
     y = nodes.add("Conv", nodes.add("ReorderInput", x), blocked, *bias, **attributes)
+    for new in nodes:
+        new.metadata_props.update(conv.metadata_props)
     _replace(graph, nodes, last, nodes.add("ReorderOutput", y, channels=O))
     if last is not conv:
         graph.remove(conv, safe=True)
@@ -126,7 +128,9 @@ def _stay_in_blocks(graph: Any) -> None:
         elif node.op_type == "Add" and (at := _per_channel(node, given)) is not None and (conv := _bare(given[at])):
             bias = nodes.reshape(node.inputs[1 - at], node.outputs[0].shape[1])
             attributes = {name: attribute.value for name, attribute in conv.attributes.items()}
-            _leave(graph, nodes, node, nodes.add("Conv", *conv.inputs, bias, **attributes))
+            y = nodes.add("Conv", *conv.inputs, bias, **attributes)
+            y.producer().metadata_props.update(conv.metadata_props)
+            _leave(graph, nodes, node, y)
         elif node.op_type == "Mul" and (factor := _per_channel(node, given)) is not None:
             C = node.outputs[0].shape[1]
             kernel = nodes.reshape(node.inputs[1 - factor], C, 1, 1, 1)
@@ -178,6 +182,8 @@ def _replace(graph: Any, nodes: _Nodes, node: Any, y: Any) -> None:
     import onnx_ir as ir
 
     before = node.outputs[0]
+    for new in nodes:  # of the same layer, where nothing else is said
+        new.metadata_props.update({**node.metadata_props, **new.metadata_props})
     graph.insert_before(node, nodes)
     if nodes:
         y.shape, y.dtype, name = before.shape, before.dtype, before.name

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from convary import ops
 from convary.bench import fit, layers, models, tables
@@ -249,6 +250,9 @@ def test_page_wants_one_machine(tmp_path):
         (["layers", "--strategy", "nativ"], "no strategy 'nativ'"),
         (["layers", "--threads", "0"], "--threads must be from 1 to 1024; got 0"),
         (["models", "--batches", "0"], "--batches must be above 0; got 0"),
+        (["layers", "--device", "gpu"], "torch knows no device 'gpu' to compute on; use cpu or cuda"),
+        (["models", "--device", "cuda:77"], "there is no device 'cuda:77' here"),
+        (["models", "--mode", "compiled", "--layout", "channels_last"], "leave out --against, --dtypes and --layout"),
         (["models", "--methods", "odconvv"], "odconv"),
     ],
 )
@@ -269,3 +273,69 @@ def test_targets_are_for_two_threads():
     assert tables.verdict("layers", row) == "must"
     assert tables.verdict("layers", row | {"threads": 1}) == ""
     assert tables.verdict("layers", row | {"layout": "channels_last"}) == ""
+
+
+def test_layers_in_half_precision_are_their_own_table_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(layers.measure, "__defaults__", (TINY[:1],))
+    flags = ["--threads", "1", "--modes", "training", "--factors", "all", "--dtypes", "bf16", "--seconds", "0.01"]
+    assert main(["bench", "layers", *flags, "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "layers-bf16.json").read_text())
+    (row,) = content["rows"]
+    assert row["dtype"] == "bf16" and 1e-4 < row["error"] < layers.TOLERANCE["bf16"]
+    assert content["machine"]["device"] == processor()
+    write(tmp_path / "models.json", "models", rows_of_models(1.0))
+    write(tmp_path / "layers.json", "layers", [])
+    told = page(tmp_path).partition("Layers in half precision")[2]
+    assert f"| training | all | contiguous | bf16 | 1 | {row['strategy']} | {row['ratio']:.2f} |" in told
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", TINY, ids=str)
+def test_all_tensors_of_a_layer_are_on_the_device(shape, layout):
+    """One left on the CPU raises. The meta device has gradients, fake CUDA tensors copies to the CPU."""
+    case = Case(shape, "training", "all", layout, None, "bf16", torch.device("meta"))
+    for y, *gradients in (case.static(), case.dynamic("grouped"), case.dynamic("bmm", samples=1)):
+        assert {(t.device.type, t.dtype) for t in (y, *gradients)} == {("meta", torch.bfloat16)}
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        case = Case(shape, "inference", "all", layout, None, "bf16", torch.device("cuda", 0))
+        assert {str(t.device) for t in (*case.static(), *case.dynamic("grouped"))} == {"cuda:0"}
+        assert {(str(t.device), t.dtype) for t in case.truth()} == {("cpu", torch.float64)}
+
+
+def test_a_network_is_checked_on_its_device():
+    """Its own numbers and images are there, and float64 stays on the CPU."""
+    static, _ = models.networks("convnet_nano", "static", 28)
+    check = models.Check(static, 28, 2, torch.device("meta"), "channels_last")
+    assert {p.device.type for p in check.model.parameters()} == {"meta"} == {check.images.device.type}
+    assert {(p.device.type, p.dtype) for p in check.exact.parameters()} == {("cpu", torch.float64)}
+    assert check.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_where_float32_may_be_tf32_static_says_what_is_allowed():
+    assert models._allowed({"inference": 1e-5, "training": 0.1}, "float32") == pytest.approx(
+        {"inference": models.TOLERANCE["inference"], "training": 0.15}
+    )
+    assert models._allowed({"inference": 1e-5, "training": 0.1}, "bf16")["inference"] == pytest.approx(1.5e-5)
+
+
+def test_what_was_measured_on_a_gpu_is_a_part_of_its_own(tmp_path):
+    """Ratios of one device next to those of another would be read as one table."""
+    write(tmp_path / "models.json", "models", rows_of_models(1.0))
+    write(tmp_path / "layers.json", "layers", [])
+    plain = page(tmp_path)
+    row = rows_of_models(9.25)[0] | {"dtype": "bf16", "layout": "channels_last"}
+    wrong = {k: v for k, v in row.items() if k not in ("ratio", "low", "high", "ms", "base_ms")} | {"method": "dyconv"}
+    memory = {"model": "torchvision:resnet18", "method": "odconv", "batch": 16, "threads": 2, "static": 500_000_000,
+              "dynamic": 720_000_000, "extra_parameters": 100_000_000}  # fmt: skip
+    options = {"against": "static", "mode": "eager", "device": "cuda"}
+    for name, rows, device in (("cuda", [row, wrong], "a GPU"), ("cuda-grouped", [row | {"ratio": 0.125}], "a GPU")):
+        write(tmp_path / f"models-{name}.json", "models", rows, options=options, memory=[memory])
+        content = json.loads((tmp_path / f"models-{name}.json").read_text())
+        content["machine"]["device"] = device
+        (tmp_path / f"models-{name}.json").write_text(json.dumps(content))
+    text = page(tmp_path)
+    assert text.startswith(plain.rstrip("\n"))
+    told = text[len(plain) :]
+    assert told.count("## a GPU") == 1
+    assert "| resnet18 | odconv | inference | channels_last | bf16 | 16 | 9.25 |" in told and "| 0.12 |" in told
+    assert "| wrong | error 1e-06 |" in told and "| resnet18 | odconv | 16 | 500 | 720 |" in told

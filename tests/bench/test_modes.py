@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from convary.bench import engines, modes, page_modes
+from convary.bench import engines, modes, page_modes, timing
 from convary.bench.engines import ENGINES
 from convary.bench.modes import ModesConfig, measure
 from convary.cli import main
@@ -108,10 +108,17 @@ def test_the_smallest_line_of_the_page(alone):
             "--forms openvino is for one image or any number: give --batches 1",
         ),
         ("--mode aoti --modes training", "--mode aoti has no training; choose --modes inference"),
-        ("--mode compiled --dtypes bf16", "is against static, in float32; leave out --against and --dtypes"),
+        ("--mode compiled --dtypes bf16", "is against static, in float32, contiguous; leave out --against, --dtypes"),
+        ("--mode openvino --device cuda:9", "there is no device 'cuda:9'"),
         ("--forms any", "--forms and --free-batch are of files; choose --mode onnxruntime"),
     ],
 )
 def test_bad_flags_are_one_line(words, message, capsys):
     assert main(["bench", "models", *words.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_files_of_cpu_runtimes_are_not_asked_of_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(timing, "device_here", lambda name: torch.device(name, 0))
+    assert main(["bench", "models", "--mode", "openvino", "--device", "cuda"]) == 2
+    assert "--mode openvino runs on CPUs; on --device cuda run the modes eager, compiled" in capsys.readouterr().err

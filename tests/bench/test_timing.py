@@ -1,6 +1,8 @@
 """Interleaved timing."""
 
+import contextlib
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 from convary.bench import timing
-from convary.bench.timing import duration, fitting_clock, interleave, one_thread
+from convary.bench.timing import DeviceClock, clock_of, device_here, duration, fitting_clock, interleave, one_thread
+from convary.errors import ConfigError
 
 
 def test_ratio_of_interleaved_calls():
@@ -58,10 +61,76 @@ def test_one_thread_of_a_cpu_is_timed_by_what_it_computed():
     alone = time.process_time if os.name == "posix" else time.perf_counter
     with one_thread():
         assert fitting_clock(torch.device("cpu")) is alone
-        assert fitting_clock(torch.device("cuda")) is time.perf_counter
+        assert isinstance(fitting_clock(torch.device("cuda")), DeviceClock)
         torch.set_num_threads(2)
         assert fitting_clock(torch.device("cpu")) is time.perf_counter
         with one_thread():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == before
+
+
+class Stream:
+    """A CUDA device of a test: calls return at once, and what they launched is computed when somebody waits."""
+
+    def __init__(self, monkeypatch):
+        self.host = self.done = 0.0
+        self.waits = 0
+        stream = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = max(stream.host, stream.done)
+
+            def synchronize(self):
+                stream.waits += 1
+                stream.host = max(stream.host, self.at)
+
+            def elapsed_time(self, other):
+                return 1e3 * (other.at - self.at)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.host)
+
+    def synchronize(self, device=None):
+        self.host = max(self.host, self.done)
+
+    def launches(self, host: float, device: float):
+        def call():
+            self.host += host
+            self.done = max(self.host, self.done) + device
+
+        return call
+
+
+def test_calls_on_a_gpu_are_timed_by_its_events_and_warmed_up(monkeypatch):
+    stream = Stream(monkeypatch)
+    clock = clock_of(torch.device("cuda", 0))
+    found = interleave(stream.launches(0.001, 0.005), stream.launches(0.001, 0.002), seconds=0.0, clock=clock)
+    # The host's millisecond counts, for a small network is no faster than its launches; a wall's clock alone would
+    # see it and nothing else.
+    assert (found.ms, found.base_ms, found.ratio) == pytest.approx((6.0, 3.0, 2.0))
+    assert found.pairs == 9
+    assert stream.waits == 2 * (9 + math.ceil(timing.DEVICE_WARM_UP / 0.009))
+
+
+def test_a_device_that_is_not_there_is_one_error(monkeypatch):
+    assert device_here("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"no device 'cuda' here, torch .* sees none; use --device cpu"):
+        device_here("cuda")
+    with pytest.raises(ConfigError, match="knows no device 'gpu' to compute on; use cpu or cuda"):
+        device_here("gpu")
+    with pytest.raises(ConfigError, match="knows no device 'meta'"):
+        device_here("meta")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert (device_here("cuda"), device_here("cuda:0")) == (torch.device("cuda", 1), torch.device("cuda", 0))
+    with pytest.raises(ConfigError, match="'cuda:2' here, torch .* sees 2 of that kind"):
+        device_here("cuda:2")

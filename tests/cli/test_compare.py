@@ -171,6 +171,15 @@ def test_eval_of_a_truncated_checkpoint(run, finished, tmp_path):
     assert f"{tmp_path}/cut.pt is truncated" in one_line(err)
 
 
+def test_ctrl_c_before_the_first_step_says_that_nothing_was_done(run, tiny, tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convary.train.compare", interrupted)
+    code, _, err = run("compare", *tiny, "--out", tmp_path / "out")
+    assert code == 130 and "interrupted; nothing was done yet. Start again with: convary compare" in err
+
+
 def test_ctrl_c_while_times_are_measured_leaves_scores_and_report(run, tiny, tmp_path, monkeypatch):
     out, latency = tmp_path / "out", measure.latency
 

@@ -64,10 +64,11 @@ def test_help_of_each_command(run, command):
 def test_help_of_compare_shows_every_field_with_its_real_default(run):
     _, out, _ = run("compare", "--help")
     for field in dataclasses.fields(CompareConfig):
-        flag = rf"  --{field.name.replace('_', '-')}\b"
+        name = field.name.replace("_", "-")
+        flag = rf"  --{name}\b"
         said = " ".join(re.search(rf"{flag}.*?(?=\n  --|\n\n)", out, re.DOTALL)[0].split())
         if isinstance(field.default, bool):
-            assert (f"--no-{field.name}" in said) == said.endswith("(default: on)") == field.default
+            assert (f"--no-{name}" in said) == said.endswith("(default: on)") == field.default
         elif isinstance(field.default, int | float | str):
             assert said.endswith(f"(default: {field.default})")
         elif field.default in (None, ()):

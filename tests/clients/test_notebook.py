@@ -15,6 +15,10 @@ import nbformat  # noqa: E402  (comes with nbclient)
 def test_every_cell_runs():
     book = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(book)
+    for cell in book.cells:  # what a network costs is measured by other tests, for seconds each
+        cell.source = cell.source.replace("--measure-seconds 0.1", "--measure-seconds 0").replace(
+            "--seeds 3", "--seeds 1"
+        )
     nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": NOTEBOOK.parent}}).execute()
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
     outputs = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]

@@ -80,6 +80,15 @@ def test_broken_image_is_named(single):
     with pytest.raises(DataError, match="not a readable image") as caught:
         load(f"folder:{single}")
     assert str(single / "dog" / "003.png") in str(caught.value)
+    for i in range(6):
+        (single / "cat" / f"00{i}.png").write_bytes(b"no image")
+    (single / "dog" / "003.png").write_bytes(whole)
+    with pytest.raises(
+        DataError, match=r"^\d images can't be read: .*; repair or remove them, or go on with"
+    ) as caught:
+        load(f"folder:{single}")
+    told = str(caught.value)
+    assert told.count("not a readable image") == 5 == int(told[0]) - ("; and 1 more" in told)
 
 
 def test_class_folder_without_images_is_named(single):
@@ -131,6 +140,8 @@ def test_a_folder_given_the_wrong_way_is_answered_with_the_right_one(tmp_path):
         load(str(tmp_path / "photos"))
     with pytest.raises(DataError, match=f"has 0 class folders; .*{right}"):
         load(f"folder:{tmp_path / 'photos' / 'cat'}")
+    with pytest.raises(DataError, match=f"has 1 class folder; .*{right}"):
+        load(f"folder:{tmp_path}")
     (tmp_path / "photos" / "coffee" / "a.jpg").unlink()
     with pytest.raises(DataError, match="one for each class$"):
         load(f"folder:{tmp_path / 'photos' / 'cat'}")

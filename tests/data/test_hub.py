@@ -137,13 +137,17 @@ PIXELS = np.zeros((4, 4, 3), np.uint8)
         (
             {"image": IMAGE, "label": datasets.Value("int64")},
             (PIXELS, 0),
-            "one column of the feature ClassLabel; it has none",
+            "a column of the feature ClassLabel; it has none",
         ),
-        ({"image": IMAGE, "x": LABEL, "y": LABEL}, (PIXELS, 0, 0), r"feature ClassLabel; it has 2 \(x, y\)"),
+        (
+            {"image": IMAGE, "x": LABEL, "y": LABEL},
+            (PIXELS, 0, 0),
+            r"has 2 columns of the feature ClassLabel; choose x or y: end --data with #label=x",
+        ),
         (
             {"image": IMAGE, "other": IMAGE, "x": LABEL},
             (PIXELS, PIXELS, 0),
-            r"feature Image; it has 2 \(image, other\)",
+            r"2 columns of the feature Image; choose image or other: end --data with #image=image",
         ),
         ({"text": datasets.Value("string"), "x": LABEL}, ("a", 0), "feature Image; it has none among text, x"),
         ({"image": IMAGE, "x": LABEL}, (PIXELS, None), "2 of 2 rows of train of .* have no class, as row 0"),
@@ -156,6 +160,24 @@ def test_columns_that_do_not_do(columns, values, message, tmp_path):
     datasets.Dataset.from_dict(rows, features=features(**columns)).save_to_disk(tmp_path / "set")
     with pytest.raises(DataError, match=message):
         load(f"hf:{tmp_path / 'set'}")
+
+
+def test_of_several_columns_one_is_chosen(tmp_path):
+    pictures = [Image.new("RGB", (4, 4), (shade,) * 3) for shade in range(6)]
+    coarse, fine = datasets.ClassLabel(names=["a", "b"]), datasets.ClassLabel(names=["p", "q", "r"])
+    rows = {"image": pictures, "other": pictures[::-1], "x": [0, 0, 0, 1, 1, 1], "y": [0, 1, 2, 0, 1, 2]}
+    columns = features(image=IMAGE, other=IMAGE, x=coarse, y=fine)
+    datasets.Dataset.from_dict(rows, features=columns).save_to_disk(tmp_path / "set")
+    found = load(f"hf:{tmp_path / 'set'}#label=y,image=other", image_size=4)
+    assert found.classes == ("p", "q", "r") and found.name.endswith("#label=y,image=other") and found.title == "set"
+    shades = torch.cat([found.train.images, found.test.images])[:, 0, 0, 0].tolist()
+    labels = torch.cat([found.train.labels, found.test.labels]).tolist()
+    assert all(label == (5 - shade) % 3 for shade, label in zip(shades, labels, strict=True))
+    assert load(f"hf:{tmp_path / 'set'}#image=image,label=x", image_size=4).classes == ("a", "b")
+    with pytest.raises(DataError, match=r"no column 'z' of the feature ClassLabel; choose x or y"):
+        load(f"hf:{tmp_path / 'set'}#label=z,image=other")
+    with pytest.raises(DataError, match=r"after the # of .* is no column; write #label=COLUMN"):
+        load(f"hf:{tmp_path / 'set'}#labels=x")
 
 
 def test_splits_that_do_not_do(photos, tmp_path):

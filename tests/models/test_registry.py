@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import convary as cv
-from convary.errors import ConfigError
+from convary.errors import CheckpointError, ConfigError
 from convary.models import build, create
 from convary.papers import COUNTS
 
@@ -71,7 +71,25 @@ def test_unknown_and_unfit_names(name, message):
         build(name, 10)
 
 
-@pytest.mark.parametrize("name", ["torchvision:resnet18@0.5", "timm:resnet18@0.5", "resnet20@0.5"])
+def test_shufflenets_and_timms_resnets_and_mobilenets_come_in_any_width():
+    with torch.device("meta"):
+        shuffle, residual, mobile = (
+            create(f"{name}@0.5")
+            for name in ("torchvision:shufflenet_v2_x1_0", "timm:resnet50", "timm:mobilenetv1_100")
+        )
+    assert [shuffle.conv1[0].out_channels, shuffle.stage2[0].branch1[2].out_channels] == [24, 29]
+    assert [residual.conv1.out_channels, residual.layer1[0].conv2.out_channels, residual.fc.in_features] == [
+        64,
+        32,
+        1024,
+    ]
+    assert mobile.classifier.in_features == 512
+    assert build("timm:resnet18@0.25", 7, 1).fc.weight.shape == (7, 128)
+    with pytest.raises(CheckpointError, match="there are none of another width"):
+        create("torchvision:shufflenet_v2_x1_0@0.5", pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18@0.5", "timm:resnet26d@0.5", "resnet20@0.5"])
 def test_networks_of_the_authors_have_a_width_only_where_their_builder_has(name):
     with torch.device("meta"):
         narrow = create("torchvision:mobilenet_v2@0.5")

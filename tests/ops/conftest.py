@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from convary.ops import native
+from convary.ops import cost, native
 from convary.ops.native import library
 
 
@@ -17,8 +17,10 @@ def reloaded(monkeypatch, tmp_path):
         monkeypatch.setenv("CONVARY_LIBRARY", shutil.copy(library._find(), tmp_path))
         monkeypatch.setenv("CONVARY_ISA", isa)
         monkeypatch.setattr(library, "_library", None)
+        cost.fitted.cache_clear()  # whose table is of the instruction set
 
-    return load
+    yield load
+    cost.fitted.cache_clear()
 
 
 @pytest.fixture(params=["avx512_bf16", "avx512", "avx2", "baseline", "neon"])

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from convary import ops
 from convary.errors import ConfigError, ConvaryError
-from convary.ops import Coefficients, native
+from convary.ops import Coefficients, cost, native
 from convary.ops.dispatch import OPS
 
 B, K, C, O, S = 3, 4, 6, 8, 7
@@ -105,7 +106,7 @@ def test_no_samples(name):
             raised = outcome(lambda: getattr(ops, name)(x, **named))
             assert outcome(lambda: ops.explain(name, x, **named)) == raised
             holds = strategy is None or strategy in OPS[name].strategies
-            if strategy != "triton" and (strategy != "native" or native.available() is None):
+            if strategy not in ("triton", "deferred") and (strategy != "native" or native.available() is None):
                 assert raised == "fine" if holds else raised.startswith("StrategyError")
 
 
@@ -113,3 +114,34 @@ def test_arguments_that_the_op_does_not_have():
     arguments, named = call("pixel_conv")
     with pytest.raises(ConfigError, match=r"pixel_conv takes x, weight, .*got an unexpected keyword argument 'bias'"):
         ops.explain(ops.pixel_conv, *arguments, **named, bias=torch.randn(C))
+
+
+@pytest.mark.parametrize(("isa", "told"), [("neon", True), ("avx2", False), ("avx512_bf16", False)])
+def test_where_estimates_come_from_is_said(isa, told, monkeypatch):
+    """No table is of NEON: AVX2's takes its place, and the explanation says so."""
+    monkeypatch.setattr(native, "isa", lambda: isa)
+    monkeypatch.setattr(native, "available", lambda: None)
+    cost.fitted.cache_clear()
+    try:
+        arguments, named = call("mixed_conv")
+        source = ops.explain("mixed_conv", *arguments, **named).source
+    finally:
+        cost.fitted.cache_clear()
+    assert source.startswith("estimated, fitted on ") and ("(avx512" if "512" in isa else "(avx2)") in source
+    assert (f"no table is of {isa}: ops.autotune() or convary bench fit measure here" in source) == told
+
+
+@pytest.mark.parametrize(
+    ("B", "experts", "kernel", "groups", "chosen"),
+    [(16, 4, 3, 1, "outputs"), (16, 8, 3, 1, "grouped"), (1, 4, 3, 1, "grouped"), (16, 4, 1, 1, "bmm"),
+     (16, 4, 3, 64, "grouped")],
+)  # fmt: skip
+def test_a_gpu_without_a_table_has_nominal_figures(B, experts, kernel, groups, chosen):
+    """Dense products first: batched GEMM for 1x1, K outputs for small banks; one image is an ordinary convolution."""
+    with FakeTensorMode():
+        x = torch.randn(B, 64, 14, 14, device="cuda:0", dtype=torch.bfloat16)
+        bank = torch.randn(experts, 64, 64 // groups, kernel, kernel, device="cuda:0", dtype=torch.bfloat16)
+        coeffs = Coefficients(kernel=torch.rand(B, experts, device="cuda:0", dtype=torch.bfloat16))
+        explained = ops.explain("mixed_conv", x, bank, coeffs, groups=groups, padding=kernel // 2)
+    assert explained.chosen == chosen
+    assert "nominal figures, not measured on a cuda:0 device" in explained.source

@@ -112,6 +112,16 @@ def test_a_detector_starts_from_weights_of_its_own_method_else_of_the_static_net
     [static, _] = planned.runs["odconv-coco", "mask-resnet50"]
     assert static.method == "static" and static.weights.parts[-3] == "static"
     assert planned.runs["odconv-coco", "mask-mobilenetv2-4x"][0].weights.name.startswith("mobilenet_v2")
+    mask = table("fdconv-mask").select(("odconv-4x", "static"))
+    planned = detection_rows.plan([mask], tmp_path / "out", tmp_path, given, 1)
+    [one] = planned.runs["fdconv-mask", "odconv-4x"]
+    assert (one.name, one.lr, one.short[-1], one.weights.parts[-3]) == (
+        "detection-adamw-published", 1e-4, 800, "odconv-experts=4"
+    )  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"trained resnet50, kernelwarehouse; give .* a checkpoint of convary reproduce$"
+    ):
+        detection_rows.plan([table("kernelwarehouse-coco").select(("resnet50-1x",))], tmp_path, tmp_path, given, 1)
     with pytest.raises(ConfigError, match="faster-mobilenetv2 starts from a trained mobilenet_v2, static"):
         detection_rows.plan([coco], tmp_path / "out", tmp_path, given[:1], 1)
     with pytest.raises(ConfigError, match="trained on COCO: resnet18: a classifier"):

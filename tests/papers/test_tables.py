@@ -16,7 +16,8 @@ from convary.models import create
 from convary.papers import COUNTS, TABLES, Published, Row, check, count, page, table
 from convary.papers.ours import stride_first
 from convary.selector import selector
-from convary.train.recipes import RECIPES, as_markdown
+from convary.train.recipe_page import as_markdown
+from convary.train.recipes import RECIPES
 from convary.train.reproduce import whole_page
 
 ROWS = [(table, row) for table in TABLES for row in table.rows]
@@ -34,10 +35,10 @@ def test_names_are_unique():
 def test_a_row_is_whole(found, row):
     assert row.recipe is None or row.recipe in RECIPES
     assert row.count is None or row.count in COUNTS
-    assert row.obstacle or row.recipe or row.detector, "it can be trained, or says why not"
+    reasons = [row.obstacle, row.untrained, row.recipe, row.detector]
+    assert sum(map(bool, reasons)) == 1 or row.obstacle, "it can be trained, or says what is missing"
     assert row.obstacle or row.network or row.detector, "it has a network, or says why not"
     assert bool(row.detector) == bool(row.backbone)
-    assert row.classifier_bias or row.obstacle
     assert not (row.method and row.conversions)
     for config, where in row.conversions or ((row.method, row.where),):
         selector(where, config if isinstance(config, METHODS) else METHODS[0]())
@@ -76,6 +77,22 @@ def test_ours_is_that_of_a_real_network():
     assert (ours.params, ours.convolution) == (costs.params, costs.convolution)
     assert (ours.routing, ours.assembly) == (costs.routing, costs.assembly)
     assert ours.added == ours.params - COUNTS["static_resnet18"]
+
+
+@pytest.mark.parametrize("row", table("dynet-imagenet").rows, ids=lambda row: row.name)
+def test_our_reading_of_dynets_networks_costs_what_is_published(row):
+    ours, published = count(row), float(row.published.madds.removesuffix("M"))
+    cost = (ours.convolution + ours.routing + ours.assembly) / 1e6
+    assert cost == pytest.approx(published, rel=0.06 if row.name == "dy-mobile" else 0.05 if row.is_static else 0.006)
+
+
+def test_weightnets_networks_have_the_widths_of_the_released_ones():
+    for row, width in zip(table("weightnet-params").rows[::2], (48, 112, 176, 248), strict=True):
+        assert check.params_check(row, count(row)) == check.PRINTED
+        with torch.device("meta"):
+            net = create(row.network)
+        stages = [getattr(net, f"stage{i}")[-1].branch2[-3].out_channels * 2 for i in (2, 3, 4)]
+        assert stages == [width, 2 * width, 4 * width] and net.fc.in_features == 1024
 
 
 @pytest.mark.slow
@@ -124,6 +141,13 @@ def test_what_was_reached_stands_beside_what_was_published():
     assert "71.5" in page.as_csv(found) and found[0]["reached"] is None
 
 
+def test_where_errors_are_published_the_error_is_what_was_reached():
+    small = table("dynet-imagenet").select(("resnet18",))
+    found = {"top1": 68.25, "std": 0.5, "seeds": 3, "data": "x", "training": "odconv-resnet"}
+    printed = page.text(small, page.records(small, {(small.name, "resnet18"): found}))
+    assert "31.75 ± 0.50" in printed and "68.25" not in printed
+
+
 def test_agreement_counts_what_differs():
     small = table("odconv-resnet").select(("resnet18",))
     static = dataclasses.replace(small.rows[0], count=None)
@@ -135,7 +159,8 @@ def test_agreement_counts_what_differs():
     )
     lines = page.agreement(page.records(dataclasses.replace(small, rows=rows)))
     assert "1 of 1 rows whose authors' network was counted are exact (0 of" in lines[0] and "1 of 2 agree" in lines[0]
-    assert "2 of 3 agree" in lines[1] and lines[2].startswith("1 of 4 rows are no conversion")
+    assert "2 of 3 agree" in lines[1] and lines[2].startswith("1 of 4 rows have no network")
+    assert lines[3].startswith("`--data` trains 3 of 4 rows by their own recipe; 0 have") and "1 are not" in lines[3]
 
 
 def test_a_printed_number_that_the_count_contradicts_is_told():

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import convary as cv
+from convary._blocked import DOMAIN
+from convary._exported import onnx_nodes
 from convary._layer_times import layer_times
 from convary.report import draw_layer_times
 
@@ -33,3 +35,12 @@ def test_a_static_and_a_dynamic_file_have_the_same_layers(tmp_path):
     picture = tmp_path / "times.svg"
     draw_layer_times({name: times[name] for name in ("static", "any")}, picture)
     ElementTree.parse(picture)
+
+
+def test_blocked_convolutions_are_of_their_layers(tmp_path):
+    layers = cv.DyConv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16), nn.ReLU6(), cv.ODConv2d(16, 32, 1), nn.ReLU()
+    cv.export(nn.Sequential(*layers).eval(), (1, 16, 20, 20), tmp_path / "m.onnx", dynamic=(), runtime="onnxruntime")
+    nodes = [n for n in onnx_nodes(tmp_path / "m.onnx") if (n.op_type, n.domain) == ("Conv", DOMAIN)]
+    scopes = [prop.value for n in nodes for prop in n.metadata_props if prop.key == "pkg.torch.onnx.name_scopes"]
+    assert len(nodes) >= 2 and len(scopes) == len(nodes)
+    assert {scope.split("'")[3] for scope in scopes} == {"0", "3"}

@@ -246,6 +246,13 @@ def test_is_a_system():
 
 @pytest.mark.slow
 @pytest.mark.long
+def test_begins_to_learn_its_photographs(tmp_path):
+    scores = fit(CondInstConfig(out=tmp_path, cpu=True, steps=60))["scores"]
+    assert scores["box_ap50"] > 0.8 and scores["mask_ap50"] > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.sweep
 def test_learns_its_photographs(tmp_path):
     """The score that the issue asks for, by the defaults: make condinst."""
     results = fit(CondInstConfig(out=tmp_path, cpu=True))

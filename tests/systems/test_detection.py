@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detectors on dynamic backbones: published sizes, where weights come from, training, resuming, export."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
+from scripts.reached import shortfalls
 from torchvision.models import get_model
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -15,8 +19,9 @@ from convary.models.instances import Instances
 from convary.nn import DynamicLayer, Router
 from convary.papers import table
 from convary.systems.coco_ap import average_precision
+from convary.systems.coco_system import cut
 from convary.systems.condinst_picture import _apart
-from convary.systems.detection import DetectionConfig, DetectionPublishedConfig, DetectionSystem
+from convary.systems.detection import DetectionAdamWConfig, DetectionConfig, DetectionPublishedConfig, DetectionSystem
 from convary.systems.detection_backbone import classifier
 from convary.systems.detection_export import export_detector
 from convary.train.fit import fit
@@ -147,6 +152,28 @@ def test_ap_of_sizes_is_that_of_the_objects_there_are():
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
+@pytest.mark.parametrize("method", ["odconv:experts=1", "static"])
+def test_learns_its_photographs(tmp_path, method):
+    """What ``make detection`` does, two and a half minutes each; a tenth of that reaches next to nothing."""
+    assert fit(DetectionConfig(out=tmp_path, cpu=True, method=method))["scores"]["mask_ap50"] > 0.9
+    assert not shortfalls("mask_ap50", 0.9, [tmp_path])
+
+
+def test_make_detection_fails_where_a_score_is_not_reached(tmp_path):
+    for name, value in (("above", 0.9201), ("below", 0.8999)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({"scores": {"mask_ap": 0.95, "mask_ap50": value}}))
+    above, below = tmp_path / "above", tmp_path / "below"
+    assert shortfalls("mask_ap50", 0.9, [above]) == []
+    assert shortfalls("mask_ap50", 0.9, [above, below]) == [f"{below}: mask_ap50 0.8999, wanted over 0.9"]
+    with pytest.raises(ConfigError, match="no score 'mask_ap51'; it has mask_ap, mask_ap50"):
+        shortfalls("mask_ap51", 0.9, [above])
+    with pytest.raises(ConfigError, match=r"no results.json; finish that run first"):
+        shortfalls("mask_ap50", 0.9, [tmp_path])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["faster", "mask"])
 def test_an_exported_detector_finds_the_same_at_any_size(tmp_path, kind):
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -240,6 +267,38 @@ def test_the_published_setting_wants_weights_and_falls_after_epochs_8_and_11(tmp
     epoch = published.steps // 12
     rates = [system.learning_rate(step) for step in (0, 500, 8 * epoch - 1, 8 * epoch, 11 * epoch)]
     assert rates == pytest.approx([0.02 / 501, 0.02, 0.02, 0.002, 0.0002])
+
+
+def test_the_other_published_setting_is_adamw_with_steps_and_cut_images(tmp_path):
+    config = DetectionAdamWConfig(data=tmp_path, weights=tmp_path / "w.pt")
+    system = DetectionSystem(config, *[CocoSet(CONTENT, pixels, "it")] * 2)
+    rates = [system.learning_rate(config.steps * part // 12) for part in (1, 8, 11)]
+    assert rates == pytest.approx([1e-4, 1e-5, 1e-6]) and system.clip is None
+    [group] = system.optimizer(torch.nn.Linear(2, 2)).param_groups
+    assert group["weight_decay"] == 0.05 and config.short[::10] == (480, 800) and config.steps == 87_960
+    sizes = {tuple(system.photo(0, torch.Generator().manual_seed(seed)).image.shape) for seed in range(20)}
+    assert len(sizes) > 5, "some are whole, others are not"
+
+
+def test_a_part_of_a_photograph_has_its_part_of_the_objects():
+    photo = sample_set()[0]
+    H, W = photo.image.shape[1:]
+    place = torch.arange(H * W).view(1, H, W)
+    for seed in range(8):
+        part = cut(dataclasses.replace(photo, image=place), torch.Generator().manual_seed(seed))
+        h, w = part.image.shape[1:]
+        top, left = divmod(int(part.image[0, 0, 0]), W)
+        assert torch.equal(part.image[0], place[0, top : top + h, left : left + w])
+        assert 384 / 600 * min(H, W) - 1 <= min(h, w) and part.masks.shape == (len(part.labels), h, w)
+        for mask, box, label in zip(part.masks, part.boxes, part.labels, strict=True):
+            assert 0 <= box[0] < box[2] <= w and 0 <= box[1] < box[3] <= h
+            whole = next(
+                i for i, of in enumerate(photo.masks) if torch.equal(of[top : top + h, left : left + w], mask)
+                and photo.labels[i] == label and box[0] == (photo.boxes[i, 0] - left).clamp(0, w)
+            )  # fmt: skip
+            assert box[3] == (photo.boxes[whole, 3] - top).clamp(0, h)
+    empty = dataclasses.replace(photo, boxes=photo.boxes[:0], masks=photo.masks[:0], labels=photo.labels[:0])
+    assert cut(empty, torch.Generator()).boxes.shape == (0, 4)
 
 
 def test_where_two_masks_meet_the_picture_has_the_surer_one():

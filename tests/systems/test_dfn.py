@@ -208,22 +208,20 @@ def test_the_command_line_gives_the_config_again(tmp_path):
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_short_training_beats_a_copy_of_the_last_frame(tmp_path):
-    options = {"digits": "scikit-learn", "steps": 250, "halve_every": 80}
+    options = {"digits": "scikit-learn", "steps": 120, "halve_every": 40}
     scores = fit(DFNMovingMNISTConfig(out=tmp_path, cpu=True, **options))["scores"]
     assert scores["bce"] < scores["bce_copy"] / 2 and scores["mse"] < 0.75 * scores["mse_copy"]
 
 
-MINUTES = [pytest.mark.slow, pytest.mark.sweep]
+@pytest.mark.slow
+def test_a_short_training_steers(tmp_path):
+    scores = fit(DFNSteerableConfig(out=tmp_path, cpu=True, steps=2500, halve_every=500, crops=64))["scores"]
+    assert scores["mse"] < scores["mse_zero"] / 2 and scores["cosine"] > 0.25
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(DFNMovingMNISTConfig, marks=MINUTES),
-        pytest.param(DFNVideoConfig, marks=MINUTES),
-        pytest.param(DFNSteerableConfig, marks=[pytest.mark.slow, pytest.mark.long]),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.sweep
+@pytest.mark.parametrize("config", [DFNMovingMNISTConfig, DFNVideoConfig, DFNSteerableConfig])
 def test_the_sample_training_beats_its_baseline(tmp_path, config):
     options = {"digits": "scikit-learn"} if config is DFNMovingMNISTConfig else {}
     scores = fit(config(out=tmp_path, cpu=True, **options))["scores"]

@@ -133,6 +133,14 @@ def test_the_published_setting_wants_data(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.long
+def test_begins_to_learn_its_photograph(tmp_path):
+    """A seventh of the steps, half of the area; to call everything salient has a mean absolute error above a half."""
+    scores = fit(HDFNetConfig(out=tmp_path, cpu=True, steps=15, size=96))["scores"]
+    assert scores["max_f"] > 0.8 and scores["mae"] < 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.sweep
 def test_learns_its_photograph(tmp_path):
     """The default run: what ``make hdfnet`` does."""
     scores = fit(HDFNetConfig(out=tmp_path, cpu=True))["scores"]

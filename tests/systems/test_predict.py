@@ -67,7 +67,7 @@ def test_draws_what_it_makes_of_a_file(name, tmp_path, capsys):
 
 
 def test_every_system_is_tried():
-    assert {name.removesuffix("-published") for name in SYSTEMS} == set(SMALL)
+    assert {name for name in SYSTEMS if not name.endswith("-published")} == set(SMALL)
 
 
 @pytest.mark.parametrize("name", NAMES)

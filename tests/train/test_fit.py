@@ -60,8 +60,8 @@ def test_a_broken_item_is_told_in_its_own_words_and_what_was_trained_is_saved(tm
     config = TornConfig(out=tmp_path, workers=workers, batch_size=1, cpu=True, threads=1)
     with pytest.raises(DataError) as told:
         fit(config)
-    assert str(told.value) == "4.jpg is torn; repair it"
     step = read_checkpoint(tmp_path / "checkpoint.pt", format=SYSTEM)["step"]
+    assert str(told.value) == f"4.jpg is torn; repair it; step {step} of 12 is saved: the same command resumes"
     assert step == epoch_order(10, config.seed, 0).tolist().index(4) > 0
 
 

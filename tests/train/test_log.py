@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--log``: what the files hold is the curve, also of a run that was interrupted; what is missing is one line."""
+"""What the table, which is always there, and trackers hold is the curve, also of a run that was interrupted."""
 
 import csv
 import importlib.util
@@ -19,7 +19,7 @@ def rows(path):
 
 
 def test_the_table_is_the_curve_also_after_an_interruption(tmp_path):
-    config = LineConfig(out=tmp_path, evaluate_every=4, cpu=True, log=("csv",))
+    config = LineConfig(out=tmp_path, evaluate_every=4, cpu=True)
     with pytest.raises(KeyboardInterrupt):
         fit(config, StopAt(6))
     assert [row["step"] for row in rows(tmp_path)] == ["4"]
@@ -31,7 +31,7 @@ def test_the_table_is_the_curve_also_after_an_interruption(tmp_path):
 
 
 def test_a_comparison_has_a_line_for_each_point_of_each_training(tmp_path, make_for):
-    config = make_for(tmp_path, methods=("static", "dyconv"), seeds=2, log=("csv",))
+    config = make_for(tmp_path, methods=("static", "dyconv"), seeds=2)
     results = compare(config)
     found = rows(tmp_path)
     assert len(found) == 2 * 2 * 2
@@ -40,12 +40,16 @@ def test_a_comparison_has_a_line_for_each_point_of_each_training(tmp_path, make_
             mine = [row for row in found if (row["training"], row["seed"]) == (method["title"], str(seed["seed"]))]
             assert [float(row["score/top1"]) for row in mine] == [point["test_top1"] for point in seed["curve"]]
     assert {row["temperature"] for row in found if row["training"] == "static"} == {""}
-    assert config.identity() == make_for(tmp_path, methods=("static", "dyconv"), seeds=2).identity()
+    (tmp_path / "log.csv").unlink()
+    more = make_for(tmp_path, methods=("static", "dyconv"), seeds=3)
+    compare(more)  # finds four trainings finished
+    assert [row for row in rows(tmp_path) if row["seed"] != "2"] == found and len(rows(tmp_path)) == 3 * 2 * 2
+    assert config.identity() == make_for(tmp_path, methods=("static", "dyconv"), log=("wandb",), seeds=2).identity()
 
 
 def test_tensorboard_has_the_curve_of_each_training(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = LineConfig(out=tmp_path, evaluate_every=4, cpu=True, log=("tensorboard", "csv"))
+    config = LineConfig(out=tmp_path, evaluate_every=4, cpu=True, log=("tensorboard",))
     with pytest.raises(KeyboardInterrupt):
         fit(config, StopAt(6))
     curve = fit(config)["curve"]
@@ -77,11 +81,11 @@ def test_wandb_is_told(tmp_path, monkeypatch):
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(tmp_path, monkeypatch):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else there(name))
-    with pytest.raises(ConfigError, match="log=wandb needs wandb, which is not installed; run pip install wandb, or"):
+    with pytest.raises(ConfigError, match="log=wandb needs wandb, which is not installed; run pip install wandb; log"):
         fit(LineConfig(out=tmp_path, cpu=True, log=("wandb",)))
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="one kind twice: csv csv"):
-        fit(LineConfig(out=tmp_path, cpu=True, log=("csv", "csv")))
+    with pytest.raises(ConfigError, match="one tracker twice: wandb wandb"):
+        fit(LineConfig(out=tmp_path, cpu=True, log=("wandb", "wandb")))
 
 
 def test_a_kind_that_there_is_not_is_refused(tmp_path, capsys):

@@ -16,7 +16,7 @@ from convary.systems import SYSTEMS
 from convary.train import read_checkpoint
 from convary.train.checkpoint import SYSTEM
 from convary.train.fit import fit
-from tests.train.process_worker import StraightConfig
+from tests.train.process_worker import UNREAD, StraightConfig
 
 pytestmark = [
     pytest.mark.slow,
@@ -60,13 +60,19 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_learn_what_one_learns_and_where_one_is_interrupted_all_stop_and_go_on_together(tmp_path):
+    """What one cannot read stops all too, and all say the same."""
     fit(StraightConfig(out=tmp_path / "one", cpu=True))
-    assert line(tmp_path / "whole", tmp_path / "broken", stop=5) == [130, 130]
-    torch.testing.assert_close(weights(tmp_path / "one"), weights(tmp_path / "whole"))
-    assert read_checkpoint(tmp_path / "broken" / "checkpoint.pt", format=SYSTEM)["step"] == 5
-    assert line(tmp_path / "broken") == [0, 0]
-    for name, want in weights(tmp_path / "whole").items():
-        assert torch.equal(weights(tmp_path / "broken")[name], want)
+    whole, unread, broken = (tmp_path / name for name in ("whole", "unread", "broken"))
+    assert line(whole, unread, broken, stop=5) == [130, 130]
+    torch.testing.assert_close(weights(tmp_path / "one"), weights(whole))
+    assert read_checkpoint(broken / "checkpoint.pt", format=SYSTEM)["step"] == 5
+    told = "item.jpg is broken; step 4 of 12 is saved: the same command resumes"
+    assert [(unread / f"error{rank}.txt").read_text() for rank in (1, 0)] == [told, f"process 1: {told}"]
+    assert read_checkpoint(unread / "checkpoint.pt", format=SYSTEM)["step"] == UNREAD - 1
+    (unread / "mended").touch()
+    assert line(unread, broken) == [0, 0]
+    for name, want in weights(whole).items():
+        assert torch.equal(weights(broken)[name], want) and torch.equal(weights(unread)[name], want)
 
 
 @pytest.mark.parametrize(

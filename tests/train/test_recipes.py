@@ -15,8 +15,8 @@ from convary._cli.parse import parse
 from convary.errors import ConfigError
 from convary.models import build
 from convary.papers import TABLES, Published, Row, Source, Table
-from convary.train import CompareConfig, Progress, compare
-from convary.train.arms import read_arm
+from convary.train import CompareConfig, Progress, compare, evaluate, load_model
+from convary.train.arms import checkpoint_path, read_arm
 from convary.train.classification import learning_rate, make_optimizer
 from convary.train.dropout import drop_features
 from convary.train.recipes import RECIPES
@@ -85,6 +85,11 @@ def test_kernelwarehouse_trains_as_its_configs_say():
     )
     assert (config.crops, config.interpolation, config.stochastic_depth, config.ema) == (True, "bicubic", 0.3, 0.9999)
     assert CompareConfig.from_recipe("kernelwarehouse-resnet-quarter").mixup == 0
+
+
+def test_a_factor_falls_again_and_again_after_the_warm_up():
+    rates = [learning_rate(step, 100, 1.0, 0.1, (), (0.5, 8)) for step in (4, 9, 15, 16, 24)]
+    assert rates == pytest.approx([0.5, 0.5, 0.5, 0.25, 0.125])
 
 
 def test_steps_fall_tenfold_and_a_warm_up_stays():
@@ -185,13 +190,68 @@ def test_rows_of_one_network_and_recipe_are_one_comparison(tmp_path):
 
 
 def test_rows_that_cannot_be_trained_are_named(tmp_path):
-    table = next(table for table in TABLES if table.name == "dynet-imagenet")
-    with pytest.raises(ConfigError, match="dy-mobile: the paper draws a block"):
-        plan([table], tmp_path)
-    table = next(table for table in TABLES if table.name == "dyconv-temperature")
+    by_name = {table.name: table for table in TABLES}
+    with pytest.raises(ConfigError, match=r"fcn: a segmenter, whose layers the paper does not list"):
+        plan([by_name["dynet-cityscapes"]], tmp_path)
+    mobile = by_name["kernelwarehouse-mobilenetv2"]
+    assert plan([mobile], tmp_path).left_out[mobile.name, "mobilenetv2-1.0-1/2x"].startswith("three conversions")
+
+
+def test_rows_without_a_recipe_of_their_own_are_trained_by_another_one(tmp_path):
+    table = next(table for table in TABLES if table.name == "dyconv-imagenet").select(
+        ("mobilenetv2-0.5-4x", "resnet10")
+    )
+    unread = dataclasses.replace(table.rows[0], name="unread", recipe=None, untrained="not read")
+    table = dataclasses.replace(table, rows=(*table.rows, unread))
     planned = plan([table], tmp_path)
-    assert [arm for group in planned.groups for arm in group.arms.values()] == ["dyconv"]
-    assert planned.left_out["dyconv-temperature", "temperature-1"].startswith("the temperature is constant")
+    assert planned.left_out[table.name, "unread"] == "not read; --recipe NAME trains it by another paper's"
+    planned = plan([table], tmp_path, "odconv-mobilenetv2")
+    assert [group.config.recipe for group in planned.groups] == ["dyconv-mobilenetv2-0.5", "odconv-mobilenetv2"]
+    assert list(planned.left_out) == [(table.name, "resnet10")]
+    with pytest.raises(ConfigError, match="did you mean 'odconv-resnet'"):
+        plan([table], tmp_path, "odconv-resnt")
+
+
+def test_constant_temperatures_stay_where_they_are(make):
+    options = {"model": "resnet20@0.25", "methods": ("dyconv:temperature=5",), "epochs": 1}
+    [method] = compare(make(anneal_epochs=0, **options))["methods"]
+    assert [point["temperature"] for point in method["seeds"][0]["curve"]] == [5]
+
+
+def test_condconvs_efficientnets_train_as_the_released_flags_say(tmp_path):
+    table = next(table for table in TABLES if table.name == "condconv-efficientnet")
+    groups = {group.config.recipe: group.config for group in plan([table], tmp_path, data="folder:images").groups}
+    assert {name: config.image_size for name, config in groups.items()} == {
+        "condconv-efficientnet-static": 224, "condconv-efficientnet": 224, "condconv-efficientnet-b1": 240
+    }  # fmt: skip
+    config = groups["condconv-efficientnet"]
+    assert (config.epochs, config.batch_size, config.exponential, config.warmup) == (350, 2048, (0.97, 2.4), 5 / 350)
+    assert config.lr == (pytest.approx(0.016 * 2048 / 256),)
+    optimizer = make_optimizer(build("resnet20@0.25", 10), config, config.lr[0], "paper")
+    group = optimizer.param_groups[0]
+    assert (group["alpha"], group["momentum"], group["eps"], group["weight_decay"]) == (0.9, 0.9, 1e-3, 1e-5)
+    assert "--exponential 0.97 2.4" not in config.command() and config.training() == config.recipe
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"exponential": (0.97, 2.4), "milestones": (3,)}, "both say how lr falls"),
+        ({"exponential": (1.1, 2.4)}, "a factor up to 1"),
+        ({"classifier_bias": False, "weights": "pretrained"}, "leave out --no-classifier-bias"),
+    ],
+)
+def test_options_that_do_not_go_together(given, message):
+    with pytest.raises(ConfigError, match=message):
+        CompareConfig(**given)
+
+
+def test_a_classifier_without_a_bias_is_trained_and_read_again(make):
+    config = make(model="resnet20@0.25", methods=("static", "condconv"), epochs=1, classifier_bias=False)
+    compare(config)
+    for arm in config.arms().values():
+        path = checkpoint_path(config.out, arm, 0)
+        assert load_model(path).fc.bias is None and 0 <= evaluate(path).top1 <= 100
 
 
 def test_training_rows_gives_what_was_reached(make, tmp_path):

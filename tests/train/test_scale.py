@@ -2,6 +2,7 @@
 """What published trainings have beyond small ones: streamed crops, mixed images, averaged weights, broken files."""
 
 import json
+import multiprocessing
 import os
 import signal
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from convary.models import build
 from convary.train import CompareConfig, Progress, compare, evaluate, load_model, processes, read_checkpoint
 from convary.train.arms import checkpoint_path
 from convary.train.average import Average
+from convary.train.classification import Classification
 from convary.train.dropout import drop_branches
 from tests.data.photos import truncate, write_photos
 
@@ -81,13 +83,34 @@ def test_a_truncated_image_ends_the_training_saved_and_skipped_it_goes_on(make_f
     truncate(folder / "train" / "n0000" / "0005.jpg")  # none of those that are looked at before the training
     usual = {"data": f"folder:{folder}", "model": "convnet_nano", "batch_size": 4, "crops": True, "epochs": 1}
     config = make_for(tmp_path / "run", **usual)
-    with pytest.raises(DataError, match=r"0005.jpg is not a readable image.*--skip-broken"):
+    with pytest.raises(DataError, match=r"0005.jpg is not a readable image.*--skip-broken; step \d+ of 18 is saved: "):
         compare(config)
     assert 0 < read_checkpoint(checkpoint_path(config.out, "static", 0))["step"] < 18
     with pytest.warns(UserWarning, match="left out"):
         results = compare(make_for(tmp_path / "run", **usual, skip_broken=True))
     assert results["data"]["left_out"]["images"] == 1 and "0005.jpg" in results["data"]["left_out"]["first"]
     assert "0005.jpg" in (config.out / "skipped.txt").read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="Windows tells of no process that ends")
+def test_where_a_reading_process_dies_in_the_middle_of_a_step_that_step_is_saved_all_the_same(scaled, monkeypatch):
+    whole, cut = ends(scaled("whole", crops=True)), scaled("cut", crops=True, workers=1)
+    usual, steps = Classification.after_step, []
+
+    def kill(system):
+        usual(system)
+        steps.append(len(steps) + 1)
+        if len(steps) == 3:
+            [reader] = multiprocessing.active_children()
+            os.kill(reader.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, reader.pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(Classification, "after_step", kill)
+    with pytest.raises(DataError, match=r"was killed.*fewer --workers; step 3 of 12 is saved: the same"):
+        compare(cut)
+    assert read_checkpoint(checkpoint_path(cut.out, "static", 0))["step"] == 3
+    assert_same(whole, ends(cut))
+    assert steps == [*range(1, 13)]
 
 
 def test_broken_test_images_are_counted(make_for, tmp_path):
@@ -153,7 +176,9 @@ def _no_norm():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
 
 
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:resnet50", "torchvision:convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["torchvision:resnet18", "torchvision:resnet50", "torchvision:convnext_tiny", "timm:efficientnet_b0"]
+)
 def test_branches_are_left_out_more_and_more_often_with_depth(name):
     model = build(name, 4)
     if name.endswith("18"):
@@ -171,6 +196,7 @@ def test_branches_are_left_out_more_and_more_often_with_depth(name):
 def test_a_network_without_branches_is_refused():
     with pytest.raises(ConfigError, match="no residual branch"):
         drop_branches(build("convnet_nano", 3), 0.1)
+    drop_branches(build("convnet_nano", 3), 0.0)  # turns a recipe's off
 
 
 @pytest.mark.parametrize(

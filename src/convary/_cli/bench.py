@@ -36,10 +36,15 @@ class Layers:
     """static: the ordinary convolution of that size. grouped: the same dynamic one as released code runs it."""
     strategy: str | None = None
     """Force a strategy; by default the automatic choice."""
+    dtypes: tuple[Literal["float32", "bf16"], ...] = ("float32",)
+    """Of all tensors."""
+    device: str = "cpu"
+    """Where: cpu, cuda, cuda:1. A GPU is timed by its own events."""
     seconds: float = 1.0
     """Time for each line; at least nine pairs are taken."""
     out: Path | None = None
-    """Folder to save the table to, as layers.json or layers-grouped.json; by default it is only printed."""
+    """Folder to save the table to, as layers.json, layers-grouped.json, layers-bf16.json, layers-cuda.json; by default
+    it is only printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,10 @@ class Models:
     """Files for any batch, in place of files for this one."""
     dtypes: tuple[Literal["float32", "bf16"], ...] = ("float32",)
     """bf16 is both networks under autocast, compared with the static one in float32 too."""
+    device: str = "cpu"
+    """Where: cpu, cuda, cuda:1. A GPU is timed by its own events; of the other modes compiled runs there."""
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
+    """Memory format of images and weights, in eager mode."""
     threads: tuple[int, ...] = (1, 2)
     """Numbers of threads, one after the other."""
     image_size: int = 224
@@ -75,20 +84,23 @@ class Models:
     seconds: float = 6.0
     """Time for each line; at least nine pairs are taken."""
     out: Path | None = None
-    """Folder to save the table to, as models.json, models-bf16.json, models-grouped.json or models-MODE.json; without
-    it printed."""
+    """Folder to save the table to, as models.json, models-bf16.json, models-grouped.json, models-cuda.json or
+    models-MODE.json; without it printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """Fit the cost model, by which strategies are chosen, to this machine: about five minutes, on an idle one."""
 
+    device: str = "cpu"
+    """cpu, or cuda: its choices in bfloat16 and float32."""
+
     threads: int = 2
     """Threads of torch, as they will be used."""
     seconds: float = 0.3
     """Time for each shape."""
     check: bool = False
-    """Fit nothing: say how often the costs in use choose well here."""
+    """Fit nothing: say how often the costs in use choose well here, on a CPU."""
     out: Path | None = None
     """The file; by default this machine's own, which convary reads from then on ($CONVARY_CACHE, ~/.cache/convary)."""
 
@@ -143,8 +155,10 @@ def _check_numbers(numbers: Mapping[str, Iterable[float]]) -> None:
 
 
 def _check(flags: Layers | Models) -> None:
+    from convary.bench.timing import device_here
     from convary.ops import strategies
 
+    device_here(flags.device)
     numbers: dict[str, Iterable[float]] = {"threads": flags.threads, "seconds": (flags.seconds,)}
     if isinstance(flags, Models):
         numbers |= {"batches": flags.batches, "image-size": (flags.image_size,)}
@@ -159,9 +173,11 @@ def _check(flags: Layers | Models) -> None:
 
 def _check_mode(flags: Models) -> None:
     """Raise unless the mode is there and has what is asked for."""
-    eager = flags.mode == "eager"
-    if not eager and (flags.against != "static" or flags.dtypes != ("float32",)):
-        raise ConfigError(f"--mode {flags.mode} is against static, in float32; leave out --against and --dtypes")
+    eager, usual = flags.mode == "eager", ("static", ("float32",), "contiguous")
+    if not eager and (flags.against, flags.dtypes, flags.layout) != usual:
+        raise ConfigError(
+            f"--mode {flags.mode} is against static, in float32, contiguous; leave out --against, --dtypes and --layout"
+        )
     if eager and (flags.forms or flags.free_batch):
         raise ConfigError("--forms and --free-batch are of files; choose --mode onnxruntime or --mode openvino")
     if eager:
@@ -170,6 +186,9 @@ def _check_mode(flags: Models) -> None:
     from convary.extras import require
 
     engine = ENGINES[flags.mode]
+    if flags.device != "cpu" and not engine.accelerated:
+        able = ", ".join(["eager", *(name for name, entry in ENGINES.items() if entry.accelerated)])
+        raise ConfigError(f"--mode {flags.mode} runs on CPUs; on --device {flags.device} run the modes {able}")
     if engine.extra is not None:
         require(f"--mode {flags.mode}", engine.extra, engine.module)
     unknown = [form for form in flags.forms if form not in engine.forms]
@@ -193,11 +212,15 @@ def _page(flags: Page) -> int:
 
 def _fit(flags: Fit) -> int:
     from convary.bench import fit
+    from convary.bench.timing import device_here
     from convary.files import write_json
     from convary.ops import cost
     from convary.ops.cost.times import own
 
     _check_numbers({"threads": (flags.threads,), "seconds": (flags.seconds,)})
+    device = device_here(flags.device)
+    if device.type not in ("cpu", "cuda") or (flags.check and device.type != "cpu"):
+        raise ConfigError(f"bench fit knows CPUs and CUDA devices, and --check CPUs; got --device {flags.device}")
 
     def told(line: str) -> None:
         print(line, flush=True)
@@ -206,10 +229,12 @@ def _fit(flags: Fit) -> int:
         good, rows = fit.checked(cost.fitted()["rates"], flags.threads, flags.seconds, told)
         print(f"costs fitted on {cost.fitted()['machine']}: {good} of {rows} choices within 15 % of the fastest")
         return 0
-    path = flags.out or own("cost")
-    content = fit.fitted(flags.threads, flags.seconds, told)
-    write_json(path, content)
-    for words, (good, rows) in (("of the fit", content["good"]), ("of others", content["good_elsewhere"])):
+    on_cpu = device.type == "cpu"
+    path = flags.out or own("cost" if on_cpu else "cost-cuda")
+    fitted = fit.fitted(flags.threads, flags.seconds, told) if on_cpu else fit.fitted_on(device, flags.seconds, told)
+    write_json(path, fitted)
+    checks = {"of the fit": fitted["good"]} | ({"of others": fitted["good_elsewhere"]} if on_cpu else {})
+    for words, (good, rows) in checks.items():
         print(f"{words}, {good} of {rows} shapes: the choice is within 15 % of the fastest")
     print(f"wrote {path}; convary reads it from now on" if flags.out is None else f"wrote {path}")
     return 0
@@ -221,8 +246,9 @@ def _only(kind: type[Config], options: Mapping[str, Any]) -> Config:
 
 
 def _unusual(flags: Layers | Models) -> list[str]:
-    """What the name of a table's file says."""
-    words = [] if flags.against == "static" else [flags.against]
+    """What the name of a table's file says: the kind of device first, for the page keeps those apart."""
+    words = [flags.device.partition(":")[0]] if flags.device != "cpu" else []
+    words += [flags.against] if flags.against != "static" else []
     words += [mode for mode in [getattr(flags, "mode", "eager")] if mode != "eager"]
     return words + [dtype for dtype in getattr(flags, "dtypes", ()) if dtype != "float32"]
 
@@ -234,7 +260,9 @@ def _measure(kind: str, flags: Layers | Models) -> int:
     from convary.files import write_json
 
     options = {name: value for name, value in asdict(flags).items() if name != "out"}
-    facts = machine()
+    facts = machine(flags.device)
+    if flags.device != "cpu":
+        print(facts["device"])
     print(f"{facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}, native {facts['native']}, load {load()}")
     print(f"ratio of the dynamic one to {flags.against}; p10 and p90 of the pairwise ratios\n")
     table = kind if getattr(flags, "mode", "eager") == "eager" else "modes"

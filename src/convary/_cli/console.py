@@ -71,5 +71,10 @@ def resumable(config: RunConfig, out: Path, saved: Callable[[], str] = lambda: "
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        told = f"interrupted; {saved()} is saved in {out}. Resume with: {config.command()}"
+        kept = (
+            f"{saved()} is saved in {out}. Resume with"
+            if out.is_dir() and any(out.iterdir())
+            else "nothing was done yet. Start again with"
+        )
+        told = f"interrupted; {kept}: {config.command()}"
         raise KeyboardInterrupt(told) from interrupt

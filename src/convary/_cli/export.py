@@ -254,9 +254,13 @@ def _expected(model: nn.Module, x: Tensor, flags: Export) -> Iterator[str]:
     added = found.routing + found.assembly
     rest, size = found.macs - added, 4 * found.params / 2**20
     yield (
-        f"for an image {found.macs / 1e6:,.0f} million multiply-adds, {found.macs / rest:.2f} times a static "
-        f"network's, and {size:,.0f} MiB of weights to read; for {' and '.join(of_file(flags.out, flags.runtime))}"
+        f"for an image {_amount(found.macs / 1e6)} million multiply-adds, {found.macs / rest:.2f} times a static "
+        f"network's, and {_amount(size)} MiB of weights to read; for {' and '.join(of_file(flags.out, flags.runtime))}"
     )
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _size(path: Path) -> str:

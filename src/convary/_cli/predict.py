@@ -18,6 +18,7 @@ from convary.systems import SYSTEMS
 
 FOLDER, CHECKPOINT = "predictions", "checkpoint.pt"
 LIKELIEST = 3  # classes
+CLASSIFIERS = "OUT/METHOD/seed-N/checkpoint.pt of convary compare, or the .onnx or .pt2 that convary export made of it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ def _folder(system: str) -> Path:
         hint = f"run convary train {system}" if system in SYSTEMS else f"or give a system: {', '.join(SYSTEMS)}"
         raise ConfigError(
             f"there is no folder {folder} of a trained system; give one that has a checkpoint.pt, {hint}; "
-            "or a classifier: OUT/METHOD/seed-N/checkpoint.pt of convary compare, or what convary export made of it"
+            f"or a classifier: {CLASSIFIERS}"
         )
     return folder
 
@@ -145,10 +146,8 @@ def _missing(path: Path) -> str:
     deep = len(path.parts) - len(above.parts)
     known = [str(found) for found in above.glob("/".join(["*"] * (deep - 1) + [f"*{path.suffix}"]))]
     found = nearest(str(path), known)
-    return (
-        f"there is no {'file' if path.suffix else 'folder'} {path}"
-        f"{found or '; give OUT/METHOD/seed-N/checkpoint.pt of convary compare, or the folder of a system'}"
-    )
+    kind = "file" if path.suffix else "folder"
+    return f"there is no {kind} {path}{found or f'; give {CLASSIFIERS}, or the folder of a system'}"
 
 
 def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:

@@ -12,18 +12,16 @@ from tyro.conf import Positional
 
 from convary._cli.console import is_first, link, resumable, run_console
 from convary._cli.parse import parse, wants_help
-from convary.data.cards import PHOTOGRAPHS
 from convary.errors import ConfigError
 from convary.extras import require
 from convary.text import columns
-from convary.train.run_config import RunConfig
+from convary.train.run_config import Kind, RunConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-IMAGENET_SIZE = 224
 COCO = "coco:"
-CLASSIFIERS = ("anneal_epochs", "limit_train", "root", "jobs", "skip_broken", "accumulate", "channels_last",
+CLASSIFIERS = ("recipe", "anneal_epochs", "limit_train", "root", "jobs", "skip_broken", "accumulate", "channels_last",
                "sync_norms", "shard", "compile")  # fmt: skip
 
 
@@ -68,6 +66,9 @@ class Reproduce(RunConfig):
     released: Path | None = None
     """A checkout of the authors' code, whose networks are run and timed likewise (ODConv's, of tables of speed)."""
 
+    recipe: str | None = None
+    """A training for rows whose own is not known, as in odconv-resnet; the report says which. Others keep theirs."""
+
     seeds: int = 1
     """How many times to train each row."""
 
@@ -84,7 +85,7 @@ class Reproduce(RunConfig):
     """Images per step instead of the recipe's."""
 
     image_size: int | None = None
-    """Height and width for photographs (folder:, hf:), 224 by default."""
+    """Height and width for photographs (folder:, hf:), by default the recipe's, which is 224 for most."""
 
     limit_train: int | None = None
     """Train on this many images only, balanced over the classes."""
@@ -125,14 +126,15 @@ class Reproduce(RunConfig):
     compile: bool = False
     """Train through torch.compile, which takes a minute for each network before its first step."""
 
+    log: tuple[Kind, ...] = ()
+    """Give losses and scores, which log.csv of each training's folder always has, to tensorboard or wandb too."""
+
     def overrides(self) -> dict[str, Any]:
         """Fields of a comparison that are given here."""
         names = ("epochs", "anneal_epochs", "batch_size", "image_size", "limit_train", "root", "threads", "accumulate")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if self.data and self.data.startswith(PHOTOGRAPHS):
-            given.setdefault("image_size", IMAGENET_SIZE)
         same = ("data", "seeds", "cpu", "jobs", "workers", "skip_broken", "precision", "channels_last", "sync_norms",
-                "shard", "compile")  # fmt: skip
+                "shard", "compile", "log")  # fmt: skip
         return given | {name: getattr(self, name) for name in same}
 
 
@@ -218,7 +220,7 @@ def _train(flags: Reproduce, tables: Sequence[Any]) -> int:
 
     if flags.weights:
         raise ConfigError(f"--weights is for detectors, --data {COCO}FOLDER; got --data {flags.data}")
-    planned = plan(tables, flags.out, **flags.overrides())
+    planned = plan(tables, flags.out, flags.recipe, **flags.overrides())
     console = run_console()
     _tell_left_out(console, planned.left_out)
     for group in planned.groups:
@@ -242,7 +244,8 @@ def _train_detectors(flags: Reproduce, tables: Sequence[Any]) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is for classifiers; {flags.data} trains detectors")
     names = ("epochs", "image_size", "batch_size", "threads")
     given = {name: value for name in names if (value := getattr(flags, name)) is not None}
-    given |= {"cpu": flags.cpu, "precision": flags.precision} | ({"workers": flags.workers} if flags.workers else {})
+    given |= {name: getattr(flags, name) for name in ("cpu", "precision", "log")}
+    given |= {"workers": flags.workers} if flags.workers else {}
     folder = Path(str(flags.data).removeprefix(COCO))
     planned = plan(tables, flags.out, folder, flags.weights, flags.seeds, **given)
     console = run_console()

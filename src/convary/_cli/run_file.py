@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from convary._runtimes import Run
+    from convary._runtimes import Run, Runtime
 
 SECONDS = 2.0  # of timing, for each runtime
 
@@ -68,7 +68,7 @@ def outcomes(
                 with torch.no_grad():
                     got = run(x)
                 if got.shape == want.shape:
-                    yield f"{name}: {_error(got, want)}{_times(run, base, x)}"
+                    yield f"{name}: {_error(got, want)}{_several(each, run, model, x, dynamic)}{_times(run, base, x)}"
                 else:
                     yield f"{name}: WRONG, it answers {tuple(got.shape)} where the network answers {tuple(want.shape)}"
         if layers is not None and beside:
@@ -89,6 +89,24 @@ def _error(got: Tensor, want: Tensor) -> str:
     """How far its scores are from the network's, relative to the largest."""
     change = float((got - want).abs().max() / want.abs().max())
     return f"scores within {change:.1e} of the network's on {len(want)} image{'s' * (len(want) > 1)}"
+
+
+def _several(runtime: Runtime, run: Run, model: nn.Module, x: Tensor, dynamic: Sequence[int] | None) -> str:
+    """Of a file for any batch: how far its scores are for three images, none like another."""
+    import torch
+
+    if dynamic is not None and 0 not in dynamic:
+        return ""
+    images = torch.cat([x, x.flip(-1), x.roll(1, -2)])
+    with torch.no_grad():
+        want = model(images)
+        try:
+            got = run(images)
+        except runtime.errors() as error:
+            return f", but WRONG for {len(images)}: {str(error).splitlines()[0]}"
+    if got.shape != want.shape:
+        return f", but WRONG for {len(images)}, where it answers {tuple(got.shape)} and the network {tuple(want.shape)}"
+    return f", {float((got - want).abs().max() / want.abs().max()):.1e} on {len(images)}"
 
 
 def _times(run: Run, base: Run | None, x: Tensor) -> str:

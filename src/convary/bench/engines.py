@@ -67,6 +67,7 @@ class Engine:
         extra: The extra of convary that brings it; None for torch's own.
         modes: The passes that it has.
         files: Whether it reads ONNX files.
+        accelerated: Whether it runs where torch does, not on CPUs alone.
         forms: By name; the static network is written as the first.
         clock: Of making one.
     """
@@ -76,6 +77,7 @@ class Engine:
     extra: str | None = None
     modes: tuple[str, ...] = ("inference",)
     files: bool = False
+    accelerated: bool = False
     forms: Mapping[str, Form]
     clock: Callable[[], float] = time.process_time
 
@@ -153,7 +155,7 @@ def _fresh(folder: Path, suffix: str) -> Path:
 _HALF = Form({"runtime": "convary", "bank_dtype": torch.bfloat16}, {"inference": 1e-2})  # rounded weights
 ENGINES = {
     "compiled": Engine(
-        make=_compiled, modes=("inference", "training"), clock=spent,
+        make=_compiled, modes=("inference", "training"), clock=spent, accelerated=True,
         forms={
             "graph": Form(tolerance={"inference": 1e-3, "training": 1e-2}),
             "channels_last": Form({"memory_format": torch.channels_last}, {"inference": 1e-3}),

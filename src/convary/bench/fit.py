@@ -8,22 +8,32 @@ strategy is compared with the fastest one.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from convary import ops
 from convary.bench.machine import machine
-from convary.ops import cost, mixed, sample
+from convary.bench.models import DTYPES
+from convary.bench.timing import DeviceClock
+from convary.ops import cost, mixed, pixel, sample
+from convary.ops.cost.tables import capability_of
 from convary.ops.geometry import Geometry
+from convary.ops.pixel.arguments import spell
 from convary.ops.problem import Problem, conv_problem
 
 Shape = tuple[Any, ...]
 
 K = 4
+CPU = torch.device("cpu")
+STRATEGIES = {"mixed_conv": mixed.STRATEGIES, "sample_conv": sample.STRATEGIES, "pixel_conv": pixel.STRATEGIES}
 # B, C, O, size, kernel, groups, training: the rows of convary bench layers that have a target.
 TABLE = [
     (32, 64, 64, 56, 3, 1, False), (32, 128, 128, 28, 3, 1, False), (32, 256, 256, 14, 3, 1, False),
@@ -76,49 +86,72 @@ def given() -> list[Shape]:
     ]
 
 
-def case(shape: Shape) -> tuple[dict, Problem, Geometry]:
-    """Tensors of a shape, its problem and geometry."""
+def per_position() -> list[Shape]:
+    """Shapes of pixel_conv, for a GPU; on CPUs its rates are by hand. B, C, G, size, kernel, 1, training, op."""
+    sizes = [(64, 1, 56, 5), (64, 4, 56, 7), (256, 16, 14, 7), (96, 12, 28, 3), (16, 1, 64, 9)]
+    shapes = itertools.product((False, True), (1, 16, 64), sizes)
+    return [(B, *given, 1, training, "pixel_conv") for training, B, given in shapes]
+
+
+def problem_of(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
+    """The problem of a shape, without its numbers."""
+    return replace(case(shape, torch.device("meta"), dtype)[1], device=device)
+
+
+def case(shape: Shape, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> tuple[tuple, Problem, list]:
+    """What a strategy of a shape's op takes, the problem, and the tensors that want gradients."""
     B, C, O, S, k, G, training, *op = shape
-    x = torch.randn(B, C, S, S, requires_grad=training)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, device=device).to(dtype).requires_grad_(training)
+
+    x = draw(B, C, S, S)
+    if device.type != "cpu":  # where channels_last is fast
+        x = x.detach().to(memory_format=torch.channels_last).requires_grad_(training)  # type: ignore[call-overload]
+    if op == ["pixel_conv"]:
+        weight = draw(B, O, k * k, S, S)
+        arguments = spell(x, weight, k, 1, k // 2, 1, "zeros", "contiguous", 1)
+        return arguments, arguments.problem(training=training, obstacle=None), [x, weight]
     geometry = Geometry((1, 1), (k // 2,) * 2, (1, 1), G)
     if op:
-        weight = torch.randn(B, O, C // G, k, k, requires_grad=training)
-        return (
-            {"x": x, "weight": weight},
-            conv_problem(op[0], x, weight, geometry, batch=B, training=training),
-            geometry,
-        )
-    bank = torch.randn(K, O, C // G, k, k, requires_grad=training)
-    coeffs = ops.Coefficients(kernel=torch.rand(B, K).softmax(1).requires_grad_(training))
+        weight = draw(B, O, C // G, k, k)
+        problem = conv_problem(op[0], x, weight, geometry, batch=B, training=training)
+        return (x, weight, None, None, geometry), problem, [x, weight]
+    bank, kernel = draw(K, O, C // G, k, k), torch.rand(B, K, device=device).softmax(1).to(dtype)
+    coeffs = ops.Coefficients(kernel=kernel.requires_grad_(training))
     problem = conv_problem("mixed_conv", x, bank, geometry, batch=B, training=training, coeffs=coeffs)
-    return {"x": x, "bank": bank, "coeffs": coeffs}, problem, geometry
+    return (x, bank, coeffs, None, geometry), problem, [x, bank, kernel]
 
 
-def once(tensors: dict, geometry: Geometry, strategy: str, training: bool) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    if "weight" in tensors:
-        y = sample.STRATEGIES[strategy].run(tensors["x"], tensors["weight"], None, None, geometry)
-        leaves = [tensors["x"], tensors["weight"]]
-    else:
-        y = mixed.STRATEGIES[strategy].run(tensors["x"], tensors["bank"], tensors["coeffs"], None, geometry)
-        leaves = [tensors["x"], tensors["bank"], tensors["coeffs"].kernel]
-    if training:
-        torch.autograd.grad(y, leaves, grad_outputs=torch.ones_like(y))
-    return time.perf_counter() - start
-
-
-def measure(shape: Shape, budget: float) -> dict[str, float]:
+def measure(
+    shape: Shape, budget: float, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
     """The fastest round of every strategy, interleaved: other work on the machine only adds."""
-    tensors, problem, geometry = case(shape)
-    table = sample.STRATEGIES if "weight" in tensors else mixed.STRATEGIES
-    names = [name for name, entry in table.items() if entry.why_not(problem) is None]
-    first = {name: once(tensors, geometry, name, problem.training) for name in names}
+    arguments, problem, leaves = case(shape, device, dtype)
+    table, clock = STRATEGIES[problem.op], DeviceClock(device) if device.type != "cpu" else None
+
+    def once(name: str) -> float:
+        def call() -> None:
+            y = table[name].run(*arguments)
+            if problem.training:
+                torch.autograd.grad(y, leaves, grad_outputs=torch.ones_like(y))
+
+        if clock is not None:
+            return clock.seconds(call)
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    first = {}
+    for name in [name for name, entry in table.items() if entry.why_not(problem) is None]:
+        with contextlib.suppress(*([RuntimeError] if clock else [])):  # a GPU's memory may not do for one of them
+            once(name)
+            first[name] = once(name)
     rounds = max(3, min(25, int(budget / sum(first.values()))))
-    times = {name: [] for name in names}
+    times = {name: [] for name in first}
     for _ in range(rounds):
-        for name in names:
-            times[name].append(once(tensors, geometry, name, problem.training))
+        for name in first:
+            times[name].append(once(name))
     return {name: min(values) for name, values in times.items()}
 
 
@@ -138,17 +171,17 @@ def _place(key: str) -> tuple[int, ...]:
     """Strategies, then kinds, then modes in their usual order."""
     strategy, kind, mode = key.split("/")
     given = strategy.endswith(" (given)")
-    kinds, modes = ("dense", "pointwise", "depthwise"), ("inference", "training")
-    return given, list(mixed.STRATEGIES).index(strategy.split()[0]), kinds.index(kind), modes.index(mode)
+    kinds, modes = ("dense", "pointwise", "depthwise", "pixel"), ("inference", "training")
+    return given, list(ops.strategies()).index(strategy.split()[0]), kinds.index(kind), modes.index(mode)
 
 
-def fit(measured: dict[Shape, dict[str, float]]) -> dict[str, dict[str, float]]:
+def fit(measured: dict[Shape, dict[str, float]], device: str = "cpu") -> dict[str, dict[str, float]]:
     """Rates per strategy, kind and mode."""
     rows, seconds = defaultdict(list), defaultdict(list)
     for shape, times in measured.items():
-        problem = case(shape)[1]
+        problem = problem_of(shape, device)
         for strategy, fastest in times.items():
-            if problem.op == "mixed_conv" or strategy == "native":
+            if problem.op != "sample_conv" or strategy == "native":
                 key = cost.key(problem, strategy)
                 rows[key].append([cost.amounts(problem, strategy)[name] for name in cost.AMOUNTS])
                 seconds[key].append(fastest)
@@ -160,11 +193,13 @@ def fit(measured: dict[Shape, dict[str, float]]) -> dict[str, dict[str, float]]:
     return rates
 
 
-def check(measured: dict[Shape, dict[str, float]], rates: dict, told: Callable[[str], None]) -> int:
+def check(
+    measured: dict[Shape, dict[str, float]], rates: dict, told: Callable[[str], None], device: str = "cpu"
+) -> int:
     """How many choices are within 15 % of the fastest; ``told`` hears each."""
     good = 0
     for shape, times in measured.items():
-        problem = case(shape)[1]
+        problem = problem_of(shape, device)
         estimates = {}
         for name in times:
             own = rates[cost.key(problem, name)]
@@ -175,6 +210,34 @@ def check(measured: dict[Shape, dict[str, float]], rates: dict, told: Callable[[
         listed = " ".join(f"{n}={t * 1e3:.2f}({estimates[n] * 1e3:.2f})" for n, t in times.items())
         told(f"{shape!s:45} chosen {chosen:8} best {best:8} {ratio:5.2f}  {listed}")
     return good
+
+
+def fitted_on(device: torch.device, seconds: float, told: Callable[[str], None]) -> dict[str, Any]:
+    """Measure a GPU in bfloat16 and float32, and fit.
+
+    Args:
+        device: A CUDA device.
+        seconds: For one shape.
+        told: Takes lines: how far it is, and the choice for every shape.
+
+    Returns:
+        What :func:`convary.ops.cost.fitted_on` reads: the device, its compute capability, the rates by dtype, and how
+        many choices were within 15 %.
+    """
+    rates, good, shapes = {}, [0, 0], [*grid(), *TABLE, *per_position()]
+    for name, dtype in DTYPES.items():
+        measured = {}
+        for i, shape in enumerate(shapes):
+            if times := measure(shape, seconds, device, dtype):
+                measured[shape] = times
+            told(f"{name}: {i + 1} of {len(shapes)} shapes measured")
+        rates[name] = fit(measured, str(device))
+        good = [good[0] + check(measured, rates[name], told, str(device)), good[1] + len(measured)]
+    facts = machine(str(device))
+    return {
+        "machine": facts["device"], "capability": capability_of(str(device)), "torch": facts["torch"], "good": good,
+        "rates": rates,
+    }  # fmt: skip
 
 
 def fitted(threads: int, seconds: float, told: Callable[[str], None]) -> dict[str, Any]:

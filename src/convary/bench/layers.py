@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from convary import ops
 from convary.bench.machine import load
-from convary.bench.timing import interleave
+from convary.bench.models import DTYPES
+from convary.bench.timing import clock_of, device_here, interleave
 from convary.ops import Coefficients, reference
 
 EXPERTS = 4
+CPU = torch.device("cpu")
 CHECKED = 2  # samples compared with the reference: float64 is slow
-TOLERANCE = 1e-4
+TOLERANCE = {"float32": 1e-4, "bf16": 2e-2}
+TF32_TOLERANCE = 2e-3  # what an accelerator may make of float32
 Grads = tuple[Tensor, ...]
 
 
@@ -57,6 +61,8 @@ class LayersConfig:
         against: "static" is ``F.conv2d`` with one kernel; "grouped" is what released code does, mixing the kernels of
             all samples and convolving with B groups.
         strategy: Forces a strategy; None is the automatic choice.
+        dtypes: "float32" or "bf16", of all tensors.
+        device: What torch calls it.
         seconds: Per line.
     """
 
@@ -66,18 +72,23 @@ class LayersConfig:
     layouts: tuple[str, ...] = ("contiguous",)
     against: str = "static"
     strategy: str | None = None
+    dtypes: tuple[str, ...] = ("float32",)
+    device: str = "cpu"
     seconds: float = 1.0
 
 
 class Case:
     """The tensors of one line, and the convolutions that are compared."""
 
-    def __init__(self, shape: Shape, mode: str, factors: str, layout: str, strategy: str | None) -> None:
+    def __init__(
+        self, shape: Shape, mode: str, factors: str, layout: str, strategy: str | None, dtype: str = "float32",
+        device: torch.device = CPU,
+    ) -> None:  # fmt: skip
         """Draw the tensors, always the same."""
         generator = torch.Generator().manual_seed(0)
 
         def draw(*size: int) -> Tensor:
-            return torch.randn(size, generator=generator)
+            return torch.randn(size, generator=generator).to(device)
 
         B, C, O, S, k, G = shape.B, shape.C, shape.O, shape.size, shape.kernel, shape.groups
         self.training, self.strategy = mode == "training", strategy
@@ -96,6 +107,10 @@ class Case:
             if k > 1:
                 self.factors["tap"] = draw(B, 1, k * k).sigmoid()
         self.geometry: dict[str, Any] = {"padding": k // 2, "groups": G}
+        self.x, self.grad, self.bank, self.weight = (
+            t.to(DTYPES[dtype]) for t in (self.x, self.grad, self.bank, self.weight)
+        )
+        self.factors = {name: factor.to(DTYPES[dtype]) for name, factor in self.factors.items()}
         for leaf in (self.weight, *self._leaves()):
             leaf.requires_grad_(self.training)
 
@@ -121,13 +136,13 @@ class Case:
     def truth(self) -> Grads:
         """What ``dynamic`` gives for the samples that are checked, by the reference in float64."""
         kept = [self.x[:CHECKED], self.bank, *(f[:CHECKED] for f in self.factors.values())]
-        x, bank, *factors = [t.detach().double().requires_grad_(self.training) for t in kept]
+        x, bank, *factors = [t.detach().cpu().double().requires_grad_(self.training) for t in kept]
         k = self.geometry["padding"]
         y = reference.mixed_conv(
             x, bank, Coefficients(**dict(zip(self.factors, factors, strict=True))),
             stride=(1, 1), padding=(k, k), dilation=(1, 1), groups=self.geometry["groups"],
         )  # fmt: skip
-        return y, *self._gradients(y, self.grad[:CHECKED].double(), (x, bank, *factors))
+        return y, *self._gradients(y, self.grad[:CHECKED].cpu().double(), (x, bank, *factors))
 
     def error(self) -> float:
         """The largest error of y and of every gradient, each relative to its largest value.
@@ -139,7 +154,9 @@ class Case:
         alone, whole = self.dynamic(samples=CHECKED), self.dynamic()
         per_sample = (i for i in range(len(truth)) if i != 2)
         pairs = [(whole[i][:CHECKED], truth[i]) for i in per_sample] + list(zip(alone, truth, strict=True))
-        return max(float((got - want).detach().abs().max() / want.detach().abs().max()) for got, want in pairs)
+        return max(
+            float((got.detach().cpu() - want.detach()).abs().max() / want.detach().abs().max()) for got, want in pairs
+        )
 
     def chosen(self) -> str:
         """The strategy that runs."""
@@ -148,33 +165,34 @@ class Case:
 
 
 def measure(config: LayersConfig, shapes: tuple[Shape, ...] = SHAPES) -> Iterator[dict[str, Any]]:
-    """One line per number of threads, mode, layout, factors and shape.
+    """One line per number of threads, dtype, mode, layout, factors and shape.
 
     Yields:
         The line as plain JSON values: what was measured, the error and the fields of ``Timing``; a line whose error is
-        above 1e-4 of the largest value has no times.
+        above ``TOLERANCE`` of the largest value has no times.
+
+    Raises:
+        ConfigError: the device is not here.
     """
-    before = torch.get_num_threads()
+    before, device = torch.get_num_threads(), device_here(config.device)
+    lines = itertools.product(config.threads, config.dtypes, config.modes, config.layouts, config.factors, shapes)
     try:
-        for threads in config.threads:
+        for threads, dtype, mode, layout, factors, shape in lines:
             torch.set_num_threads(threads)
-            for mode in config.modes:
-                for layout in config.layouts:
-                    for factors in config.factors:
-                        for shape in shapes:
-                            case = Case(shape, mode, factors, layout, config.strategy)
-                            what = {
-                                "layer": str(shape), "mode": mode, "layout": layout, "factors": factors,
-                                "threads": threads, "strategy": case.chosen(),
-                            }  # fmt: skip
-                            yield what | _timed(case, config)
+            case = Case(shape, mode, factors, layout, config.strategy, dtype, device)
+            what = {
+                "layer": str(shape), "dtype": dtype, "mode": mode, "layout": layout, "factors": factors,
+                "threads": threads, "strategy": case.chosen(),
+            }  # fmt: skip
+            yield what | _timed(case, config, device, dtype)
     finally:
         torch.set_num_threads(before)
 
 
-def _timed(case: Case, config: LayersConfig) -> dict[str, Any]:
-    error = case.error()
-    if not error < TOLERANCE:
+def _timed(case: Case, config: LayersConfig, device: torch.device, dtype: str) -> dict[str, Any]:
+    error, most = case.error(), TOLERANCE[dtype]
+    if not error < (most if device.type == "cpu" else max(most, TF32_TOLERANCE)):
         return {"error": error}
     base = case.static if config.against == "static" else lambda: case.dynamic("grouped")
-    return {"error": error, **vars(interleave(case.dynamic, base, config.seconds)), "load": load()}
+    timing = interleave(case.dynamic, base, config.seconds, clock_of(device))
+    return {"error": error, **vars(timing), "load": load()}

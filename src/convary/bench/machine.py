@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from convary.ops import native
-from convary.ops.cost.times import processor
+from convary.ops.cost.times import device_name, processor
 
 
-def machine() -> dict[str, object]:
-    """The machine and the versions, as plain JSON values."""
+def machine(device: str = "cpu") -> dict[str, object]:
+    """The machine, the versions and the device that computes, as plain JSON values."""
     try:
         own = metadata.version("convary")
     except metadata.PackageNotFoundError:
@@ -25,6 +25,7 @@ def machine() -> dict[str, object]:
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": processor(),
+        "device": device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(pages / 2**30, 1),

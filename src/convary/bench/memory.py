@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of training one network: ``python -m convary.bench.memory MODEL METHOD BATCH SIZE THREADS``.
+"""Peak memory of training one network: ``python -m convary.bench.memory MODEL METHOD BATCH SIZE THREADS DEVICE``.
 
-Resident memory, as the operating system counts it: torch's tensors, buffers inside its libraries and ours alike.
+On a CPU resident memory, as the operating system counts it: torch's tensors, buffers inside its libraries and ours
+alike. On a CUDA device what torch's allocator handed out there, cuDNN's buffers included.
 """
 
 from __future__ import annotations
@@ -34,20 +35,22 @@ def forget_peak() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Train a little and print {"peak": bytes above the idle process, "parameters": bytes}."""
-    name, method_name, batch, size, threads = argv[0], argv[1], *(int(word) for word in argv[2:])
+    name, method_name, batch, size, threads = argv[0], argv[1], *(int(word) for word in argv[2:5])
+    device = torch.device(argv[5])
     torch.set_num_threads(threads)
     torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(3, 3, 3, 3))  # loads the libraries
-    idle = resident("VmRSS")
+    idle = resident("VmRSS") if device.type == "cpu" else 0
     static, model = networks(name, method_name, size)
     del static
     gc.collect()
-    x = torch.randn(batch, 3, size, size)
+    model, x = model.to(device), torch.randn(batch, 3, size, size).to(device)
     forget_peak()
     train = step(model.train(), x, "training")
     for _ in range(STEPS):
         train()
+    peak = resident("VmHWM") if device.type == "cpu" else torch.cuda.max_memory_allocated(device)
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    print(json.dumps({"peak": resident("VmHWM") - idle, "parameters": parameters}))
+    print(json.dumps({"peak": peak - idle, "parameters": parameters}))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convary.bench.engines import ENGINES, Engine, Running, obstacle, prepared
 from convary.bench.machine import load
 from convary.bench.models import AS_STATIC, networks, step
-from convary.bench.timing import fitting_clock, interleave
+from convary.bench.timing import device_here, fitting_clock, interleave
 
 STATIC_SHARE = 0.25  # of a line's seconds, for each mode that the static network may be fastest in
 
@@ -34,6 +34,7 @@ class ModesConfig:
         methods: Names of methods, with their published defaults.
         batches: Batch sizes.
         modes: "inference", and "training" where the mode can: a step, forward and backward.
+        device: What torch calls it; of engines that have it.
         threads: Numbers of threads, one after the other.
         image_size: Height and width of the images.
         forms: Of a file, by the names of the engine's ``forms``; all that the batch allows where empty.
@@ -46,6 +47,7 @@ class ModesConfig:
     methods: tuple[str, ...] = ("condconv", "dyconv", "odconv")
     batches: tuple[int, ...] = (1, 16)
     modes: tuple[str, ...] = ("inference", "training")
+    device: str = "cpu"
     threads: tuple[int, ...] = (1, 2)
     image_size: int = 224
     forms: tuple[str, ...] = ()
@@ -89,7 +91,8 @@ class _Lines:
     def __init__(self, config: ModesConfig, engine: Engine, name: str, batch: int, mode: str, folder: Path) -> None:
         self.config, self.engine, self.name, self.mode, self.folder = config, engine, name, mode, folder
         size = config.image_size
-        self.x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+        self.x = x.to(device_here(config.device))
         self.clock = fitting_clock(self.x.device)
         self.allowed = 0.0  # of an error, besides the form's tolerance
 
@@ -100,13 +103,13 @@ class _Lines:
         forms = [form for form in forms if single or not self.engine.forms[form].one_image]
         forms = [form for form in forms if self.mode in self.engine.forms[form].tolerance]
         torch._dynamo.reset()
-        static = _ready(networks(self.name, "static", self.config.image_size)[0], self.mode)
+        static = self._ready(networks(self.name, "static", self.config.image_size)[0])
         base = self._made(self.engine, static, next(iter(self.engine.forms)))
         fastest = self._fastest(static, base)
         if self.mode == "training":  # a ReLU that falls the other way turns a gradient off, in any network
             self.allowed = AS_STATIC * self._error(base, static)
         for method in self.config.methods:
-            dynamic = _ready(networks(self.name, method, self.config.image_size)[1], self.mode)
+            dynamic = self._ready(networks(self.name, method, self.config.image_size)[1])
             for form in forms:
                 yield self._line(dynamic, method, form, base, fastest)
 
@@ -129,6 +132,13 @@ class _Lines:
         row["fastest"] = {"by": best, **{key: found[key] for key in ("ratio", "low", "high", "base_ms")}}
         return row
 
+    def _ready(self, model: nn.Module) -> nn.Module:
+        """In the mode of its pass, where it runs; without dropout, which a compiled graph draws otherwise."""
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return model.to(self.x.device).train(self.mode == "training")
+
     def _error(self, running: Running, model: nn.Module) -> float:
         """How far it is from eager torch, relative to the largest score or gradient."""
         want = _answer(step(model, self.x, self.mode), model, self.mode)
@@ -145,20 +155,13 @@ class _Lines:
         """The mode that the static network is fastest in here, of those that are installed, and its step."""
         calls: dict[str, Callable[[], object]] = {"eager": step(static, self.x, self.mode), self.config.mode: base.call}
         for name, engine in ENGINES.items():
-            if name not in calls and self.mode in engine.modes and obstacle(name) is None:
+            here = self.x.device.type == "cpu" or engine.accelerated
+            if name not in calls and self.mode in engine.modes and here and obstacle(name) is None:
                 calls[name] = self._made(engine, static, next(iter(engine.forms))).call
         seconds = STATIC_SHARE * self.config.seconds
         times = {name: interleave(call, calls["eager"], seconds, self.clock).ratio for name, call in calls.items()}
         best = min(times, key=times.__getitem__)
         return best, calls[best]
-
-
-def _ready(model: nn.Module, mode: str) -> nn.Module:
-    """In the mode of its pass; without dropout, which a compiled graph draws otherwise."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model.train(mode == "training")
 
 
 def _answer(call: Callable[[], Any], model: nn.Module, mode: str) -> Tensor:

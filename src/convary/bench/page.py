@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from convary.bench import page_modes
+from convary.bench import page_devices, page_modes
 from convary.bench.tables import MEMORY_TARGET, Record, markdown, memory_numbers, target, verdict
 from convary.errors import ConfigError
 
 HALF = "models-bf16*.json"  # of several machines, which their tables name
+HALF_LAYERS = "layers-bf16*.json"
 FILES = {
     "models": "models.json", "layers": "layers.json", "models-grouped": "models-grouped.json",
     "layers-grouped": "layers-grouped.json",
@@ -60,6 +61,10 @@ def page(results: Path) -> str:
         parts.append(_folded(f"Networks in the mode {mode}, against static", text))
     if halves := sorted(results.glob(HALF), key=lambda path: (len(path.name), path.name)):
         parts.insert(2, f"## Half precision\n\n{BF16}\n" + "\n".join(_half(_read(path)) for path in halves))
+    for content in map(_read, sorted(results.glob(HALF_LAYERS))):
+        text = f"{_machine(content['machine'])}\n{_layers(content, 'static', dtypes=True)}"
+        parts.append(_folded("Layers in half precision, against static in the same", text))
+    parts += page_devices.parts([_read(path) for path in page_devices.files(results)])
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -223,13 +228,13 @@ def _memory(content: dict[str, Any]) -> str:
     return told + markdown(header, rows) + "\n"
 
 
-def _layers(content: dict[str, Any], base: str) -> str:
-    header = ["layer (B, C->O, size, k)", "mode", "factors", "layout", "threads", "strategy", "ratio", "p10-p90", "ms"]
-    header.append(f"{base} ms")
+def _layers(content: dict[str, Any], base: str, *, dtypes: bool = False) -> str:
+    names = ("layer", "mode", "factors", "layout", *(("dtype",) if dtypes else ()))
+    header = ["layer (B, C->O, size, k)", *names[1:], "threads", "strategy", "ratio", "p10-p90", "ms", f"{base} ms"]
     promises = base == "static"
     rows = []
     for row in content["rows"]:
-        cells = [row[name] for name in ("layer", "mode", "factors", "layout")]
+        cells = [row[name] for name in names]
         cells += [str(row["threads"]), row["strategy"], *_ratio(row)]
         rows.append([*cells, verdict("layers", row)] if promises else cells)
     return markdown([*header, "reaches"] if promises else header, rows) + "\n"

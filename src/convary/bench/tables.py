@@ -8,7 +8,7 @@ from typing import Any
 
 Record = dict[str, Any]
 COLUMNS = {
-    "layers": ("threads", "mode", "layout", "factors", "layer", "strategy"),
+    "layers": ("threads", "dtype", "mode", "layout", "factors", "layer", "strategy"),
     "models": ("threads", "model", "method", "dtype", "batch", "mode"),
     "memory": ("threads", "model", "method", "batch"),
     "modes": ("threads", "model", "method", "by", "form", "batch", "mode"),

@@ -111,7 +111,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
     if len(classes) < 2:
         raise DataError(
             f"{folder} has {len(classes)} class folder{'s' * (len(classes) != 1)}; give a folder with two or more, one "
-            f"for each class{_above(folder)}"
+            f"for each class{_above(folder) or _inside(folder, classes)}"
         )
     return classes
 
@@ -122,6 +122,13 @@ def _above(folder: Path) -> str:
     if not _has_images(folder) or sum(_has_images(entry) for entry in above.iterdir() if entry.is_dir()) < 2:
         return ""
     return f"; did you mean 'folder:{above}'?"
+
+
+def _inside(folder: Path, classes: tuple[str, ...]) -> str:
+    """A suggestion where the one folder holds the class folders; empty where it does not."""
+    if len(classes) != 1 or sum(_has_images(entry) for entry in (folder / classes[0]).iterdir() if entry.is_dir()) < 2:
+        return ""
+    return f"; did you mean 'folder:{folder / classes[0]}'?"
 
 
 def _has_images(folder: Path) -> bool:

@@ -68,21 +68,26 @@ def load_hub(what: str, size: int, reading: Reading | None = None) -> DataSet:
 
     Args:
         what: A folder that ``save_to_disk`` wrote; one of files that ``load_dataset`` reads, as images in class folders
-            or Parquet; or the name of a set, and after a colon its configuration.
+            or Parquet; or the name of a set, and after a colon its configuration. Where there are several columns of
+            classes or of images, ``#label=COLUMN`` or ``#image=COLUMN`` chooses one, ``#label=L,image=I`` both.
         size: Height and width that images are brought to.
         reading: How.
 
     Raises:
-        DataError: ``datasets`` is not installed or can't find the set; not one column of images and one of classes in
-            each split; images without a class; other classes in another split; a broken image.
+        DataError: ``datasets`` is not installed or can't find the set; no column of images or of classes in a split, or
+            several and none is chosen; images without a class; other classes in another split; a broken image.
     """
     name, reading = f"hf:{what}", reading or Reading()
+    what, _, chosen = what.partition("#")
+    columns = _chosen(chosen, name)
     splits = _read(what)
     if "train" not in splits:
         raise DataError(f"{name} has the splits {', '.join(splits)}; wanted are train and one of {', '.join(TESTED)}")
     tested = next((split for split in TESTED if split in splits), None)
-    classes, train = _split(splits["train"], f"train of {name}", reading, size)
-    others, test = (classes, train) if tested is None else _split(splits[tested], f"{tested} of {name}", reading, size)
+    classes, train = _split(splits["train"], f"train of {name}", columns, reading, size)
+    others, test = classes, train
+    if tested is not None:
+        others, test = _split(splits[tested], f"{tested} of {name}", columns, reading, size)
     if others != classes:
         other = min(set(others) ^ set(classes), default="their order")
         raise DataError(f"train and {tested} of {name} have different classes ({other}); make both the same")
@@ -118,10 +123,21 @@ def _read(what: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {"train": found}
 
 
-def _split(table: Any, name: str, reading: Reading, size: int) -> tuple[tuple[str, ...], HubSplit]:
+def _chosen(text: str, name: str) -> dict[str, str]:
+    """Columns by what they are, ``label`` or ``image``, of what stands after the #."""
+    parts = {kind: column for kind, _, column in (part.partition("=") for part in text.split(",") if part)}
+    if any(kind not in ("label", "image") or not column for kind, column in parts.items()):
+        raise DataError(f"what stands after the # of {name} is no column; write #label=COLUMN, #image=COLUMN or both")
+    return parts
+
+
+def _split(
+    table: Any, name: str, columns: Mapping[str, str], reading: Reading, size: int
+) -> tuple[tuple[str, ...], HubSplit]:
     """The classes and the images of a split."""
     library: Any = importlib.import_module("datasets")
-    image, label = (_column(table, kind, name) for kind in (library.Image, library.ClassLabel))
+    kinds = {"image": library.Image, "label": library.ClassLabel}
+    image, label = (_column(table, kind, which, columns.get(which), name) for which, kind in kinds.items())
     classes = tuple(table.features[label].names)
     labels = np.array([-1 if value is None else value for value in table[label][:]], dtype=np.int64)
     if len(bad := np.flatnonzero((labels < 0) | (labels >= len(classes)))):
@@ -144,12 +160,18 @@ def _check(train: HubSplit, classes: tuple[str, ...], least: int) -> None:
         )
 
 
-def _column(table: Any, kind: type, name: str) -> str:
+def _column(table: Any, kind: type, which: str, chosen: str | None, name: str) -> str:
+    """The column of a feature: the one that is chosen, or else the only one."""
     found = [column for column, feature in table.features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
-        told = f"{len(found)} ({', '.join(found)})" if found else "none"
+    if chosen in found or (chosen is None and len(found) == 1):
+        return chosen or found[0]
+    if not found:
         raise DataError(
-            f"{name} must have one column of the feature {kind.__name__}; it has {told} among "
-            f"{', '.join(table.column_names)}: keep one with select_columns, or cast_column(NAME, {kind.__name__}(...))"
+            f"{name} must have a column of the feature {kind.__name__}; it has none among "
+            f"{', '.join(table.column_names)}: cast_column(NAME, {kind.__name__}(...)) makes one"
         )
-    return found[0]
+    said = f"no column {chosen!r}" if chosen else f"{len(found)} columns"
+    raise DataError(
+        f"{name} has {said} of the feature {kind.__name__}; choose {' or '.join(found)}: end --data with "
+        f"#{which}={found[0]}"
+    )

@@ -15,6 +15,7 @@ from convary.data.dataset import TensorSplit
 from convary.data.reading import Broken, Reading, stream
 from convary.errors import DataError
 
+FEW = 5  # broken images that are named
 IN_MEMORY = 1 << 30  # bytes; a set that decodes to less is decoded once, so a broken image is found at the start
 
 
@@ -82,8 +83,10 @@ def settled(
         return split
     broken: list[Broken] = []
     plan = ([(i, ())] for i in range(len(labels)))
-    read = stream(split, plan, middle if fits else _nothing, reading, note=broken.append if split.skips else None)
+    read = stream(split, plan, middle if fits else _nothing, reading, note=broken.append)
     images = [image for image, _ in read if len(image)]
+    if broken and not split.skips:
+        raise DataError(_named(broken))
     left_out += [image.reason for image in broken]
     whole = torch.ones(len(labels), dtype=torch.bool)
     whole[[image.index for image in broken]] = False
@@ -91,6 +94,18 @@ def settled(
     if not len(index):
         raise DataError(f"none of the {len(labels)} images of {of} to {'test' if tested else 'train'} on can be read")
     return TensorSplit(torch.cat(images), labels[index]) if fits else split.take(index)
+
+
+def _named(broken: list[Broken]) -> str:
+    """What is wrong with all of them, so that they are repaired at once; of many the first few."""
+    if len(broken) == 1:
+        return broken[0].reason
+    reasons = [image.reason.partition(";")[0] for image in broken[:FEW]]
+    rest = f"; and {len(broken) - FEW} more" * (len(broken) > FEW)
+    return (
+        f"{len(broken)} images can't be read: {'; '.join(reasons)}{rest}; repair or remove them, or go on without "
+        "them: convary compare --skip-broken"
+    )
 
 
 def _nothing(picture: Image.Image) -> Tensor:

@@ -157,7 +157,7 @@ def lost_worker(error: RuntimeError) -> LostWorkerError | None:
         return None
     return LostWorkerError(
         f"a process that reads images was killed, perhaps for want of memory ({str(error).splitlines()[0]}); run the "
-        "command again with fewer --workers: it resumes"
+        "command again with fewer --workers"
     )
 
 

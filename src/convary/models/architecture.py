@@ -36,6 +36,7 @@ class Architecture:
         init: ``"paper"``, ``"neutral"`` or ``"upcycle"``.
         seed: Of the initial weights.
         where: Which layers are dynamic, as text.
+        classifier_bias: Whether the classifier has a bias.
     """
 
     model: str
@@ -45,10 +46,18 @@ class Architecture:
     init: str
     seed: int
     where: str = "paper"
+    classifier_bias: bool = True
 
     @classmethod
     def of(
-        cls, model: str, dataset: DataSet, config: MethodConfig | None, init: str, seed: int, where: str = "paper"
+        cls,
+        model: str,
+        dataset: DataSet,
+        config: MethodConfig | None,
+        init: str,
+        seed: int,
+        where: str = "paper",
+        classifier_bias: bool = True,
     ) -> Architecture:
         """The architecture for a data set."""
         method = None if config is None else config.to_json()
@@ -60,6 +69,7 @@ class Architecture:
             init=init,
             seed=seed,
             where=where,
+            classifier_bias=classifier_bias,
         )
 
     def build(self, start: dict[str, Any] | None = None) -> nn.Module:
@@ -69,6 +79,8 @@ class Architecture:
             start: State dict of the static network, in place of random weights.
         """
         model = build(self.model, self.num_classes, self.shape[0], self.shape[1:], self.seed)
+        if not self.classifier_bias:
+            drop_classifier_bias(model)
         if start is not None:
             model.load_state_dict(start)
         if self.method is None:
@@ -85,6 +97,11 @@ class Architecture:
                 if isinstance(router, Router):
                     _silence(router)
         return model
+
+
+def drop_classifier_bias(model: nn.Module) -> None:
+    """Leave the last linear layer without a bias, as some papers' networks are."""
+    [module for module in model.modules() if isinstance(module, nn.Linear)][-1].register_parameter("bias", None)
 
 
 def _silence(router: Router) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from convary.errors import CheckpointError, ConfigError, nearest
 from convary.extras import require
 from convary.models.small import ConvNetNano, MobileNetV2Tiny, OneConv, ResNet20
+from convary.models.width import timm_at, torchvision_at
 
 SMALL: dict[str, Callable[[int, int, float], nn.Module]] = {
     "mobilenet_v2_tiny": MobileNetV2Tiny,
@@ -34,8 +35,8 @@ def build(
 
     Args:
         name: One of :data:`NAMES`; ``torchvision:resnet18`` and ``timm:mobilenetv3_small_050`` name any classification
-            network of these libraries. ``convnet_nano@1.25`` is 1.25 times as wide; so are all small networks, and
-            torchvision's MobileNets.
+            network of these libraries. ``convnet_nano@1.25`` is 1.25 times as wide; so are all small networks,
+            torchvision's MobileNets and ShuffleNets, and timm's ResNets and MobileNetV1.
         num_classes: Rows of the classifier.
         in_channels: C of the images; a first convolution made for another number is replaced.
         image_size: (H, W) of the images.
@@ -52,10 +53,9 @@ def build(
             model = SMALL[plain](num_classes, in_channels, width)
         elif source == "torchvision" and inner:
             model = _torchvision(inner, num_classes, in_channels, image_size, width)
-        elif width != 1:
-            raise ConfigError(f"{plain} has no width to choose; leave out the @ of {name!r}")
         elif source == "timm" and inner:
-            model = _timm(inner, num_classes, in_channels)
+            check_timm(inner)
+            model = timm_at(inner, width, pretrained=False, num_classes=num_classes, in_chans=in_channels)
         else:
             raise ConfigError(f"unknown model {name!r}{_where_it_is(name)}; known: {', '.join(NAMES)}")
     _check(model, name, num_classes, (in_channels, *image_size))
@@ -85,8 +85,7 @@ def create(name: str, *, pretrained: bool = False) -> nn.Module:
     """A network with the number of classes that its authors gave it.
 
     Args:
-        name: ``torchvision:NAME`` or ``timm:NAME``; torchvision's MobileNets also as ``torchvision:mobilenet_v2@0.5``,
-            half as wide.
+        name: ``torchvision:NAME`` or ``timm:NAME``; some also as ``torchvision:mobilenet_v2@0.5``, half as wide.
         pretrained: Whether to download the weights that the library names as its default.
 
     Raises:
@@ -99,16 +98,14 @@ def create(name: str, *, pretrained: bool = False) -> nn.Module:
         if source == "torchvision" and inner:
             _check_torchvision(inner)
             options: dict[str, object] = {"weights": "DEFAULT"} if pretrained else {"weights": None}
-            options |= _width(inner, width)
             if inner in ("googlenet", "inception_v3") and not pretrained:
                 options["init_weights"] = True
             if inner == "googlenet" and not pretrained:
                 options["aux_logits"] = False  # as it is with weights
-            return torchvision.models.get_model(inner, **options)
+            return torchvision_at(inner, width, **options)
         if source == "timm" and inner:
-            if width != 1:
-                raise ConfigError(f"{plain} has no width to choose; leave out the @ of {name!r}")
-            return check_timm(inner).create_model(inner, pretrained=pretrained)
+            check_timm(inner)
+            return timm_at(inner, width, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
@@ -161,28 +158,15 @@ def check_timm(name: str) -> Any:
 
 def _torchvision(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int], width: float) -> nn.Module:
     _check_torchvision(name)
-    options: dict[str, object] = {"weights": None, "num_classes": num_classes, **_width(name, width)}
+    options: dict[str, object] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
         options["image_size"] = image_size[0]
-    model = torchvision.models.get_model(name, **options)
+    model = torchvision_at(name, width, **options)
     if in_channels != 3:
         _replace_first(model, in_channels)
     return model
-
-
-def _width(name: str, width: float) -> dict[str, object]:
-    """The option of torchvision's builder that makes a network wider."""
-    if width == 1:
-        return {}
-    if not name.startswith(("mobilenet_v2", "mobilenet_v3")):  # their builders hand width_mult on
-        raise ConfigError(f"torchvision:{name} has no width to choose; leave out the @")
-    return {"width_mult": width}
-
-
-def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    return check_timm(name).create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
 
 
 def _replace_first(model: nn.Module, in_channels: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routers of one or two linear layers: in inference one native call."""
+"""Routers of one or two linear layers: in inference one native call, on a GPU one kernel where that was measured."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from convary.ops import Coefficients
 from convary.ops.native import router as native_route
 from convary.ops.shapes import is_channels_last
 from convary.ops.tracing import is_exported, is_traced
+from convary.ops.triton import router as triton_route
+from convary.ops.triton.launch import interpreted
 
 
 def activate(logits: Tensor, activation: str) -> Tensor:
@@ -67,6 +69,8 @@ class PerceptronRouter(Router):
             route = native_route.record if native_route.can_record(x, layers) else None
         else:
             route = native_route.route if native_route.can_run(x, layers) else None
+            if (x.is_cuda or interpreted()) and route is None and triton_route.why_not(x, layers) is None:
+                route = triton_route.route if triton_route.wanted(x, layers, super()._route) else None
         if route is None:
             return super()._route(x)
         if is_traced(x) and not is_exported() and is_channels_last(x):

@@ -5,8 +5,8 @@ from convary.ops.coefficients import Coefficients
 from convary.ops.cost.measured import Tuned, autotune, tuned
 from convary.ops.dispatch import strategies, strategy
 from convary.ops.explanation import Explanation, explain
-from convary.ops.mix import mix_bias, mix_kernels
 from convary.ops.mixed import mixed_conv
+from convary.ops.mixed.mix import mix_bias, mix_kernels
 from convary.ops.pixel import pixel_conv
 from convary.ops.sample import sample_conv
 

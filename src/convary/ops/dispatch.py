@@ -19,7 +19,7 @@ from convary.ops.cost import measured
 from convary.ops.geometry import autocast_dtype
 from convary.ops.native import eligible, library
 from convary.ops.problem import Problem
-from convary.ops.tracing import forced, is_portable, is_traced, needs_gradient
+from convary.ops.tracing import forced, is_exporting, is_portable, is_traced, needs_gradient
 
 
 class Arguments(Protocol):
@@ -61,7 +61,8 @@ class Strategy:
         portable: It uses torch's operations alone. A graph that may run elsewhere records the first such strategy that
             can run; one of them depends on no size.
         costly: Why such a graph leaves a problem to a later one all the same, or None.
-        on_trial: Its speed is not known well enough for an estimate to choose it: a measurement may, or who forces it.
+        on_trial: Its speed is not known well enough for an estimate to choose it, but where the device's table of costs
+            has it: a measurement may, or who forces it.
     """
 
     why_not: Callable[[Problem], str | None]
@@ -70,6 +71,10 @@ class Strategy:
     portable: bool = False
     costly: Callable[[Problem], str | None] = lambda problem: None
     on_trial: bool = False
+
+    def left(self, problem: Problem) -> str | None:
+        """Why a graph that may run elsewhere does not record it though it is portable, or None."""
+        return self.why_not(problem) or self.costly(problem)
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,14 @@ class Op:
         function: What is called.
         spell: Its arguments, spelled out; checks no more than that takes.
         strategies: By name.
+        for_gpu: Which of them ``torch.compile`` records for a CUDA device; the first portable one where it is None.
     """
 
     name: str
     function: Callable[..., Tensor]
     spell: Callable[..., Arguments]
     strategies: Mapping[str, Strategy]
+    for_gpu: Callable[[Problem], str] | None = None
 
     def __post_init__(self) -> None:
         """Be known by name."""
@@ -223,7 +230,13 @@ def decide(op: Op, problem: Problem) -> str:
     times = measured.known(problem) or {}
     if timed := {name: times[name] for name in able if name in times}:
         return measured.preferred(timed)
-    return cost.preferred({name: estimate(problem, name) for name in able if not op.strategies[name].on_trial})
+    ranked = [name for name in able if is_ranked(op, problem, name)]
+    return cost.preferred({name: estimate(problem, name) for name in ranked})
+
+
+def is_ranked(op: Op, problem: Problem, strategy: str) -> bool:
+    """Whether an estimate may choose a strategy: one on trial, only where it was measured on such a device."""
+    return not op.strategies[strategy].on_trial or cost.knows(problem, strategy)
 
 
 def estimate(problem: Problem, strategy: str) -> float:
@@ -234,7 +247,7 @@ def estimate(problem: Problem, strategy: str) -> float:
 def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
     """What a graph records: the forced strategy, or ``native`` for this machine, or the first portable one that can.
 
-    Native kernels that have one thread must be asked for.
+    Native kernels that have one thread must be asked for. A graph compiled for a GPU records what the op has for it.
 
     Raises:
         StrategyError: the forced strategy can't run, or its graph would hold the batch size.
@@ -244,12 +257,9 @@ def recorded(op: Op, problem: Problem, *, portable: bool) -> str:
     native = None if portable else op.strategies.get("native")
     if native is not None and native.why_not(problem) is None and library.slowdown() == 1:
         return "native"
-    return next(name for name, entry in op.strategies.items() if entry.portable and _leaves(entry, problem) is None)
-
-
-def _leaves(entry: Strategy, problem: Problem) -> str | None:
-    """Why a graph that may run elsewhere does not record a portable strategy, or None."""
-    return entry.why_not(problem) or entry.costly(problem)
+    if op.for_gpu is not None and not portable and problem.device.startswith("cuda") and not is_exporting():
+        return op.for_gpu(problem)
+    return next(name for name, entry in op.strategies.items() if entry.portable and entry.left(problem) is None)
 
 
 def _reason(op: Op, problem: Problem, name: str) -> str:
@@ -259,7 +269,7 @@ def _reason(op: Op, problem: Problem, name: str) -> str:
     portable = (other for other, entry in op.strategies.items() if entry.portable)
     refused = itertools.takewhile(lambda other: other != name, portable)
     return "; ".join(
-        [op.strategies[name].how, *(f"not {other}: {_leaves(op.strategies[other], problem)}" for other in refused)]
+        [op.strategies[name].how, *(f"not {other}: {op.strategies[other].left(problem)}" for other in refused)]
     )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from convary.errors import ConfigError, StrategyError, nearest
 from convary.ops import cost, native
 from convary.ops.cost import measured
-from convary.ops.dispatch import OPS, Op, Strategy, decide, estimate, problem_of, recorded
+from convary.ops.cost.tables import described, is_foreign
+from convary.ops.dispatch import OPS, Op, decide, estimate, is_ranked, problem_of, recorded
 from convary.ops.problem import Problem
 
 P = ParamSpec("P")
@@ -107,7 +108,7 @@ def explain(op: Callable[..., Any] | str, *arguments: Any, **named: Any) -> Expl
         StrategyRow(
             strategy=strategy,
             chosen=strategy == chosen,
-            reason=entry.why_not(problem) or _not_ranked(entry, strategy, times, chosen),
+            reason=entry.why_not(problem) or _not_ranked(known, problem, strategy, times, chosen),
             milliseconds=times.get(strategy, estimate(problem, strategy)) * 1e3,
             macs=cost.macs(problem, strategy),
             bytes=cost.bytes_moved(problem, strategy),
@@ -131,9 +132,9 @@ def _recorded(op: Op, problem: Problem, portable: bool) -> str:
         return f"an error, {error}"
 
 
-def _not_ranked(entry: Strategy, name: str, times: Mapping[str, float], chosen: str) -> str | None:
+def _not_ranked(op: Op, problem: Problem, name: str, times: Mapping[str, float], chosen: str) -> str | None:
     """Why a strategy that can run was not considered, or None."""
-    if not entry.on_trial or name in times or name == chosen:
+    if is_ranked(op, problem, name) or name in times or name == chosen:
         return None
     return "its speed here is not known; ops.autotune() measures it"
 
@@ -146,11 +147,14 @@ def _source(problem: Problem) -> str:
 
 def _fit(device: str) -> str:
     if device != "cpu":
-        return f"nominal figures, not measured on a {device} device"
+        table = cost.fitted_on(device)
+        return f"nominal figures, not measured on a {device} device" if table is None else described(table, device)
     fit = cost.fitted()
     reason = native.available()
     kernels = "native kernels for float32" if reason is None else f"no native kernels: {reason}"
     if (alone := native.alone()) is not None:
         kernels += f" on one thread: {alone}"
     where = f"{fit['machine']} ({fit['native']})"
+    if is_foreign(fit):
+        kernels += f"; no table is of {native.isa()}: ops.autotune() or convary bench fit measure here"
     return f"fitted on {where}, torch {fit['torch']}, {fit['threads']} threads; {kernels}"

@@ -52,6 +52,11 @@ def is_exported() -> bool:
     return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()  # torch 2.7
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is recording, also for this machine: what loads its program may have no Python."""
+    return torch.compiler.is_compiling() and is_exported()
+
+
 def holds_sizes(*sizes: object) -> bool:
     """Whether the graph being exported keeps these sizes as numbers: it then serves no others."""
     return torch.compiler.is_compiling() and is_exported() and all(type(size) is int for size in sizes)

@@ -21,7 +21,7 @@ IMAGENET = Table(
             network="torchvision:resnet50",
             method=CGC(),
             count="cgc_resnet50",
-            obstacle="its training is not among the recipes",
+            untrained="the paper's settings have not been read again, and no training was released",
         ),
     ),
     note="The paper's accuracies have not been read again, so none is printed. Others report some: odconv-comparators.",

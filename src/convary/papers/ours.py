@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,8 +12,10 @@ from torch import nn
 
 from convary._convert import convert
 from convary._summary import summary
+from convary.errors import GrowthWarning
 from convary.methods import MethodConfig
 from convary.models import Comparator, attend, create
+from convary.models.architecture import drop_classifier_bias
 from convary.nn.modes import shapes_only
 from convary.papers.row import Row
 from convary.selector import selector
@@ -62,7 +65,7 @@ def _count(network: str, conversions: tuple[Conversion, ...], bias: bool, stride
     with shapes_only():
         model = create(network)
         if not bias:
-            _classifier(model).register_parameter("bias", None)
+            drop_classifier_bias(model)
         if strides_first:
             stride_first(model)
         for config, where in conversions:
@@ -74,12 +77,9 @@ def _count(network: str, conversions: tuple[Conversion, ...], bias: bool, stride
 def _converted(model: nn.Module, config: MethodConfig | Comparator, where: str) -> nn.Module:
     if isinstance(config, Comparator):
         return attend(model, config)
-    return convert(model, config, selector(where, config), upcycle=False)
-
-
-def _classifier(model: nn.Module) -> nn.Linear:
-    """The last linear layer."""
-    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GrowthWarning)  # what it grows to is what the table says
+        return convert(model, config, selector(where, config), upcycle=False)
 
 
 def stride_first(model: nn.Module) -> None:

@@ -62,6 +62,8 @@ def _record(table: Table, row: Row, reached: Record | None, measured: Record | N
         "madds_check": madds_check(row, ours),
         "counted": row.count is not None and ours is not None,
         "obstacle": row.obstacle,
+        "untrained": row.untrained,
+        "trained": bool(row.recipe or row.detector) and not row.obstacle,
         "note": row.note,
         "reached": reached,
         "measured": measured,
@@ -76,12 +78,17 @@ def agreement(found: Iterable[Record]) -> list[str]:
     static = [record for record in found if record["madds_check"]]
     otherwise = sum(record["params_check"] == EXACT_ALONE for record in counted)
     apart = sum(record["network"] is None for record in found)
+    trained = sum(record["trained"] for record in found)
+    lacking = sum(bool(record["untrained"]) and not record["obstacle"] for record in found)
+    refused = len(found) - trained - lacking
     return [
         f"Parameters: {_share(counted, 'params_check', EXACT)} rows whose authors' network was counted are exact "
         f"({otherwise} of them are printed otherwise); of the others with a printed number, "
         f"{_share(printed, 'params_check', PRINTED)} agree with it.",
         f"Multiply-adds of static networks: {_share(static, 'madds_check', PRINTED)} agree with the printed number.",
-        f"{apart} of {len(found)} rows are no conversion of a network of torchvision or timm.",
+        f"{apart} of {len(found)} rows have no network here.",
+        f"`--data` trains {trained} of {len(found)} rows by their own recipe; {lacking} have a network and a method, "
+        f"but no training that is known: `--recipe` gives them another one; {refused} are not trained, and say why.",
     ]
 
 
@@ -137,6 +144,8 @@ def _reached(record: Record) -> str:
     scores = [(name, title) for name, title in TITLES.items() if name in found]
     spreads = {name: found["std"] if name == "top1" else found[f"{name}_std"] for name, _ in scores}
     told = {name: f"{found[name]:.2f}" + ("" if std is None else f" ± {std:.2f}") for name, std in spreads.items()}
+    if "error" in record["published"] and "top1" in told:
+        told["top1"] = told["top1"].replace(f"{found['top1']:.2f}", f"{100 - found['top1']:.2f}", 1)
     return told["top1"] if "top1" in told else ", ".join(f"{title} {told[name]}" for name, title in scores)
 
 
@@ -147,7 +156,9 @@ def notes(found: Iterable[Record]) -> list[str]:
         recalled = f"not printed, as it is recalled only: {', '.join(record['recalled'])}" if record["recalled"] else ""
         by = record["reached"]
         reached = f"reached on {by['data']} by {by['training']}" if by else ""
-        for text in (record["note"], record["obstacle"] and f"not trained: {record['obstacle']}", recalled, reached):
+        own = record["untrained"] and not by and f"no recipe of its own: {record['untrained']}"
+        refused = record["obstacle"] and f"not trained: {record['obstacle']}"
+        for text in (record["note"], refused, own, recalled, reached):
             if text:
                 said.setdefault(text[0].upper() + text[1:].rstrip(".") + ".", []).append(record["row"])
     return [f"{', '.join(rows)}: {text}" for text, rows in said.items()]

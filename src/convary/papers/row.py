@@ -98,8 +98,10 @@ class Row:
         strides_first: Whether the published multiply-adds are those of ResNet v1, whose bottlenecks stride in their
             first layer and not, as torchvision's, timm's and the released code's, in their second.
         obstacle: Why ``convary reproduce`` can't train it; empty where it can.
+        untrained: Why there is no recipe, where that is all that is missing.
         detector: Of a detector that ``convary reproduce --data coco:PATH`` trains: Faster or Mask R-CNN.
         backbone: Of such a detector, its name in torchvision.
+        schedule: Of such a detector, the system of ``convary train`` that trains it.
         released: Of a table of speed, the network in the authors' code, ``NAME:OPTION=NUMBER``.
         note: What a reader of the numbers must know.
     """
@@ -117,8 +119,10 @@ class Row:
     classifier_bias: bool = True
     strides_first: bool = False
     obstacle: str = ""
+    untrained: str = ""
     detector: Literal["faster", "mask"] | None = None
     backbone: Literal["resnet50", "mobilenet_v2"] | None = None
+    schedule: Literal["detection-published", "detection-adamw-published"] = "detection-published"
     released: str = ""
     note: str = ""
 

@@ -25,6 +25,11 @@ SYSTEMS = {
     "condinst-published": ("CondInst, published setting", "condinst", "CondInstPublishedConfig"),
     "detection": ("Faster and Mask R-CNN, dynamic backbone", "detection", "DetectionConfig"),
     "detection-published": ("Faster and Mask R-CNN, published setting", "detection", "DetectionPublishedConfig"),
+    "detection-adamw-published": (
+        "Faster and Mask R-CNN, KernelWarehouse's setting",
+        "detection",
+        "DetectionAdamWConfig",
+    ),
 }
 
 

@@ -32,9 +32,15 @@ class CocoConfig(SystemConfig):
 
     Attributes:
         falls: Where the published schedule divides the rate by ten, as parts of the steps.
+        stepped: Whether AdamW's rate does that too, instead of falling as a cosine.
+        decay: AdamW's.
+        cuts: Whether half of the training images are cut to a part at random, as DETR's are.
     """
 
     falls: ClassVar[tuple[float, float]]
+    stepped: ClassVar[bool] = False
+    decay: ClassVar[float] = 0.0
+    cuts: ClassVar[bool] = False
 
     data: Path | None = None
     """Folder in COCO's layout (annotations/instances_train2017.json, train2017/, the same for val2017); without it the
@@ -110,22 +116,23 @@ class CocoSystem(System):
         return "" if self.training is not self.scored else LEARNED.format(what=f"the {self.size} photographs")
 
     def photo(self, index: int, rng: torch.Generator) -> Photo:
-        """A photograph to train on, maybe mirrored."""
+        """A photograph to train on, maybe mirrored, maybe a part of it."""
         photo = self.training[index]
-        return mirrored(photo) if self.config.flip and torch.rand((), generator=rng) < 0.5 else photo
+        photo = mirrored(photo) if self.config.flip and torch.rand((), generator=rng) < 0.5 else photo
+        return cut(photo, rng) if self.config.cuts and torch.rand((), generator=rng) < 0.5 else photo
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Adam or AdamW without decay; or SGD as published, momentum 0.9 and decay 1e-4."""
+        """Adam or AdamW; or SGD as published, momentum 0.9 and decay 1e-4."""
         trained = [p for p in model.parameters() if p.requires_grad]
         if self.config.optimizer == "sgd":
             return torch.optim.SGD(trained, lr=self.config.lr, momentum=0.9, weight_decay=1e-4)
-        return _ADAMS[self.config.optimizer](trained, lr=self.config.lr, weight_decay=0.0)
+        return _ADAMS[self.config.optimizer](trained, lr=self.config.lr, weight_decay=self.config.decay)
 
     def rate(self, step: int) -> float:
         """A linear rise, then a cosine to 0, or steps down."""
         rise = min(1.0, (step + 1) / (self.config.warmup + 1))
         done = step / self.config.steps
-        if self.config.optimizer == "sgd":
+        if self.config.optimizer == "sgd" or self.config.stepped:
             return rise * 0.1 ** sum(done >= part for part in self.config.falls)
         return rise * (1 + math.cos(math.pi * done)) / 2
 
@@ -160,4 +167,35 @@ def mirrored(photo: Photo) -> Photo:
         masks=photo.masks.flip(2),
         boxes=torch.stack((W - x2, y1, W - x1, y2), 1),
         labels=photo.labels,
+    )
+
+
+_SHORT, _PART = (400, 500, 600), (384, 600)  # pixels: of the shorter side before it is cut, and of the part
+
+
+def cut(photo: Photo, rng: torch.Generator) -> Photo:
+    """A part as DETR and Sparse R-CNN cut it: of an image of a random size, 384 to 600 pixels high and wide.
+
+    Objects of which nothing is left are left out, which may be all.
+    """
+    sides = photo.image.shape[1:]
+    short = _SHORT[int(torch.randint(len(_SHORT), (), generator=rng))]
+    ranges = []
+    for side in sides:
+        scaled = side * short / min(sides)
+        least, most = (min(part, int(scaled)) for part in _PART)
+        part = int(torch.randint(least, most + 1, (), generator=rng)) / scaled
+        size = max(1, round(side * part))
+        first = int(torch.randint(side - size + 1, (), generator=rng))
+        ranges.append((first, first + size))
+    (top, bottom), (left, right) = ranges
+    limits = torch.tensor([left, top, left, top]), torch.tensor([right, bottom, right, bottom])
+    boxes = photo.boxes.clamp(*limits) - limits[0]
+    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return Photo(
+        id=photo.id,
+        image=photo.image[:, top:bottom, left:right],
+        masks=photo.masks[kept, top:bottom, left:right],
+        boxes=boxes[kept],
+        labels=photo.labels[kept],
     )

@@ -117,9 +117,26 @@ class DetectionPublishedConfig(DetectionConfig):
         super().__post_init__()
         if not (self.data or self.train) or not self.weights:
             raise ConfigError(
-                "detection-published trains a trained backbone on a set in COCO's format; give --weights FILE and "
+                f"{self.name} trains a trained backbone on a set in COCO's format; give --weights FILE and "
                 "--data FOLDER (or --train JSON FOLDER)"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionAdamWConfig(DetectionPublishedConfig):
+    """KernelWarehouse's and FDConv's 1x schedule: AdamW, images of many sizes, half of them cut as DETR's."""
+
+    name: ClassVar[str] = "detection-adamw-published"
+    title: ClassVar[str] = "Faster and Mask R-CNN, KernelWarehouse's setting"
+    citation: ClassVar[str] = "He et al., Mask R-CNN, ICCV 2017; Li and Yao, KernelWarehouse, ICML 2024"
+    stepped: ClassVar[bool] = True
+    decay: ClassVar[float] = 0.05
+    cuts: ClassVar[bool] = True
+
+    out: Path = Path("runs/detection-adamw-published")
+    lr: float = 1e-4
+    short: tuple[int, ...] = tuple(range(480, 801, 32))
+    optimizer: Literal["adamw", "sgd"] = "adamw"
 
 
 class DetectionSystem(CocoSystem):
@@ -173,7 +190,7 @@ class DetectionSystem(CocoSystem):
     @property
     def clip(self) -> float | None:
         """Of the small setting, whose first steps are steep."""
-        return 5.0 if self.config.optimizer == "adamw" else None
+        return 5.0 if self.config.optimizer == "adamw" and not self.config.stepped else None
 
     def losses(self, model: nn.Module, batch: tuple[list[Tensor], list[dict[str, Tensor]]]) -> dict[str, Tensor]:
         """Those of torchvision: classes, boxes, masks, and of the proposals."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the detectors of published tables on COCO: each row is a run of ``detection-published`` for every seed."""
+"""Train the detectors of published tables on COCO: each row is a run of its published schedule for every seed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any
 
 from convary.errors import ConfigError, DataError
 from convary.files import read_tensors
+from convary.methods import KernelWarehouse
 from convary.models.architecture import COMPARED
 from convary.papers import Row, Table
-from convary.systems.detection import DetectionPublishedConfig
+from convary.systems.detection import DetectionAdamWConfig, DetectionPublishedConfig
 from convary.train.fit import fit
 from convary.train.progress import Progress
 from convary.train.reproduce import Key, arm_name
 
 PREFIX = "coco:"
 EPOCHS = 12
+SCHEDULES = {kind.name: kind for kind in (DetectionPublishedConfig, DetectionAdamWConfig)}
 _LONG = 1333 / 800  # the longest side over the shorter one, as published
 _SCORES = ("box_ap", "mask_ap")
 
@@ -64,7 +66,7 @@ def plan(
                 continue
             start = _start(row, found)
             runs[table.name, row.name] = [
-                DetectionPublishedConfig(
+                SCHEDULES[row.schedule](
                     out=out / f"{table.name}-{row.name}" / f"seed-{seed}", data=data, weights=start, seed=seed,
                     detector=row.detector, backbone=row.backbone, method=_method(row), **given,
                 )
@@ -93,7 +95,7 @@ def train(planned: DetectorPlan, progress: Progress | None = None) -> dict[Key, 
                 entry[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
         first = configs[0]
         changed = "" if first.steps == DetectionPublishedConfig.steps else f"; {first.steps} steps instead of 87960"
-        told = {"seeds": len(configs), "data": f"{PREFIX}{first.data}", "training": f"detection-published{changed}"}
+        told = {"seeds": len(configs), "data": f"{PREFIX}{first.data}", "training": f"{first.name}{changed}"}
         reached[key] = {**entry, **told, "folder": first.out.parent.name}
     return reached
 
@@ -119,17 +121,21 @@ def _candidates(weights: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any] 
 
 
 def _start(row: Row, found: list[tuple[Path, dict[str, Any] | None]]) -> Path:
-    """The file that a row starts from: of its own method, else of the static network."""
-    own = None if row.method is None else row.method.to_json()
-    for method in dict.fromkeys((own, None)):
+    """The file that a row starts from: of its own method, else of the static network.
+
+    Temperatures are at their end here, where KernelWarehouse is no longer what the static network computes.
+    """
+    own, alone = None if row.method is None else row.method.to_json(), isinstance(row.method, KernelWarehouse)
+    for method in dict.fromkeys((own,) if alone else (own, None)):
         for path, about in found:
             if about is not None and about["model"] == f"torchvision:{row.backbone}" and about["method"] == method:
                 return path
     for path, about in found:
-        if about is None and path.name.replace("-", "_").startswith(str(row.backbone)):
+        if about is None and not alone and path.name.replace("-", "_").startswith(str(row.backbone)):
             return path
-    told = "static" if own is None else f"{_method(row)} or static"
+    told = _method(row) if own is None or alone else f"{_method(row)} or static"
+    library = "" if alone else f", or a file of torchvision or timm whose name begins with {row.backbone}"
     raise ConfigError(
         f"{row.name} starts from a trained {row.backbone}, {told}; give --weights FILE or FOLDER: a checkpoint of "
-        f"convary reproduce, or a file of torchvision or timm whose name begins with {row.backbone}"
+        f"convary reproduce{library}"
     )

@@ -32,7 +32,14 @@ from convary.train.system import System
 OBSERVED = 64  # test images over which the experts' shares are taken at each evaluation
 
 
-def learning_rate(step: int, total: int, highest: float, warmup: float, milestones: tuple[int, ...] = ()) -> float:
+def learning_rate(
+    step: int,
+    total: int,
+    highest: float,
+    warmup: float,
+    milestones: tuple[int, ...] = (),
+    exponential: tuple[float, float] | None = None,
+) -> float:
     """Linear from 0 over the first ``warmup`` of all steps, times half a cosine from 1 to 0, or a tenth per milestone.
 
     Args:
@@ -41,6 +48,7 @@ def learning_rate(step: int, total: int, highest: float, warmup: float, mileston
         highest: Learning rate before it falls.
         warmup: Part of all steps.
         milestones: Steps from which on it is a tenth of what it was; without any it falls along the cosine.
+        exponential: A factor and the steps after which it is applied each time, once the rate has risen.
 
     >>> learning_rate(0, 100, 1.0, 0.1), round(learning_rate(50, 100, 1.0, 0.1), 3)
     (0.1, 0.5)
@@ -48,6 +56,9 @@ def learning_rate(step: int, total: int, highest: float, warmup: float, mileston
     [1.0, 0.1, 0.01]
     """
     rising = min(1.0, (step + 1) / max(1.0, warmup * total))
+    if exponential is not None:
+        factor, steps = exponential
+        return highest * (rising if rising < 1 else factor ** (step // steps))
     if milestones:
         return highest * rising * 0.1 ** sum(step >= milestone for milestone in milestones)
     return highest * rising * 0.5 * (1 + math.cos(math.pi * step / total))
@@ -56,11 +67,16 @@ def learning_rate(step: int, total: int, highest: float, warmup: float, mileston
 def make_optimizer(model: nn.Module, config: CompareConfig, lr: float, init: str) -> torch.optim.Optimizer:
     """The optimizer that the config names; banks that start as static kernels get a learning rate to match."""
     own = lr if init == "upcycle" else None
-    groups = param_groups(model, config.weight_decay, lr=own, optimizer=config.optimizer)
+    like = "sgd" if config.optimizer == "sgd" else "adamw"
+    groups = param_groups(model, config.weight_decay, lr=own, optimizer=like)
     if config.decay != "kernels":
         groups = _decayed(model, config)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
+    if config.optimizer == "rmsprop":
+        from timm.optim.rmsprop_tf import RMSpropTF  # begins with squares of 1, and has epsilon under the root
+
+        return RMSpropTF(groups, lr=lr, alpha=0.9, momentum=0.9, eps=1e-3)
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=config.nesterov)
 
 
@@ -205,7 +221,9 @@ class Classification(System):
     def learning_rate(self, step: int) -> float:
         """Warm-up, then a cosine or steps."""
         milestones = tuple(epoch * self.evaluate_every for epoch in self.comparison.milestones)
-        return learning_rate(step, self.steps, self.lr, self.comparison.warmup, milestones)
+        falls = self.comparison.exponential
+        falls = None if falls is None else (falls[0], falls[1] * self.evaluate_every)
+        return learning_rate(step, self.steps, self.lr, self.comparison.warmup, milestones, falls)
 
     def begin(self, model: nn.Module) -> None:
         """Start the annealing; set what is dropped."""
@@ -216,7 +234,8 @@ class Classification(System):
         epochs, method = self.comparison.annealing_epochs(self.run.arm), self.run.arm.method
         if method is not None and method.annealing is not None and epochs is not None:
             steps = round(epochs * self.evaluate_every)
-            self.annealing = anneal(model, start=method.annealing.start, stop=method.annealing.stop, steps=steps)
+            stop = getattr(method, "temperature", method.annealing.stop)
+            self.annealing = anneal(model, start=method.annealing.start, stop=stop, steps=steps)
 
     def after_step(self) -> None:
         """Anneal."""

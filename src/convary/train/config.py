@@ -41,7 +41,7 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
         "measure_seconds",
     )
     later: ClassVar[tuple[str, ...]] = (
-        *("weights", "recipe", "milestones", "nesterov", "decay", "dropout"),
+        *("weights", "recipe", "milestones", "exponential", "nesterov", "decay", "dropout", "classifier_bias"),
         *(
             field.name
             for field in dataclasses.fields(ScaleOptions)
@@ -85,6 +85,8 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
             raise ConfigError(f"anneal_epochs must be between 0 and epochs={self.epochs}; got {self.anneal_epochs}")
         if self.start is not None and self.pretrained:
             raise ConfigError(f"start={self.start} and weights={self.weights} both say what to start from; give one")
+        if self.trained is not None and not self.classifier_bias:
+            raise ConfigError(f"{self.trained} has a classifier with a bias; leave out --no-classifier-bias")
         self._check_recipe()
         self.check_scale()
         for arm in self.arms().values():
@@ -95,6 +97,14 @@ class CompareConfig(MachineOptions, ScaleOptions, LearningOptions, BasicOptions,
             training_recipe(self.recipe)
         if list(self.milestones) != sorted({epoch for epoch in self.milestones if epoch > 0}):
             raise ConfigError(f"milestones must be epochs in rising order, from 1; got {self.milestones}")
+        if self.exponential is not None:
+            object.__setattr__(self, "exponential", tuple(self.exponential))
+            if self.milestones:
+                raise ConfigError(f"milestones and exponential both say how lr falls; got {self.milestones} too")
+            if not (0 < self.exponential[0] <= 1 and self.exponential[1] > 0):
+                raise ConfigError(
+                    f"exponential is a factor up to 1 and a number of epochs, as in 0.97 2.4; got {self.exponential}"
+                )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be at least 0 and below 1; got {self.dropout}")
 

@@ -46,7 +46,8 @@ def drop_branches(model: nn.Module, p: float) -> None:
     Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, with the probability rising linearly.
 
     Args:
-        model: A ResNet of torchvision, or any network with its ``StochasticDepth``, such as ConvNeXt.
+        model: A ResNet of torchvision, any network with its ``StochasticDepth``, such as ConvNeXt, or one of timm
+            whose blocks have a ``drop_path``, such as EfficientNet.
         p: Probability of leaving out the last branch.
 
     Raises:
@@ -54,7 +55,12 @@ def drop_branches(model: nn.Module, p: float) -> None:
     """
     kinds = (StochasticDepth, BasicBlock, Bottleneck)
     found = [module for module in model.modules() if isinstance(module, kinds)]
-    if not found:
+    paths = [module for module in model.modules() if isinstance(getattr(module, "drop_path", None), nn.Module)]
+    if not found and paths:
+        for place, block in enumerate(paths):
+            block.drop_path = StochasticDepth(p * place / len(paths), "row")  # of EfficientNet's code: never p itself
+        return
+    if not found and p:
         raise ConfigError(f"{type(model).__name__} has no residual branch known here; leave stochastic_depth out")
     for module, rate in zip(found, torch.linspace(0, p, len(found)).tolist(), strict=True):
         if isinstance(module, StochasticDepth):

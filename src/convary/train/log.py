@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--log``: every point of every curve as it comes, in a table or in the trackers that Accelerate knows."""
+"""Every point of every curve as it comes: always in a table, and with ``--log`` in trackers that Accelerate knows."""
 
 from __future__ import annotations
 
@@ -20,17 +20,15 @@ TABLE, FOLDER = "log.csv", "tensorboard"
 
 
 def heard(config: RunConfig, progress: Progress, *, is_first: bool) -> Progress:
-    """Who hears what happens: ``progress``, and in the first process the logs that ``config.log`` names.
+    """Who hears what happens: ``progress``, and in the first process the table and the trackers that ``log`` names.
 
     Raises:
-        ConfigError: a tracker that is not installed, or a kind that is named twice.
+        ConfigError: a tracker that is not installed, or one that is named twice.
     """
-    kinds, out = config.log, config.out
-    if len(set(kinds)) < len(kinds):
-        raise ConfigError(f"log names one kind twice: {' '.join(kinds)}; name each once")
-    makers = {"csv": lambda: Table(out / TABLE), **{kind: lambda kind=kind: Tracked(kind, config) for kind in _NEEDS}}
-    logs = [makers[kind]() for kind in kinds]
-    return Listeners(progress, *logs) if logs and is_first else progress
+    if len(set(config.log)) < len(config.log):
+        raise ConfigError(f"log names one tracker twice: {' '.join(config.log)}; name each once")
+    trackers = [Tracked(kind, config) for kind in config.log]
+    return Listeners(progress, Table(config.out / TABLE), *trackers) if is_first else progress
 
 
 class Table(Progress):
@@ -48,10 +46,14 @@ class Table(Progress):
         """The points that were there before."""
         for point in curve:
             self._add(run, point)
+        self._write()
 
     def on_point(self, run: RunInfo, point: dict[str, Any]) -> None:
         """One more line."""
         self._add(run, point)
+        self._write()
+
+    def _write(self) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -81,7 +83,9 @@ class Tracked(Progress):
         from importlib.util import find_spec
 
         if not any(find_spec(package) for package in _NEEDS[kind]):
-            raise ConfigError(f"log={kind} needs {kind}, which is not installed; run pip install {kind}, or log to csv")
+            raise ConfigError(
+                f"log={kind} needs {kind}, which is not installed; run pip install {kind}; {TABLE} is there without"
+            )
         self.kind, self.config = kind, config
         self.open: dict[str, Any] = {}
 

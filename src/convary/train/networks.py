@@ -38,7 +38,7 @@ def architecture(arm: Arm, config: Any, dataset: DataSet, seed: int) -> Architec
     else:
         factor = known_width(arm, config.out) if arm.axis in TIMED else _equal_width(arm, config, dataset)
     wide = name if factor * width == 1 else f"{name}@{factor * width:g}"
-    return Architecture.of(wide, dataset, arm.method, config.start_of(arm), seed, config.where)
+    return Architecture.of(wide, dataset, arm.method, config.start_of(arm), seed, config.where, config.classifier_bias)
 
 
 @lru_cache(maxsize=64)

@@ -27,7 +27,7 @@ class BasicOptions:
     """fashion-mnist-mini (embedded), control (a made-up task that needs a dynamic kernel), fashion-mnist, cifar10,
     cifar10-conditions (day, night, negatives, on its side), cifar100, folder:PATH with one sub-folder per class, or
     hf:NAME, which Hugging Face datasets reads (pip install datasets): a folder, or the name of a set, after which may
-    stand a colon and its configuration."""
+    stand a colon and its configuration; #label=COLUMN at the end chooses among several columns of classes."""
 
     model: str = "mobilenet_v2_tiny"
     """mobilenet_v2_tiny, convnet_nano (3,332 parameters for ten classes in grey), resnet20, one_conv,
@@ -85,12 +85,16 @@ class LearningOptions:
     batch_size: int = 32
     """Images per training step, over all processes."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw; or sgd with Nesterov momentum 0.9, which wants lr=0.1 and weight_decay=0.0005. In a short training
-    adamw lets routers learn before their temperature falls."""
+    optimizer: Literal["adamw", "sgd", "rmsprop"] = "adamw"
+    """adamw; or sgd with Nesterov momentum 0.9, which wants lr=0.1 and weight_decay=0.0005; or rmsprop as TensorFlow
+    has it. In a short training adamw lets routers learn before their temperature falls."""
 
     milestones: tuple[int, ...] = ()
     """Epochs after which the learning rate falls to a tenth; without any it falls along a cosine."""
+
+    exponential: tuple[float, float] | None = None
+    """Instead of milestones or a cosine: what the learning rate is multiplied by, and after how many epochs each time,
+    as in 0.97 2.4; over the warm-up it only rises."""
 
     nesterov: bool = True
     """Whether the momentum of sgd is Nesterov's."""
@@ -113,6 +117,9 @@ class LearningOptions:
 
     dropout: float | None = None
     """Probability of dropping a feature before the classifier; by default the network's own."""
+
+    classifier_bias: bool = True
+    """Whether the classifier has a bias; in some papers' networks it has none."""
 
     augment: bool = False
     """Shift and mirror the training images at random. Helps long trainings, costs short ones."""
@@ -257,7 +264,7 @@ class MachineOptions:
     """Write report.html while it trains too, after each epoch; an open page reloads itself."""
 
     log: tuple[Kind, ...] = ()
-    """Write losses and scores as they come: to csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb."""
+    """Give losses and scores, which OUT/log.csv always has, to tensorboard (OUT/tensorboard) or wandb too."""
 
     measure_seconds: float = 1.0
     """Seconds for each timing of a dynamic network against the static one; 0 measures no times and no memory. Slow

@@ -21,10 +21,11 @@ class TrainingRecipe:
         source: Where its settings were read.
         epochs: Passes over the training images.
         batch_size: Images per step, over all processes.
-        optimizer: ``"sgd"`` with momentum 0.9, or ``"adamw"``.
+        optimizer: ``"sgd"`` with momentum 0.9, ``"adamw"``, or ``"rmsprop"`` as TensorFlow has it.
         lr: Highest learning rate; of several every network gets the best for it on held-out training images.
         nesterov: Whether sgd's momentum is Nesterov's.
         milestones: Epochs after which the learning rate falls to a tenth; without any it falls along a cosine.
+        exponential: Instead, a factor that the learning rate gets each time after so many epochs.
         warmup_epochs: Epochs over which the learning rate rises.
         clip: Largest norm of a step's gradient; None clips nothing.
         weight_decay: Of what ``decay`` names.
@@ -45,6 +46,7 @@ class TrainingRecipe:
         cutmix: Alpha of CutMix.
         stochastic_depth: Probability of leaving out the last residual branch; None is the network's own.
         ema: Decay of the average of the weights.
+        image_size: Height and width of the images where these are photographs; None is the usual 224.
         recalled: Fields that nobody has read again.
     """
 
@@ -53,10 +55,11 @@ class TrainingRecipe:
     source: str
     epochs: int
     batch_size: int
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw", "rmsprop"]
     lr: float | tuple[float, ...]
     nesterov: bool = False
     milestones: tuple[int, ...] = ()
+    exponential: tuple[float, float] | None = None
     warmup_epochs: float = 0.0
     clip: float | None = None
     weight_decay: float
@@ -77,14 +80,16 @@ class TrainingRecipe:
     cutmix: float = 0.0
     stochastic_depth: float | None = None
     ema: float | None = None
+    image_size: int | None = None
     recalled: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
         """The fields of ``CompareConfig`` that it sets."""
-        shared = ("epochs", "batch_size", "optimizer", "nesterov", "milestones", "weight_decay", "decay", "dropout",
-                  "label_smoothing", "anneal_epochs", "crops", "interpolation", "rand_augment", "erasing", "mixup",
-                  "mixup_epochs", "cutmix", "stochastic_depth", "ema", "clip", "augment", "init")  # fmt: skip
-        own = {name: getattr(self, name) for name in ("methods", "where") if getattr(self, name) is not None}
+        shared = ("epochs", "batch_size", "optimizer", "nesterov", "milestones", "exponential", "weight_decay", "decay",
+                  "dropout", "label_smoothing", "anneal_epochs", "crops", "interpolation", "rand_augment", "erasing",
+                  "mixup", "mixup_epochs", "cutmix", "stochastic_depth", "ema", "clip", "augment", "init")  # fmt: skip
+        names = ("methods", "where", "image_size")
+        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return {
             **{name: getattr(self, name) for name in shared},
             **own,
@@ -176,6 +181,39 @@ _DCD = TrainingRecipe(
     mixup_epochs=100,
     recalled=("epochs", "weight_decay", "dropout", "label_smoothing"),
 )
+_DCD_RESNET = TrainingRecipe(
+    name="dcd-resnet",
+    title="DCD's ResNets",
+    source="defaults of main.py and the README of https://github.com/liyunsheng13/dcd",
+    epochs=120,
+    batch_size=256,
+    optimizer="sgd",
+    lr=0.1,
+    milestones=(30, 60, 90),
+    weight_decay=1e-4,
+    dropout=0.1,
+    recalled=("epochs",),
+)
+_CONDCONV = TrainingRecipe(
+    name="condconv-efficientnet",
+    title="CondConv's EfficientNets",
+    source="flags of main.py, utils.py and condconv/efficientnet_condconv_builder.py in "
+    "https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet (that code also decays biases; its "
+    "AutoAugment is off unless asked for, and whether the paper's numbers had it is not said there)",
+    epochs=350,
+    batch_size=2048,
+    optimizer="rmsprop",
+    lr=0.128,
+    exponential=(0.97, 2.4),
+    warmup_epochs=5,
+    weight_decay=1e-5,
+    decay="weights",
+    dropout=0.25,
+    label_smoothing=0.1,
+    interpolation="bicubic",
+    stochastic_depth=0.2,
+    ema=0.9999,
+)
 _BEST_SMALL = TrainingRecipe(
     name="best-small",
     title="our study's recipe for small networks: CondConv with routers that start neutral",
@@ -207,13 +245,21 @@ def _narrow(recipe: TrainingRecipe) -> Iterable[TrainingRecipe]:
 
 
 def _recipes() -> Iterable[TrainingRecipe]:
-    ours = {"source": _DY, "recalled": ("batch_size", "dropout")}
+    dyconv = {"source": _DY, "recalled": ("batch_size", "dropout")}
     dy_mobile = dataclasses.replace(
-        _MOBILE, name="dyconv-mobilenetv2", title="DyConv's MobileNetV2", epochs=300, **ours
+        _MOBILE, name="dyconv-mobilenetv2", title="DyConv's MobileNetV2", epochs=300, **dyconv
     )
-    yield from (_MOBILE, *_narrow(_MOBILE), _RESNET, dy_mobile, *_narrow(dy_mobile))
-    yield dataclasses.replace(_RESNET, name="dyconv-resnet", title="DyConv's ResNets", dropout=0.1, **ours)
-    yield _DCD
+    narrow = list(_narrow(dy_mobile))
+    yield from (_MOBILE, *_narrow(_MOBILE), _RESNET, dy_mobile, *narrow)
+    yield _variant(narrow[-1], "constant", "temperatures constant", anneal_epochs=0)
+    ours = {"source": "odconv-resnet, changed by us for the rows of the paper's ablations"}
+    yield _variant(_RESNET, "constant", "temperatures constant", anneal_epochs=0, **ours)
+    yield _variant(_RESNET, "double", "twice as long", epochs=200, milestones=(60, 120, 180), **ours)
+    yield dataclasses.replace(_RESNET, name="dyconv-resnet", title="DyConv's ResNets", dropout=0.1, **dyconv)
+    yield from (_DCD, _DCD_RESNET)
+    yield _CONDCONV
+    yield _variant(_CONDCONV, "static", "static", dropout=0.2)
+    yield _variant(_CONDCONV, "b1", "static B1", dropout=0.2, image_size=240)
     yield _KW_RESNET
     yield _variant(_KW_RESNET, "full-depth", "without stochastic depth", stochastic_depth=None)
     yield _variant(_KW_RESNET, "quarter", "1/4x", stochastic_depth=None, mixup=0.0, cutmix=0.0)
@@ -238,52 +284,3 @@ def training_recipe(name: str) -> TrainingRecipe:
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}{nearest(name, RECIPES)}; known: {', '.join(RECIPES)}")
     return RECIPES[name]
-
-
-def as_markdown() -> str:
-    """All recipes as a section of a page."""
-    head = "| recipe | epochs | batch | optimizer | lr | decay | dropout | T falls over | images |"
-    lines = [head, "|---|---:|---:|---|---|---|---|---|---|", *map(_line, RECIPES.values())]
-    sources: dict[str, list[str]] = {}
-    for recipe in RECIPES.values():
-        sources.setdefault(recipe.source, []).append(recipe.name)
-    below = [f"- {', '.join(names)}: {source}." for source, names in sources.items()]
-    unread = [recipe for recipe in RECIPES.values() if recipe.recalled]
-    recalled = [f"- {recipe.name}: recalled, not read again: {', '.join(recipe.recalled)}." for recipe in unread]
-    return "\n".join(["## Recipes", "", _SAID, *lines, "", *below, *recalled, ""])
-
-
-_SAID = """\
-`convary compare --recipe NAME` trains any network by one of these; each field has a flag that overrides it, and the
-results name both. sgd has momentum 0.9. A learning rate falls along a cosine to 0, or to a tenth after the epochs
-given; where it rises first, the cosine begins with the first step all the same. "all" decays every parameter,
-"weights" all but biases and those of one axis, "kernels" also no router or gate. Of several rates each network gets
-the best on held-out training images. `best-small` is no paper's: [our study](evidence.md) came to it, and it trains
-CondConv with routers that start neutral beside the static network and a static one of equal multiply-adds. Crops:
-training is on random resized crops, mirrored at random, and testing on
-the centre of an image whose shorter side is 8/7 of what the network sees; RandAugment is timm's.
-"""
-
-
-def _line(recipe: TrainingRecipe) -> str:
-    falls = f", a tenth after {', '.join(map(str, recipe.milestones))}" if recipe.milestones else ", cosine"
-    rises = f", rises over {recipe.warmup_epochs:g}" if recipe.warmup_epochs else ""
-    smooth = f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else ""
-    anneal = "–" if recipe.anneal_epochs is None else f"{recipe.anneal_epochs:g} epochs"
-    images = [
-        "" if recipe.crops else "as they are",
-        "bicubic" if recipe.interpolation == "bicubic" else "",
-        f"RandAugment {recipe.rand_augment}" if recipe.rand_augment else "",
-        f"erasing {recipe.erasing:g}" if recipe.erasing else "",
-        f"mixup {recipe.mixup:g}" if recipe.mixup else "",
-        f"(rises over {recipe.mixup_epochs:g} epochs)" if recipe.mixup_epochs else "",
-        f"CutMix {recipe.cutmix:g}" if recipe.cutmix else "",
-        f"stochastic depth {recipe.stochastic_depth:g}" if recipe.stochastic_depth is not None else "",
-        f"weights averaged at {recipe.ema:g}" if recipe.ema else "",
-    ]
-    told = ", ".join(part for part in ("crops" if recipe.crops else "", *images) if part).replace(", (", " (")
-    optimizer = recipe.optimizer + (", Nesterov" if recipe.nesterov else "")
-    rate = f"{' or '.join(f'{lr:g}' for lr in recipe.rates)}{falls}{rises}"
-    cells = [recipe.name, str(recipe.epochs), str(recipe.batch_size), optimizer + smooth, rate,
-             f"{recipe.weight_decay:g}, {recipe.decay}", f"{recipe.dropout:g}", anneal, told]  # fmt: skip
-    return f"| {' | '.join(cells)} |"

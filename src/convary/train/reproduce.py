@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from convary.data.cards import PHOTOGRAPHS
 from convary.errors import ConfigError
 from convary.methods import MethodConfig
 from convary.models import Comparator
@@ -18,8 +19,10 @@ from convary.train.arms import STATIC
 from convary.train.comparison import compare
 from convary.train.config import CompareConfig
 from convary.train.progress import Progress
-from convary.train.recipes import as_markdown
+from convary.train.recipe_page import as_markdown
+from convary.train.recipes import training_recipe
 
+IMAGENET_SIZE = 224
 Key = tuple[str, str]  # the names of a table and of a row
 
 
@@ -43,26 +46,28 @@ class Plan:
     left_out: dict[Key, str]
 
 
-def plan(tables: Iterable[Table], out: Path, **given: Any) -> Plan:
+def plan(tables: Iterable[Table], out: Path, recipe: str | None = None, **given: Any) -> Plan:
     """What training the rows of some tables means; nothing is trained yet.
 
     Args:
         tables: With the rows.
         out: Folder; every comparison gets one in it.
+        recipe: For rows that have none.
         given: Fields of ``CompareConfig`` that override the recipes'.
 
     Raises:
         ConfigError: no row can be trained, or a value that cannot work.
     """
     left_out: dict[Key, str] = {}
-    rows: dict[tuple[str, str, str], dict[Key, Row]] = {}
+    rows: dict[tuple[str, str, str, bool], dict[Key, Row]] = {}
     for table in tables:
         for row in table.rows:
-            reason = obstacle(row)
-            if reason or row.network is None or row.recipe is None:
+            by = row.recipe or recipe
+            reason = obstacle(row, by)
+            if reason or row.network is None or by is None:
                 left_out[table.name, row.name] = reason
             else:
-                rows.setdefault((row.network, row.recipe, row.where), {})[table.name, row.name] = row
+                rows.setdefault((row.network, by, row.where, row.classifier_bias), {})[table.name, row.name] = row
     if not rows:
         told = "; ".join(dict.fromkeys(f"{name}: {reason}" for (_, name), reason in left_out.items()))
         raise ConfigError(f"none of these rows can be trained: {told}")
@@ -70,23 +75,29 @@ def plan(tables: Iterable[Table], out: Path, **given: Any) -> Plan:
     return Plan(groups=groups, left_out=left_out)
 
 
-def obstacle(row: Row) -> str:
-    """Why a row can't be trained, or nothing."""
+def obstacle(row: Row, recipe: str | None = None) -> str:
+    """Why a row can't be trained by its recipe, or by another one where it has none; or nothing."""
     if row.obstacle:
         return row.obstacle
     if row.detector:
         return "a detector: --data coco:FOLDER trains it"
-    return "" if row.recipe else "its training is not among the recipes"
+    return "" if row.recipe or recipe else f"{row.untrained}; --recipe NAME trains it by another paper's"
 
 
-def _group(network: str, recipe: str, where: str, rows: dict[Key, Row], out: Path, given: dict[str, Any]) -> Group:
+def _group(
+    network: str, recipe: str, where: str, bias: bool, rows: dict[Key, Row], out: Path, given: dict[str, Any]
+) -> Group:
     arms = {key: STATIC if row.method is None else arm_name(row.method) for key, row in rows.items()}
     plain = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in f"{network}-{recipe}-{where}")
+    plain += "" if bias else "-no-bias"
+    if given.get("data", "").startswith(PHOTOGRAPHS):
+        given = {"image_size": training_recipe(recipe).image_size or IMAGENET_SIZE, **given}
     config = CompareConfig.from_recipe(
         recipe,
         model=network,
         methods=tuple(dict.fromkeys(sorted(arms.values(), key=lambda name: name != STATIC))),
         where=where,
+        classifier_bias=bias,
         out=out / plain.replace("--", "-").strip("-"),
         **given,
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 MOST_THREADS = 1024  # OpenMP ends the process where it has no memory for its threads
-Kind = Literal["csv", "tensorboard", "wandb"]  # of logs, see train.log
+Kind = Literal["tensorboard", "wandb"]  # of trackers, see train.log
 
 
 def check_threads(threads: int | None, name: str = "threads") -> None:
@@ -34,7 +34,7 @@ class RunConfig:
         places: Fields that say where and how often, not what: a resumed run may change them.
         positional: Fields that the command line gives without a flag.
         out: Folder of what is written.
-        log: Where the points of the curves go as they come; see ``train.log``.
+        log: Trackers that get the points of the curves as they come, beside ``OUT/log.csv``; see ``train.log``.
     """
 
     out: Path

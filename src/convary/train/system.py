@@ -65,7 +65,7 @@ class SystemConfig(RunConfig, abc.ABC):
     watch: bool = False
     """Write report.html while it trains too, with the pictures of each evaluation; an open page reloads itself."""
     log: tuple[Kind, ...] = ()
-    """Write losses and scores as they come: to csv (OUT/log.csv), tensorboard (OUT/tensorboard), wandb."""
+    """Give losses and scores, which OUT/log.csv always has, to tensorboard (OUT/tensorboard) or wandb too."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from convary.data import derive_seed
-from convary.data.reading import lost_worker
 from convary.errors import CheckpointError, ConfigError, DataError, TemperatureWarning
 from convary.nn import DynamicLayer
 from convary.nn.modes import evaluating
 from convary.train.average import Average
 from convary.train.checkpoint import read_own, write_checkpoint
-from convary.train.interrupt import Interrupt, anywhere
+from convary.train.interrupt import Feed, Interrupt, anywhere, first_error
 from convary.train.layout import compiled, not_compiled
 from convary.train.progress import Progress, RunInfo, StepInfo
 from convary.train.system import System
@@ -66,9 +65,9 @@ class Training:
         self.average = None
         if system.ema is not None:
             self.average = Average(self.bare, system.ema, self.replica.another(self.bare))
-        self.step, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
-        self.sums: dict[str, float] = {}  # of what the steps since the last point of the curve gave
-        self.steps_summed = 0
+        self.step = self.saved = 0  # the last step that was taken, and that a checkpoint has
+        self.seconds, self.cpu_seconds = 0.0, 0.0
+        self.sums, self.steps_summed = dict[str, float](), 0  # of the steps since the last point of the curve
         self.curve: list[dict[str, Any]] = []
         if path.exists():
             self._load()
@@ -83,7 +82,8 @@ class Training:
     ) -> list[dict[str, Any]]:
         """Train to the end and return the curve.
 
-        The state is saved after each evaluation, every ``save_every`` seconds, and on Ctrl-C.
+        The state is saved after each evaluation, every ``save_every`` seconds, on Ctrl-C, and where the next batch
+        can't be read: by all processes after the same step.
 
         Args:
             progress: Hears what happens.
@@ -93,38 +93,48 @@ class Training:
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
             ConfigError: ``torch.compile`` fails.
-            DataError: an item can't be read, or a process that reads them was killed; the state is saved.
+            DataError: an item can't be read, or a process that reads them was killed; says which step is saved.
             Diverged: the loss is no longer finite.
         """
         info = self.info(*place)
         progress.on_start(info)
         if self.curve:
             progress.on_resume(info, self.curve)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         try:
-            with Interrupt() as interrupt:
-                self._run(info, progress, lambda: interrupt.asked_anywhere(self.accelerator) or bool(stop and stop()))
-        except RuntimeError as error:  # torch raises it wherever this process is when a worker dies
-            if told := lost_worker(error) or not_compiled(error):
+            with Interrupt() as interrupt, Feed(self.system.batches(self.step, rank, world)) as feed:
+                self._run(info, progress, feed, lambda: interrupt.asked or bool(stop and stop()))
+        except DataError as error:
+            told = f"step {self.saved} of {self.system.steps} is saved" if self.saved else "nothing was to save yet"
+            raise type(error)(f"{error}; {told}: the same command resumes") from error
+        except RuntimeError as error:
+            if told := not_compiled(error):
                 raise told from error
             raise
         progress.on_end(info, self.curve[-1])
         return self.curve
 
-    def _run(self, info: RunInfo, progress: Progress, stops: Callable[[], bool]) -> None:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+    def _run(self, info: RunInfo, progress: Progress, feed: Feed, asked: Callable[[], bool]) -> None:
+        start, scored = self.step, False
         saved = started = time.monotonic()
         before, cpu = self.seconds, self.cpu_seconds - time.process_time()
-        for batch in self._batches(rank, world):
+        while True:
+            batch = feed.read()
+            late = time.monotonic() - saved >= self.system.save_every
+            stops, fails, late = anywhere(self.accelerator, asked(), feed.error is not None, late)
+            if self.step > start and (scored or stops or fails or late):
+                self._save()
+                saved = time.monotonic()
+            if fails:
+                raise first_error(self.accelerator, feed.error)
+            if stops:
+                raise KeyboardInterrupt
+            if batch is None:
+                return
             progress.on_step(info, self._take_step(batch))
             self.seconds = before + time.monotonic() - started
             self.cpu_seconds = cpu + time.process_time()  # says more where the machine is shared
-            scored, asked = self._note(info, progress), stops()
-            late = time.monotonic() - saved >= self.system.save_every
-            if scored or asked or (anywhere(late, self.accelerator) if self.replica.together else late):
-                self._save()
-                saved = time.monotonic()
-            if asked:
-                raise KeyboardInterrupt
+            scored = self._note(info, progress)
 
     def info(self, index: int, count: int) -> RunInfo:
         """What there is to say before it starts."""
@@ -141,15 +151,6 @@ class Training:
             params=sum(p.numel() for p in self.bare.parameters()),
             layers=sum(isinstance(module, DynamicLayer) for module in self.bare.modules()),
         )
-
-    def _batches(self, rank: int, world: int) -> Iterator[Any]:
-        """What the system gives; where it fails between two steps, what was trained is saved if one process can."""
-        try:
-            yield from self.system.batches(self.step, rank, world)
-        except DataError:
-            if not self.replica.together:
-                self._save()
-            raise
 
     def _take_step(self, batch: Any) -> StepInfo:
         lr = self.system.learning_rate(self.step)
@@ -253,6 +254,7 @@ class Training:
             content = self._content()
             if self.accelerator.is_main_process:
                 write_checkpoint(self.path, content, format=self.system.format)
+        self.saved = self.step
 
     def _content(self) -> dict[str, Any]:
         """What the checkpoint holds."""
@@ -290,7 +292,8 @@ class Training:
                 "there then as they are now? Make them so, or give another --out"
             ) from error
         self.system.load_state_dict(content["system"])
-        self.step, self.seconds, self.cpu_seconds = content["step"], content["seconds"], content["cpu_seconds"]
+        self.step = self.saved = content["step"]
+        self.seconds, self.cpu_seconds = content["seconds"], content["cpu_seconds"]
         self.sums, self.steps_summed, self.curve = content["sums"], content["steps_summed"], content["curve"]
 
 

@@ -28,6 +28,9 @@ SCHEMAS = {  # instead of changing a line, give the changed operator another nam
     f"pixel_conv_grad_x(Tensor grad, SymInt[] size, Tensor weight, {PIXEL}) -> Tensor",
     f"pixel_conv_grad_weight(Tensor grad, Tensor x, Tensor weight, {PIXEL}) -> Tensor[]",
     f"route(Tensor x, {ROUTER}) -> Tensor[]",
+    f"deferred_conv(Tensor x, {SAMPLE}, {CONV}) -> Tensor",
+    f"deferred_conv_grad_x(Tensor grad, Tensor x, {SAMPLE}, {CONV}) -> Tensor",
+    f"deferred_conv_grad_weight(Tensor grad, Tensor x, {SAMPLE}, {CONV}) -> Tensor",
 }
 
 

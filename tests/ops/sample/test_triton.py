@@ -12,9 +12,11 @@ from convary.errors import StrategyError
 from convary.ops import Coefficients
 from convary.ops.cost import measured
 from convary.ops.sample import triton
+from convary.ops.triton import launch
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 KERNELS = "convary.ops.sample.triton_kernels"
+DIRECT = "convary.ops.sample.triton_direct"
 # B, C, O, groups, kernel, size, stride, padding, dilation
 GEOMETRIES = [
     (2, 16, 17, 1, (3, 3), (5, 4), 1, 1, 1),
@@ -24,16 +26,32 @@ GEOMETRIES = [
     (1, 16, 16, 1, (2, 2), (7, 7), 3, 2, 2),
     (2, 16, 20, 1, (3,), (9,), 2, 1, 1),
 ]
+# Groups of fewer than 16 channels: depthwise, with a multiplier, few inputs, few outputs.
+FEW = [
+    (2, 5, 5, 5, (3, 3), (5, 4), 1, 1, 1),
+    (1, 3, 6, 3, (5, 3), (9, 8), (2, 3), (2, 0), (1, 2)),
+    (1, 3, 18, 1, (3, 3), (4, 3), 2, 1, 1),
+    (1, 18, 2, 1, (1, 1), (3, 4), 1, 0, 1),
+    (1, 8, 4, 2, (2, 2), (7, 7), 3, 2, 2),
+    (2, 4, 4, 4, (3,), (9,), 2, 1, 1),
+]
 
 
 @pytest.fixture
 def interpreter(monkeypatch):
     """Kernels are decorated for the interpreter when they are imported; blocks are small, for it is slow."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, KERNELS, raising=False)
     monkeypatch.setattr(triton, "BLOCK", {"POSITIONS": 16, "OUT": 16, "IN": 16})
+    monkeypatch.setattr(launch, "BLOCK", 16)
+    forget()
     yield
-    sys.modules.pop(KERNELS, None)
+    forget()
+
+
+def forget() -> None:
+    for name in (KERNELS, DIRECT):
+        sys.modules.pop(name, None)
+        vars(sys.modules["convary.ops.sample"]).pop(name.rpartition(".")[2], None)
 
 
 def draw(B, C, O, G, kernel, size, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,6 +66,8 @@ def draw(B, C, O, G, kernel, size, dtype=torch.float32) -> tuple[torch.Tensor, t
     [
         *((geometry, torch.contiguous_format) for geometry in GEOMETRIES),
         *((geometry, torch.channels_last) for geometry in GEOMETRIES[:2]),
+        *((geometry, torch.contiguous_format) for geometry in FEW),
+        *((geometry, torch.channels_last) for geometry in FEW[:3]),
         *(pytest.param(geometry, torch.channels_last, marks=pytest.mark.slow) for geometry in GEOMETRIES[2:5]),
     ],
     ids=str,
@@ -127,11 +147,10 @@ def test_second_derivatives(wanted, interpreter):
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (((1, 16, 16, 16, (3, 3), (4, 4)), torch.float32), "fewer than 16 channels"),
         (((1, 16, 16, 1, (3, 3), (4, 4)), torch.float64), "it takes torch.float32"),
         (((1, 16, 16, 1, (1, 1, 1), (2, 2, 2)), torch.float32), "one or two spatial axes"),
     ],
-    ids=["depthwise", "float64", "3-D"],
+    ids=["float64", "3-D"],
 )
 def test_what_it_does_not_take(call, reason, interpreter):
     x, weight = draw(*call[0], dtype=call[1])

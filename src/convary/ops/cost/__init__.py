@@ -2,32 +2,33 @@
 """What a strategy costs: arithmetic, memory traffic and an estimate of time.
 
 The time is a sum of amounts (multiply-adds, elements moved, calls) times seconds per amount. On a CPU the seconds were
-fitted by ``convary bench fit``: on this machine where it was run here, else on one with the same instruction set
-(``avx512.json``, ``avx2.json``). Other devices use nominal figures (``NOMINAL``): not measured, good enough to prefer
-fewer bytes and fewer calls.
+fitted by ``convary bench fit``: on this machine where it was run here, else on one of its kind, see ``tables.py``.
+Devices without a table use nominal figures (``NOMINAL``): not measured, good enough to prefer dense products, fewer
+bytes and fewer calls.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import warnings
 from collections.abc import Mapping
-from importlib import resources
 from math import prod
 
 import torch
 
-from convary.errors import ConvaryError
-from convary.files import read_json
-from convary.ops import native
-from convary.ops.cost.times import own
+from convary.ops.cost.tables import fitted, fitted_on
 from convary.ops.problem import Problem
 
-# Seconds per amount on an accelerator of about 10 TFLOP/s, 1 TB/s and 10 us per call; nobody measured these.
+# Of an H100-class GPU in 16 bits, by its data sheet: an element at 3.3 TB/s, a multiply-add of tensor cores at 60 % of
+# 495 T/s. Nobody measured these: their order is what counts.
+_ELEMENT, _PRODUCT = 6e-13, 3.4e-15
 NOMINAL = {
-    "call": 3e-5, "sample": 1e-5, "macs": 2e-13, "mixed": 8e-12, "bank": 4e-12, "features": 4e-12, "result": 4e-12,
-    "columns": 8e-12, "fresh": 0.0, "mixing": 2e-13,
+    "call": 2e-5, "sample": 1e-5, "macs": _PRODUCT, "mixed": 2 * _ELEMENT, "bank": _ELEMENT, "features": _ELEMENT,
+    "result": _ELEMENT, "columns": 2 * _ELEMENT, "fresh": 0.0, "mixing": 2e-13,
+}  # fmt: skip
+_GROUPED = {**NOMINAL, "macs": 4 * _PRODUCT}  # cuDNN takes 1.5 to 8 times as long with as many groups as samples
+_DEPTHWISE = {**NOMINAL, "macs": 3e-14}  # without tensor cores
+NOMINAL_OF = {
+    "grouped/dense": _GROUPED, "grouped/pointwise": _GROUPED, "grouped/depthwise": _DEPTHWISE,
+    "loop/depthwise": _DEPTHWISE, "outputs/depthwise": _DEPTHWISE, "bmm/depthwise": {**NOMINAL, "macs": 3e-13},
 }  # fmt: skip
 # pixel_conv on a CPU: seconds per amount of a forward pass, by hand from docs/pixel.md; their order is what counts.
 PIXEL = {
@@ -42,6 +43,8 @@ HALF_SLOWDOWN = 20.0  # of torch's convolutions in half precision where the proc
 
 def kind(problem: Problem) -> str:
     """Depthwise, pointwise or dense: they run through different code in torch and have their own fits."""
+    if problem.op == "pixel_conv":
+        return "pixel"
     if problem.G > 1 and problem.G == problem.C:
         return "depthwise"
     return "pointwise" if problem.T == 1 else "dense"
@@ -108,8 +111,6 @@ def bytes_moved(problem: Problem, strategy: str) -> int:
 def estimate(problem: Problem, strategy: str) -> float:
     """Estimated seconds of a call (forward, or forward and backward where ``problem.training``)."""
     rates = _rates(problem, strategy)
-    if problem.op == "pixel_conv" and problem.device == "cpu":
-        rates = PIXEL[strategy]
     if strategy == "outputs":  # fitted without tap coefficients: a column then counts as a feature
         rates = {"columns": rates.get("features", 0.0), **rates}
     seconds = sum(rates.get(name, 0.0) * amount for name, amount in amounts(problem, strategy).items())
@@ -141,22 +142,25 @@ def preferred(estimates: Mapping[str, float]) -> str:
     return min(estimates, key=lambda name: estimates[name] * (1.0 if name == "native" else NATIVE_MARGIN))
 
 
-def _rates(problem: Problem, strategy: str) -> dict[str, float]:
+def knows(problem: Problem, strategy: str) -> bool:
+    """Whether the table that holds for the problem's device has rates of a strategy."""
+    return key(problem, strategy) in _table(problem)
+
+
+def _table(problem: Problem) -> Mapping[str, dict[str, float]]:
+    if problem.device == "cpu":
+        return fitted()["rates"]
+    table = fitted_on(problem.device)
+    return {} if table is None else table["rates"]["float32" if problem.dtype.itemsize > 2 else "bf16"]
+
+
+def _rates(problem: Problem, strategy: str) -> Mapping[str, float]:
     if problem.device != "cpu":
-        return NOMINAL
-    rates, name = fitted()["rates"], key(problem, strategy)
+        plain = strategy == "grouped" and problem.B == 1  # then it is an ordinary convolution
+        nominal = NOMINAL if plain else NOMINAL_OF.get(f"{strategy}/{kind(problem)}", NOMINAL)
+        return _table(problem).get(key(problem, strategy), nominal)
+    if problem.op == "pixel_conv":
+        return PIXEL.get(strategy, NOMINAL)
+    rates, name = _table(problem), key(problem, strategy)
     # Where the fit has none for given kernels: those of mixed ones, mixing left out.
     return rates.get(name) or rates.get(name.replace(" (given)", ""), NOMINAL)
-
-
-@functools.cache
-def fitted() -> dict:
-    """What ``convary bench fit`` wrote, here or where shipped files come from: machine, torch, threads and rates."""
-    if (path := own("cost")).is_file():
-        try:
-            return read_json(path, wanted=("machine", "torch", "native", "threads", "rates"))
-        except ConvaryError as error:
-            warnings.warn(f"the shipped costs are used: {error}", stacklevel=2)
-    wide = native.available() is None and native.isa().startswith("avx512")
-    shipped = resources.files(__name__).joinpath("avx512.json" if wide else "avx2.json")
-    return json.loads(shipped.read_text(encoding="utf-8"))

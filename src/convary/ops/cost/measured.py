@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from convary.ops.coefficients import Coefficients
-from convary.ops.cost.times import Times, processor
+from convary.ops.cost.times import Times, device_name
 from convary.ops.problem import Problem
 from convary.ops.shapes import is_channels_last
 from convary.ops.tracing import PLAIN, in_forward_mode, inside_functorch, is_intercepted
@@ -233,7 +233,7 @@ def _wait(device: str) -> None:
 def _key(problem: Problem) -> str:
     """A problem in words, with the name of its device."""
     sizes = {name: value for name, value in asdict(problem).items() if value not in (None, (), False)}
-    sizes["device"] = f"{problem.device} ({_device_name(problem.device)})"
+    sizes["device"] = f"{problem.device} ({device_name(problem.device)})"
     sizes["threads"] = torch.get_num_threads()
     if (dtype := _autocast(torch.device(problem.device).type)) is not None:
         sizes["autocast"] = dtype
@@ -246,11 +246,3 @@ def _autocast(device: str) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
-
-
-@functools.cache
-def _device_name(device: str) -> str:
-    if device in ("cpu", "meta"):
-        return processor()
-    name = getattr(torch.get_device_module(device), "get_device_name", None)
-    return str(name(device)) if name is not None else "no name"

@@ -38,6 +38,15 @@ def processor() -> str:
 
 
 @functools.cache
+def device_name(device: str) -> str:
+    """The name of what computes there: of the processor, or as the maker of an accelerator has it."""
+    if device in ("cpu", "meta"):
+        return processor()
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(name(device)) if name is not None else "no name"
+
+
+@functools.cache
 def circumstances() -> dict[str, str]:
     """What times hold for: with another processor, torch or convary they are measured anew."""
     try:

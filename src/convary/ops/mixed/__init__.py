@@ -11,7 +11,7 @@ from convary.ops.geometry import Size
 from convary.ops.mixed import aten, native
 from convary.ops.mixed.arguments import spell
 from convary.ops.native import eligible
-from convary.ops.sample import triton
+from convary.ops.sample import deferred, triton
 from convary.ops.sample.aten import bmm, grouped, loop, needs_fixed_batch
 
 
@@ -69,5 +69,8 @@ STRATEGIES = {
     "triton": Strategy(
         triton.why_not, aten.per_sample(triton.run), "mixed kernels, a product with the windows of x", on_trial=True
     ),
+    "deferred": Strategy(
+        deferred.why_not, aten.per_sample(deferred.run), "mixed kernels, an operator that chooses when it runs"
+    ),
 }
-OP = Op("mixed_conv", mixed_conv, spell, STRATEGIES)
+OP = Op("mixed_conv", mixed_conv, spell, STRATEGIES, for_gpu=aten.for_gpu)

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import CONV, Geometry
-from convary.ops.mix import mix_bias, mix_kernels
+from convary.ops.mixed.mix import mix_bias, mix_kernels
 from convary.ops.problem import Problem
-from convary.ops.sample.aten import add_bias, unfold
+from convary.ops.sample import deferred
+from convary.ops.sample.aten import add_bias, kept_format, unfold
 from convary.ops.shapes import plain_shape, unflatten
 from convary.ops.tracing import holds_sizes, is_traced
+
+FEW = 4  # kernels
 
 
 def _bias(bias: Tensor | None, coeffs: Coefficients) -> Tensor | None:
@@ -75,7 +78,7 @@ def outputs(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, 
     Shared tap coefficients scale the columns of the unfolded x, which one pointwise convolution then takes.
     """
     K, O, _, *kernel_size = plain_shape(bank)
-    rank, G = x.ndim - 2, geometry.groups
+    rank, G, given = x.ndim - 2, geometry.groups, x
     if coeffs.channel is not None:
         x = x * _on_maps(coeffs.channel, x)
     kernels = bank.flatten(0, 1)
@@ -94,7 +97,7 @@ def outputs(x: Tensor, bank: Tensor, coeffs: Coefficients, bias: Tensor | None, 
     factor = _output_factor(coeffs, G, O)
     if factor is not None:
         y = y * factor.to(y.dtype)
-    return add_bias(y.sum(-3).reshape(-1, O, *out_size), _bias(bias, coeffs))
+    return add_bias(kept_format(given, y.sum(-3).reshape(-1, O, *out_size)), _bias(bias, coeffs))
 
 
 def _output_factor(coeffs: Coefficients, G: int, O: int) -> Tensor | None:
@@ -107,6 +110,18 @@ def _output_factor(coeffs: Coefficients, G: int, O: int) -> Tensor | None:
     if G > 1:
         return unflatten(factor, 2, (G, O // G, 1)).transpose(1, 2)
     return unflatten(factor, 2, (O, 1))
+
+
+def for_gpu(problem: Problem) -> str:
+    """What a graph compiled for a GPU holds: it knows no batch, so it can't weigh one by it.
+
+    Dense convolutions by K kernels have tensor cores and channels_last, which pays up to K = 4. A tap
+    factor would unfold x for them, and a depthwise layer has memory to go through and no products.
+    """
+    outputs_pay = problem.K <= FEW and "tap" not in problem.axes and problem.G < problem.C
+    if problem.T > 1 and outputs_pay and outputs_why_not(problem) is None:
+        return "outputs"
+    return deferred.for_gpu(problem)
 
 
 def outputs_why_not(problem: Problem) -> str | None:

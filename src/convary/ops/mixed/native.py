@@ -18,7 +18,7 @@ from convary.errors import ShapeError
 from convary.ops import reference
 from convary.ops.coefficients import Coefficients
 from convary.ops.geometry import Geometry, check_bias, check_conv, resolve
-from convary.ops.mix import mix_bias
+from convary.ops.mixed.mix import mix_bias
 from convary.ops.native import call, eligible, half, library
 from convary.ops.native.bridge import GEOMETRY, NativeOp
 from convary.ops.shapes import is_channels_last

@@ -85,10 +85,10 @@ def can_run(x: Tensor, layers: Layers) -> bool:
         wanted = torch.float32 if t is layers.temperature else dtype
         if not is_dense(t) or eligible.refusal(t, (wanted,)) is not None:
             return False
-    return _fits(x, layers)
+    return fits(x, layers)
 
 
-def _fits(x: Tensor, layers: Layers) -> bool:
+def fits(x: Tensor, layers: Layers) -> bool:
     """Whether the sizes belong together: the kernels trust them, and the layers themselves tell what is wrong."""
     width, outputs = x.shape[1], layers.last.shape[0]
     vectors = [(layers.last_bias, outputs), (layers.temperature, 1)]
@@ -173,7 +173,7 @@ def _checked(x: Tensor, given: Sequence) -> Layers:
     """The layers that the operator is given; raises unless they fit together: the kernels trust them."""
     layers = Layers._make(tuple(value) if isinstance(value, list) else value for value in given)
     tensors = [x, *layers[:TENSORS]]
-    if not _fits(x, layers):
+    if not fits(x, layers):
         shapes = [None if t is None else tuple(t.shape) for t in tensors]
         raise ShapeError(f"the layers of a router do not fit x and each other; got {shapes}, pieces {layers.pieces}")
     for t in tensors:

@@ -8,7 +8,7 @@ from torch import Tensor
 from convary.ops.dispatch import Op, Strategy, run
 from convary.ops.geometry import Size
 from convary.ops.native import eligible
-from convary.ops.pixel import aten, native
+from convary.ops.pixel import aten, native, triton
 from convary.ops.pixel.arguments import spell
 from convary.ops.pixel.window import Border, GroupOrder
 
@@ -60,5 +60,6 @@ def pixel_conv(
 STRATEGIES = {
     "taps": Strategy(lambda problem: None, aten.run, "a pass over x per tap", portable=True),
     "native": Strategy(eligible.why_not, native.NATIVE.run, "fused CPU kernels"),
+    "triton": Strategy(triton.why_not, triton.run, "one pass over x and the kernels", on_trial=True),
 }
 OP = Op("pixel_conv", pixel_conv, spell, STRATEGIES)

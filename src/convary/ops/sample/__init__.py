@@ -8,7 +8,7 @@ from torch import Tensor
 from convary.ops.dispatch import Op, Strategy, run
 from convary.ops.geometry import Size
 from convary.ops.native import eligible
-from convary.ops.sample import aten, native, triton
+from convary.ops.sample import aten, deferred, native, triton
 from convary.ops.sample.arguments import spell
 
 
@@ -60,5 +60,6 @@ STRATEGIES = {
     "triton": Strategy(
         triton.why_not, triton.run, "a product with the windows of x, gathered on the way", on_trial=True
     ),
+    "deferred": Strategy(deferred.why_not, deferred.run, "an operator of the graph that chooses when it runs"),
 }
-OP = Op("sample_conv", sample_conv, spell, STRATEGIES)
+OP = Op("sample_conv", sample_conv, spell, STRATEGIES, for_gpu=deferred.for_gpu)
