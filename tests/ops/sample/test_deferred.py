@@ -70,7 +70,7 @@ def test_what_is_compiled_for_a_gpu(experts, kernel, groups, tap, wanted):
                                 groups=groups, padding=kernel // 2)  # fmt: skip
     names = {"conv2d": "outputs", "deferred_conv": "deferred", "matmul": "bmm"}
     assert tap or explained.compiled == names[wanted[-1]]
-    assert explained.exported in ("bmm", "grouped")  # what runs elsewhere knows torch's operations alone
+    assert explained.exported in ("bmm", "grouped", "outputs")  # what runs elsewhere knows torch's operations alone
 
 
 @pytest.mark.parametrize(("kernel", "wanted"), [(3, "deferred_conv"), (1, "matmul")])
