@@ -40,6 +40,9 @@ def busy(methods: list[Method]) -> str:
     )
 
 
+_EAGER = "Times are of PyTorch here; an exported file has its own, often higher, which convary export tells."
+
+
 def price(methods: list[Method]) -> str:
     """What each network costs beside static, in a sentence; nothing without static, or where the table is clearer."""
     static = next((method for method in methods if method["name"] == "static"), None)
@@ -54,7 +57,8 @@ def price(methods: list[Method]) -> str:
                 images = "an image" if entry["batch"] == 1 else f"{entry['batch']} images"
                 parts.append(f"{entry['ratio']:.2f} times the time of {images}")
         told.append(f"{method['title']} {', '.join(parts)}")
-    return f"Cost against static: {'; '.join(told)}."
+    said = f"Cost against static: {'; '.join(told)}."
+    return f"{said} {_EAGER}" if " the time of " in said else said
 
 
 def timed(methods: list[Method], method: Method) -> dict[str, Any]:
