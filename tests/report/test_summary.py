@@ -50,7 +50,7 @@ def test_the_price_stands_under_the_outcome(synthetic):
     results = synthetic(methods=("static", "odconv"), seeds=3, layers=2)
     static, odconv = results["methods"]
     static["latency"][1] |= {"low": 0.5, "high": 2.0}  # too noisy to say anything
-    odconv["latency"][0]["ratio"] = 1.31
+    odconv["latency"][0] |= {"ratio": 1.31, "low": 1.3, "high": 1.32}
     said = noise.price(results["methods"])
     params = odconv["params"] / static["params"]
     assert said == (
@@ -59,6 +59,16 @@ def test_the_price_stands_under_the_outcome(synthetic):
     )
     assert said in page.page(results)
     assert not noise.price([odconv]) and not noise.price([static, *[odconv] * 4])
+
+
+def test_a_networks_own_spread_is_noise_too(synthetic):
+    methods = synthetic(methods=("static", "odconv"), seeds=3, layers=2)["methods"]
+    assert not noise.busy(methods)
+    methods[1]["latency"][0] |= {"low": 3.62, "ratio": 3.9, "high": 33.85}
+    first, second = noise.timed(methods, methods[1])["latency"]
+    assert first["ratio"] == noise.NOISY and first["range"] == "3.62–33.85" and second["ratio"] != noise.NOISY
+    assert "ODConv took 3.62 to 33.85 times as long" in noise.busy(methods)
+    assert "the time of an image" not in noise.price(methods)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

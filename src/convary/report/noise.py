@@ -9,12 +9,18 @@ from convary.text import milliseconds
 
 Method = dict[str, Any]
 QUIET = (0.8, 1.25)  # what static against itself, its 10th to 90th percentile, may reach in a time that says something
+WIDEST = 2.0  # how far a network's own 10th and 90th percentile may be from its middle
 NOISY, UNTIMED = "too noisy", "not measured"
 
 
 def noisy(methods: list[Method], batch: int | None = None) -> bool:
     """Whether the latency at this batch (None: the training step) of static against itself shows a busy machine."""
     return any(not QUIET[0] <= e["low"] <= e["high"] <= QUIET[1] for e in _own(methods) if e["of"] == batch)
+
+
+def unsteady(entry: dict[str, Any]) -> bool:
+    """Whether a network's own times spread so far that their middle says little."""
+    return entry["high"] > WIDEST * entry["ratio"] or entry["low"] * WIDEST < entry["ratio"]
 
 
 def quiet_batches(methods: list[Method]) -> list[int]:
@@ -30,13 +36,17 @@ def is_timed(methods: list[Method]) -> bool:
 
 def busy(methods: list[Method]) -> str:
     """What to know where times are too noisy; nothing where all say something."""
-    found = [entry for entry in _own(methods) if noisy(methods, entry["of"])]
+    found, who = [entry for entry in _own(methods) if noisy(methods, entry["of"])], "static against itself"
     if not found:
-        return ""
+        every = [(method, entry) for method in methods for entry in (*method["latency"], method["step"]) if entry]
+        worst = max((pair for pair in every if unsteady(pair[1])), key=lambda pair: pair[1]["high"], default=None)
+        if worst is None:
+            return ""
+        found, who = [worst[1]], worst[0]["title"]
     low, high = min(entry["low"] for entry in found), max(entry["high"] for entry in found)
     return (
-        f"{NOISY.capitalize()}: the machine was busy: static against itself took {low:.2f} to {high:.2f} times "
-        "as long; measure again on a quiet one."
+        f"{NOISY.capitalize()}: the machine was busy: {who} took {low:.2f} to {high:.2f} times as long; measure again "
+        "on a quiet one."
     )
 
 
@@ -53,7 +63,7 @@ def price(methods: list[Method]) -> str:
     for method in others:
         parts = [f"{method['params'] / static['params']:.2f} times the parameters"]
         for entry in method["latency"]:
-            if not noisy(methods, entry["batch"]):
+            if not noisy(methods, entry["batch"]) and not unsteady(entry):
                 images = "an image" if entry["batch"] == 1 else f"{entry['batch']} images"
                 parts.append(f"{entry['ratio']:.2f} times the time of {images}")
         told.append(f"{method['title']} {', '.join(parts)}")
@@ -73,7 +83,7 @@ def _cell(entry: dict[str, Any] | None, is_static: bool, is_noisy: bool) -> dict
     if entry is None:
         return {"ratio": UNTIMED, "sort": "", "range": "", "ms": None, "images": None}
     spread = f"{entry['low']:.2f}–{entry['high']:.2f}"
-    if is_noisy:
+    if is_noisy or unsteady(entry):
         return {"ratio": NOISY, "sort": "", "range": spread, "ms": None, "images": None}
     return {
         "ratio": "1" if is_static else f"{entry['ratio']:.2f}×",

@@ -2,7 +2,6 @@
 """Strategy ``triton`` of ``pixel_conv`` in Triton's interpreter: values and gradients against float64."""
 
 import importlib.util
-import sys
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from convary.errors import StrategyError
 from convary.ops import reference
 from convary.ops.pixel.arguments import spell
 from convary.ops.triton import launch
+from tests.ops.kernels import forget
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 KERNELS = "convary.ops.pixel.triton_kernels"
@@ -25,11 +25,6 @@ def interpreter(monkeypatch):
     forget()
     yield
     forget()
-
-
-def forget() -> None:
-    sys.modules.pop(KERNELS, None)
-    vars(sys.modules["convary.ops.pixel"]).pop("triton_kernels", None)
 
 
 # B, C, G, size, then what pixel_conv takes by name

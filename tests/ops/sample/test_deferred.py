@@ -17,6 +17,7 @@ from convary.ops import Coefficients, dispatch
 from convary.ops.cost import measured
 from convary.ops.sample import aten, deferred
 from convary.ops.triton import launch
+from tests.ops.kernels import forget
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 HEAVY = ("conv1d", "conv2d", "conv3d", "matmul", "deferred_conv", "unfold", "im2col", "einsum", "linear")
@@ -155,12 +156,10 @@ def test_where_triton_was_measured_to_be_faster_it_runs(geometry, monkeypatch):
     monkeypatch.setattr(deferred, "is_ranked", lambda *_: True)
     monkeypatch.setattr(deferred, "estimate", lambda problem, name: float(name != "triton"))
     name = "convary.ops.sample.triton_direct"
-    for _ in range(2):  # before, so that the kernels are of the interpreter; and after
-        sys.modules.pop(name, None)
-        vars(sys.modules["convary.ops.sample"]).pop("triton_direct", None)
-        if not _:
-            operator_and_truth(geometry)
-            assert name in sys.modules
+    forget()
+    operator_and_truth(geometry)
+    assert name in sys.modules
+    forget()
 
 
 def test_autotune_measures_what_the_operator_runs(monkeypatch, tmp_path):

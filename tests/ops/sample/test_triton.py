@@ -2,7 +2,6 @@
 """Strategy ``triton`` in Triton's interpreter: values and gradients against float64, and what it refuses."""
 
 import importlib.util
-import sys
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from convary.ops import Coefficients
 from convary.ops.cost import measured
 from convary.ops.sample import triton
 from convary.ops.triton import launch
+from tests.ops.kernels import forget
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 KERNELS = "convary.ops.sample.triton_kernels"
@@ -46,12 +46,6 @@ def interpreter(monkeypatch):
     forget()
     yield
     forget()
-
-
-def forget() -> None:
-    for name in (KERNELS, DIRECT):
-        sys.modules.pop(name, None)
-        vars(sys.modules["convary.ops.sample"]).pop(name.rpartition(".")[2], None)
 
 
 def draw(B, C, O, G, kernel, size, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:

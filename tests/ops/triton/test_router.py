@@ -13,6 +13,7 @@ from convary import ops
 from convary.nn.perceptron_router import PerceptronRouter
 from convary.ops.cost import measured
 from convary.ops.triton import launch, router
+from tests.ops.kernels import forget
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 KERNEL = "convary.ops.triton.router_kernel"
@@ -32,9 +33,9 @@ def interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(launch, "BLOCK", 16)
     monkeypatch.setattr(router, "BLOCK", 16)
-    sys.modules.pop(KERNEL, None)
+    forget()
     yield
-    sys.modules.pop(KERNEL, None)
+    forget()
 
 
 def of(name: str) -> PerceptronRouter:

@@ -10,11 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def add(a, b):
-    """For ``tl.reduce``: Triton's interpreter does not know ``tl.sum`` where torch imported Triton before."""
-    return a + b
+from convary.ops.triton.reduce import add
 
 
 @triton.jit

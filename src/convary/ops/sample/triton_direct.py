@@ -10,11 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def add(a, b):
-    """For ``tl.reduce``: Triton's interpreter does not know ``tl.sum`` where torch imported Triton before."""
-    return a + b
+from convary.ops.sample.triton_kernels import source
+from convary.ops.triton.reduce import add
 
 
 @triton.jit
@@ -38,11 +35,9 @@ def walk(
     features = x + b * x_b + g * C * x_c
     total = tl.full((POSITIONS, CHANNELS), 0.0, tl.float32)
     for t in range(T):
-        at_h = h * stride_h + (t // KW) * step_h + start_h
-        at_w = w * stride_w + (t % KW) * step_w + start_w
-        inside = (p < OH * OW) & (at_h >= 0) & (at_w >= 0) & (at_h % every_h == 0) & (at_w % every_w == 0)
-        at_h, at_w = at_h // every_h, at_w // every_w
-        inside = inside & (at_h < H) & (at_w < W)
+        at_h, here_h = source(h, t // KW, stride_h, step_h, start_h, every_h, H)
+        at_w, here_w = source(w, t % KW, stride_w, step_w, start_w, every_w, W)
+        inside = (p < OH * OW) & here_h & here_w
         places = at_h * x_h + at_w * x_w
         for c in range(C):
             seen = tl.load(

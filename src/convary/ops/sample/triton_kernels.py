@@ -13,6 +13,15 @@ import triton.language as tl
 
 
 @triton.jit
+def source(at, tap, stride, step, start, every, size):
+    """The position that a tap reads along one axis, and whether it is a whole number and inside."""
+    at = at * stride + tap * step + start
+    counts = (at >= 0) & (at % every == 0)
+    at = at // every
+    return at, counts & (at < size)
+
+
+@triton.jit
 def gather(
     x, weight, y,
     C, O, H, W, OH, OW, KW, T,
@@ -34,11 +43,9 @@ def gather(
     weight += b * weight_b + g * weight_g
     total = tl.full((POSITIONS, OUT), 0.0, tl.float32)
     for t in range(T):
-        at_h = h * stride_h + (t // KW) * step_h + start_h
-        at_w = w * stride_w + (t % KW) * step_w + start_w
-        inside = (p < OH * OW) & (at_h >= 0) & (at_w >= 0) & (at_h % every_h == 0) & (at_w % every_w == 0)
-        at_h, at_w = at_h // every_h, at_w // every_w
-        inside = inside & (at_h < H) & (at_w < W)
+        at_h, here_h = source(h, t // KW, stride_h, step_h, start_h, every_h, H)
+        at_w, here_w = source(w, t % KW, stride_w, step_w, start_w, every_w, W)
+        inside = (p < OH * OW) & here_h & here_w
         places = at_h * x_h + at_w * x_w
         for first in range(0, C, IN):
             c = first + tl.arange(0, IN)

@@ -12,17 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def add(a, b):
-    """For ``tl.reduce``: Triton's interpreter does not know ``tl.sum`` where torch imported Triton before."""
-    return a + b
-
-
-@triton.jit
-def larger(a, b):
-    """For ``tl.reduce``."""
-    return tl.maximum(a, b)
+from convary.ops.triton.reduce import add, larger
 
 
 @triton.jit
@@ -33,6 +23,24 @@ def activated(logits, inside, SOFTMAX: tl.constexpr):
         logits = tl.exp(logits - tl.reduce(logits, 0, larger))
         return logits / tl.reduce(logits, 0, add)
     return 1.0 / (1.0 + tl.exp(-logits))
+
+
+@triton.jit
+def of_pooled(
+    x, weight, j, C, P, WIDTH, x_c, x_p, HIDDEN: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    """A layer (WIDTH, C) of the means of x over its P positions: unit j."""
+    total = tl.full((HIDDEN,), 0.0, tl.float32)
+    for start in range(0, C, CHANNELS):
+        c = start + tl.arange(0, CHANNELS)
+        pooled = tl.full((CHANNELS,), 0.0, tl.float32)
+        for first in range(0, P, POSITIONS):
+            p = first + tl.arange(0, POSITIONS)
+            seen = tl.load(x + c[:, None] * x_c + p[None, :] * x_p, mask=(c < C)[:, None] & (p < P)[None, :], other=0.0)
+            pooled += tl.reduce(seen.to(tl.float32), 1, add)
+        weights = tl.load(weight + j[:, None] * C + c[None, :], mask=(j < WIDTH)[:, None] & (c < C)[None, :], other=0.0)
+        total += tl.reduce(weights.to(tl.float32) * (pooled / P)[None, :], 1, add)
+    return total
 
 
 @triton.jit
@@ -50,21 +58,9 @@ def of_sample(
     """
     b = tl.program_id(0).to(tl.int64)
     j = tl.arange(0, HIDDEN)
-    first_layer = squeeze if HAS_SQUEEZE else last
-    hidden = tl.full((HIDDEN,), 0.0, tl.float32)
-    for start in range(0, C, CHANNELS):
-        c = start + tl.arange(0, CHANNELS)
-        total = tl.full((CHANNELS,), 0.0, tl.float32)
-        for first in range(0, P, POSITIONS):
-            p = first + tl.arange(0, POSITIONS)
-            seen = tl.load(
-                x + b * x_b + c[:, None] * x_c + p[None, :] * x_p, mask=(c < C)[:, None] & (p < P)[None, :], other=0.0
-            )
-            total += tl.reduce(seen.to(tl.float32), 1, add)
-        weights = tl.load(
-            first_layer + j[:, None] * C + c[None, :], mask=(j < WIDTH)[:, None] & (c < C)[None, :], other=0.0
-        )
-        hidden += tl.reduce(weights.to(tl.float32) * (total / P)[None, :], 1, add)
+    hidden = of_pooled(
+        x + b * x_b, squeeze if HAS_SQUEEZE else last, j, C, P, WIDTH, x_c, x_p, HIDDEN, POSITIONS, CHANNELS
+    )
     if HAS_SQUEEZE:
         if HAS_SQUEEZE_BIAS:
             hidden += tl.load(squeeze_bias + j, mask=j < WIDTH, other=0.0).to(tl.float32)
